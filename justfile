@@ -1,0 +1,48 @@
+# The work that is done again and again. `just` alone lists it.
+
+python := env("PYTHON", "python3")
+
+# List the recipes.
+default:
+    @just --list
+
+# Install for development: editable, with test, hub and GGUF extras.
+install:
+    {{ python }} -m pip install -e '.[dev]'
+
+# Run the tests.
+test *args:
+    {{ python }} -m pytest {{ args }}
+
+# Check style.
+lint:
+    {{ python }} -m ruff check src tests data benchmarks
+    {{ python }} -m ruff format --check src tests data benchmarks
+
+# Check types: strict on the pure rooms.
+types:
+    {{ python }} -m mypy
+
+# Format.
+fmt:
+    {{ python }} -m ruff check --fix src tests data benchmarks
+    {{ python }} -m ruff format src tests data benchmarks
+
+# A tiny policy learns arithmetic in a few minutes.
+quickstart *args:
+    igrpo quickstart {{ args }}
+
+# Three iterations of SmolLM2-135M-Instruct on one-digit arithmetic; --hub takes the weights from the Hub.
+smollm2 run="runs/smollm2" *source:
+    {{ python }} data/smollm2/make_policy.py models/smollm2 {{ source }}
+    test -e {{ run }}/run.toml || igrpo init {{ run }} --preset smollm2
+    igrpo run {{ run }}
+    igrpo verify {{ run }}
+
+# The grader against files of known cases: agreement, time and memory.
+grader-agreement *args:
+    {{ python }} benchmarks/grader_agreement.py {{ args }}
+
+# Files over 300 lines and functions over 60: there should be none.
+sizes:
+    {{ python }} benchmarks/sizes.py src

@@ -1,0 +1,284 @@
+"""The command line: flags in, one call into `commands`, an exit code out. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from igrpo_cli import __version__
+from igrpo_cli.console import NORMAL, QUIET, VERBOSE, Console, print_error
+from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError
+from igrpo_cli.interrupts import clean_interrupts
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+app = typer.Typer(
+    name="igrpo",
+    help="iGRPO as files: draft, select, refine and update, each a command that reads and writes Parquet shards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Run = Annotated[Path, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="current directory")]
+Iteration = Annotated[
+    int | None, typer.Option("--iteration", min=0, show_default="first unfinished", help="Iteration to work on.")
+]
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", envvar="SLURM_ARRAY_TASK_ID", metavar="LIST", help="Shards, for example 3 or 0,4-7."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting for this command; repeatable."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make finished results anew, replacing what is there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; sample and write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail on stderr.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="quickstart, smollm2 or paper.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML laid over the preset.")]
+HERE = Path()
+
+
+def _console(as_json: bool, quiet: bool, verbose: bool) -> Console:
+    return Console(as_json=as_json, verbosity=VERBOSE if verbose else QUIET if quiet else NORMAL)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"igrpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Version.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def init(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to create.")],
+    preset: Preset = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Create a run directory: settings resolved and fixed, problems read and frozen, initial policy identified.
+
+    Example: igrpo init runs/first --preset quickstart --set run.num_iterations=2
+    """
+    from igrpo_cli.commands import init as command
+
+    command.run(run, preset, config, sets or [], dry_run=dry_run, console=_console(as_json, quiet, verbose))
+
+
+STAGE_HELP = {
+    "draft": "Sample N drafts of each problem of the iteration and grade them.",
+    "select": "Choose the draft of each problem that its refinements will see.",
+    "refine": "Sample G refinements of each problem, conditioned on its selected draft, and grade them.",
+    "update": "Take the gradient step on the iteration's rollouts and publish the next policy.",
+}
+
+
+def _add_stage(name: str) -> None:
+    def stage(
+        run: Run = HERE,
+        iteration: Iteration = None,
+        shard: Shard = None,
+        sets: Sets = None,
+        overwrite: Overwrite = False,
+        dry_run: DryRun = False,
+        as_json: Json = False,
+        quiet: Quiet = False,
+        verbose: Verbose = False,
+    ) -> None:
+        from igrpo_cli.commands import stage as command
+
+        console = _console(as_json, quiet, verbose)
+        command.run(name, run, iteration, shard, sets or [], overwrite=overwrite, dry_run=dry_run, console=console)
+
+    stage.__doc__ = f"{STAGE_HELP[name]}\n\nExample: igrpo {name} runs/first --iteration 0"
+    app.command(name)(stage)
+
+
+for _name in STAGE_HELP:
+    _add_stage(_name)
+
+
+@app.command("run")
+def run_all(
+    run: Run = HERE,
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", min=1, help="Stop after this many more iterations.")
+    ] = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run all stages of all unfinished iterations in one process: the same files, the engine kept warm.
+
+    Example: igrpo run runs/first --iterations 1
+    """
+    from igrpo_cli.commands import run as command
+
+    command.run(run, iterations, sets or [], dry_run=dry_run, console=_console(as_json, quiet, verbose))
+
+
+@app.command("eval")
+def evaluate(
+    run: Run = HERE,
+    bench: Annotated[str, typer.Option("--bench", help="Benchmark name, or a JSONL or Parquet file.")] = "",
+    model: Annotated[str | None, typer.Option("--model", help="Model directory or Hub id, instead of RUN.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Samples per problem.")] = None,
+    conditioned: Annotated[
+        bool, typer.Option("--conditioned", help="Refine each sample once, with itself as the draft.")
+    ] = False,
+    bench_dir: Annotated[
+        Path | None, typer.Option("--bench-dir", envvar="IGRPO_BENCH_DIR", help="Folder of local benchmark files.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder for the results of --model.", show_default="eval")
+    ] = None,
+    iteration: Iteration = None,
+    shard: Shard = None,
+    sets: Sets = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure a policy on a benchmark: bare problems, k samples each, with an interval.
+
+    Example: igrpo eval runs/first --bench arithmetic --samples 2 --set eval.limit=8
+    """
+    from igrpo_cli.commands import eval as command
+
+    command.run(
+        command.EvalRequest(
+            run=run,
+            bench=bench,
+            model=model,
+            samples=samples,
+            conditioned=conditioned,
+            bench_dir=bench_dir,
+            output=output,
+            iteration=iteration,
+            shard=shard,
+            sets=sets or [],
+            overwrite=overwrite,
+            dry_run=dry_run,
+        ),
+        _console(as_json, quiet, verbose),
+    )
+
+
+@app.command()
+def status(run: Run = HERE, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """Show where a run stands: stages, shards and policies.
+
+    Example: igrpo status runs/first
+    """
+    from igrpo_cli.commands import status as command
+
+    command.run(run, _console(as_json, quiet, verbose))
+
+
+@app.command()
+def verify(run: Run = HERE, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """Check every file of a run against its manifest, and the manifests against each other.
+
+    Example: igrpo verify runs/first
+    """
+    from igrpo_cli.commands import verify as command
+
+    command.run(run, _console(as_json, quiet, verbose))
+
+
+@app.command()
+def grade(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL with a `gold` and an `answer` in each row.")],
+    sets: Sets = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Grade the rows of a file: one JSON line per row with verdict, reward, extracted answer and seconds.
+
+    Example: igrpo grade answers.jsonl
+    """
+    from igrpo_cli.commands import grade as command
+
+    command.run(file, sets or [], _console(True, quiet, verbose))
+
+
+@app.command()
+def quickstart(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="runs/quickstart-SEED")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the run.")] = 0,
+    sets: Sets = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Watch a tiny policy learn arithmetic, from drafts to gradient steps, in a few minutes on a laptop.
+
+    Example: igrpo quickstart runs/quick --set run.num_iterations=1 --set eval.limit=8
+    """
+    from igrpo_cli.commands import quickstart as command
+
+    command.run(run, seed, sets or [], _console(as_json, quiet, verbose))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `igrpo`: turns every outcome into one of the exit codes of `errors`."""
+    sys.exit(_exit_code(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def _exit_code(arguments: list[str]) -> int:
+    click_exception = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+    try:
+        with clean_interrupts():
+            code = app(args=arguments, prog_name="igrpo", standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_DONE
+    except IgrpoError as error:
+        print_error(error)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print_error(IgrpoError("interrupted by Ctrl-C", hint="run the same command again, it goes on"))
+        return EXIT_CTRL_C
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print_error(IgrpoError(f"{where}{error.strerror or error}", hint="after mending it, run the same command again"))
+        return EXIT_FAILED
+    except click_exception as error:
+        return _usage_error(error)
+
+
+def _usage_error(error: Any) -> int:
+    """Unknown flags and bad values in our own shape, with the nearest flag that click proposes."""
+    if error.__class__.__name__ == "NoArgsIsHelpError":
+        print(error.format_message())
+        return EXIT_USAGE
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "igrpo"
+    print_error(IgrpoError(error.format_message().rstrip("."), hint=f"{path} --help"))
+    return EXIT_USAGE

@@ -1,0 +1,126 @@
+"""From TOML files, presets and `--set` to a checked `RunConfig`, and back to `run.toml`."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from igrpo_cli.config import RunConfig
+from igrpo_cli.errors import UsageError
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def preset_names() -> list[str]:
+    """Names that `--preset` takes."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset. Raises UsageError for an unknown name, naming the nearest."""
+    if name not in preset_names():
+        raise UsageError(f"unknown preset {name!r}{_nearest(name, preset_names())}", hint=_listing(preset_names()))
+    return read_toml(PRESETS / f"{name}.toml")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as nested dicts. Raises UsageError naming the file and the place of a mistake."""
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"there is no config file {path}", hint="igrpo init RUN --preset quickstart") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}", hint="see https://toml.io for the format") from None
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+
+
+def parse_override(text: str) -> tuple[str, str, Any]:
+    """`section.key=value` as (section, key, value); the value is TOML, a bare word is a string."""
+    name, equals, raw = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise UsageError(f"--set {text!r} is not section.key=value", hint="--set draft.temperature=0.8")
+    try:
+        value = tomllib.loads(f"value = {raw.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    return section, key, value
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of `over` laid over those of `base`, key by key (a dict-valued key is replaced whole)."""
+    merged = dict(base)
+    for name, section in over.items():
+        old = merged.get(name)
+        merged[name] = {**old, **section} if isinstance(old, dict) and isinstance(section, dict) else section
+    return merged
+
+
+def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """`settings` with each `section.key=value` laid over it."""
+    merged = dict(settings)
+    for text in overrides:
+        section, key, value = parse_override(text)
+        merged = merge(merged, {section: {key: value}})
+    return merged
+
+
+def check_config(settings: Mapping[str, Any], origin: str) -> RunConfig:
+    """Validated config. Raises UsageError that names the key, what is wrong and the nearest known key."""
+    try:
+        return RunConfig.model_validate(dict(settings))
+    except ValidationError as error:
+        raise UsageError(*_explain(error, origin)) from None
+
+
+def write_config(config: RunConfig) -> bytes:
+    """`run.toml` of a resolved config; unset keys are left out, as TOML has no null."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    return tomli_w.dumps(values).encode()
+
+
+def _explain(error: ValidationError, origin: str) -> tuple[str]:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"unknown key {key}{_nearest(key, _known_keys(item['loc']))}")
+        elif item["loc"]:
+            lines.append(f"{key} = {item['input']!r}: {item['msg'][:1].lower()}{item['msg'][1:]}")
+        else:
+            lines.append(item["msg"].removeprefix("Value error, "))
+    return (f"{origin}: " + "; ".join(lines),)
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Full names of the keys, or sections, among which an unknown one was probably meant."""
+    section = RunConfig.model_fields.get(str(location[0]))
+    if len(location) == 1 or section is None:
+        return list(RunConfig.model_fields)
+    model = section.annotation
+    assert isinstance(model, type)
+    assert issubclass(model, BaseModel)
+    here = [f"{location[0]}.{key}" for key in model.model_fields]
+    elsewhere = [
+        f"{name}.{key}"
+        for name, field in RunConfig.model_fields.items()
+        if name != location[0] and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for key in field.annotation.model_fields
+    ]
+    return here + [name for name in elsewhere if name.endswith(f".{location[-1]}")]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _listing(names: Iterable[str]) -> str:
+    return "known: " + ", ".join(names)
