@@ -1,0 +1,127 @@
+"""Write `train.jsonl` and `test.jsonl`: short sums and differences in four levels. Standard library only.
+
+    python make_problems.py [OUTPUT_DIRECTORY]
+
+The whole space of problems is enumerated, ordered by a hash of the problem's text and cut to the quotas
+below, so the bytes depend neither on a random generator nor on the Python version. The split is decided by
+the operands alone, without their order and their signs: if `7+8=?` is a test problem, then `8+7=?` and
+`8-7=?` can be nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ONE_DIGIT = range(1, 10)
+TWO_DIGITS = range(10, 100)
+LEVELS = (1, 2, 3, 4)
+QUOTAS = {"train": (96, 1000, 1304, 800), "test": (16, 160, 208, 128)}
+"""Problems of each level; both splits have the same mixture of levels."""
+TEST_BUCKETS = 16
+"""Of 128 buckets of operands, those that belong to the test split."""
+
+
+@dataclass(frozen=True)
+class ArithmeticProblem:
+    """A chain of signed terms, for example `(47, 8, -5)` for `47+8-5=?`; its value is never negative."""
+
+    level: int
+    """1: one digit and one digit; 2: two and one; 3: two and two; 4: two, one and one (three terms)."""
+    terms: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        return str(self.terms[0]) + "".join(f"{term:+d}" for term in self.terms[1:]) + "=?"
+
+    @property
+    def answer(self) -> int:
+        return sum(self.terms)
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """The operands without order and signs: what decides the split."""
+        return tuple(sorted(abs(term) for term in self.terms))
+
+    @property
+    def split(self) -> str:
+        return "test" if _digest(f"split:{self.operands}") % 128 < TEST_BUCKETS else "train"
+
+
+def problem_space() -> Iterator[ArithmeticProblem]:
+    """Every problem that exists, of both splits, level by level."""
+    shapes = (
+        (1, (ONE_DIGIT, ONE_DIGIT)),
+        (2, (TWO_DIGITS, ONE_DIGIT)),
+        (2, (ONE_DIGIT, TWO_DIGITS)),
+        (3, (TWO_DIGITS, TWO_DIGITS)),
+        (4, (TWO_DIGITS, ONE_DIGIT, ONE_DIGIT)),
+    )
+    for level, ranges in shapes:
+        for terms in _signed_chains(ranges):
+            yield ArithmeticProblem(level, terms)
+
+
+def _signed_chains(ranges: tuple[range, ...]) -> Iterator[tuple[int, ...]]:
+    """All chains with a positive first term, either sign after it, and no negative partial sum."""
+    chains: list[tuple[int, ...]] = [(first,) for first in ranges[0]]
+    for operands in ranges[1:]:
+        chains = [
+            (*chain, signed)
+            for chain in chains
+            for operand in operands
+            for signed in (operand, -operand)
+            if sum(chain) + signed >= 0
+        ]
+    yield from chains
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def select_problems(split: str) -> list[ArithmeticProblem]:
+    """The problems of one split, in an order that mixes the levels."""
+    ranked = sorted(
+        (problem for problem in problem_space() if problem.split == split),
+        key=lambda problem: _digest(f"order:{problem.text}"),
+    )
+    chosen: list[ArithmeticProblem] = []
+    for level, quota in zip(LEVELS, QUOTAS[split], strict=True):
+        of_level = [problem for problem in ranked if problem.level == level]
+        if len(of_level) < quota:
+            raise SystemExit(
+                f"error: level {level} has {len(of_level)} {split} problems, {quota} are asked for"
+            )
+        chosen += of_level[:quota]
+    return sorted(chosen, key=lambda problem: _digest(f"order:{problem.text}"))
+
+
+def render_split(split: str) -> str:
+    """The split as JSON lines."""
+    rows = (
+        {
+            "id": f"arithmetic-{split}-{index:05d}",
+            "problem": problem.text,
+            "answer": str(problem.answer),
+            "source": "arithmetic/make_problems.py",
+            "level": problem.level,
+        }
+        for index, problem in enumerate(select_problems(split))
+    )
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def main() -> None:
+    output = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
+    output.mkdir(parents=True, exist_ok=True)
+    for split in QUOTAS:
+        (output / f"{split}.jsonl").write_text(render_split(split), encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__":
+    main()
