@@ -1,0 +1,1 @@
+"""Problems in: named sets, files and Hub ids become `Problem` records; the rest is refused or counted."""

@@ -1,0 +1,182 @@
+"""Local files of problems: JSON lines, a JSON array, Parquet, or a folder of those."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, UsageError
+from igrpo_cli.problems.rows import BLANK_LINE, MAX_ROW_BYTES, BadRow, RawRow, Table
+
+SUFFIXES = (".jsonl", ".json", ".parquet")
+SPLITS = ("train", "validation", "test")
+NO_PROBLEMS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""Files that the Hub's tools lay beside the data."""
+BOM = b"\xef\xbb\xbf"
+
+
+def problem_files(location: Path, split: str | None = None, configs: tuple[str, ...] = ()) -> list[Path]:
+    """The files of `location`, sorted: itself, or all in the folder (below `configs`, of `split`).
+
+    Raises `UsageError` where a folder holds several splits and none is named: reading them together
+    would train on test problems.
+    """
+    if not location.is_dir():
+        _check_file(location, split, configs)
+        return [location]
+    folders = [location / config for config in configs] or [location]
+    files = [path for folder in folders for path in _files_below(folder)]
+    if split is not None:
+        files = [path for path in files if split_of(path) == split]
+    if not files:
+        of_split = f" of the split {split}" if split else ""
+        raise MissingInputError(f"{location} holds no {', '.join(SUFFIXES)} file{of_split}")
+    splits = _splits_of(files)
+    if len(splits) > 1:
+        raise UsageError(
+            f"{location} holds the splits {', '.join(splits)}",
+            hint=f"name one of its files, or the split: --set data.split={splits[0]}",
+        )
+    return files
+
+
+def splits_below(folder: Path) -> list[str]:
+    """Splits that the names of the files below `folder` speak of, sorted."""
+    return _splits_of(_files_below(folder))
+
+
+def split_of(path: Path) -> str | None:
+    """Split that a file name speaks of (`gsm8k_test.jsonl`, `train-00000-of-00001.parquet`), or None."""
+    words = re.split(r"[-_.]", path.stem.lower())
+    return next((split for split in SPLITS if split in words), None)
+
+
+def open_file(path: Path, folder: Path) -> Table:
+    """The rows of `path`, labelled by its place below `folder`."""
+    label = path.relative_to(folder).as_posix()
+    return Table(label, label.removesuffix(path.suffix).replace("/", "-"), read_rows(path))
+
+
+def read_rows(path: Path) -> Iterator[RawRow]:
+    """Rows of one file in order; bad ones as `BadRow` values.
+
+    Raises `DamagedFileError` where the whole file is unreadable: Parquet, or an array of broken JSON.
+    """
+    if path.suffix == ".parquet":
+        from igrpo_cli.shards.foreign import read_foreign_parquet
+
+        return iter(enumerate(read_foreign_parquet(path), 1))
+    with path.open("rb") as file:
+        is_array = path.suffix == ".json" and file.read(MAX_ROW_BYTES).removeprefix(BOM).lstrip()[:1] == b"["
+    return _read_array(path) if is_array else _read_lines(path)
+
+
+def digest_of(files: list[Path], folder: Path) -> str:
+    """SHA-256 of the file; of several, of the lines `<sha256>  <path below folder>` for each."""
+    digests = {path: _sha256(path) for path in files}
+    if len(files) == 1:
+        return digests[files[0]]
+    listing = "".join(f"{digest}  {path.relative_to(folder).as_posix()}\n" for path, digest in digests.items())
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_file(path: Path, split: str | None, configs: tuple[str, ...]) -> None:
+    if not path.is_file():
+        raise MissingInputError(f"{path} does not exist")
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"{path} is none of {', '.join(SUFFIXES)}", hint="export the problems as JSON lines")
+    if split is not None or configs:
+        raise UsageError(f"{path} is one file: it has no splits or configs", hint="leave them out, or name the folder")
+
+
+def _files_below(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+    return [path for path in found if path.name not in NO_PROBLEMS and not _is_hidden(path.relative_to(folder))]
+
+
+def _splits_of(files: list[Path]) -> list[str]:
+    return sorted({split for split in map(split_of, files) if split})
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith((".", "_")) for part in path.parts)
+
+
+def _read_lines(path: Path) -> Iterator[RawRow]:
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(MAX_ROW_BYTES + 1):
+            number += 1
+            if len(line) <= MAX_ROW_BYTES:
+                yield number, _parse_line(line.removeprefix(BOM) if number == 1 else line)
+                continue
+            length = len(line)
+            while not line.endswith(b"\n") and (line := file.readline(MAX_ROW_BYTES)):
+                length += len(line)
+            reason = f"the line has {length:,} bytes, the limit is {MAX_ROW_BYTES:,}"
+            yield number, BadRow("row_too_long", reason)
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | BadRow:
+    if not line.strip():
+        return BadRow(BLANK_LINE, "the line is blank")
+    try:
+        return _as_object(_parse_json(line.rstrip()))
+    except BadRow as bad:
+        if bad.kind in ("invalid_json", "invalid_utf8") and not line.endswith(b"\n"):
+            return BadRow("half_last_line", "the last line breaks off: it has no line end and is not whole JSON")
+        return bad
+
+
+def _parse_json(data: bytes) -> Any:
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_unique_keys)
+    except UnicodeDecodeError as error:
+        raise BadRow("invalid_utf8", f"byte {error.start + 1} is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise BadRow("invalid_json", f"not JSON at {where} ({error.msg})") from None
+    except ValueError as error:
+        raise BadRow("invalid_json", f"JSON that cannot be held ({error})") from None
+    except RecursionError:
+        raise BadRow("invalid_json", "JSON nested too deeply") from None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in values:
+            raise BadRow("duplicate_key", f"the key {key!r} stands twice")
+        values[key] = value
+    return values
+
+
+def _as_object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadRow("not_an_object", f"the row is not a JSON object but {type(value).__name__}")
+    return value
+
+
+def _read_array(path: Path) -> Iterator[RawRow]:
+    try:
+        rows = _parse_json(path.read_bytes().removeprefix(BOM))
+    except BadRow as bad:
+        raise DamagedFileError(
+            f"{path.name}: {bad.reason}", hint="one bad character spoils an array: correct it"
+        ) from bad
+    if not isinstance(rows, list):
+        raise IgrpoError(f"{path.name} is not an array of problems")
+    for number, row in enumerate(rows, 1):
+        try:
+            yield number, _as_object(row)
+        except BadRow as bad:
+            yield number, bad

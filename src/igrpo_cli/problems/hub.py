@@ -1,0 +1,87 @@
+"""Problems from the Hugging Face Hub (the optional extra `hub`)."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
+from igrpo_cli.problems.benches import ProblemSource
+from igrpo_cli.problems.rows import RawRow, Table
+
+INSTALL_HINT = "pip install 'igrpo-cli[hub]', or name a local file or folder instead"
+OFFLINE_HINT = (
+    "connect, or on a machine that is connected fill the cache (HF_HOME) and copy it; "
+    "or name a local file or folder: --bench-dir DIR, --set data.train=PATH; gated sets need hf auth login"
+)
+COMMIT = re.compile(r"@([0-9a-f]{40})/")
+
+
+def open_hub(source: ProblemSource) -> tuple[list[Table], str | None]:
+    """One table per config of `source`, and the Hub commit they come from (None where it cannot be told).
+
+    Raises `MissingInputError` without the package `datasets` or without the data, `UsageError` where a
+    config or split must be named.
+    """
+    hub_id = str(source.location)
+    datasets = _import_datasets(hub_id)
+    tables: list[Table] = []
+    revision = source.revision
+    for config in source.configs or (None,):
+        rows, split = _one_split(_load(datasets, hub_id, config, source), source)
+        words = [hub_id, *filter(None, (config, split))]
+        prefix = "-".join([hub_id.rpartition("/")[2], *words[1:]])
+        revision = _commit_of(rows) or revision
+        tables.append(Table(" ".join(words), prefix, _numbered(rows)))
+    return tables, revision
+
+
+def _import_datasets(hub_id: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise MissingInputError(f"reading {hub_id} needs the package datasets", hint=INSTALL_HINT) from None
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets
+
+
+def _load(datasets: Any, hub_id: str, config: str | None, source: ProblemSource) -> Any:
+    try:
+        return datasets.load_dataset(hub_id, config, split=source.split, revision=source.revision)
+    except OSError as error:
+        raise MissingInputError(f"{hub_id} cannot be read: {_one_line(error)}", hint=OFFLINE_HINT) from error
+    except ValueError as error:
+        hint = "name them: --set data.config=NAME, --set data.split=NAME"
+        raise UsageError(f"{hub_id}: {_one_line(error)}", hint=hint) from error
+    except Exception as error:
+        raise IgrpoError(f"{hub_id} cannot be read: {type(error).__name__}: {_one_line(error)}") from error
+
+
+def _one_split(loaded: Any, source: ProblemSource) -> tuple[Any, str | None]:
+    if source.split is not None:
+        return loaded, source.split
+    splits = list(loaded)
+    if len(splits) != 1:
+        raise UsageError(
+            f"{source.location} has the splits {', '.join(splits)}",
+            hint=f"name one: --set data.split={splits[0] if splits else 'NAME'}",
+        )
+    return loaded[splits[0]], splits[0]
+
+
+def _numbered(rows: Iterable[dict[str, Any]]) -> Iterator[RawRow]:
+    yield from enumerate(rows, 1)
+
+
+def _commit_of(rows: Any) -> str | None:
+    """The commit in the addresses that `datasets` records of the files it read, from its cache too."""
+    addresses = rows.info.download_checksums or {}
+    commits = {match[1] for match in map(COMMIT.search, addresses) if match}
+    return commits.pop() if len(commits) == 1 else None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,338 @@
+"""Rows become problems, or are refused with their place, or are counted by kind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, UsageError
+from igrpo_cli.problems.loading import LoadedProblems, load_problems
+
+Row = dict[str, Any]
+
+
+def write_lines(path: Path, rows: list[Row | str | bytes]) -> Path:
+    lines = [json.dumps(row) if isinstance(row, dict) else row for row in rows]
+    path.write_bytes(b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in lines))
+    return path
+
+
+def pairs(loaded: LoadedProblems) -> list[tuple[str, str]]:
+    return [(row.problem, row.answer) for row in loaded.problems]
+
+
+GOOD: Row = {"problem": "1+1?", "answer": "2"}
+OTHER: Row = {"problem": "2+2?", "answer": "4"}
+
+
+def test_json_lines_an_array_and_parquet_of_the_same_rows_load_alike(tmp_path: Path) -> None:
+    rows = [{"id": f"p{n}", "problem": f"{n}+1?", "answer": n + 1} for n in range(5)]
+    write_lines(tmp_path / "a.jsonl", list(rows))
+    write_lines(tmp_path / "lines.json", list(rows))
+    (tmp_path / "array.json").write_text(json.dumps(rows, indent=1))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "lines.json", "array.json", "a.parquet"):
+        loaded = load_problems(str(tmp_path / name))
+        assert pairs(loaded) == [(f"{n}+1?", str(n + 1)) for n in range(5)]
+        assert [row.problem_id for row in loaded.problems] == ["p0", "p1", "p2", "p3", "p4"]
+        assert loaded.problems[1].source == f"{name}:2"
+        assert loaded.counts == {"rows": 5, "kept": 5}
+        assert loaded.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        assert loaded.revision is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "reason"),
+    [
+        ({"problem": "3+3?", "answer": ""}, "empty_answer", "the answer is empty"),
+        ({"problem": "3+3?"}, "empty_answer", "the answer is missing"),
+        ({"problem": " ", "answer": "6"}, "empty_problem", "the problem is empty"),
+        ({"answer": "6"}, "empty_problem", "the problem is missing"),
+        ({"problem": 7, "answer": "6"}, "wrong_type", "the problem is not a text but int"),
+        ({"problem": [{"content": "3?"}] * 2, "answer": "6"}, "wrong_type", "a chat with 2 user messages"),
+        ({"problem": ["3+3?"], "answer": "6"}, "wrong_type", "not one of chat messages"),
+        (
+            {"problem": [{"content": ["3?"]}], "answer": "6"},
+            "wrong_type",
+            "the problem is not a text but list",
+        ),
+        ({"problem": "3+3?", "answer": {"a": 1}}, "wrong_type", "the answer is not a text but dict"),
+        ('{"problem": "3+3?", "answer": NaN}', "wrong_type", "the answer is nan"),
+        ('{"problem": "3+3?", "answer": 1e999}', "wrong_type", "the answer is inf"),
+        (
+            '{"problem": "3+3?", "answer": "6", "answer": "7"}',
+            "duplicate_key",
+            "the key 'answer' stands twice",
+        ),
+        ('{"problem": "3+3?", "answer": "6"', "invalid_json", "not JSON at column"),
+        ('{"problem": "3+3?", "answer": ' + "[" * 900 + "]" * 900 + "}", "empty_answer", "the answer is missing"),
+        ("[1, 2]", "not_an_object", "the row is not a JSON object but list"),
+        ("[" * 100_000, "invalid_json", "JSON nested too deeply"),
+        ('{"problem": "3+3?", "answer": ' + "1" * 5000 + "}", "invalid_json", "JSON that cannot be held"),
+        (b'{"problem": "3+\xff?", "answer": "6"}', "invalid_utf8", "byte 16 is not UTF-8"),
+        ({"problem": "3+\0?", "answer": "6"}, "nul", "the problem holds a NUL character"),
+        ('{"problem": "3\\ud800", "answer": "6"}', "invalid_utf8", "the problem holds half a surrogate pair"),
+        ({"problem": "x" * 1_000_000, "answer": "6"}, "row_too_long", "the limit is 1,000,000"),
+        (GOOD, "duplicate_problem", r"problem and answer are those of set\.jsonl:1"),
+    ],
+)
+def test_a_bad_row_is_refused_with_its_place_or_counted(
+    tmp_path: Path, bad: Row | str | bytes, kind: str, reason: str
+) -> None:
+    path = write_lines(tmp_path / "set.jsonl", [GOOD, bad, OTHER])
+    with pytest.raises(IgrpoError, match=rf"set\.jsonl row 2: .*{reason}") as refused:
+        load_problems(str(path))
+    assert refused.value.exit_code == 1
+    assert refused.value.hint is not None
+    assert "skip_bad_rows" in refused.value.hint
+    loaded = load_problems(str(path), skip_bad_rows=True)
+    assert pairs(loaded) == [("1+1?", "2"), ("2+2?", "4")]
+    assert loaded.counts == {"rows": 3, "kept": 2, kind: 1}
+
+
+def test_the_first_row_may_be_bad_too(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "set.jsonl", ["no json", GOOD])
+    with pytest.raises(IgrpoError, match=r"set\.jsonl row 1: not JSON"):
+        load_problems(str(path))
+    assert load_problems(str(path), skip_bad_rows=True).counts == {"rows": 2, "kept": 1, "invalid_json": 1}
+
+
+def test_a_half_last_line_is_told_from_a_last_line_without_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(OTHER))
+    assert len(load_problems(str(path)).problems) == 2
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(OTHER)[:-5])
+    with pytest.raises(IgrpoError, match=r"set\.jsonl row 2: the last line breaks off"):
+        load_problems(str(path))
+    assert load_problems(str(path), skip_bad_rows=True).counts == {"rows": 2, "kept": 1, "half_last_line": 1}
+
+
+def test_a_byte_order_mark_windows_line_ends_and_blank_lines_do_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "set.jsonl"
+    lines = [json.dumps(GOOD), "", "  ", json.dumps(OTHER)]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n\n")
+    loaded = load_problems(str(path))
+    assert loaded.counts == {"rows": 5, "kept": 2, "blank_line": 3}
+    assert loaded.problems[1].source == "set.jsonl:4"
+
+
+def test_nan_in_a_column_that_nobody_reads_does_no_harm(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "set.jsonl", ['{"problem": "1+1?", "answer": "2", "level": NaN}'])
+    assert pairs(load_problems(str(path))) == [("1+1?", "2")]
+
+
+def test_a_line_at_the_limit_is_read_and_one_beyond_is_not(tmp_path: Path) -> None:
+    empty = len(json.dumps({"problem": "", "answer": "2"})) + 1
+    fits, too_long = ({"problem": "x" * (1_000_000 - empty + extra), "answer": "2"} for extra in (0, 1))
+    assert load_problems(str(write_lines(tmp_path / "a.jsonl", [fits, GOOD]))).counts["kept"] == 2
+    loaded = load_problems(str(write_lines(tmp_path / "b.jsonl", [too_long, GOOD])), skip_bad_rows=True)
+    assert loaded.counts == {"rows": 2, "kept": 1, "row_too_long": 1}
+    assert loaded.problems[0].source == "b.jsonl:2"
+
+
+def test_identical_rows_keep_one_and_contradictions_keep_none(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        {"id": 1, "problem": "a?", "answer": "1"},
+        {"id": 2, "problem": " a? ", "answer": 1.0},
+        {"id": 3, "problem": "b?", "answer": "1"},
+        {"id": 4, "problem": "b?", "answer": "2"},
+        {"id": 5, "problem": "b?", "answer": "1"},
+        {"id": 1, "problem": "c?", "answer": "1"},
+        {"id": 7, "problem": "d?", "answer": "1"},
+    ]
+    path = write_lines(tmp_path / "set.jsonl", list(rows))
+    loaded = load_problems(str(path), skip_bad_rows=True)
+    assert [(row.problem_id, row.problem) for row in loaded.problems] == [("1", "a?"), ("7", "d?")]
+    kinds = {"conflicting_answer": 3, "duplicate_id": 1, "duplicate_problem": 1}
+    assert loaded.counts == {"rows": 7, "kept": 2, **kinds}
+    with pytest.raises(IgrpoError, match=r"row 2: the problem is that of set\.jsonl:1, but the answer is '2', not '1'"):
+        load_problems(str(write_lines(tmp_path / "set.jsonl", [*rows[2:4]])))
+    with pytest.raises(IgrpoError, match=r"row 2: the id '1' is that of set\.jsonl:1"):
+        load_problems(str(write_lines(tmp_path / "set.jsonl", [rows[0], rows[5]])))
+
+
+def test_every_prompt_a_hundred_times_leaves_one_of_each(tmp_path: Path) -> None:
+    chats = [
+        {
+            "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"{n % 5}?"}],
+            "reward_model": {"ground_truth": str(n % 5), "style": "rule"},
+        }
+        for n in range(500)
+    ]
+    pq.write_table(pa.Table.from_pylist(chats), tmp_path / "dapo.parquet")
+    loaded = load_problems(str(tmp_path / "dapo.parquet"), skip_bad_rows=True)
+    assert pairs(loaded) == [(f"{n}?", str(n)) for n in range(5)]
+    assert loaded.counts == {"rows": 500, "kept": 5, "duplicate_problem": 495}
+
+
+def test_rows_without_an_id_are_numbered_by_their_place(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "set.jsonl", [GOOD, "", OTHER])
+    assert [row.problem_id for row in load_problems(str(path)).problems] == ["set-1", "set-3"]
+    (tmp_path / "main").mkdir()
+    write_lines(tmp_path / "main" / "set.jsonl", [{"problem": "3+3?", "answer": "6"}])
+    assert {row.problem_id for row in load_problems(str(tmp_path)).problems} == {
+        "set-1",
+        "set-3",
+        "main-set-1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "names"),
+    [
+        ({"question": "1+1?", "answer": "2"}, {}),
+        ({"Problem": "1+1?", "Answer": 2, "Solution": "a \\boxed{3}"}, {}),
+        ({"prompt": "1+1?", "expected_answer": "2"}, {}),
+        ({"prompt": [{"content": "1+1?", "role": "user"}], "final_answer": ["2"]}, {}),
+        ({"problem": "1+1?", "solution": "so \\boxed{1}, no \\boxed{2}"}, {}),
+        ({"question": "1+1?", "answer": "so <<1+1=2>>2\n#### 2"}, {}),
+        ({"problem": "no", "question": "1+1?", "answer": "2"}, {"problem_column": "question"}),
+        ({"problem": "1+1?", "answer": "long", "key": {"gold": 2}}, {"answer_column": "key.gold"}),
+        ({"problem": "1+1?", "solution": "2"}, {"answer_form": "plain"}),
+    ],
+)
+def test_columns_are_found_or_named(tmp_path: Path, row: Row, names: dict[str, Any]) -> None:
+    assert pairs(load_problems(str(write_lines(tmp_path / "a.jsonl", [row])), **names)) == [("1+1?", "2")]
+
+
+@pytest.mark.parametrize(
+    ("row", "names", "message", "hint"),
+    [
+        (
+            {"text": "1+1?", "answer": "2"},
+            {},
+            "no column is known to hold the problem .*text, answer",
+            "problem_column",
+        ),
+        (
+            {"problem": "1+1?", "gold": "2"},
+            {},
+            "no column is known to hold the answer .*problem, gold",
+            "answer_column",
+        ),
+        (
+            {"problem": "a", "question": "b", "answer": "2"},
+            {},
+            "hold the problem: problem, question",
+            "problem_column",
+        ),
+        (
+            {"problem": "a", "answer": "1", "final_answer": "2"},
+            {},
+            "hold the answer: answer, final",
+            "answer_column",
+        ),
+        ({"problem": "a", "answer": "1"}, {"problem_column": "q"}, "no column q .*problem, answer", None),
+        ({"problem": "a", "answer": "1"}, {"id_column": "uid"}, "no column uid", None),
+    ],
+)
+def test_columns_that_are_unclear_are_listed(
+    tmp_path: Path, row: Row, names: dict[str, Any], message: str, hint: str | None
+) -> None:
+    with pytest.raises(UsageError, match=message) as refused:
+        load_problems(str(write_lines(tmp_path / "a.jsonl", [row])), **names)
+    assert hint is None or hint in (refused.value.hint or "")
+
+
+def test_ids_can_be_named_or_ignored(tmp_path: Path) -> None:
+    rows: list[Row | str | bytes] = [{"id": 1, "key": "a", **GOOD}, {"id": 1, "key": "b", **OTHER}]
+    path = str(write_lines(tmp_path / "a.jsonl", rows))
+    assert [row.problem_id for row in load_problems(path, id_column="key").problems] == ["a", "b"]
+    assert [row.problem_id for row in load_problems(path, id_column="none").problems] == ["a-1", "a-2"]
+    path = str(write_lines(tmp_path / "a.jsonl", [{"id": 1, **GOOD}, {"id": None, **OTHER}]))
+    assert load_problems(path, skip_bad_rows=True).counts["empty_id"] == 1
+
+
+def test_a_folder_is_read_whole_but_never_across_splits(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_lines(tmp_path / "data" / "train-0.jsonl", [GOOD])
+    write_lines(tmp_path / "data" / "train-1.jsonl", [OTHER])
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / ".cache").mkdir()
+    write_lines(tmp_path / ".cache" / "x.jsonl", ["broken"])
+    loaded = load_problems(str(tmp_path))
+    assert [row.source for row in loaded.problems] == ["data/train-0.jsonl:1", "data/train-1.jsonl:1"]
+    digests = [hashlib.sha256((tmp_path / "data" / f"train-{n}.jsonl").read_bytes()).hexdigest() for n in (0, 1)]
+    listing = f"{digests[0]}  data/train-0.jsonl\n{digests[1]}  data/train-1.jsonl\n"
+    assert loaded.sha256 == hashlib.sha256(listing.encode()).hexdigest()
+
+    write_lines(tmp_path / "data" / "test.jsonl", [{"problem": "test?", "answer": "1"}])
+    assert len(load_problems(str(tmp_path)).problems) == 2
+    assert pairs(load_problems(str(tmp_path), split="test")) == [("test?", "1")]
+    for path in (tmp_path / "data").glob("train*"):
+        path.rename(path.with_name(path.name.replace("train", "validation")))
+    with pytest.raises(UsageError, match="holds the splits test, validation"):
+        load_problems(str(tmp_path))
+
+
+def test_configs_are_subfolders_read_one_after_the_other(tmp_path: Path) -> None:
+    for name, row in (("II", OTHER), ("I", GOOD), ("III", {"problem": "no", "answer": "0"})):
+        (tmp_path / name).mkdir()
+        write_lines(tmp_path / name / "test.jsonl", [row])
+    assert pairs(load_problems(str(tmp_path), config=["I", "II"])) == [("1+1?", "2"), ("2+2?", "4")]
+    assert pairs(load_problems(str(tmp_path), config="II")) == [("2+2?", "4")]
+
+
+def test_files_that_are_wrong_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"problem": "1+1?", "answer": "2"}')
+    with pytest.raises(DamagedFileError, match=r"a\.json: not JSON at column"):
+        load_problems(str(tmp_path / "a.json"), skip_bad_rows=True)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DamagedFileError, match=r"a\.parquet"):
+        load_problems(str(tmp_path / "a.parquet"))
+    (tmp_path / "a.csv").write_text("problem,answer\n")
+    with pytest.raises(UsageError, match=r"a\.csv is none of"):
+        load_problems(str(tmp_path / "a.csv"))
+    with pytest.raises(UsageError, match="one file: it has no splits"):
+        load_problems(str(write_lines(tmp_path / "a.jsonl", [GOOD])), split="test")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(IgrpoError, match=r"no usable problem \(no rows\)"):
+        load_problems(str(tmp_path / "empty.jsonl"))
+    with pytest.raises(IgrpoError, match=r"no usable problem \(1 invalid json\)"):
+        load_problems(str(write_lines(tmp_path / "b.jsonl", ["x"])), skip_bad_rows=True)
+    with pytest.raises(MissingInputError):
+        load_problems(str(tmp_path / "none.jsonl"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(MissingInputError, match="holds no"):
+        load_problems(str(tmp_path / "folder"))
+
+
+def test_an_array_skips_its_bad_rows_like_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([GOOD, 3, OTHER]))
+    with pytest.raises(IgrpoError, match=r"a\.json row 2: the row is not a JSON object but int"):
+        load_problems(str(tmp_path / "a.json"))
+    loaded = load_problems(str(tmp_path / "a.json"), skip_bad_rows=True)
+    assert loaded.counts == {"rows": 3, "kept": 2, "not_an_object": 1}
+
+
+junk = st.one_of(
+    st.binary(max_size=30),
+    st.dictionaries(
+        st.sampled_from(["problem", "answer", "id"]),
+        st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=3), st.lists, max_leaves=3),
+    ).map(lambda row: json.dumps(row).encode()),
+)
+
+
+@given(st.lists(junk, max_size=12))
+def test_whatever_the_bytes_every_row_is_a_problem_or_counted(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
+) -> None:
+    path = tmp_path_factory.mktemp("junk") / "a.jsonl"
+    path.write_bytes(json.dumps({"id": "first", **GOOD}).encode() + b"\n" + b"\n".join(lines))
+    loaded = load_problems(str(path), skip_bad_rows=True)
+    counts = dict(loaded.counts)
+    data = path.read_bytes()
+    assert counts.pop("rows") == data.count(b"\n") + (not data.endswith(b"\n"))
+    assert loaded.counts["rows"] == sum(counts.values())
+    assert counts["kept"] == len(loaded.problems)
+    assert all(row.problem.strip() and row.answer.strip() for row in loaded.problems)
+    assert len({row.problem_id for row in loaded.problems}) == len({row.problem for row in loaded.problems})

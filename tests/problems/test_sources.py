@@ -1,0 +1,115 @@
+"""From a word to the place where its problems lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from igrpo_cli.errors import MissingInputError
+from igrpo_cli.problems.benches import BENCHES, TRAINING_SETS, ProblemSource
+from igrpo_cli.problems.packaged import packaged_data
+from igrpo_cli.problems.sources import default_repeats, resolve_bench, resolve_training
+
+ROW = '{"problem": "1+1?", "answer": "2"}\n'
+
+
+@pytest.fixture(autouse=True)
+def _empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+
+
+def test_a_path_wins_over_everything(tmp_path: Path) -> None:
+    Path("aime24").write_text(ROW)
+    (tmp_path / "aime24.jsonl").write_text(ROW)
+    assert resolve_bench("aime24", tmp_path) == ProblemSource(Path("aime24"))
+
+
+@pytest.mark.parametrize("name", ["aime24.jsonl", "aime24.json", "aime24.parquet", "aime24_test.jsonl", "aime24"])
+def test_the_folder_of_benchmarks_comes_before_the_hub(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    target.mkdir() if name == "aime24" else target.write_text(ROW)
+    assert resolve_bench("aime24", tmp_path).location == target
+
+
+def test_a_name_that_the_folder_lacks_is_looked_up_on_the_hub(tmp_path: Path) -> None:
+    for folder in (tmp_path, None):
+        source = resolve_bench("gsm8k", folder)
+        assert (source.location, source.split, source.configs) == ("openai/gsm8k", "test", ("main",))
+
+
+def test_training_and_evaluation_never_take_the_others_split(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        (tmp_path / f"gsm8k_{split}.jsonl").write_text(ROW)
+    assert resolve_training("gsm8k", tmp_path).location == tmp_path / "gsm8k_train.jsonl"
+    assert resolve_bench("gsm8k", tmp_path).location == tmp_path / "gsm8k_test.jsonl"
+    assert resolve_training(str(tmp_path)) == ProblemSource(tmp_path, split="train")
+    assert resolve_bench(str(tmp_path)) == ProblemSource(tmp_path, split="test")
+    (tmp_path / "gsm8k_train.jsonl").rename(tmp_path / "aime24.jsonl")
+    assert resolve_bench(str(tmp_path)).split is None, "nothing to tell apart: the folder is read whole"
+    assert resolve_training("openai/gsm8k").split == "train"
+    assert resolve_bench("openai/gsm8k").split == "test"
+
+
+def test_a_hub_id_without_a_name_is_taken_as_it_is() -> None:
+    assert resolve_bench("someone/some-set_1.5") == ProblemSource("someone/some-set_1.5")
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "./none", "some/where/none.parquet", "/none"])
+def test_a_path_that_does_not_exist_is_missing_and_the_cure_is_told(name: str) -> None:
+    with pytest.raises(MissingInputError, match="does not exist") as missing:
+        resolve_bench(name)
+    for cure in ("--bench-dir", "IGRPO_BENCH_DIR", "pip install 'igrpo-cli[hub]'"):
+        assert cure in (missing.value.hint or "")
+
+
+def test_an_unknown_word_is_answered_with_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "my_set.jsonl").write_text(ROW)
+    for word, near in (
+        ("aime2024", "aime24"),
+        ("gsm", "gsm8k"),
+        ("my_sett", "my_set"),
+        ("qqq", "olympiadbench"),
+    ):
+        with pytest.raises(MissingInputError, match=f"no problems called '{word}'") as missing:
+            resolve_bench(word, tmp_path)
+        assert near in (missing.value.hint or "")
+    with pytest.raises(MissingInputError, match=r"folder .*nowhere does not exist"):
+        resolve_bench("aime24", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", ["", "\0", "x" * 5000, "../.."])
+def test_odd_words_are_answered_like_others(name: str, tmp_path: Path) -> None:
+    if name == "../..":
+        assert resolve_bench(name, tmp_path).location == Path(name)
+        return
+    with pytest.raises(MissingInputError):
+        resolve_bench(name, tmp_path)
+
+
+def test_the_packaged_set_has_a_split_for_each_use() -> None:
+    folder = packaged_data() / "arithmetic"
+    assert resolve_training("arithmetic").location == folder / "train.jsonl"
+    assert resolve_bench("arithmetic").location == folder / "test.jsonl"
+    assert resolve_bench("builtin:arithmetic/train").location == folder / "train.jsonl"
+    with pytest.raises(MissingInputError, match="no packaged set builtin:arithmetic/dev") as missing:
+        resolve_bench("builtin:arithmetic/dev")
+    assert "builtin:arithmetic/test" in (missing.value.hint or "")
+
+
+def test_aime_gets_64_samples_and_the_others_8() -> None:
+    repeats = {name: default_repeats(name) for name in BENCHES}
+    assert {name for name, number in repeats.items() if number == 64} == {"aime24", "aime25", "aime26"}
+    assert set(repeats.values()) == {64, 8}
+    assert default_repeats("HuggingFaceH4/aime_2024") == 64
+    assert default_repeats("arithmetic") == default_repeats("someone/else") == 8
+
+
+def test_every_name_stands_for_a_hub_id_and_a_split() -> None:
+    for table in (BENCHES, TRAINING_SETS):
+        for name, named in table.items():
+            assert named.name == name
+            assert isinstance(named.source.location, str)
+            assert named.source.location.count("/") == 1
+            assert named.source.split in ("train", "test")
