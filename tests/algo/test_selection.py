@@ -1,0 +1,171 @@
+"""Which draft conditions the refinements."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igrpo_cli.algo.selection import (
+    Choices,
+    Strategy,
+    Ties,
+    choose_actions,
+    choose_drafts,
+    derangement,
+    partners,
+)
+from igrpo_cli.seeds import derive_seed
+
+
+def choose(rewards: list[float], lengths: list[int] | None = None, seed: int = 0, **how: Any) -> tuple[int, int]:
+    """(index, num_tied) for one group."""
+    choices = choose_drafts(
+        [rewards],
+        [lengths or [1] * len(rewards)],
+        [seed],
+        how.get("strategy", "best"),
+        how.get("ties", "first"),
+    )
+    return int(choices.indices[0]), int(choices.num_tied[0])
+
+
+@pytest.mark.parametrize(
+    ("strategy", "ties", "expected"),
+    [
+        ("best", "first", (1, 2)),
+        ("best", "shortest", (3, 2)),
+        ("worst", "first", (0, 2)),
+        ("worst", "shortest", (2, 2)),
+        ("shuffled", "first", (1, 2)),
+        ("none", "shortest", (3, 2)),
+    ],
+)
+def test_strategies_and_ties_by_hand(strategy: str, ties: str, expected: tuple[int, int]) -> None:
+    rewards, lengths = [0.0, 2.0, 0.0, 2.0, 1.0], [9, 8, 7, 6, 5]
+    assert choose(rewards, lengths, strategy=strategy, ties=ties) == expected
+
+
+def test_among_equally_short_ties_the_first_wins() -> None:
+    assert choose([1, 1, 1], [5, 3, 3], ties="shortest") == (1, 3)
+
+
+def test_a_random_tie_falls_on_every_tied_draft_alike_and_on_no_other() -> None:
+    seeds = [derive_seed(0, "select", group) for group in range(3000)]
+    tied = Counter(choose([1, 0, 1, 1], seed=seed, ties="random") for seed in seeds)
+    assert set(tied) == {(0, 3), (2, 3), (3, 3)}
+    assert all(abs(number - 1000) < 110 for number in tied.values())  # 4.2 standard deviations
+
+
+def test_the_random_strategy_ignores_rewards_and_tells_their_ties() -> None:
+    seeds = [derive_seed(1, "select", group) for group in range(3000)]
+    drawn = Counter(choose([1, 0, 0], seed=seed, strategy="random", ties="shortest") for seed in seeds)
+    assert set(drawn) == {(0, 1), (1, 2), (2, 2)}
+    assert all(abs(number - 1000) < 110 for number in drawn.values())
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=3, max_size=3), min_size=1, max_size=8),
+    st.sampled_from(get_args(Strategy)),
+    st.sampled_from(get_args(Ties)),
+    st.integers(0, 2**63 - 1),
+)
+def test_a_group_is_chosen_the_same_alone_and_in_company(
+    rewards: list[list[float]], strategy: Strategy, ties: Ties, seed: int
+) -> None:
+    lengths = [[3, 1, 2]] * len(rewards)
+    seeds = [(seed + group) % 2**63 for group in range(len(rewards))]
+    together = choose_drafts(rewards, lengths, seeds, strategy, ties)
+    for group, row in enumerate(rewards):
+        alone = choose_drafts([row], lengths[:1], seeds[group : group + 1], strategy, ties)
+        assert alone.indices[0] == together.indices[group]
+        chosen = row[alone.indices[0]]
+        assert together.num_tied[group] == row.count(chosen)
+        if strategy != "random":
+            assert chosen == (min(row) if strategy == "worst" else max(row))
+
+
+def statistics(rewards: list[float]) -> tuple[float, float]:
+    choices: Choices = choose_drafts([rewards], [[1] * len(rewards)], [0], "best", "first")
+    return float(choices.reward_mean[0]), float(choices.reward_std[0])
+
+
+def test_the_spread_of_a_group_is_the_sample_deviation() -> None:
+    assert statistics([1, 0, 0, 0]) == (0.25, 0.5)
+    assert statistics([2, 0]) == (1.0, pytest.approx(2**0.5))
+    assert statistics([3]) == (3.0, 0.0)
+    assert statistics([0.1] * 3) == (0.1, 0.0)
+    assert statistics([0.1] * 7) == (0.1, 0.0)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=9))
+def test_the_statistics_agree_with_numpy(rewards: list[float]) -> None:
+    assert statistics(rewards) == pytest.approx((np.mean(rewards), np.std(rewards, ddof=1)), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "lengths", "message"),
+    [
+        ([[1.0, float("nan")]], [[1, 1]], "not finite"),
+        ([[]], [[]], "must both be"),
+        ([[1.0, 0.0]], [[1]], "must both be"),
+        ([1.0, 0.0], [1, 1], "must both be"),
+    ],
+)
+def test_what_has_no_maximum_is_refused(rewards: Any, lengths: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose_drafts(rewards, lengths, [0], "best", "first")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "all_zero", "actions"),
+    [
+        ("best", "keep", ["condition", "condition", "condition"]),
+        ("best", "bare", ["condition", "bare", "bare"]),
+        ("worst", "drop", ["condition", "drop", "drop"]),
+        ("shuffled", "bare", ["condition", "bare", "bare"]),
+        ("none", "keep", ["bare", "bare", "bare"]),
+        ("none", "bare", ["bare", "bare", "bare"]),
+        ("none", "drop", ["bare", "drop", "drop"]),
+    ],
+)
+def test_groups_that_earned_nothing_follow_the_rule(strategy: Any, all_zero: Any, actions: list[str]) -> None:
+    rewards = [[0.0, 0.5], [0.0, 0.0], [-1.0, 0.0]]
+    assert choose_actions(rewards, strategy, all_zero) == actions
+
+
+@given(st.integers(2, 60), st.integers(0, 2**63 - 1))
+def test_a_derangement_moves_everything_and_loses_nothing(size: int, seed: int) -> None:
+    partner = derangement(size, seed).tolist()
+    assert sorted(partner) == list(range(size))
+    assert all(partner[index] != index for index in range(size))
+    assert derangement(size, seed).tolist() == partner
+
+
+def test_derangements_of_one_and_none_and_of_different_seeds() -> None:
+    assert derangement(1, 5).tolist() == [0]
+    assert derangement(0, 5).tolist() == []
+    assert {tuple(derangement(3, seed).tolist()) for seed in range(50)} == {(1, 2, 0), (2, 0, 1)}
+
+
+@given(st.lists(st.sampled_from(["condition", "bare", "drop"]), max_size=20), st.integers(0, 2**63 - 1))
+def test_only_conditioning_groups_exchange_drafts(actions: Any, seed: int) -> None:
+    partner, after = partners(actions, seed)
+    conditioning = [group for group, action in enumerate(actions) if action == "condition"]
+    assert sorted(partner.tolist()) == list(range(len(actions)))
+    for group, action in enumerate(actions):
+        if action != "condition":
+            assert (partner[group], after[group]) == (group, action)
+        elif len(conditioning) > 1:
+            assert partner[group] != group
+            assert actions[partner[group]] == after[group] == "condition"
+
+
+def test_a_lone_group_is_refined_bare_rather_than_shown_its_own_draft() -> None:
+    partner, actions = partners(["drop", "condition", "bare"], 3)
+    assert partner.tolist() == [0, 1, 2]
+    assert actions == ["drop", "bare", "bare"]
