@@ -28,7 +28,8 @@ app = typer.Typer(
 
 Run = Annotated[Path, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="current directory")]
 Iteration = Annotated[
-    int | None, typer.Option("--iteration", min=0, show_default="first unfinished", help="Iteration to work on.")
+    int | None,
+    typer.Option("--iteration", min=0, show_default="first unfinished", help="Iteration to work on."),
 ]
 Shard = Annotated[
     str | None,
@@ -45,6 +46,9 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only on stder
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail on stderr.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="quickstart, smollm2 or paper.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML laid over the preset.")]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Count and skip rows that cannot be used instead of refusing them.")
+]
 HERE = Path()
 
 
@@ -71,25 +75,27 @@ def init(
     preset: Preset = None,
     config: ConfigFile = None,
     sets: Sets = None,
+    skip_bad_rows: SkipBadRows = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Create a run directory: settings resolved and fixed, problems read and frozen, initial policy identified.
+    """Create a run: settings fixed, problems frozen, initial policy identified.
 
     Example: igrpo init runs/first --preset quickstart --set run.num_iterations=2
     """
     from igrpo_cli.commands import init as command
 
-    command.run(run, preset, config, sets or [], dry_run=dry_run, console=_console(as_json, quiet, verbose))
+    sets = [*(sets or []), *(["data.skip_bad_rows=true"] if skip_bad_rows else [])]
+    command.run(run, preset, config, sets, dry_run=dry_run, console=_console(as_json, quiet, verbose))
 
 
 STAGE_HELP = {
-    "draft": "Sample N drafts of each problem of the iteration and grade them.",
-    "select": "Choose the draft of each problem that its refinements will see.",
-    "refine": "Sample G refinements of each problem, conditioned on its selected draft, and grade them.",
-    "update": "Take the gradient step on the iteration's rollouts and publish the next policy.",
+    "draft": "Sample N drafts of each problem and grade them.",
+    "select": "Choose the draft that each problem's refinements see.",
+    "refine": "Sample G refinements conditioned on that draft.",
+    "update": "Take the gradient step and publish the next policy.",
 }
 
 
@@ -130,7 +136,7 @@ def run_all(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run all stages of all unfinished iterations in one process: the same files, the engine kept warm.
+    """Run all that is left, stage by stage, in one process.
 
     Example: igrpo run runs/first --iterations 1
     """
@@ -149,7 +155,8 @@ def evaluate(
         bool, typer.Option("--conditioned", help="Refine each sample once, with itself as the draft.")
     ] = False,
     bench_dir: Annotated[
-        Path | None, typer.Option("--bench-dir", envvar="IGRPO_BENCH_DIR", help="Folder of local benchmark files.")
+        Path | None,
+        typer.Option("--bench-dir", envvar="IGRPO_BENCH_DIR", help="Folder of local benchmark files."),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder for the results of --model.", show_default="eval")
@@ -157,13 +164,14 @@ def evaluate(
     iteration: Iteration = None,
     shard: Shard = None,
     sets: Sets = None,
+    skip_bad_rows: SkipBadRows = False,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Measure a policy on a benchmark: bare problems, k samples each, with an interval.
+    """Measure a policy on a benchmark: k samples per problem.
 
     Example: igrpo eval runs/first --bench arithmetic --samples 2 --set eval.limit=8
     """
@@ -180,7 +188,8 @@ def evaluate(
             output=output,
             iteration=iteration,
             shard=shard,
-            sets=sets or [],
+            sets=tuple(sets or ()),
+            skip_bad_rows=skip_bad_rows,
             overwrite=overwrite,
             dry_run=dry_run,
         ),
@@ -201,7 +210,7 @@ def status(run: Run = HERE, as_json: Json = False, quiet: Quiet = False, verbose
 
 @app.command()
 def verify(run: Run = HERE, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Check every file of a run against its manifest, and the manifests against each other.
+    """Check every file of a run against its manifest.
 
     Example: igrpo verify runs/first
     """
@@ -217,7 +226,7 @@ def grade(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Grade the rows of a file: one JSON line per row with verdict, reward, extracted answer and seconds.
+    """Grade the rows of a file, a JSON line per row.
 
     Example: igrpo grade answers.jsonl
     """
@@ -229,7 +238,8 @@ def grade(
 @app.command()
 def quickstart(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="runs/quickstart-SEED")
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="Run directory.", show_default="runs/quickstart-SEED"),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the run.")] = 0,
     sets: Sets = None,
@@ -237,7 +247,7 @@ def quickstart(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Watch a tiny policy learn arithmetic, from drafts to gradient steps, in a few minutes on a laptop.
+    """Watch a tiny policy learn arithmetic in a few minutes.
 
     Example: igrpo quickstart runs/quick --set run.num_iterations=1 --set eval.limit=8
     """
@@ -268,7 +278,9 @@ def _exit_code(arguments: list[str]) -> int:
         return EXIT_FAILED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print_error(IgrpoError(f"{where}{error.strerror or error}", hint="after mending it, run the same command again"))
+        print_error(
+            IgrpoError(f"{where}{error.strerror or error}", hint="after mending it, run the same command again")
+        )
         return EXIT_FAILED
     except click_exception as error:
         return _usage_error(error)

@@ -132,9 +132,9 @@ class UpdateSection(Section):
     beta: NonNegative = 0.0
     """Weight of the KL term to the initial policy; 0 loads no reference model."""
     learning_rate: NonNegative = 1e-6
-    lr_scheduler_type: Literal[
-        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"
-    ] = "cosine_with_min_lr"
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = (
+        "cosine_with_min_lr"
+    )
     warmup_ratio: Share = 0.1
     min_lr_rate: Share = 0.1
     adam_beta1: Share = 0.9

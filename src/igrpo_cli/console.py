@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, Protocol
 
 from igrpo_cli.errors import IgrpoError
@@ -94,7 +95,7 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
         return ""
     columns = min(width, len(finite))
     edges = [round(i * len(finite) / columns) for i in range(columns + 1)]
-    means = [sum(finite[a:b]) / (b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    means = [sum(finite[a:b]) / (b - a) for a, b in pairwise(edges)]
     low, span = min(means), (max(means) - min(means)) or 1.0
     return "".join(SPARKS[round((v - low) / span * (len(SPARKS) - 1))] for v in means)
 

@@ -136,6 +136,8 @@ class Selection:
     draft_sample_id: int
     draft: str
     """Completion text of that draft, whole; what of it is shown is decided when the prompt is made."""
+    draft_answer: str
+    """Answer extracted from that draft; empty where none was found."""
     draft_reward: float
     num_tied: int
     """Number of drafts of the group that share the reward of the chosen one (1 = no tie)."""
@@ -188,3 +190,8 @@ class StageReport:
     """Shards of `shards` that were finished before."""
     details: dict[str, object] = field(default_factory=dict)
     """Further counts by name, merged into the `--json` object."""
+
+    def payload(self) -> dict[str, object]:
+        """The `--json` object."""
+        keys = ("stage", "iteration", "shards", "rows", "groups", "tokens", "seconds", "skipped")
+        return {**{key: getattr(self, key) for key in keys}, **self.details}

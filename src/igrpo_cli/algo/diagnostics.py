@@ -1,0 +1,86 @@
+"""The numbers that show at a glance whether iGRPO learns or copies (METHOD, "What critics found").
+
+All of them are plain averages over the rollouts of one iteration; names say whose.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from igrpo_cli.records import VERDICTS, Rollout, Selection
+
+DraftKey = tuple[int, int]
+"""(group_id, sample_id) of a draft."""
+
+
+def rollout_metrics(rollouts: Sequence[Rollout], prefix: str) -> dict[str, float]:
+    """Reward, verdicts, lengths and sampled entropy of one stage's rollouts, named `<prefix>/…`.
+
+    `sampled_entropy` is the mean of -log p of the sampled tokens in nats: an unbiased estimate of the entropy
+    of the distribution sampled from, at no cost, for bare and conditioned prompts alike. An empty stage gives {}.
+    """
+    if not rollouts:
+        return {}
+    lengths = np.array([len(rollout.completion_ids) for rollout in rollouts])
+    logprob_sum = sum(float(np.sum(rollout.sampling_logprobs, dtype=np.float64)) for rollout in rollouts)
+    metrics = {
+        "reward_mean": _mean([rollout.reward for rollout in rollouts]),
+        "reward_std": float(np.std([rollout.reward for rollout in rollouts])),
+        "groups_with_gradient": _mean([len(set(rewards)) > 1 for rewards in _rewards_by_group(rollouts).values()]),
+        "completion_length_mean": float(lengths.mean()),
+        "completion_length_max": float(lengths.max()),
+        "truncated": _mean([rollout.finish_reason == "length" for rollout in rollouts]),
+        "sampled_entropy": -logprob_sum / max(int(lengths.sum()), 1),
+    }
+    for part in rollouts[0].reward_parts:
+        metrics[f"{part}_mean"] = _mean([rollout.reward_parts[part] for rollout in rollouts])
+    for verdict in VERDICTS:
+        metrics[f"verdict_{verdict}"] = _mean([rollout.verdict == verdict for rollout in rollouts])
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def selection_metrics(selections: Sequence[Selection]) -> dict[str, float]:
+    """Shares of ties, of groups refined bare and of groups dropped, and the mean reward of the chosen drafts."""
+    if not selections:
+        return {}
+    return {
+        "select/ties": _mean([selection.num_tied > 1 for selection in selections]),
+        "select/bare": _mean([selection.action == "bare" for selection in selections]),
+        "select/dropped": _mean([selection.action == "drop" for selection in selections]),
+        "select/draft_reward_mean": _mean([selection.draft_reward for selection in selections]),
+    }
+
+
+def refinement_metrics(
+    refinements: Sequence[Rollout], drafts: Mapping[DraftKey, Rollout], draft_groups: Mapping[int, int]
+) -> dict[str, float]:
+    """What refinements do with the draft that they saw.
+
+    `fix_rate`: of the refinements of wrong drafts, the share that is right. `break_rate`: of those of right drafts,
+    the share that is wrong. `copy_rate`: the share that repeats its draft word for word, white space at the ends
+    aside. A rate over nothing is left out. `draft_groups` says for each group where its draft comes from.
+    """
+    pairs = [
+        (drafts[draft_groups[refinement.group_id], refinement.draft_sample_id], refinement)
+        for refinement in refinements
+        if refinement.draft_sample_id is not None
+    ]
+    fixed = [refined.verdict == "correct" for draft, refined in pairs if draft.verdict != "correct"]
+    broken = [refined.verdict != "correct" for draft, refined in pairs if draft.verdict == "correct"]
+    copied = [refined.completion.strip() == draft.completion.strip() for draft, refined in pairs]
+    rates = {"refine/fix_rate": fixed, "refine/break_rate": broken, "refine/copy_rate": copied}
+    return {name: _mean(values) for name, values in rates.items() if values}
+
+
+def _rewards_by_group(rollouts: Sequence[Rollout]) -> dict[int, list[float]]:
+    groups: defaultdict[int, list[float]] = defaultdict(list)
+    for rollout in rollouts:
+        groups[rollout.group_id].append(rollout.reward)
+    return groups
+
+
+def _mean(values: Sequence[float] | Sequence[bool]) -> float:
+    return float(np.mean(values))

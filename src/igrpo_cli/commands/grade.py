@@ -1,0 +1,65 @@
+"""`igrpo grade FILE.jsonl`: the grader on rows of one's own, to audit it before its rewards are trusted."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from igrpo_cli.config_files import apply_overrides, check_config
+from igrpo_cli.console import Console
+from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.rewards.workers import GradingLimits, GradingPool
+
+ROWS_PER_BATCH = 256
+
+
+def run(path: Path, sets: list[str], console: Console) -> None:
+    """Print one JSON line per row of `path`; the counts of verdicts go to stderr."""
+    section = check_config(apply_overrides({}, sets), "--set").reward
+    counts: Counter[str] = Counter()
+    limits = GradingLimits(cpu_seconds=section.cpu_seconds, memory_mb=section.memory_mb)
+    rows = _rows(path)
+    with GradingPool(section.num_workers, limits) as pool:
+        while batch := list(islice(rows, ROWS_PER_BATCH)):
+            grades = pool.grade([(answer, gold) for _, answer, gold in batch])
+            for (row_id, _, _), grade in zip(batch, grades, strict=True):
+                counts[grade.verdict] += 1
+                result = {
+                    **({} if row_id is None else {"id": row_id}),
+                    "verdict": grade.verdict,
+                    "reward": float(grade.verdict == "correct"),
+                    "extracted_answer": grade.extracted_answer,
+                    "seconds": round(grade.seconds, 4),
+                }
+                print(json.dumps(result))
+    console.note(", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items())))
+
+
+def _rows(path: Path) -> Iterator[tuple[object, str, str]]:
+    """(id, answer, gold) of each row. Raises IgrpoError naming the row that is not one."""
+    try:
+        lines = path.open("rb")
+    except OSError as error:
+        raise MissingInputError(f"cannot read {path}: {error.strerror}", hint="igrpo grade FILE.jsonl") from None
+    with lines:
+        yield from _parsed(path, lines)
+
+
+def _parsed(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[object, str, str]]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            answer, gold = row["answer"], row["gold"]
+            if not (isinstance(answer, str) and isinstance(gold, str)):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise IgrpoError(
+                f"{path} row {number} is not a JSON object with the texts `gold` and `answer`",
+                hint='{"gold": "42", "answer": "\\\\boxed{42}"}',
+            ) from None
+        yield row.get("id"), answer, gold

@@ -1,0 +1,119 @@
+"""`igrpo init`: a run directory with its settings resolved, its problems frozen and its initial policy identified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igrpo_cli.config import RunConfig
+from igrpo_cli.config_files import apply_overrides, check_config, merge, read_preset, read_toml, write_config
+from igrpo_cli.console import Console
+from igrpo_cli.errors import ConflictError, IgrpoError
+from igrpo_cli.frozen_problems import freeze_problems
+from igrpo_cli.plan import describe_arithmetic, iteration_arithmetic
+from igrpo_cli.prompts import bare_prompt
+from igrpo_cli.records import Problem
+from igrpo_cli.shards.layout import RunDirectory
+
+if TYPE_CHECKING:
+    from igrpo_cli.engines.tokenization import PolicyTokenizer
+
+
+def run(
+    path: Path, preset: str | None, config_file: Path | None, sets: list[str], *, dry_run: bool, console: Console
+) -> None:
+    """Create the run at `path` and report what it holds."""
+    config = resolve_config(preset, config_file, sets)
+    if dry_run:
+        text = f"{write_config(config).decode()}\n{describe_arithmetic(config)}"
+        console.data({"run": str(path), **_plan(config)}, text)
+        return
+    counts = create_run(path, config, console)
+    console.data({"run": str(path), "problems": counts["kept"], "counts": counts, **_plan(config)}, _next_steps(path))
+
+
+def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]) -> RunConfig:
+    """Preset, then the file laid over it, then each `--set`."""
+    settings = read_preset(preset) if preset else {}
+    if config_file is not None:
+        settings = merge(settings, read_toml(config_file))
+    return check_config(apply_overrides(settings, sets), str(config_file or preset or "settings"))
+
+
+def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int]:
+    """Make the run directory; returns the counts of problems read, kept and left out.
+
+    `run.toml` is written last: a directory that has one is a complete run. Doing it again with the same settings
+    changes nothing; with others it raises ConflictError.
+    """
+    from igrpo_cli.engines.hub import fetch_model
+    from igrpo_cli.engines.tokenization import PolicyTokenizer
+    from igrpo_cli.problems.loading import load_problems
+    from igrpo_cli.shards.policies import write_pointer
+    from igrpo_cli.shards.publish import publish_bytes
+
+    run_directory, content = RunDirectory(path), write_config(config)
+    _refuse_other_run(run_directory, content)
+    model = fetch_model(initial_model(config), config.policy.revision)
+    data = config.data
+    loaded = load_problems(
+        data.train,
+        split=data.split,
+        config=data.config,
+        problem_column=data.problem_column,
+        answer_column=data.answer_column,
+        id_column=data.id_column,
+        skip_bad_rows=data.skip_bad_rows,
+        revision=data.revision,
+    )
+    tokenizer = PolicyTokenizer(model.directory, trust_remote_code=config.policy.trust_remote_code)
+    problems = _short_enough(loaded.problems, config, tokenizer)
+    counts = {**loaded.counts, "kept": len(problems), "too_long": len(loaded.problems) - len(problems)}
+    freeze_problems(run_directory.problems(), problems, {"data": data.model_dump(mode="json")}, counts)
+    write_pointer(run_directory, config.policy.model, model.revision_commit, model.directory.absolute())
+    publish_bytes(run_directory.run_toml, content)
+    left_out = {kind: number for kind, number in counts.items() if kind not in ("rows", "kept") and number}
+    console.note(f"{counts['kept']} problems from {loaded.source}" + (f", left out: {left_out}" if left_out else ""))
+    return counts
+
+
+def initial_model(config: RunConfig) -> str:
+    """The model directory or Hub id of the initial policy; `tiny` stands for the packaged one."""
+    from igrpo_cli.problems.packaged import packaged_data
+
+    return str(packaged_data() / "tiny-policy") if config.policy.model == "tiny" else config.policy.model
+
+
+def _refuse_other_run(run_directory: RunDirectory, content: bytes) -> None:
+    path = run_directory.run_toml
+    if path.exists() and path.read_bytes() != content:
+        raise ConflictError(
+            f"{run_directory.root} is a run already, with other settings",
+            hint=f"go on with it (igrpo status {run_directory.root}), or name another directory",
+        )
+
+
+def _short_enough(problems: list[Problem], config: RunConfig, tokenizer: PolicyTokenizer) -> list[Problem]:
+    """The problems whose bare prompt has at most `prompts.max_prompt_length` tokens; others are refused or skipped."""
+    limit, kept = config.prompts.max_prompt_length, []
+    for problem in problems:
+        _, prompt_ids = tokenizer.encode_prompt(bare_prompt(problem.problem, config.prompts))
+        if len(prompt_ids) <= limit:
+            kept.append(problem)
+        elif not config.data.skip_bad_rows:
+            raise IgrpoError(
+                f"{problem.source}: the prompt has {len(prompt_ids)} tokens, more than "
+                f"prompts.max_prompt_length = {limit}",
+                hint="raise it with --set, or count and skip such rows: --skip-bad-rows",
+            )
+    if not kept:
+        raise IgrpoError(f"no problem has a prompt of at most prompts.max_prompt_length = {limit} tokens")
+    return kept
+
+
+def _plan(config: RunConfig) -> dict[str, object]:
+    return {"plan": iteration_arithmetic(config), "config": config.model_dump(mode="json", exclude_none=True)}
+
+
+def _next_steps(path: Path) -> str:
+    return f"{path} is ready. Next: igrpo run {path}, or stage by stage: cd {path} && igrpo draft"

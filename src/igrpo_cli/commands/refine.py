@@ -1,0 +1,62 @@
+"""`igrpo refine`: stage 2 of iGRPO. o_1 … o_G ~ pi_theta_old(. | q'), q' = Concat(q, d_hat), graded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from igrpo_cli.prompts import bare_prompt, conditioned_prompt, visible_draft
+from igrpo_cli.records import Selection, StageReport
+from igrpo_cli.rollout_shards import ShardedRollouts, make_rollout_shards, training_plan
+from igrpo_cli.rollouts import RolloutPlan, RolloutTask
+from igrpo_cli.session import Session, StageRequest
+from igrpo_cli.shards.finishing import open_input
+from igrpo_cli.shards.layout import ShardPath
+
+if TYPE_CHECKING:
+    from igrpo_cli.engines.tokenization import PolicyTokenizer
+
+
+def run(session: Session, request: StageRequest) -> StageReport:
+    """Sample `refine.num_generations` refinements of each problem, its selected draft in the prompt."""
+    config, directory = session.config, session.run
+
+    def select_shard(shard: int) -> ShardPath:
+        return directory.shard(request.iteration, "select", shard, config.run.num_shards)
+
+    def plan_of(shard: int) -> RolloutPlan:
+        from igrpo_cli.shards.tables import read_records
+
+        open_input(select_shard(shard))
+        selections = {row.group_id: row for row in read_records(select_shard(shard).data, Selection)}
+
+        def tasks(groups: range, tokenizer: PolicyTokenizer) -> list[RolloutTask]:
+            chosen = [selections[group_id] for group_id in groups]
+            return [_task(session, selection, tokenizer) for selection in chosen if selection.action != "drop"]
+
+        return training_plan(config, "refine", request.iteration, config.refine, tasks)
+
+    work = ShardedRollouts(
+        stage="refine",
+        policy=session.policy(request.iteration),
+        path_of=lambda shard: directory.shard(request.iteration, "refine", shard, config.run.num_shards),
+        inputs_of=lambda shard: session.inputs(directory.problems(), select_shard(shard)),
+        plan_of=plan_of,
+    )
+    return make_rollout_shards(session, work, request)
+
+
+def _task(session: Session, selection: Selection, tokenizer: PolicyTokenizer) -> RolloutTask:
+    prompts = session.config.prompts
+    problem = session.problems_of_iteration(selection.iteration)[selection.group_id]
+    sample_ids = range(session.config.refine.num_generations)
+    if selection.action == "bare":
+        return RolloutTask(selection.group_id, problem, bare_prompt(problem.problem, prompts), sample_ids)
+    shown, truncated = visible_draft(selection.draft, selection.draft_answer, prompts, tokenizer.truncate)
+    return RolloutTask(
+        group_id=selection.group_id,
+        problem=problem,
+        prompt=conditioned_prompt(problem.problem, shown, prompts),
+        sample_ids=sample_ids,
+        draft_sample_id=selection.draft_sample_id,
+        draft_truncated=truncated,
+    )

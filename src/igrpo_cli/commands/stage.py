@@ -1,0 +1,83 @@
+"""`igrpo draft|select|refine|update`: one stage of one iteration, by name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from igrpo_cli.commands import draft, refine, select, update
+from igrpo_cli.config_files import write_config
+from igrpo_cli.console import Console
+from igrpo_cli.errors import UsageError
+from igrpo_cli.plan import describe_arithmetic, iteration_arithmetic
+from igrpo_cli.records import StageReport
+from igrpo_cli.session import Session, StageRequest, open_session
+
+STAGES: dict[str, Callable[[Session, StageRequest], StageReport]] = {
+    "draft": draft.run,
+    "select": select.run,
+    "refine": refine.run,
+    "update": update.run,
+}
+
+
+def run(
+    name: str,
+    path: Path,
+    iteration: int | None,
+    shard: str | None,
+    sets: list[str],
+    *,
+    overwrite: bool,
+    dry_run: bool,
+    console: Console,
+) -> None:
+    """Open the run at `path`, do the stage `name` and print its report."""
+    with open_session(path, sets, console) as session:
+        asked = _iteration(session, name, iteration)
+        request = StageRequest(asked, session.shards_or_all(shard), overwrite=overwrite, dry_run=dry_run)
+        report = perform(session, name, request)
+        text = _plan_text(session, report) if dry_run else summary_line(report)
+        console.data(report.payload(), text)
+
+
+def perform(session: Session, name: str, request: StageRequest) -> StageReport:
+    """Do one stage of an open run; `seconds` of the report is its wall time."""
+    stages = session.config.stages()
+    if name not in stages:
+        raise UsageError(
+            f'run.method = "{session.config.run.method}" has no stage {name}',
+            hint=f"its stages: {', '.join(stages)}",
+        )
+    started = time.monotonic()
+    report = STAGES[name](session, request)
+    report.seconds = round(time.monotonic() - started, 3)
+    if request.dry_run:
+        report.details["plan"] = iteration_arithmetic(session.config)
+        report.details["config"] = session.config.model_dump(mode="json", exclude_none=True)
+    return report
+
+
+def summary_line(report: StageReport) -> str:
+    """One line for a terminal."""
+    done = f"iteration {report.iteration} {report.stage}: {report.rows:,} rows of {report.groups:,} groups"
+    if report.skipped == report.shards:
+        return f"{done}, already done"
+    rate = f", {report.tokens / report.seconds:,.0f} tokens/s" if report.tokens and report.seconds else ""
+    again = f", {report.skipped} of {report.shards} shards already done" if report.skipped else ""
+    return f"{done}, {report.tokens:,} tokens in {report.seconds:.1f} s{rate}{again}"
+
+
+def _iteration(session: Session, name: str, iteration: int | None) -> int:
+    current = session.iteration_or_current(iteration)
+    # `igrpo update` again, right after it finished: the next iteration has not begun, so this is the same one.
+    if name == "update" and iteration is None and current > 0 and not session.run.iteration(current).exists():
+        return current - 1
+    return current
+
+
+def _plan_text(session: Session, report: StageReport) -> str:
+    missing = report.details.get("missing_shards")
+    shards = f"missing shards: {missing}" if missing else "nothing to do: all shards are there"
+    return "\n".join([write_config(session.config).decode(), describe_arithmetic(session.config), shards])

@@ -1,0 +1,185 @@
+"""`igrpo update`: the gradient step of iGRPO on the rollouts of one iteration, and the policy that comes of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from igrpo_cli.algo.schedules import learning_rate_at
+from igrpo_cli.config import UpdateSection, stage_identity
+from igrpo_cli.errors import MissingInputError, UsageError
+from igrpo_cli.observations import input_shards, read_observations
+from igrpo_cli.provenance import Provenance
+from igrpo_cli.records import StageReport, TrainingGroup
+from igrpo_cli.seeds import derive_seed
+from igrpo_cli.session import Session, StageRequest
+from igrpo_cli.shard_work import ShardWork, work_through
+from igrpo_cli.shards.identity import Identity
+from igrpo_cli.shards.layout import ShardPath, UpdatePath
+from igrpo_cli.shards.manifest import Manifest
+from igrpo_cli.shards.policies import Policy, settle_update
+
+if TYPE_CHECKING:
+    from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
+    from igrpo_cli.update_files import Step
+
+ONLY_SHARD = (0,)
+"""An update is one piece of work, whatever the number of shards it reads."""
+
+
+def run(session: Session, request: StageRequest) -> StageReport:
+    """Train on the iteration's rollouts and publish `policies/k+1`."""
+    path = session.run.update(request.iteration)
+    policy = session.policy(request.iteration)
+    settle_update(session.run, request.iteration)
+
+    def identity_of(shard: ShardPath) -> Identity:
+        return _identity(session, shard, policy)
+
+    def make(shard: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
+        return _make_update(session, path, policy, identity, overwrite=overwrite)
+
+    work = ShardWork("update", lambda _: path.shard, identity_of, make)
+    once = StageRequest(request.iteration, ONLY_SHARD, request.overwrite, request.dry_run)
+    return work_through(work, once, session.console.note)
+
+
+def _identity(session: Session, shard: ShardPath, policy: Policy) -> Identity:
+    inputs = session.inputs(*input_shards(session, shard.iteration))
+    if _previous(session, shard.iteration) is not None:
+        # The optimiser state that is carried on follows from the previous update and nothing else.
+        inputs += session.inputs(session.run.update(shard.iteration - 1).shard)
+    return Identity(
+        stage="update",
+        iteration=shard.iteration,
+        shard=0,
+        num_shards=1,
+        config=stage_identity(session.config, "update"),
+        policy=policy.id,
+        inputs=inputs,
+    )
+
+
+def _previous(session: Session, iteration: int) -> UpdatePath | None:
+    """The update whose optimiser state this iteration goes on from; None for a fresh one."""
+    if iteration == 0 or session.config.update.optimizer_state == "fresh":
+        return None
+    return session.run.update(iteration - 1)
+
+
+def _make_update(
+    session: Session, path: UpdatePath, policy: Policy, identity: Identity, *, overwrite: bool
+) -> Manifest:
+    from igrpo_cli import update_files
+    from igrpo_cli.shards.publish import remove_stale_temporaries, staging_directory
+    from igrpo_cli.training.restore import device_name
+
+    provenance = Provenance()
+    remove_stale_temporaries(path.directory.parent)
+    observations = read_observations(session, path.iteration, policy)
+    section = session.config.update
+    groups = observations.training_groups(section.train_on, section.scale_rewards)
+    trainer = _restore(session, policy, path.iteration)
+    steps = _train(session, trainer, groups, path.iteration)
+    with staging_directory(path.directory) as staged:
+        outputs = update_files.stage_policy(session, trainer, policy, path.iteration, staged)
+        outputs.append(update_files.stage_advantages(path, staged, steps))
+        manifest = provenance.manifest(
+            identity,
+            update_files.stage_metrics(path, staged, observations, steps),
+            device=device_name(),
+            tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
+            counts={"optimizer_steps": len(steps), "groups_trained_on": len(groups)},
+            outputs=outputs,
+        )
+        return update_files.publish_update(session, path, staged, manifest, overwrite=overwrite)
+
+
+def _restore(session: Session, policy: Policy, iteration: int) -> PolicyTrainer:
+    """The trainer of `policy`, with the optimiser as the previous update left it and the reference if beta > 0."""
+    from igrpo_cli.shards.hashed_directory import verify_directory
+    from igrpo_cli.shards.policies import read_policy, verify_policy
+    from igrpo_cli.training.restore import restore_trainer
+
+    verify_policy(policy)
+    reference = read_policy(session.run, 0) if session.config.update.beta > 0 else None
+    if reference is not None:
+        verify_policy(reference)
+    previous = _previous(session, iteration)
+    if previous is not None:
+        if not previous.optimizer.is_dir():
+            raise MissingInputError(
+                f"the optimiser state of iteration {iteration - 1} is gone: {previous.optimizer} does not exist",
+                hint="--set update.optimizer_state=fresh starts without it",
+            )
+        verify_directory(previous.optimizer)
+    return restore_trainer(
+        policy.directory,
+        _training_settings(session.config.update),
+        policy_dtype=session.config.policy.dtype,
+        optimizer=previous and previous.optimizer,
+        reference=reference and reference.directory,
+        trust_remote_code=session.config.policy.trust_remote_code,
+    )
+
+
+def _training_settings(section: UpdateSection) -> TrainingSettings:
+    from igrpo_cli.algo.losses import LossSettings
+    from igrpo_cli.training.optimizer import OptimizerSettings
+    from igrpo_cli.training.step import TrainingSettings
+
+    return TrainingSettings(
+        loss=LossSettings(section.loss_type, section.epsilon, section.epsilon_high, section.beta),
+        optimizer=OptimizerSettings(
+            adam_beta1=section.adam_beta1,
+            adam_beta2=section.adam_beta2,
+            adam_epsilon=section.adam_epsilon,
+            weight_decay=section.weight_decay,
+            max_grad_norm=section.max_grad_norm,
+        ),
+        dtype=section.dtype,
+        gradient_checkpointing=section.gradient_checkpointing,
+        max_tokens_per_batch=section.max_tokens_per_batch,
+    )
+
+
+def _train(session: Session, trainer: PolicyTrainer, groups: list[TrainingGroup], iteration: int) -> list[Step]:
+    """All optimiser steps of the iteration: `num_epochs` passes over `num_minibatches` parts of the groups."""
+    from igrpo_cli.update_files import Step
+
+    section = session.config.update
+    minibatches = _minibatches(groups, section.num_minibatches, session.config.run.seed, iteration)
+    per_iteration = section.num_minibatches * section.num_epochs
+    total_steps = session.num_iterations() * per_iteration
+    # With one step the policy is still the one that sampled: its own detached log-probs are the old ones.
+    old_logprobs = [trainer.compute_old_logprobs(part) if per_iteration > 1 else None for part in minibatches]
+    steps = []
+    with session.console.progress(f"update of iteration {iteration}", per_iteration, "steps") as progress:
+        for index in range(per_iteration):
+            number, part = iteration * per_iteration + index, index % section.num_minibatches
+            rate = learning_rate_at(
+                number,
+                total_steps,
+                section.learning_rate,
+                section.lr_scheduler_type,
+                section.warmup_ratio,
+                section.min_lr_rate,
+            )
+            result = trainer.step(minibatches[part], rate, old_logprobs[part])
+            steps.append(Step(number, minibatches[part], result))
+            progress.advance(tokens=result.metrics["num_tokens"])
+    return steps
+
+
+def _minibatches(
+    groups: list[TrainingGroup], num_minibatches: int, seed: int, iteration: int
+) -> list[list[TrainingGroup]]:
+    """The groups dealt into parts of nearly equal number, in an order that follows from the run's seed."""
+    if num_minibatches > len(groups):
+        raise UsageError(
+            f"update.num_minibatches = {num_minibatches}, but iteration {iteration} has only {len(groups)} groups",
+            hint=f"--set update.num_minibatches={len(groups)}",
+        )
+    if num_minibatches == 1:
+        return [groups]
+    dealt = sorted(groups, key=lambda g: derive_seed(seed, "minibatch", iteration, g.stage, g.group_id))
+    return [dealt[part::num_minibatches] for part in range(num_minibatches)]

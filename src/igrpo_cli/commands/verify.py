@@ -1,0 +1,29 @@
+"""`igrpo verify`: every file of a run against its manifest, and the manifests against each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from igrpo_cli.console import Console
+from igrpo_cli.errors import DamagedFileError, MissingInputError
+from igrpo_cli.shards.layout import RunDirectory
+
+
+def run(path: Path, console: Console) -> None:
+    """Print what is wrong with the run at `path`; raises DamagedFileError (exit 1) when anything is."""
+    from igrpo_cli.shards.verify import verify_run
+
+    if not path.is_dir():
+        raise MissingInputError(f"{path} is not a directory", hint="igrpo verify RUN")
+    report = verify_run(RunDirectory(path), lambda file: console.detail(f"checking {file}"))
+    found = [{"path": str(each.path), "what": each.what, "hint": each.hint} for each in report.problems]
+    notes = [{"path": str(each.path), "what": each.what, "hint": each.hint} for each in report.notes]
+    lines = [f"{each.path}: {each.what}" + (f" (hint: {each.hint})" if each.hint else "") for each in report.problems]
+    lines += [f"note: {each.path}: {each.what}" for each in report.notes]
+    verdict = f"{len(found)} problems" if found else "everything is as its manifest says"
+    console.data(
+        {"ok": not found, "checked": report.num_checked, "problems": found, "notes": notes},
+        "\n".join([*lines, f"{report.num_checked} files checked: {verdict}"]),
+    )
+    if found:
+        raise DamagedFileError(f"{len(found)} problems in {path}", hint=found[0]["hint"])

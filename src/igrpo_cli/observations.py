@@ -1,0 +1,116 @@
+"""What one iteration observed, read back from its shards: the groups to train on and the metrics of the iteration."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from igrpo_cli.algo.advantages import ScaleRewards, group_advantages
+from igrpo_cli.algo.diagnostics import refinement_metrics, rollout_metrics, selection_metrics
+from igrpo_cli.errors import ConflictError
+from igrpo_cli.records import Rollout, Selection, TrainingGroup
+from igrpo_cli.session import Session
+from igrpo_cli.shards.finishing import open_input
+from igrpo_cli.shards.layout import ShardPath
+from igrpo_cli.shards.policies import Policy
+
+TRAINED_STAGES = {"drafts": ("draft",), "refinements": ("refine",), "both": ("draft", "refine")}
+GREEDY_TEMPERATURE = 1.0
+"""Greedy sampling has no temperature to divide logits by; log-probs are then taken of the plain distribution."""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """All rollouts and selections of one iteration, in order of group and sample."""
+
+    rollouts: dict[str, list[Rollout]]
+    """By stage; a run of plain GRPO has no `refine`."""
+    temperatures: dict[str, float]
+    """By stage, as recorded with the shards."""
+    selections: list[Selection]
+
+    def training_groups(self, train_on: str, scale_rewards: ScaleRewards) -> list[TrainingGroup]:
+        """The groups of the gradient step; advantages are relative to the group's own rewards."""
+        return [
+            _training_group(rollouts, self.temperatures[stage], scale_rewards)
+            for stage in TRAINED_STAGES[train_on]
+            for rollouts in _by_group(self.rollouts[stage])
+        ]
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the whole iteration, bare (`draft/…`) and conditioned (`refine/…`) kept apart."""
+        drafts, refinements = self.rollouts["draft"], self.rollouts.get("refine", [])
+        return {
+            **rollout_metrics(drafts, "draft"),
+            **selection_metrics(self.selections),
+            **rollout_metrics(refinements, "refine"),
+            **refinement_metrics(
+                refinements,
+                {(draft.group_id, draft.sample_id): draft for draft in drafts},
+                {selection.group_id: selection.draft_group_id for selection in self.selections},
+            ),
+        }
+
+
+def input_shards(session: Session, iteration: int) -> list[ShardPath]:
+    """The shards that an update is made from: all that the iteration observed."""
+    stages = [stage for stage in session.config.stages() if stage != "update"]
+    num_shards = session.config.run.num_shards
+    return [shard for stage in stages for shard in session.run.shards(iteration, stage, num_shards)]
+
+
+def read_observations(session: Session, iteration: int, policy: Policy) -> Observations:
+    """Read and check everything that `iteration` observed.
+
+    Raises MissingInputError for an unfinished shard, DamagedFileError for one that is not what it was, and
+    ConflictError for one sampled from another policy than the one that is to be trained.
+    """
+    from igrpo_cli.shards.tables import read_records
+
+    rollouts: defaultdict[str, list[Rollout]] = defaultdict(list)
+    selections: list[Selection] = []
+    temperatures: dict[str, float] = {}
+    for shard in input_shards(session, iteration):
+        manifest = open_input(shard)
+        if shard.stage == "select":
+            selections += read_records(shard.data, Selection)
+            continue
+        if manifest.identity.policy != policy.id:
+            raise ConflictError(
+                f"{shard.name} was sampled from another policy than the one to be trained "
+                f"({manifest.identity.policy} there, {policy.id} now)",
+                hint=f"{shard.command} --overwrite",
+            )
+        assert manifest.sampling is not None
+        temperature = float(manifest.sampling["temperature"])
+        if temperatures.setdefault(shard.stage, temperature) != temperature:
+            raise ConflictError(
+                f"{shard.name} was sampled at temperature {temperature}, others at {temperatures[shard.stage]}",
+                hint=f"igrpo {shard.stage} --iteration {iteration} --overwrite",
+            )
+        rollouts[shard.stage] += read_records(shard.data, Rollout)
+    return Observations(dict(rollouts), temperatures, selections)
+
+
+def _by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+    groups: defaultdict[int, list[Rollout]] = defaultdict(list)
+    for rollout in rollouts:
+        groups[rollout.group_id].append(rollout)
+    return list(groups.values())
+
+
+def _training_group(rollouts: Sequence[Rollout], temperature: float, scale_rewards: ScaleRewards) -> TrainingGroup:
+    first = rollouts[0]
+    rewards = [rollout.reward for rollout in rollouts]
+    return TrainingGroup(
+        stage=first.stage,
+        group_id=first.group_id,
+        problem_id=first.problem_id,
+        prompt_ids=first.prompt_ids,
+        temperature=temperature or GREEDY_TEMPERATURE,
+        completion_ids=[rollout.completion_ids for rollout in rollouts],
+        sampling_logprobs=[rollout.sampling_logprobs for rollout in rollouts],
+        rewards=rewards,
+        advantages=group_advantages(rewards, scale_rewards).tolist(),
+    )

@@ -1,0 +1,41 @@
+"""The arithmetic of an iteration, for `--dry-run`: how much is sampled and trained on, before anything is."""
+
+from __future__ import annotations
+
+from igrpo_cli.config import RunConfig
+
+
+def iteration_arithmetic(config: RunConfig) -> dict[str, int]:
+    """Counts of one iteration: prompts, completions, most tokens, optimiser steps."""
+    prompts = config.data.problems_per_iteration
+    refines = "refine" in config.stages()
+    drafts = prompts * config.draft.num_generations
+    refinements = prompts * config.refine.num_generations if refines else 0
+    trained_on = {"drafts": drafts, "refinements": refinements, "both": drafts + refinements}[config.update.train_on]
+    steps = config.update.num_minibatches * config.update.num_epochs
+    return {
+        "prompts": prompts,
+        "drafts": drafts,
+        "refinements": refinements,
+        "completions": drafts + refinements,
+        "max_tokens_sampled": drafts * config.draft.max_completion_length
+        + refinements * config.refine.max_completion_length,
+        "completions_trained_on": trained_on,
+        "optimizer_steps": steps,
+        "completions_per_optimizer_step": trained_on // config.update.num_minibatches,
+    }
+
+
+def describe_arithmetic(config: RunConfig) -> str:
+    """The same as a few lines of text."""
+    counts = iteration_arithmetic(config)
+    draft, refine = config.draft, config.refine
+    sampled = f"{counts['prompts']} prompts x {draft.num_generations} drafts"
+    if counts["refinements"]:
+        sampled += f" + {counts['prompts']} prompts x {refine.num_generations} refinements"
+    return (
+        f"sample: {sampled} = {counts['completions']:,} completions, "
+        f"at most {counts['max_tokens_sampled']:,} tokens\n"
+        f"train: {counts['completions_trained_on']:,} completions ({config.update.train_on}), "
+        f"{counts['optimizer_steps']} optimiser steps of {counts['completions_per_optimizer_step']:,} completions"
+    )

@@ -1,0 +1,187 @@
+"""What the commands of one process share: the run, its settings, and the engine and graders kept warm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from igrpo_cli.config import RunConfig
+from igrpo_cli.config_files import apply_overrides, check_config, parse_override, read_toml
+from igrpo_cli.console import Console
+from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
+from igrpo_cli.shards.finishing import input_of
+from igrpo_cli.shards.identity import FileHash
+from igrpo_cli.shards.layout import RunDirectory, ShardPath, parse_shards
+from igrpo_cli.shards.manifest import read_manifest
+from igrpo_cli.shards.policies import Policy, read_policy, settle_update
+from igrpo_cli.shards.problem_file import count_problems
+
+if TYPE_CHECKING:
+    from igrpo_cli.engines.base import Engine
+    from igrpo_cli.records import Problem
+    from igrpo_cli.rewards.workers import GradingPool
+
+FIXED_SECTIONS = ("run", "data", "policy")
+"""Fixed when a run is made: the shards, problems and policies on disk depend on them."""
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """What one stage is asked for."""
+
+    iteration: int
+    shards: tuple[int, ...]
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+class Session:
+    """One open run. Heavy things (engine, graders, problems) start when they are first asked for."""
+
+    def __init__(self, run: RunDirectory, config: RunConfig, console: Console) -> None:
+        self.run = run
+        self.config = config
+        self.console = console
+        self._engine: Engine | None = None
+        self._engine_policy: str | None = None
+        self._grader: GradingPool | None = None
+        self._problems: list[Problem] | None = None
+
+    def policy(self, iteration: int) -> Policy:
+        """The policy that `iteration` samples from. Raises MissingInputError when no update has made it yet."""
+        if iteration > 0:
+            settle_update(self.run, iteration - 1)
+        return read_policy(self.run, iteration)
+
+    def engine(self, policy: Policy) -> Engine:
+        """The engine with the weights of `policy`: started once, later policies are loaded into it."""
+        from igrpo_cli.engines.base import EngineSettings, create_engine
+        from igrpo_cli.shards.policies import verify_policy
+
+        if self._engine_policy == policy.id and self._engine is not None:
+            return self._engine
+        verify_policy(policy)
+        section = self.config.engine
+        if self._engine is None:
+            settings = EngineSettings(
+                dtype=section.dtype,
+                device=section.device,
+                max_num_seqs=section.max_num_seqs,
+                trust_remote_code=self.config.policy.trust_remote_code,
+            )
+            self._engine = create_engine(section.name, policy.directory, settings)
+        else:
+            self._engine.load_policy(policy.directory)
+        self._engine_policy = policy.id
+        self.console.detail(f"{self._engine.name} engine on {self._engine.device} samples from {policy.id}")
+        return self._engine
+
+    def grader(self) -> GradingPool:
+        """The grading processes, started once."""
+        from igrpo_cli.rewards.workers import GradingLimits, GradingPool
+
+        if self._grader is None:
+            section = self.config.reward
+            limits = GradingLimits(cpu_seconds=section.cpu_seconds, memory_mb=section.memory_mb)
+            self._grader = GradingPool(section.num_workers, limits)
+        return self._grader
+
+    def problems_of_iteration(self, iteration: int) -> list[Problem]:
+        """The problems of one iteration; a problem's position is its `group_id`."""
+        from igrpo_cli.problems.ordering import problems_of_iteration
+
+        problems = self.problems()
+        data, seed = self.config.data, self.config.run.seed
+        chosen = problems_of_iteration(len(problems), iteration, data.problems_per_iteration, seed)
+        return [problems[index] for index in chosen]
+
+    def problems(self) -> list[Problem]:
+        """All training problems of the run, frozen by `init`, checked against their manifest."""
+        from igrpo_cli.shards.problem_file import read_problems
+
+        if self._problems is None:
+            self._problems = read_problems(self.run.problems())
+        return self._problems
+
+    def inputs(self, *paths: ShardPath) -> list[FileHash]:
+        """Shards as inputs of another one, as their manifests record them, without reading their data.
+
+        Raises MissingInputError for one that is not finished.
+        """
+        for path in paths:
+            if not path.manifest.exists():
+                raise MissingInputError(
+                    f"{path.name} is not finished: {path.manifest} does not exist", hint=path.command
+                )
+        return [input_of(path, read_manifest(path)) for path in paths]
+
+    def close(self) -> None:
+        """End the engine and the grading processes."""
+        for resource in (self._engine, self._grader):
+            if resource is not None:
+                resource.close()
+        self._engine = self._grader = None
+
+    def num_iterations(self) -> int:
+        """Iterations of the whole run: as configured, or as many as the epochs over the problems take."""
+        if self.config.run.num_iterations is not None:
+            return self.config.run.num_iterations
+        data = self.config.data
+        passes = data.num_train_epochs * count_problems(self.run.problems())
+        return max(1, round(passes / data.problems_per_iteration))
+
+    def current_iteration(self) -> int:
+        """The first iteration without a finished update, or the last one when all are done."""
+        last = self.num_iterations() - 1
+        for iteration in range(last):
+            if not self.run.update(iteration).manifest.exists():
+                return iteration
+        return last
+
+    def iteration_or_current(self, iteration: int | None) -> int:
+        """`iteration` if it is one of the run's, the current one if it is None. Raises UsageError."""
+        if iteration is None:
+            return self.current_iteration()
+        if iteration >= self.num_iterations():
+            raise UsageError(
+                f"iteration {iteration} does not exist: the run has {self.num_iterations()}, counted from 0",
+                hint="igrpo status",
+            )
+        return iteration
+
+    def shards_or_all(self, text: str | None) -> tuple[int, ...]:
+        """The shards named by `--shard`, or all of the run."""
+        num_shards = self.config.run.num_shards
+        return tuple(range(num_shards)) if text is None else tuple(parse_shards(text, num_shards))
+
+
+@contextmanager
+def open_session(path: Path, overrides: Iterable[str], console: Console) -> Iterator[Session]:
+    """The run at `path` with `overrides` laid over its settings; closes engine and graders at the end.
+
+    Raises MissingInputError where there is no run, ConflictError for settings that are fixed by then.
+    """
+    run = RunDirectory(path)
+    if not run.run_toml.exists():
+        raise MissingInputError(
+            f"{path} is not a run directory: it has no run.toml",
+            hint=f"igrpo init {'RUN' if path == Path() else path} --preset quickstart",
+        )
+    settings = read_toml(run.run_toml)
+    overrides = list(overrides)
+    for text in overrides:
+        section, key, value = parse_override(text)
+        if section in FIXED_SECTIONS and settings.get(section, {}).get(key) != value:
+            raise ConflictError(
+                f"{section}.{key} was fixed when the run was made "
+                f"({settings.get(section, {}).get(key)!r} in {run.run_toml}, {value!r} now)",
+                hint=f"igrpo init NEW_RUN --config {run.run_toml} --set {text}",
+            )
+    session = Session(run, check_config(apply_overrides(settings, overrides), str(run.run_toml)), console)
+    try:
+        yield session
+    finally:
+        session.close()

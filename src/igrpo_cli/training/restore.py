@@ -1,0 +1,68 @@
+"""A trainer from what lies on disk, and what it becomes on disk again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from igrpo_cli.training.checkpoint import (
+    load_master_weights,
+    load_optimizer,
+    save_optimizer,
+    save_policy,
+)
+from igrpo_cli.training.policy import load_policy
+from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
+
+PolicyDtype = Literal["float32", "bfloat16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def restore_trainer(
+    policy: Path,
+    settings: TrainingSettings,
+    *,
+    policy_dtype: PolicyDtype,
+    optimizer: Path | None,
+    reference: Path | None,
+    trust_remote_code: bool = False,
+) -> PolicyTrainer:
+    """The trainer of a model directory, as the previous update left it where its `optimizer` directory is given.
+
+    Runs on the GPU where there is one. A policy published in another dtype than float32 goes on from the float32
+    weights beside its optimiser state, not from their rounding. Raises as the loaders of `checkpoint` do.
+    """
+    device = training_device()
+    trainer = PolicyTrainer(
+        load_policy(policy, device, trust_remote_code=trust_remote_code),
+        settings,
+        reference and load_policy(reference, device, trust_remote_code=trust_remote_code),
+    )
+    if optimizer is not None:
+        if policy_dtype != "float32":
+            load_master_weights(optimizer, trainer.policy.model, DTYPES[policy_dtype])
+        load_optimizer(optimizer, trainer.optimizer, trainer.policy.model)
+    return trainer
+
+
+def save_trainer(
+    trainer: PolicyTrainer, source: Path, policy: Path, optimizer: Path, policy_dtype: PolicyDtype
+) -> None:
+    """Write the trained policy, with the tokeniser and settings of `source`, and the optimiser state beside it."""
+    save_policy(trainer.policy.model, source, policy, DTYPES[policy_dtype])
+    with_master = policy_dtype != "float32"
+    save_optimizer(optimizer, trainer.optimizer, trainer.policy.model, with_master_weights=with_master)
+
+
+def training_device() -> torch.device:
+    """Where updates run: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    """`training_device` in words, for manifests."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"cpu ({torch.get_num_threads()} threads)"

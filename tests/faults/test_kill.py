@@ -1,0 +1,124 @@
+"""kill -9 in the middle of a stage: the same command finishes it, and the bytes are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from conftest import files_below, igrpo, make_run, run_to_end
+
+STAGES = ("draft", "select", "refine", "update")
+SETTINGS = ("run.num_iterations=1", "engine.groups_per_block=1", "update.num_minibatches=4")
+MARKERS = {
+    "draft": "iteration_0000/draft/.parts/*/block-000002.parquet",
+    "select": "iteration_0000/select",
+    "refine": "iteration_0000/refine/.parts/*/block-000002.parquet",
+    "update": "iteration_0000/.*update*",
+}
+"""What exists when a stage is in the middle of its work."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return run_to_end(make_run(tmp_path_factory.mktemp("runs") / "undisturbed", *SETTINGS))
+
+
+def stop_in_the_middle(run, stage, number):
+    """Send signal `number` as soon as `stage` is in the middle of its work; returns the exit status."""
+    command = [sys.executable, "-m", "igrpo_cli", stage, str(run), "--iteration", "0", "-q"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(run.glob(MARKERS[stage])):
+            process.send_signal(number)
+            break
+        time.sleep(0.0005)
+    _, stderr = process.communicate(timeout=60)
+    return process.returncode, stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_stage_is_finished_by_the_same_command(tmp_path, undisturbed, stage):
+    run = make_run(tmp_path / "run", *SETTINGS)
+    for name in STAGES[: STAGES.index(stage)]:
+        assert igrpo(name, run, "--iteration", 0).code == 0
+    code, _ = stop_in_the_middle(run, stage, signal.SIGKILL)
+    # The update may die between its two renames, and select may just have finished: both must come out whole too.
+    assert code in (-signal.SIGKILL, 0)
+    assert not list(run.rglob("policies/0001/model.safetensors")) or stage == "update"
+    for name in STAGES[STAGES.index(stage) :]:
+        result = igrpo(name, run, "--iteration", 0)
+        assert result.code == 0, result.stderr
+    assert files_below(run) == files_below(undisturbed)
+    assert igrpo("verify", run).code == 0
+
+
+@pytest.mark.slow
+def test_finished_blocks_of_a_killed_shard_are_not_sampled_again(tmp_path):
+    run = make_run(tmp_path / "run", *SETTINGS)
+    code, _ = stop_in_the_middle(run, "draft", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    (first, *_) = sorted((run / "iteration_0000/draft/.parts").rglob("block-*.parquet"))
+    changed = _with_other_text(first)
+    assert igrpo("draft", run, "--iteration", 0).code == 0
+    (shard,) = (run / "iteration_0000/draft").glob("*.parquet")
+    # The kept block is in the shard as it lay there, though sampling it again would have undone the change.
+    assert pq.read_table(shard)["completion"][0].as_py() == changed
+
+
+def _with_other_text(part):
+    """Change the first completion of a part file, as no sampling would; returns its new text."""
+    file = pq.read_table(part)
+    texts = ["kept from the first try", *file["completion"].to_pylist()[1:]]
+    index = file.schema.get_field_index("completion")
+    field = file.schema.field("completion")
+    pq.write_table(file.set_column(index, field, [texts]), part, write_page_checksum=True)
+    return texts[0]
+
+
+@pytest.mark.slow
+def test_sigterm_exits_75_and_the_same_command_goes_on(tmp_path, undisturbed):
+    run = make_run(tmp_path / "run", *SETTINGS)
+    code, stderr = stop_in_the_middle(run, "draft", signal.SIGTERM)
+    assert code == 75, stderr
+    assert "stopped by SIGTERM" in stderr
+    assert "hint: run the same command again" in stderr
+    assert igrpo("draft", run, "--iteration", 0).code == 0
+    assert files_below(run / "iteration_0000/draft") == files_below(undisturbed / "iteration_0000/draft")
+
+
+@pytest.mark.slow
+def test_ctrl_c_exits_130(tmp_path):
+    run = make_run(tmp_path / "run", *SETTINGS)
+    code, stderr = stop_in_the_middle(run, "draft", signal.SIGINT)
+    assert code == 130
+    assert "Traceback" not in stderr
+
+
+def test_two_tasks_on_one_shard_are_safe(tmp_path, undisturbed):
+    run = make_run(tmp_path / "run", *SETTINGS)
+    command = [sys.executable, "-m", "igrpo_cli", "draft", str(run), "--iteration", "0", "-q"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    tasks = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [task.wait(timeout=120) for task in tasks] == [0, 0]
+    assert files_below(run / "iteration_0000/draft") == files_below(undisturbed / "iteration_0000/draft")
+
+
+@pytest.mark.slow
+def test_a_non_finite_gradient_keeps_the_policy_and_exits_1(tmp_path, undisturbed):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    result = igrpo("update", run, "--iteration", 0, "--overwrite", "--set", "update.learning_rate=1e38")
+    assert result.code == 1
+    assert "error: " in result.stderr
+    assert files_below(run) == files_below(undisturbed)
+    assert igrpo("verify", run).code == 0

@@ -1,0 +1,102 @@
+"""Which room may know which: the table of CONTRIBUTING.md, held by walking the imports of every file."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "igrpo_cli"
+LIGHT = {"records", "errors", "seeds"}
+ROOMS = {
+    "algo": LIGHT,
+    "rewards": LIGHT,
+    "shards": LIGHT,
+    "engines": LIGHT,
+    "training": LIGHT | {"algo"},
+    "problems": LIGHT | {"shards"},
+}
+OWNERS = {
+    "pyarrow": {"shards"},
+    "math_verify": {"rewards"},
+    "sympy": {"rewards"},
+    "pebble": {"rewards"},
+    "vllm": {"engines"},
+    "datasets": {"problems"},
+    "transformers": {"engines", "training"},
+    "torch": {"engines", "training", "algo"},
+    "typer": {"cli"},
+    "rich": {"console"},
+    "pydantic": {"config", "config_files"},
+}
+COMPOSITIONS = {"stage", "run", "quickstart"}
+"""Commands made of other commands; no other command imports one."""
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
+
+
+def own_rooms(names: set[str]) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith("igrpo_cli.") and name.count(".") >= 1}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_knows_only_the_rooms_below_it(path):
+    room = room_of(path)
+    if room in ROOMS:
+        assert own_rooms(imported(path)) <= ROOMS[room] | {room}
+    if room in LIGHT:
+        assert own_rooms(imported(path)) <= LIGHT
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_each_heavy_dependency_has_its_owner_rooms(path):
+    for name in imported(path):
+        owners = OWNERS.get(name.split(".")[0])
+        assert owners is None or room_of(path) in owners, f"{name} belongs to {owners}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "commands").glob("*.py")), ids=lambda p: p.stem)
+def test_no_command_imports_another_but_the_compositions(path):
+    others = {name for name in imported(path) if name.startswith("igrpo_cli.commands.")}
+    assert not others or path.stem in COMPOSITIONS
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["draft", "--help"], ["eval", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments):
+    heavy = "torch", "vllm", "transformers", "pyarrow", "sympy", "math_verify", "numpy", "pydantic"
+    code = (
+        "import sys\n"
+        "from igrpo_cli.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        f"print('HEAVY', [name for name in {heavy!r} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_nothing_unpickles_or_evaluates():
+    forbidden = {"eval", "exec", "torch.load", "os.system", "pickle.load", "pickle.loads", "yaml.load"}
+    for path in FILES:
+        source = path.read_text("utf-8")
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
+        assert not calls & forbidden, path
+        assert "import pickle" not in source, path
+        assert "shell=True" not in source, path

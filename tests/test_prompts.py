@@ -1,0 +1,74 @@
+"""Prompts: what the policy sees of a problem and of a draft, segment by segment."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from igrpo_cli.config import PromptsSection
+from igrpo_cli.prompts import bare_prompt, conditioned_prompt, template_hash, visible_draft
+from igrpo_cli.records import PromptSegment
+
+
+def keep_all(text: str, max_tokens: int) -> tuple[str, bool]:
+    return text, False
+
+
+def words(text: str, max_tokens: int) -> tuple[str, bool]:
+    pieces = text.split()
+    return " ".join(pieces[:max_tokens]), len(pieces) > max_tokens
+
+
+def text_of(prompt):
+    return "".join(segment.text for segment in prompt.user)
+
+
+def test_a_bare_prompt_is_the_problem_as_untrusted_text():
+    prompt = bare_prompt("1+1?", PromptsSection(system_prompt="Think."))
+    assert prompt.system == "Think."
+    assert prompt.user == (PromptSegment("1+1?", trusted=False),)
+
+
+def test_the_draft_stands_right_after_the_problem_between_markers():
+    prompt = conditioned_prompt("1+1?", "It is 3.", PromptsSection())
+    assert text_of(prompt) == "1+1?\n\n[draft]\nIt is 3.\n[/draft]"
+    assert [segment.trusted for segment in prompt.user] == [False, True, False, True]
+
+
+def test_braces_in_a_problem_or_draft_are_plain_text():
+    prompt = conditioned_prompt("What is {draft}?", "{problem} {0}", PromptsSection())
+    assert text_of(prompt) == "What is {draft}?\n\n[draft]\n{problem} {0}\n[/draft]"
+
+
+@given(st.lists(st.sampled_from(["[/draft]", "[draft]", "x", "\n", "[", "/draft]"])).map("".join))
+def test_a_draft_cannot_close_its_own_frame(draft):
+    text = text_of(conditioned_prompt("p", draft, PromptsSection()))
+    assert text.count("[/draft]") == 1
+    assert text.count("[draft]") == 1
+    assert text.endswith("\n[/draft]")
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [("full", "<think>a</think> b"), ("no_think", "b"), ("answer_only", "42")],
+)
+def test_what_of_the_draft_is_shown(view, expected):
+    shown, cut = visible_draft("<think>a</think> b", "42", PromptsSection(draft_view=view), keep_all)
+    assert (shown, cut) == (expected, False)
+
+
+def test_a_draft_without_an_answer_shows_nothing_when_only_the_answer_is_shown():
+    assert visible_draft("hm", None, PromptsSection(draft_view="answer_only"), keep_all) == ("", False)
+
+
+def test_a_long_draft_is_cut_and_says_so():
+    assert visible_draft("a b c d", None, PromptsSection(max_draft_tokens=2), words) == ("a b", True)
+    assert visible_draft("a b", None, PromptsSection(max_draft_tokens=2), words) == ("a b", False)
+
+
+def test_the_template_hash_changes_with_every_setting_of_the_section():
+    base = template_hash(PromptsSection())
+    assert template_hash(PromptsSection()) == base
+    assert template_hash(PromptsSection(system_prompt="x")) != base
+    assert template_hash(PromptsSection(draft_view="no_think")) != base
