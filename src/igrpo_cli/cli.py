@@ -50,6 +50,8 @@ SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Count and skip rows that cannot be used instead of refusing them.")
 ]
 HERE = Path()
+# typer does not export the root of its errors, of which BadParameter is one.
+USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 def _console(as_json: bool, quiet: bool, verbose: bool) -> Console:
@@ -262,7 +264,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _exit_code(arguments: list[str]) -> int:
-    click_exception = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
     try:
         with clean_interrupts():
             code = app(args=arguments, prog_name="igrpo", standalone_mode=False)
@@ -282,7 +283,7 @@ def _exit_code(arguments: list[str]) -> int:
             IgrpoError(f"{where}{error.strerror or error}", hint="after mending it, run the same command again")
         )
         return EXIT_FAILED
-    except click_exception as error:
+    except USAGE_ERROR as error:
         return _usage_error(error)
 
 

@@ -17,6 +17,9 @@ NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Dtype = Literal["auto", "float32", "bfloat16"]
 
+REWARD_PARTS = ("accuracy", "format")
+"""The parts that a reward is made of, by name."""
+
 
 class Section(BaseModel):
     """A section of `run.toml`; frozen, unknown keys refused."""
@@ -106,9 +109,7 @@ class RewardSection(Section):
 
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"num_workers", "max_ungraded_share"})
 
-    weights: dict[Literal["accuracy", "format"], float] = Field(
-        default_factory=lambda: {"accuracy": 1.0, "format": 1.0}
-    )
+    weights: dict[str, float] = Field(default_factory=lambda: dict.fromkeys(REWARD_PARTS, 1.0))
     cpu_seconds: Positive = 5.0
     """CPU time that the grader may spend on one completion; more is recorded as `ungraded`."""
     memory_mb: PositiveInt = 2048
@@ -208,6 +209,9 @@ class RunConfig(Section):
     def _check_combinations(self) -> RunConfig:
         if self.run.method == "grpo" and self.update.train_on != "drafts":
             raise ValueError('run.method = "grpo" has no refinements: update.train_on must be "drafts"')
+        unknown = sorted(self.reward.weights.keys() - set(REWARD_PARTS))
+        if unknown:
+            raise ValueError(f"reward.weights has no part {unknown[0]!r}: there are {', '.join(REWARD_PARTS)}")
         template = self.prompts.refine_template
         if template.count("{problem}") != 1 or template.count("{draft}") != 1:
             raise ValueError("prompts.refine_template must hold {problem} and {draft} exactly once each")

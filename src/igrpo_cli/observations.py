@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from igrpo_cli.algo.advantages import ScaleRewards, group_advantages
 from igrpo_cli.algo.diagnostics import refinement_metrics, rollout_metrics, selection_metrics
 from igrpo_cli.errors import ConflictError
@@ -112,5 +114,5 @@ def _training_group(rollouts: Sequence[Rollout], temperature: float, scale_rewar
         completion_ids=[rollout.completion_ids for rollout in rollouts],
         sampling_logprobs=[rollout.sampling_logprobs for rollout in rollouts],
         rewards=rewards,
-        advantages=group_advantages(rewards, scale_rewards).tolist(),
+        advantages=group_advantages(np.array(rewards), scale_rewards).tolist(),
     )

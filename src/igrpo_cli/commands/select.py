@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.config import stage_identity
 from igrpo_cli.provenance import Provenance
-from igrpo_cli.records import Selection, StageReport
+from igrpo_cli.records import Selection, SelectionAction, StageReport
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.session import Session, StageRequest
 from igrpo_cli.shard_work import ShardWork, work_through
@@ -140,7 +140,7 @@ def _shuffled(session: Session, path: ShardPath) -> Iterator[list[Selection]]:
             yield [_with_draft_of(own[row], own[partner[row]], actions[row]) for row in rows]
 
 
-def _with_draft_of(selection: Selection, other: Selection, action: str) -> Selection:
+def _with_draft_of(selection: Selection, other: Selection, action: SelectionAction) -> Selection:
     return replace(
         selection,
         action=action,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from igrpo_cli.console import Console, table
 from igrpo_cli.session import Session, open_session
-from igrpo_cli.shards.layout import format_shards
+from igrpo_cli.shards.layout import ShardPath, format_shards
 
 
 def run(path: Path, console: Console) -> None:
@@ -29,9 +29,8 @@ def run(path: Path, console: Console) -> None:
 
 
 def _stage(session: Session, iteration: int, stage: str) -> dict[str, object]:
-    if stage == "update":
-        paths = (session.run.update(iteration).shard,)
-    else:
+    paths: tuple[ShardPath, ...] = (session.run.update(iteration).shard,)
+    if stage != "update":
         paths = session.run.shards(iteration, stage, session.config.run.num_shards)
     missing = [path.shard for path in paths if not path.manifest.exists()]
     return {"done": len(paths) - len(missing), "total": len(paths), "missing": format_shards(missing)}

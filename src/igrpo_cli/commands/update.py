@@ -28,17 +28,17 @@ ONLY_SHARD = (0,)
 
 def run(session: Session, request: StageRequest) -> StageReport:
     """Train on the iteration's rollouts and publish `policies/k+1`."""
-    path = session.run.update(request.iteration)
+    update = session.run.update(request.iteration)
     policy = session.policy(request.iteration)
     settle_update(session.run, request.iteration)
 
-    def identity_of(shard: ShardPath) -> Identity:
-        return _identity(session, shard, policy)
+    def identity_of(path: ShardPath) -> Identity:
+        return _identity(session, path, policy)
 
-    def make(shard: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
-        return _make_update(session, path, policy, identity, overwrite=overwrite)
+    def make(path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
+        return _make_update(session, update, policy, identity, overwrite=overwrite)
 
-    work = ShardWork("update", lambda _: path.shard, identity_of, make)
+    work = ShardWork("update", lambda _: update.shard, identity_of, make)
     once = StageRequest(request.iteration, ONLY_SHARD, request.overwrite, request.dry_run)
     return work_through(work, once, session.console.note)
 
@@ -116,8 +116,8 @@ def _restore(session: Session, policy: Policy, iteration: int) -> PolicyTrainer:
         policy.directory,
         _training_settings(session.config.update),
         policy_dtype=session.config.policy.dtype,
-        optimizer=previous and previous.optimizer,
-        reference=reference and reference.directory,
+        optimizer=None if previous is None else previous.optimizer,
+        reference=None if reference is None else reference.directory,
         trust_remote_code=session.config.policy.trust_remote_code,
     )
 

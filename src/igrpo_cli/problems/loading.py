@@ -21,7 +21,7 @@ from igrpo_cli.problems.sources import resolve_training
 from igrpo_cli.records import Problem
 
 ROWS_THAT_SHOW_COLUMNS = 100
-SKIP_HINT = "correct it, or count and skip such rows: --set data.skip_bad_rows=true"
+SKIP_HINT = "correct it, or count and skip such rows: --skip-bad-rows"
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ def restore_trainer(
     trainer = PolicyTrainer(
         load_policy(policy, device, trust_remote_code=trust_remote_code),
         settings,
-        reference and load_policy(reference, device, trust_remote_code=trust_remote_code),
+        None if reference is None else load_policy(reference, device, trust_remote_code=trust_remote_code),
     )
     if optimizer is not None:
         if policy_dtype != "float32":
