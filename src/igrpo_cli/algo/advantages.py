@@ -1,0 +1,41 @@
+"""Group-relative advantages: the only baseline of GRPO and iGRPO is the mean reward of the group.
+
+GRPO: arXiv 2402.03300, section 4.1.2. iGRPO: arXiv 2602.09000, over the refinements only.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+ScaleRewards = Literal["sample_std", "population_std", "none"]
+
+_DDOF: dict[ScaleRewards, int] = {"sample_std": 1, "population_std": 0}
+
+
+def group_advantages(
+    rewards: NDArray[np.float64], scale_rewards: ScaleRewards = "sample_std", epsilon: float = 1e-4
+) -> NDArray[np.float64]:
+    """Advantages [G] of the rewards [G] of one group: (r - mean) / (std + epsilon), or r - mean for `none`.
+
+    `epsilon` is added to the standard deviation, as in TRL, so rewards [1, 0, 0, 0] give the first
+    completion 0.75 / (0.5 + 1e-4) = 1.4997 with the sample deviation (ddof 1), 0.75 / (0.4330 + 1e-4)
+    = 1.7317 with the population's, and 0.75 with `none`. A group with one distinct reward (so also a
+    group of one) has advantage exactly 0.0: computed, rounding of the mean divided by `epsilon` would
+    leave a gradient made of noise.
+
+    Raises ValueError for rewards that are not a finite vector.
+    """
+    rewards_G = np.asarray(rewards, dtype=np.float64)
+    if rewards_G.ndim != 1:
+        raise ValueError(f"rewards of one group must be a vector, got shape {rewards_G.shape}")
+    if not np.isfinite(rewards_G).all():
+        raise ValueError(f"rewards must be finite, got {rewards_G.tolist()}")
+    if rewards_G.size == 0 or (rewards_G == rewards_G[0]).all():
+        return np.zeros_like(rewards_G)
+    advantages_G: NDArray[np.float64] = rewards_G - rewards_G.mean()
+    if scale_rewards != "none":
+        advantages_G /= rewards_G.std(ddof=_DDOF[scale_rewards]) + epsilon
+    return advantages_G

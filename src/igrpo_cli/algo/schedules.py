@@ -1,0 +1,53 @@
+"""The learning rate as a function of the step alone: nothing to save, nothing to restore.
+
+Names and values are those of `transformers.get_scheduler`, so the first step of a warm-up has rate 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+LrSchedulerType = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"]
+
+
+def learning_rate_at(
+    step: int,
+    total_steps: int,
+    peak: float,
+    lr_scheduler_type: LrSchedulerType,
+    warmup_ratio: float = 0.0,
+    min_lr_rate: float = 0.0,
+) -> float:
+    """Learning rate of optimiser step `step` (from 0) out of `total_steps`.
+
+    The rate climbs linearly from 0 to `peak` over the first ceil(total_steps * warmup_ratio) steps
+    (`constant` has no warm-up), then follows the schedule; `cosine_with_min_lr` ends at
+    `min_lr_rate` * `peak`. Steps past the last one keep the final rate.
+
+    Raises ValueError for a negative step or fewer than one step in all.
+    """
+    if step < 0 or total_steps < 1:
+        raise ValueError(f"no step {step} of {total_steps}")
+    if lr_scheduler_type == "constant":
+        return peak
+    warmup_steps = math.ceil(total_steps * warmup_ratio)
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return peak * _decay(progress, lr_scheduler_type, min_lr_rate)
+
+
+def _decay(progress: float, lr_scheduler_type: LrSchedulerType, min_lr_rate: float) -> float:
+    """Share of the peak rate left when `progress` (0 to 1) of the steps after the warm-up is done."""
+    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    match lr_scheduler_type:
+        case "constant" | "constant_with_warmup":
+            return 1.0
+        case "linear":
+            return 1.0 - progress
+        case "cosine":
+            return cosine
+        case "cosine_with_min_lr":
+            return cosine * (1.0 - min_lr_rate) + min_lr_rate
+    raise ValueError(f"unknown lr_scheduler_type {lr_scheduler_type!r}")
