@@ -1,0 +1,109 @@
+"""What a step says of itself: metrics of the batch, and an audit of every completion.
+
+Shapes: S completions, N their tokens, as in `batch`. All means are over tokens unless said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igrpo_cli.training.batch import FloatArray, TrainingBatch
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMeasures:
+    """What the forward pass found for each of the N completion tokens."""
+
+    policy_logprobs: FloatArray
+    old_logprobs: FloatArray
+    entropy: FloatArray
+    """Nats, of the whole distribution that the token was drawn from."""
+    ratio: FloatArray
+    clipped: FloatArray
+    """1 where the clip holds the token back, else 0."""
+    kl: FloatArray
+    """k3 estimate; 0 without a reference."""
+
+    @classmethod
+    def empty(cls, num_tokens: int) -> TokenMeasures:
+        """Arrays of NaN, to be filled row by row."""
+        return cls(*np.full((len(cls.__slots__), num_tokens), np.nan, dtype=np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionAudit:
+    """One entry per completion, in the order of the groups; means over its tokens, 0 for an empty one."""
+
+    num_tokens: NDArray[np.int64]
+    advantages: FloatArray
+    policy_logprob: NDArray[np.float64]
+    old_logprob: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+    ratio: NDArray[np.float64]
+    clip_fraction: NDArray[np.float64]
+    kl: NDArray[np.float64]
+    sampler_mismatch: NDArray[np.float64]
+    """Mean |old - sampling log-prob|."""
+
+
+def audit_completions(batch: TrainingBatch, tokens: TokenMeasures) -> CompletionAudit:
+    """Means per completion."""
+
+    def mean(values_N: FloatArray) -> NDArray[np.float64]:
+        sums_S = np.bincount(batch.sequence, values_N, minlength=len(batch.num_tokens))
+        return sums_S / np.maximum(batch.num_tokens, 1)
+
+    return CompletionAudit(
+        num_tokens=batch.num_tokens,
+        advantages=batch.advantages,
+        policy_logprob=mean(tokens.policy_logprobs),
+        old_logprob=mean(tokens.old_logprobs),
+        entropy=mean(tokens.entropy),
+        ratio=mean(tokens.ratio),
+        clip_fraction=mean(tokens.clipped),
+        kl=mean(tokens.kl),
+        sampler_mismatch=mean(_mismatch(batch, tokens)),
+    )
+
+
+def batch_metrics(batch: TrainingBatch, tokens: TokenMeasures) -> dict[str, float]:
+    """Metrics by name; entropy and mismatch once more for each stage (`entropy/draft`).
+
+    `sampler_mismatch` is |old - sampling log-prob|: how far the trainer is from the engine for the
+    same policy. It is not 0 by design where sampling cuts the distribution (top-p, top-k) or is greedy.
+    """
+    mismatch_N = _mismatch(batch, tokens)
+    active = [any(advantage != 0 for advantage in group.advantages) for group in batch.groups]
+    metrics = {
+        "num_groups": float(len(batch.groups)),
+        "num_tokens": float(batch.num_tokens.sum()),
+        "groups_with_gradient": float(np.mean(active)),
+        "advantage_abs_mean": float(np.abs(batch.advantages).mean(dtype=np.float64)),
+        "ratio_mean": _mean(tokens.ratio),
+        "ratio_max": float(tokens.ratio.max()),
+        "ratio_max_deviation": float(np.abs(tokens.ratio - 1).max()),
+        "clip_fraction": _mean(tokens.clipped),
+        "kl": _mean(tokens.kl),
+        "entropy": _mean(tokens.entropy),
+        "sampler_mismatch_mean": _mean(mismatch_N),
+        "sampler_mismatch_max": float(mismatch_N.max()),
+    }
+    stages_S = np.array([group.stage for group in batch.groups])[batch.group]
+    for stage in np.unique(stages_S[batch.num_tokens > 0]).tolist():
+        of_stage_N = (stages_S == stage)[batch.sequence]
+        metrics[f"entropy/{stage}"] = _mean(tokens.entropy[of_stage_N])
+        metrics[f"sampler_mismatch_mean/{stage}"] = _mean(mismatch_N[of_stage_N])
+        metrics[f"sampler_mismatch_max/{stage}"] = float(mismatch_N[of_stage_N].max())
+    return metrics
+
+
+def _mismatch(batch: TrainingBatch, tokens: TokenMeasures) -> FloatArray:
+    mismatch_N: FloatArray = np.abs(tokens.old_logprobs - batch.sampling_logprobs)
+    return mismatch_N
+
+
+def _mean(values: FloatArray) -> float:
+    return float(values.mean(dtype=np.float64))

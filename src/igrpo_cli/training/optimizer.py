@@ -1,0 +1,69 @@
+"""AdamW on float32 weights, with the gradient clipped by its global norm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from igrpo_cli.errors import IgrpoError
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """AdamW, under TRL's names; the learning rate comes with each step."""
+
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    """Applied to matrices only, not to biases and norms, as in transformers' Trainer."""
+    max_grad_norm: float = 1.0
+
+
+def make_optimizer(model: Any, settings: OptimizerSettings) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of `model`, without state."""
+    parameters = trainable_parameters(model).values()
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=0.0,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+        fused=True,
+    )
+
+
+def trainable_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
+    """Trainable parameters by name; a tied one appears once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def apply_gradients(optimizer: torch.optim.AdamW, model: Any, learning_rate: float, max_grad_norm: float) -> float:
+    """Take one step with the accumulated gradients; returns their global norm before clipping.
+
+    Raises IgrpoError, with weights and state as they were, where the norm is not finite.
+    """
+    parameters = trainable_parameters(model)
+    for parameter in parameters.values():
+        # AdamW passes over a parameter without gradient. Rows without gradient are never run backward, and
+        # that saving must not decide whether momentum goes on moving the weights.
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
+    norm = get_total_norm(gradients.values())
+    if not torch.isfinite(norm):
+        culprits = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
+        raise IgrpoError(
+            f"gradient norm is {norm.item()}, first in {culprits[0] if culprits else 'the sum of all'}",
+            hint="lower update.learning_rate, or set update.dtype = float32",
+        )
+    clip_grads_with_norm_(parameters.values(), max_grad_norm, norm)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
+    return float(norm)

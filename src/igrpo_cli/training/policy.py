@@ -1,0 +1,146 @@
+"""A model directory as a body that makes hidden states and a head that makes log-probs of them.
+
+Weights are loaded in float32, the dtype they are trained in, whatever the directory holds.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
+from igrpo_cli.training.logprobs import OutputHead, token_logprobs
+
+AGREEMENT = 1e-3
+"""Largest relative difference that rounding may leave between two ways to compute the same in float32."""
+
+
+class CausalPolicy:
+    """A transformers causal language model, without dropout."""
+
+    def __init__(self, model: Any) -> None:
+        """Raises IgrpoError for weights that are not finite, or logits that `OutputHead` cannot reproduce."""
+        self.model = model.eval()
+        refuse_non_finite(dict(model.named_parameters()), "loaded policy")
+        self.head = _output_head(model)
+        _check_head(self)
+        self.shares_prompts = _may_share_prompts(model) and _sharing_is_exact(self)
+        """Whether completions may stand behind one prompt in a row (see `packing`)."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that the model has an embedding for."""
+        return len(self.model.get_input_embeddings().weight)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are, and where inputs must be."""
+        return self.head.weight.device
+
+    def hidden_states(
+        self, input_ids_T: Tensor, position_ids_T: Tensor | None = None, mask_TT: Tensor | None = None
+    ) -> Tensor:
+        """Last hidden states [T, H] of one row.
+
+        A plain sequence needs neither positions nor a mask. In a shared row `mask_TT` is True at
+        (query, key) where the query sees the key.
+        """
+        arguments: dict[str, Any] = {"input_ids": input_ids_T[None], "use_cache": False}
+        if position_ids_T is not None and mask_TT is not None:
+            arguments |= {"position_ids": position_ids_T[None], "attention_mask": mask_TT[None, None]}
+        last_BTH: Tensor = self.model.base_model(**arguments).last_hidden_state
+        return last_BTH[0]
+
+    def checkpoint_layers(self) -> None:
+        """From now on keep only the inputs of each layer for the backward pass, and compute the rest again.
+
+        transformers' own switch works in training mode only, which would bring dropout with it.
+        """
+        layers = [layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        if not layers:
+            raise UsageError(
+                f"{type(self.model).__name__} cannot recompute its layers",
+                hint="set update.gradient_checkpointing = false",
+            )
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def load_policy(directory: Path, device: torch.device, *, trust_remote_code: bool = False) -> CausalPolicy:
+    """The policy of a Hugging Face model directory, in float32 on `device`.
+
+    Raises MissingInputError where the directory holds no causal language model.
+    """
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            directory, dtype=torch.float32, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise MissingInputError(f"cannot load a policy from {directory}: {error}") from error
+    return CausalPolicy(model.to(device))
+
+
+def refuse_non_finite(tensors: dict[str, Tensor], what: str) -> None:
+    """Raise IgrpoError naming the first tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise IgrpoError(f"{what}: tensor {name} holds NaN or infinity")
+
+
+def _output_head(model: Any) -> OutputHead:
+    layer = model.get_output_embeddings()
+    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return OutputHead(layer.weight, getattr(layer, "bias", None), softcap)
+
+
+def _may_share_prompts(model: Any) -> bool:
+    """Whether the architecture says that a token depends only on the tokens that its mask lets it see."""
+    config = model.config.get_text_config()
+    layer_types = getattr(config, "layer_types", None) or []
+    if model.config._attn_implementation != "sdpa" or model._is_stateful:
+        return False
+    if layer_types:
+        return set(layer_types) == {"full_attention"}
+    return getattr(config, "sliding_window", None) is None
+
+
+@torch.no_grad()
+def _check_head(policy: CausalPolicy) -> None:
+    """Architectures scale logits in ways of their own; wrong log-probs must not pass for right ones."""
+    ids_T = _probe_ids(policy, 8)
+    expected_TV = policy.model(input_ids=ids_T[None], use_cache=False).logits[0].log_softmax(-1)
+    hidden_TH = policy.hidden_states(ids_T, None)
+    logprobs_T, _ = token_logprobs(hidden_TH, policy.head, ids_T, torch.ones_like(ids_T, dtype=torch.float32))
+    if not _agree(logprobs_T, expected_TV.gather(-1, ids_T[:, None])[:, 0]):
+        raise IgrpoError(f"{type(policy.model).__name__} makes its logits in a way that igrpo does not know")
+
+
+@torch.no_grad()
+def _sharing_is_exact(policy: CausalPolicy) -> bool:
+    """Whether two completions behind one prompt get the hidden states that they get in rows of their own."""
+    ids_T = _probe_ids(policy, 12)
+    prompt_T, first_T, second_T = ids_T[:5], ids_T[5:8], ids_T[8:]
+    positions_T = torch.tensor([*range(8), *range(5, 9)], device=ids_T.device)
+    mask_TT = torch.ones(12, 12, dtype=torch.bool, device=ids_T.device).tril_()
+    mask_TT[8:, 5:8] = False
+    shared_TH = policy.hidden_states(ids_T, positions_T, mask_TT)
+    first_TH = policy.hidden_states(torch.cat([prompt_T, first_T]))
+    second_TH = policy.hidden_states(torch.cat([prompt_T, second_T]))
+    return _agree(shared_TH, torch.cat([first_TH, second_TH[5:]]))
+
+
+def _probe_ids(policy: CausalPolicy, length: int) -> Tensor:
+    """Token ids spread over the vocabulary, all different where it is large enough."""
+    stride = max(1, policy.vocab_size // (length + 1))
+    return torch.arange(1, length + 1, device=policy.device) * stride % policy.vocab_size
+
+
+def _agree(left: Tensor, right: Tensor) -> bool:
+    return bool((left - right).abs().max() <= AGREEMENT * right.abs().max())

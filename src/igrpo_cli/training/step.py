@@ -1,0 +1,227 @@
+"""One optimiser step of GRPO over whole groups.
+
+The batch is cut into rows for the sake of memory only: the weights of the loss come from the whole
+batch, so the number of rows is no part of the objective.
+
+Shapes: T tokens of a row, K completion tokens that it predicts, S completions and N tokens of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from igrpo_cli.algo.losses import LossOutput, LossSettings, SequenceBatch, TokenLogprobs, policy_loss
+from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.records import TrainingGroup
+from igrpo_cli.training.batch import FloatArray, TrainingBatch, flatten_groups
+from igrpo_cli.training.logprobs import token_logprobs
+from igrpo_cli.training.measures import CompletionAudit, TokenMeasures, audit_completions, batch_metrics
+from igrpo_cli.training.optimizer import OptimizerSettings, apply_gradients, make_optimizer
+from igrpo_cli.training.packing import PackedRow, RowLimits, attention_mask, pack_rows
+from igrpo_cli.training.policy import CausalPolicy
+
+JOINED_TOKENS_ON_CPU = 512
+"""Row length from which on joining costs more attention than it saves calls, measured on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How a step is computed."""
+
+    loss: LossSettings = field(default_factory=LossSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the forward and backward pass (autocast); weights, gradients and Adam's moments are float32."""
+    gradient_checkpointing: bool = False
+    max_tokens_per_batch: int = 4096
+    """Tokens of one row, as far as whole completions allow: the memory knob."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimiser step did."""
+
+    metrics: dict[str, float]
+    audit: CompletionAudit
+    """Completions in the order of the groups given."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The rows of a batch. The measured ones have no gradient, so they are not run backward."""
+
+    trained: list[PackedRow]
+    measured: list[PackedRow]
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """One step on its way through the rows."""
+
+    batch: TrainingBatch
+    sequences: SequenceBatch
+    old_logprobs: FloatArray | None
+    """[N]"""
+    measures: TokenMeasures
+    """Filled row by row."""
+
+
+class PolicyTrainer:
+    """A policy with its optimiser, and the frozen reference of the KL term where beta is not 0."""
+
+    def __init__(self, policy: CausalPolicy, settings: TrainingSettings, reference: CausalPolicy | None = None) -> None:
+        """Raises UsageError where beta is not 0 and there is no reference."""
+        if settings.loss.beta != 0.0 and reference is None:
+            raise UsageError(f"beta {settings.loss.beta} needs a reference policy")
+        self.policy = policy
+        self.settings = settings
+        self.reference = reference if settings.loss.beta != 0.0 else None
+        self.optimizer = make_optimizer(policy.model, settings.optimizer)
+        self._limits = _row_limits(policy, settings.max_tokens_per_batch)
+        if settings.gradient_checkpointing:
+            policy.checkpoint_layers()
+
+    def compute_old_logprobs(self, groups: Sequence[TrainingGroup]) -> FloatArray:
+        """Log-probs [N] under the policy as it is now, to be given to `step` with the same groups.
+
+        Needed only where the policy takes several steps on its samples. The rows are those of the
+        step, so on an unchanged policy the ratio is exactly 1.
+        """
+        batch = flatten_groups(groups, self.policy.vocab_size)
+        rows = self._plan(batch)
+        logprobs_N = np.full(len(batch.token_ids), np.nan, dtype=np.float32)
+        with torch.no_grad(), self._autocast():
+            for row in (*rows.trained, *rows.measured):
+                logprobs_N[row.token] = _row_logprobs(self.policy, batch, row)[0].cpu().numpy()
+        return logprobs_N
+
+    def step(
+        self, groups: Sequence[TrainingGroup], learning_rate: float, old_logprobs: FloatArray | None = None
+    ) -> StepResult:
+        """One AdamW step on the objective of `groups`, which are the whole optimiser batch.
+
+        Without `old_logprobs` the ratio is taken against the policy itself, detached: exactly 1, and
+        no extra forward pass. Raises IgrpoError, with weights and optimiser as they were, for groups
+        that cannot be trained on (see `flatten_groups`) and for log-probs, a loss or gradients that
+        are not finite.
+        """
+        batch = flatten_groups(groups, self.policy.vocab_size)
+        if old_logprobs is not None and len(old_logprobs) != len(batch.token_ids):
+            raise IgrpoError(f"{len(old_logprobs)} old log-probs for {len(batch.token_ids)} completion tokens")
+        rows = self._plan(batch)
+        measures = TokenMeasures.empty(len(batch.token_ids))
+        work = _Work(batch, self._sequences(batch), old_logprobs, measures)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        # One autocast region for all rows: it keeps the bfloat16 copy of each weight until it ends.
+        with self._autocast():
+            for row in rows.trained:
+                output = self._forward(work, row)
+                with self._autocast(enabled=False):
+                    torch.autograd.backward(output.loss)
+                loss += output.loss.item()
+        with self._autocast(), torch.no_grad():
+            for row in rows.measured:
+                loss += self._forward(work, row).loss.item()
+        grad_norm = apply_gradients(
+            self.optimizer, self.policy.model, learning_rate, self.settings.optimizer.max_grad_norm
+        )
+        update = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
+        return StepResult({**update, **batch_metrics(batch, measures)}, audit_completions(batch, measures))
+
+    def _plan(self, batch: TrainingBatch) -> _Rows:
+        """A group whose advantages are all 0 has a gradient only if the KL term gives it one."""
+        trained = np.bincount(batch.group, batch.advantages != 0, minlength=len(batch.groups)) > 0
+        if self.reference is not None:
+            trained[:] = True
+        return _Rows(
+            trained=pack_rows(batch, np.flatnonzero(trained).tolist(), self._limits),
+            measured=pack_rows(batch, np.flatnonzero(~trained).tolist(), self._limits),
+        )
+
+    def _forward(self, work: _Work, row: PackedRow) -> LossOutput:
+        """The loss of one row; what metrics need of it goes into `work.measures`."""
+        batch = work.batch
+        policy_K, entropy_K = _row_logprobs(self.policy, batch, row)
+        old_K = policy_K.detach()
+        if work.old_logprobs is not None:
+            old_K = self._to_device(work.old_logprobs[row.token])
+        reference_K = None
+        if self.reference is not None:
+            with torch.no_grad():
+                reference_K, _ = _row_logprobs(self.reference, batch, row)
+        _refuse_non_finite(batch, row, policy=policy_K, old=old_K, reference=reference_K)
+        tokens = TokenLogprobs(self._to_device(batch.sequence[row.token]), policy_K, old_K, reference_K)
+        output = policy_loss(self.settings.loss, work.sequences, tokens)
+        if not torch.isfinite(output.loss):
+            first = batch.describe(int(batch.sequence[row.token[0]]))
+            raise IgrpoError(f"loss is {output.loss.item()} in the row that starts with {first}")
+        found = {
+            "policy_logprobs": policy_K,
+            "old_logprobs": old_K,
+            "entropy": entropy_K,
+            "ratio": output.ratio,
+            "clipped": output.clipped,
+            "kl": torch.zeros_like(entropy_K) if output.kl is None else output.kl,
+        }
+        for name, values_K in found.items():
+            getattr(work.measures, name)[row.token] = values_K.detach().cpu().numpy()
+        return output
+
+    def _sequences(self, batch: TrainingBatch) -> SequenceBatch:
+        return SequenceBatch(
+            advantages=self._to_device(batch.advantages),
+            num_tokens=self._to_device(batch.num_tokens),
+            group_sizes=self._to_device(batch.group_sizes),
+            num_groups=len(batch.groups),
+        )
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.policy.device)
+
+    def _autocast(self, *, enabled: bool = True) -> torch.autocast:
+        enabled = enabled and self.settings.dtype == "bfloat16"
+        return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _row_limits(policy: CausalPolicy, max_tokens_per_batch: int) -> RowLimits:
+    if not policy.shares_prompts:
+        return RowLimits(block_tokens=0, joined_tokens=0)
+    # Attention under a dense mask pays for every pair of a row, also for pairs of two blocks.
+    joined = JOINED_TOKENS_ON_CPU if policy.device.type == "cpu" else max_tokens_per_batch
+    return RowLimits(block_tokens=max_tokens_per_batch, joined_tokens=min(joined, max_tokens_per_batch))
+
+
+def _row_logprobs(policy: CausalPolicy, batch: TrainingBatch, row: PackedRow) -> tuple[Tensor, Tensor]:
+    """Log-probs [K] and entropies [K] of the completion tokens of a row."""
+    device = policy.device
+    input_ids_T = torch.from_numpy(row.input_ids).to(device)
+    position_ids_T = torch.from_numpy(row.position_ids).to(device)
+    hidden_TH = policy.hidden_states(input_ids_T, position_ids_T, attention_mask(row, device))
+    return token_logprobs(
+        hidden_TH[torch.from_numpy(row.predictor).to(device)],
+        policy.head,
+        torch.from_numpy(batch.token_ids[row.token]).to(device),
+        torch.from_numpy(batch.temperatures[row.token]).to(device),
+    )
+
+
+def _refuse_non_finite(batch: TrainingBatch, row: PackedRow, **logprobs: Tensor | None) -> None:
+    """Raise IgrpoError naming the completion whose log-prob is not a number that one can train on."""
+    for whose, values_K in logprobs.items():
+        if values_K is not None and not torch.isfinite(values_K).all():
+            first = int((~torch.isfinite(values_K)).nonzero()[0])
+            token = int(row.token[first])
+            sequence = int(batch.sequence[token])
+            position = token - batch.first_token[sequence]
+            where = f"token {position} of {batch.describe(sequence)}"
+            raise IgrpoError(
+                f"{whose} log-prob of {where} is {values_K[first].item()}",
+                hint="lower update.learning_rate, or set update.dtype = float32",
+            )

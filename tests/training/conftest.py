@@ -1,0 +1,87 @@
+"""Tiny random models of several architectures, and groups with every awkward length."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    GraniteConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from igrpo_cli.records import TrainingGroup
+
+VOCAB = 37
+SIZE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+CONFIGS = {
+    "llama": LlamaConfig(**SIZE, tie_word_embeddings=True),
+    "qwen2": Qwen2Config(**SIZE, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SIZE, head_dim=8, tie_word_embeddings=False),
+    "mistral": MistralConfig(**SIZE, sliding_window=4),
+    "mamba": MambaConfig(vocab_size=VOCAB, hidden_size=32, state_size=4, num_hidden_layers=2),
+    "granite": GraniteConfig(**SIZE, logits_scaling=8.0),
+}
+
+
+@pytest.fixture(scope="session")
+def built_models():
+    """One model of each architecture with random weights; take copies, never train these."""
+    models = {}
+    for name, config in CONFIGS.items():
+        torch.manual_seed(7)
+        models[name] = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return models
+
+
+@pytest.fixture
+def make_model(built_models):
+    """A fresh copy of the model of an architecture: the same weights each time."""
+    return lambda name="llama": copy.deepcopy(built_models[name])
+
+
+def build_group(rng, lengths, *, group_id=0, stage="refine", prompt=6, temperature=0.7, advantages=None):
+    drawn = rng.normal(size=len(lengths)) if advantages is None else advantages
+    return TrainingGroup(
+        stage=stage,
+        group_id=group_id,
+        problem_id=f"problem-{group_id}",
+        prompt_ids=rng.integers(0, VOCAB, prompt).tolist(),
+        temperature=temperature,
+        completion_ids=[rng.integers(0, VOCAB, length).tolist() for length in lengths],
+        sampling_logprobs=[(-rng.random(length)).tolist() for length in lengths],
+        rewards=[0.0] * len(lengths),
+        advantages=list(drawn),
+    )
+
+
+@pytest.fixture
+def make_group():
+    """`make_group([3, 1], seed=0, …)`: a group with completions of these lengths."""
+    return lambda lengths, seed=0, **fields: build_group(np.random.default_rng(seed), lengths, **fields)
+
+
+@pytest.fixture
+def groups(make_group):
+    """Unequal lengths, one-token and empty completions, groups of unequal size, both stages."""
+    return [
+        make_group([5, 1, 0, 9], seed=1, group_id=0),
+        make_group([1], seed=2, group_id=1, prompt=1, stage="draft", temperature=1.0),
+        make_group([4, 7, 2], seed=3, group_id=2, prompt=11),
+        make_group([3, 3], seed=4, group_id=3, stage="draft", temperature=1.3),
+    ]

@@ -1,0 +1,78 @@
+"""What a loaded policy finds out about its architecture, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
+from igrpo_cli.training.policy import CausalPolicy, load_policy
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [("llama", True), ("qwen2", True), ("qwen3", True), ("mistral", False), ("mamba", False)],
+)
+def test_architectures_that_share_prompts(make_model, name, shares):
+    assert CausalPolicy(make_model(name)).shares_prompts is shares
+
+
+def test_a_sliding_window_in_use_keeps_prompts_apart():
+    config = Qwen2Config(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=64,
+        max_window_layers=1,
+    )
+    assert not CausalPolicy(Qwen2ForCausalLM(config)).shares_prompts
+
+
+def test_a_model_that_looks_past_its_mask_is_found_out(make_model):
+    model = make_model()
+    model.model.layers[0].register_forward_hook(lambda _, __, hidden: hidden + hidden.cumsum(1))
+    assert not CausalPolicy(model).shares_prompts
+
+
+def test_eager_attention_adds_its_mask_and_cannot_take_a_boolean_one(make_model):
+    model = make_model()
+    model.set_attn_implementation("eager")
+    assert not CausalPolicy(model).shares_prompts
+
+
+def test_logits_that_the_head_cannot_reproduce_are_refused(make_model):
+    with pytest.raises(IgrpoError, match="GraniteForCausalLM makes its logits"):
+        CausalPolicy(make_model("granite"))
+
+
+def test_weights_that_are_no_numbers_are_refused_by_name(make_model):
+    model = make_model()
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = float("nan")
+    with pytest.raises(IgrpoError, match=r"model\.layers\.1\.mlp\.up_proj\.weight"):
+        CausalPolicy(model)
+
+
+def test_a_bfloat16_directory_is_loaded_into_float32(make_model, tmp_path):
+    make_model().to(torch.bfloat16).save_pretrained(tmp_path)
+    policy = load_policy(tmp_path, CPU)
+    assert {parameter.dtype for parameter in policy.model.parameters()} == {torch.float32}
+    assert not policy.model.training
+
+
+def test_a_directory_without_a_model_is_a_missing_input(tmp_path):
+    with pytest.raises(MissingInputError, match="cannot load a policy from"):
+        load_policy(tmp_path, CPU)
+
+
+def test_recomputing_layers_is_refused_where_there_are_none(make_model):
+    policy = CausalPolicy(make_model("mamba"))
+    policy.model = torch.nn.Linear(1, 1)
+    with pytest.raises(UsageError, match="Linear cannot recompute"):
+        policy.checkpoint_layers()
