@@ -1,4 +1,5 @@
-"""Write `train.jsonl` and `test.jsonl`: short sums and differences in four levels. Standard library only.
+"""Write `train.jsonl` and `test.jsonl`: short sums and differences in four levels; and `products.jsonl`: the
+one-digit products in words, for models that read a sentence. Standard library only.
 
     python make_problems.py [OUTPUT_DIRECTORY]
 
@@ -94,9 +95,7 @@ def select_problems(split: str) -> list[ArithmeticProblem]:
     for level, quota in zip(LEVELS, QUOTAS[split], strict=True):
         of_level = [problem for problem in ranked if problem.level == level]
         if len(of_level) < quota:
-            raise SystemExit(
-                f"error: level {level} has {len(of_level)} {split} problems, {quota} are asked for"
-            )
+            raise SystemExit(f"error: level {level} has {len(of_level)} {split} problems, {quota} are asked for")
         chosen += of_level[:quota]
     return sorted(chosen, key=lambda problem: _digest(f"order:{problem.text}"))
 
@@ -116,11 +115,28 @@ def render_split(split: str) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
+def render_products() -> str:
+    """All products of one-digit operands, in a mixed order, as JSON lines."""
+    pairs = sorted(((a, b) for a in ONE_DIGIT for b in ONE_DIGIT), key=lambda pair: _digest(f"order:{pair}"))
+    rows = (
+        {
+            "id": f"arithmetic-products-{index:05d}",
+            "problem": f"What is {a} * {b}?",
+            "answer": str(a * b),
+            "source": "arithmetic/make_problems.py",
+            "level": 1,
+        }
+        for index, (a, b) in enumerate(pairs)
+    )
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 def main() -> None:
     output = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     output.mkdir(parents=True, exist_ok=True)
-    for split in QUOTAS:
-        (output / f"{split}.jsonl").write_text(render_split(split), encoding="utf-8", newline="\n")
+    contents = {split: render_split(split) for split in QUOTAS} | {"products": render_products()}
+    for name, content in contents.items():
+        (output / f"{name}.jsonl").write_text(content, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 RolloutStage = Literal["draft", "refine", "eval"]
 FinishReason = Literal["stop", "length", "abort"]
@@ -188,10 +188,10 @@ class StageReport:
     seconds: float = 0.0
     skipped: int = 0
     """Shards of `shards` that were finished before."""
-    details: dict[str, object] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     """Further counts by name, merged into the `--json` object."""
 
-    def payload(self) -> dict[str, object]:
+    def payload(self) -> dict[str, Any]:
         """The `--json` object."""
         keys = ("stage", "iteration", "shards", "rows", "groups", "tokens", "seconds", "skipped")
         return {**{key: getattr(self, key) for key in keys}, **self.details}

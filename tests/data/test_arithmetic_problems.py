@@ -16,9 +16,7 @@ SPLITS = {"train": 3200, "test": 512}
 
 
 def read_split(split: str) -> list[dict]:
-    return [
-        json.loads(line) for line in (ARITHMETIC / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    return [json.loads(line) for line in (ARITHMETIC / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def signed_terms(problem: str) -> list[int]:
@@ -32,7 +30,7 @@ def operands(problem: str) -> tuple[int, ...]:
 
 def test_the_script_writes_the_same_bytes_again(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ARITHMETIC / "make_problems.py", tmp_path], check=True)
-    for split in SPLITS:
+    for split in (*SPLITS, "products"):
         assert (tmp_path / f"{split}.jsonl").read_bytes() == (ARITHMETIC / f"{split}.jsonl").read_bytes()
 
 
@@ -62,10 +60,7 @@ def test_the_level_is_the_shape_of_the_problem(split: str) -> None:
 
 def test_both_splits_have_the_same_mixture_of_levels() -> None:
     shares = {
-        split: {
-            level: count / SPLITS[split]
-            for level, count in Counter(r["level"] for r in read_split(split)).items()
-        }
+        split: {level: count / SPLITS[split] for level, count in Counter(r["level"] for r in read_split(split)).items()}
         for split in SPLITS
     }
     assert shares["train"].keys() == {1, 2, 3, 4}
@@ -81,3 +76,10 @@ def test_no_operands_of_test_stand_in_train_under_any_order_or_sign() -> None:
     train = {operands(row["problem"]) for row in read_split("train")}
     test = {operands(row["problem"]) for row in read_split("test")}
     assert not train & test
+
+
+def test_products_are_all_one_digit_pairs_with_their_values() -> None:
+    rows = read_split("products")
+    pairs = [tuple(map(int, re.fullmatch(r"What is (\d) \* (\d)\?", row["problem"]).groups())) for row in rows]
+    assert sorted(pairs) == [(a, b) for a in range(1, 10) for b in range(1, 10)]
+    assert [row["answer"] for row in rows] == [str(a * b) for a, b in pairs]

@@ -40,7 +40,10 @@ def run(session: Session, request: StageRequest) -> StageReport:
 
     work = ShardWork("update", lambda _: update.shard, identity_of, make)
     once = StageRequest(request.iteration, ONLY_SHARD, request.overwrite, request.dry_run)
-    return work_through(work, once, session.console.note)
+    report = work_through(work, once, session.console.note)
+    # The rows of its manifest are metrics; what a reader of the report asks is how much was trained on.
+    report.rows, report.groups = (int(report.details.get(name, 0)) for name in ("completions", "groups"))
+    return report
 
 
 def _identity(session: Session, shard: ShardPath, policy: Policy) -> Identity:
@@ -88,7 +91,11 @@ def _make_update(
             update_files.stage_metrics(path, staged, observations, steps),
             device=device_name(),
             tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
-            counts={"optimizer_steps": len(steps), "groups_trained_on": len(groups)},
+            counts={
+                "optimizer_steps": len(steps),
+                "groups": len(groups),
+                "completions": sum(len(group.completion_ids) for group in groups),
+            },
             outputs=outputs,
         )
         return update_files.publish_update(session, path, staged, manifest, overwrite=overwrite)

@@ -8,7 +8,7 @@ from igrpo_cli.errors import MissingInputError
 
 PREFIX = "builtin:"
 PACKAGED_SETS = ("arithmetic",)
-PACKAGED_SPLITS = ("train", "test")
+PACKAGED_SPLITS = ("train", "test", "products")
 
 
 def packaged_data() -> Path:
@@ -21,7 +21,7 @@ def packaged_data() -> Path:
 
 
 def packaged_problems(name: str) -> Path:
-    """The file of `arithmetic/train`, `arithmetic/test`."""
+    """The file of `arithmetic/train`, `arithmetic/test` or `arithmetic/products`."""
     set_name, _, split = name.partition("/")
     if set_name not in PACKAGED_SETS or split not in PACKAGED_SPLITS:
         known = [f"{PREFIX}{known}/{split}" for known in PACKAGED_SETS for split in PACKAGED_SPLITS]
