@@ -1,0 +1,178 @@
+"""Decoding one wave: every prompt is computed once, then all completions of all prompts advance in step.
+
+Legend: P prompts, R rows (completions of the wave), B rows still in the batch (B <= R), L longest prompt, M most
+tokens of a completion, T tokens in the cache, V vocabulary. The batch is on the model's device, the books on the host.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from igrpo_cli.engines.kv_cache import create_cache, is_full_attention, select_rows
+from igrpo_cli.engines.sampling import choose_tokens, row_uniforms
+from igrpo_cli.records import Completion, SamplingSettings
+
+_ONE_MASK_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Model types known to hand a ready 4-dimensional mask to all their layers as it is."""
+_COMPACTION_SHARE = 1 / 8
+"""Share of the batch that must have finished before it is taken out: moving the cache costs about a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Completions of one group that are decoded in one wave: all of the group, unless they are too many."""
+
+    group_index: int
+    prompt_ids: Sequence[int]
+    seeds: Sequence[int]
+
+
+class NonFiniteLogitsError(Exception):
+    """The model gave NaN or infinite logits; the message says where."""
+
+
+class Decoding:
+    """One wave under way. Call `step` until `is_over`; rows that have ended leave the batch by and by."""
+
+    def __init__(
+        self, model: Any, parts: Sequence[Part], settings: SamplingSettings, eos_token_ids: Sequence[int]
+    ) -> None:
+        counts = [len(part.seeds) for part in parts]
+        num_rows = sum(counts)
+        self._model, self._parts, self._settings = model, parts, settings
+        self._device: torch.device = model.device
+        self._eos_token_ids = np.array(list(eos_token_ids), dtype=np.int64)
+        self._part_of_row_R = np.repeat(np.arange(len(parts)), counts)
+        self._seeds_R = np.array([seed for part in parts for seed in part.seeds], dtype=np.uint64)
+        self._tokens_RM = np.zeros((num_rows, settings.max_completion_length), dtype=np.int32)
+        self._logprobs_RM = np.zeros((num_rows, settings.max_completion_length), dtype=np.float32)
+        self._lengths_R = np.zeros(num_rows, dtype=np.int64)
+        """0 until the row has ended."""
+        self._rows_B = np.arange(num_rows)
+        self._rows_left = dict(enumerate(counts))
+        self._step = 0
+        self._prefill()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._rows_left
+
+    @torch.inference_mode()
+    def step(self) -> list[tuple[int, list[Completion]]]:
+        """Draw the next token of every row; return (group index, completions) of the parts that this finished."""
+        uniforms_B = row_uniforms(self._seeds_R[self._rows_B], self._step)
+        tokens_B, logprobs_B = choose_tokens(self._logits_BV, uniforms_B, self._settings)
+        finished = self._record(*torch.stack([tokens_B.double(), logprobs_B.double()]).cpu().numpy())
+        if not self.is_over:
+            self._advance(self._compact(tokens_B))
+        return finished
+
+    @torch.inference_mode()
+    def _prefill(self) -> None:
+        """Compute each prompt once, left-padded to one length, then give every row its own copy of the cache."""
+        prompts = [part.prompt_ids for part in self._parts]
+        lengths_P = torch.tensor([len(prompt) for prompt in prompts])
+        longest = int(lengths_P.max())
+        token_ids_PL = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
+        columns_L, padding_P1 = torch.arange(longest), longest - lengths_P[:, None]
+        is_padded = bool(padding_P1.any())
+        self._cache = create_cache(self._model.config)
+        self._forward = _Forward(self._model, self._cache)
+        logits_PV = self._forward(
+            token_ids_PL.to(self._device),
+            (columns_L - padding_P1).clamp(min=0).to(self._device),
+            (columns_L >= padding_P1).to(self._device) if is_padded else None,
+        )
+        prompt_of_row_R = torch.from_numpy(self._part_of_row_R).to(self._device)
+        select_rows(self._cache, prompt_of_row_R)
+        self._logits_BV = logits_PV[prompt_of_row_R]
+        self._positions_B = lengths_P.to(self._device)[prompt_of_row_R]
+        self._num_cached = longest
+        room = longest + self._settings.max_completion_length
+        visible_PT = torch.arange(room) >= padding_P1
+        self._mask_BT = self._decoding_mask(visible_PT.to(self._device)[prompt_of_row_R]) if is_padded else None
+
+    def _decoding_mask(self, visible_BT: torch.Tensor) -> torch.Tensor:
+        """Which cached tokens a row sees, as the model takes it with the least work in every step.
+
+        A 2-dimensional mask is expanded by the model anew in each step, which with a small model takes a tenth
+        of the time. So where one mask serves all layers they get it ready made, [B, 1, 1, T].
+        """
+        one_mask_serves = self._model.config.model_type in _ONE_MASK_FAMILIES and is_full_attention(self._cache)
+        if self._device.type != "cpu" or not one_mask_serves:
+            return visible_BT
+        hidden_BT = torch.zeros(visible_BT.shape, dtype=self._model.dtype).masked_fill(~visible_BT, -torch.inf)
+        return hidden_BT[:, None, None]
+
+    def _record(self, tokens_B: np.ndarray, logprobs_B: np.ndarray) -> list[tuple[int, list[Completion]]]:
+        rows_B = self._rows_B
+        if not np.isfinite(logprobs_B).all():
+            part = self._parts[self._part_of_row_R[rows_B[~np.isfinite(logprobs_B)][0]]]
+            raise NonFiniteLogitsError(f"group {part.group_index}, token {self._step} of the completion")
+        self._tokens_RM[rows_B, self._step] = tokens_B
+        self._logprobs_RM[rows_B, self._step] = logprobs_B
+        self._step += 1
+        ends_B = np.isin(tokens_B, self._eos_token_ids) | (self._step == self._settings.max_completion_length)
+        ended_rows = rows_B[ends_B & (self._lengths_R[rows_B] == 0)]
+        self._lengths_R[ended_rows] = self._step
+        return [part for row in ended_rows for part in self._close_row(int(self._part_of_row_R[row]))]
+
+    def _close_row(self, part_index: int) -> list[tuple[int, list[Completion]]]:
+        self._rows_left[part_index] -= 1
+        if self._rows_left[part_index]:
+            return []
+        del self._rows_left[part_index]
+        rows = np.flatnonzero(self._part_of_row_R == part_index)
+        return [(self._parts[part_index].group_index, [self._completion(row) for row in rows.tolist()])]
+
+    def _completion(self, row: int) -> Completion:
+        length = self._lengths_R[row]
+        tokens = self._tokens_RM[row, :length].tolist()
+        return Completion(
+            completion_ids=tokens,
+            sampling_logprobs=self._logprobs_RM[row, :length].tolist(),
+            finish_reason="stop" if tokens[-1] in self._eos_token_ids else "length",
+        )
+
+    def _compact(self, tokens_B: torch.Tensor) -> torch.Tensor:
+        """Take the rows that have ended out of the batch once they are many enough; return the tokens of the rest."""
+        kept_B = np.flatnonzero(self._lengths_R[self._rows_B] == 0)
+        if len(self._rows_B) - len(kept_B) < max(1, _COMPACTION_SHARE * len(self._rows_B)):
+            return tokens_B
+        self._rows_B = self._rows_B[kept_B]
+        kept = torch.from_numpy(kept_B).to(self._device)
+        select_rows(self._cache, kept)
+        self._positions_B = self._positions_B[kept]
+        self._mask_BT = None if self._mask_BT is None else self._mask_BT[kept]
+        return tokens_B[kept]
+
+    def _advance(self, tokens_B: torch.Tensor) -> None:
+        self._num_cached += 1
+        mask_BT = None if self._mask_BT is None else self._mask_BT[..., : self._num_cached]
+        self._logits_BV = self._forward(tokens_B[:, None], self._positions_B[:, None], mask_BT)
+        self._positions_B = self._positions_B + 1
+
+
+class _Forward:
+    """The model as a function from new tokens to the logits of the last of them, its cache kept along."""
+
+    def __init__(self, model: Any, cache: Any) -> None:
+        accepted = inspect.signature(model.forward).parameters
+        self._model = model
+        self._takes_positions = "position_ids" in accepted
+        self._fixed = {"past_key_values": cache, "use_cache": True}
+        if "logits_to_keep" in accepted:
+            self._fixed["logits_to_keep"] = 1
+
+    def __call__(self, token_ids: torch.Tensor, position_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Logits [B, V] after new tokens [B, N] at the positions [B, N]; `mask` covers the cache and them."""
+        positions = {"position_ids": position_ids} if self._takes_positions else {}
+        output = self._model(input_ids=token_ids, attention_mask=mask, **positions, **self._fixed)
+        logits_BV: torch.Tensor = output.logits[:, -1]
+        return logits_BV

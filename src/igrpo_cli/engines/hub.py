@@ -1,0 +1,97 @@
+"""From the name of a model to a directory that holds it: safetensors only, never pickled weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
+
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+_FOREIGN_COPIES = ("original/*", "onnx/*", "consolidated*")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@dataclass(frozen=True, slots=True)
+class FetchedModel:
+    """A model on this machine's disk."""
+
+    directory: Path
+    revision_commit: str | None
+    """Commit of the Hub repository; None for a local directory."""
+
+
+def fetch_model(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> FetchedModel:
+    """The model called `model`: a local directory as it is, anything else by its Hub id, downloaded if need be.
+
+    With `trust_remote_code` the repository's Python files come along. Raises `MissingInputError` where there is
+    no such model or no way to reach it, `IgrpoError` where its weights are in a format that can run code.
+    """
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        if revision is not None:
+            raise UsageError(f"{model} is a local directory: it has no revision {revision!r}", hint="leave it out")
+        check_model_directory(directory)
+        return FetchedModel(directory, None)
+    if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
+        raise MissingInputError(f"no directory {model}", hint="name a model directory, or a Hub id such as org/name")
+    directory = _download(model, revision, trust_remote_code)
+    check_model_directory(directory)
+    return FetchedModel(directory, directory.name)
+
+
+def _download(model: str, revision: str | None, trust_remote_code: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    patterns = [*_MODEL_FILES, "*.py"] if trust_remote_code else list(_MODEL_FILES)
+    try:
+        snapshot = snapshot_download(
+            model, revision=revision, allow_patterns=patterns, ignore_patterns=list(_FOREIGN_COPIES)
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        of_revision = f" at revision {revision}" if revision else ""
+        raise MissingInputError(
+            f"model {model}{of_revision} is neither a directory nor to be had from the Hub: {_first_line(error)}",
+            hint=f"check the name; with Hub access run `hf download {model}` once, then HF_HUB_OFFLINE=1 will do; "
+            "or name a local model directory",
+        ) from error
+    return Path(snapshot)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def check_model_directory(directory: Path) -> None:
+    """Raise unless `directory` has a config and complete safetensors weights."""
+    if not (directory / "config.json").is_file():
+        raise MissingInputError(
+            f"{directory} is no model directory: it has no config.json",
+            hint="name the directory that `save_pretrained` or `hf download` wrote",
+        )
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        files = set(json.loads(index.read_text())["weight_map"].values())
+        if missing := sorted(name for name in files if not (directory / name).is_file()):
+            raise MissingInputError(
+                f"{directory} lacks {len(missing)} of {len(files)} weight files, {missing[0]} first",
+                hint="download or copy the model again",
+            )
+    elif not any(directory.glob("*.safetensors")):
+        _refuse_other_weights(directory)
+
+
+def _refuse_other_weights(directory: Path) -> None:
+    names = sorted(path.name for path in directory.iterdir() if path.is_file())
+    if pickled := [name for name in names if name.endswith(_PICKLED)]:
+        raise IgrpoError(
+            f"{directory} has no safetensors, only pickled weights ({', '.join(pickled[:3])}), which can run code",
+            hint="convert the model to safetensors where you trust it: model.save_pretrained(directory)",
+        )
+    raise MissingInputError(
+        f"{directory} has no *.safetensors; it has {', '.join(names[:8])}",
+        hint="name a directory with safetensors weights",
+    )

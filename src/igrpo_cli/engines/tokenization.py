@@ -1,0 +1,243 @@
+"""From a chat prompt to token ids and back. Text that we did not write never becomes a control token.
+
+A problem or a draft may hold `<|im_end|>` and the like. Tokenised with the rest of the prompt it would close the
+user turn. Here the template is rendered with placeholders, so that it is known which characters are untrusted; a
+control token that the tokenizer finds on such characters is cut in two, and its characters stand for themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import re
+from collections.abc import Iterator, Sequence
+from datetime import date
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import AutoTokenizer
+
+from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.records import ChatPrompt, PromptSegment
+
+PLAIN_CHAT_TEMPLATE = (
+    "{{ beginning }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
+    "{% else %}{{ 'User: ' + message['content'] + '\n\n' }}{% endif %}"
+    "{% endfor %}Assistant:"
+)
+"""For models without a chat template. `beginning` is the BOS token of tokenizers that put one before a text."""
+
+TEMPLATE_DATE = date(2025, 1, 1)
+"""What templates that ask for the date are told: prompts must not change from one day to the next."""
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+
+_STAND_INS = ("\N{REPLACEMENT CHARACTER}", "?", " ")
+"""In place of an untrusted character that is a control token all by itself: the first one that can be encoded."""
+
+
+class PolicyTokenizer:
+    """The tokenizer and the chat template of a model directory."""
+
+    def __init__(self, directory: Path, trust_remote_code: bool = False) -> None:
+        self._directory = directory
+        self._tokenizer = _load_tokenizer(directory, trust_remote_code)
+        self._control_tokens: dict[int, str] = {
+            token_id: token.content.strip()
+            for token_id, token in self._tokenizer.added_tokens_decoder.items()
+            if token.content.strip()
+        }
+        self.has_chat_template: bool = bool(self._tokenizer.chat_template)
+        source = self._tokenizer.get_chat_template() if self.has_chat_template else PLAIN_CHAT_TEMPLATE
+        self.chat_template: str = _DATE_CALL.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), source)
+        """The Jinja source in use."""
+        self.eos_token_ids: tuple[int, ...] = _find_eos_token_ids(directory, self._tokenizer)
+        """Ids that end a completion: those of the generation config, and the tokenizer's own."""
+
+    def encode_prompt(self, prompt: ChatPrompt) -> tuple[str, list[int]]:
+        """The rendered prompt, ready for the assistant's first token, and its token ids.
+
+        A system turn that the template refuses or drops is put before the user's text. Characters of the
+        untrusted segments are never encoded as added tokens (white space and the unknown token apart).
+        """
+        segments = self._render(prompt)
+        text = "".join(segment.text for segment in segments)
+        untrusted = chain.from_iterable([not segment.trusted] * len(segment.text) for segment in segments)
+        text, ids, _ = self._encode(text, list(untrusted))
+        return text, ids
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of untrusted text on its own, no control token among them."""
+        return self._encode(text, [True] * len(text))[1]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of a completion: special tokens left out, the rest exactly as it is."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def truncate(self, text: str, max_tokens: int) -> tuple[str, bool]:
+        """The longest beginning of untrusted text that ends with a token and has at most `max_tokens`; whether cut."""
+        _, ids, ends = self._encode(text, [True] * len(text))
+        if len(ids) <= max_tokens:
+            return text, False
+        # The end of a text may be encoded otherwise than the same characters within it, hence the check.
+        for end in reversed(ends[:max_tokens]):
+            if len(self.encode_text(text[:end])) <= max_tokens:
+                return text[:end], True
+        return "", True
+
+    def _encode(self, text: str, untrusted: Sequence[bool]) -> tuple[str, list[int], list[int]]:
+        """Text (stand-ins put in), token ids, and for each token the position in the text at which it ends."""
+        ids, spans = self._encode_as_is(text)
+        forged = list(self._find_forged(text, untrusted, ids, spans))
+        if not forged:
+            return text, ids, [end for _, end in spans]
+        if single := [start for start, end in forged if end - start == 1]:
+            return self._encode(self._put_stand_ins(text, single), untrusted)
+        cuts = [0, *(start + 1 for start, _ in forged), len(text)]
+        pieces = [(start, self._encode(text[start:end], untrusted[start:end])) for start, end in pairwise(cuts)]
+        return (
+            "".join(piece_text for _, (piece_text, _, _) in pieces),
+            [token_id for _, (_, piece_ids, _) in pieces for token_id in piece_ids],
+            [start + end for start, (_, _, piece_ends) in pieces for end in piece_ends],
+        )
+
+    def _encode_as_is(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids with the characters (start, end) that each stands for; control tokens are recognised."""
+        try:
+            encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        except Exception as error:  # the class that the tokenizers library raises
+            if len(text) == 1:
+                raise IgrpoError(
+                    f"the tokenizer of {self._directory} has no token for {text!r}",
+                    hint="this policy reads only the characters of its vocabulary: leave such problems out",
+                ) from error
+            for character in text:
+                self._encode_as_is(character)
+            raise IgrpoError(f"the tokenizer of {self._directory} cannot encode {text[:80]!r}: {error}") from error
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def _find_forged(
+        self, text: str, untrusted: Sequence[bool], ids: Sequence[int], spans: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[int, int]]:
+        """Where a control token rests on untrusted characters, white space around it left aside."""
+        for token_id, (start, end) in zip(ids, spans, strict=True):
+            if (content := self._control_tokens.get(token_id)) is None:
+                continue
+            matched = text[start:end].strip()
+            start += len(text[start:end]) - len(text[start:end].lstrip())
+            is_unknown = token_id == self._tokenizer.unk_token_id and matched != content
+            if any(untrusted[start : start + len(matched)]) and not is_unknown:
+                yield start, start + len(matched)
+
+    def _put_stand_ins(self, text: str, positions: Sequence[int]) -> str:
+        characters = list(text)
+        for position in positions:
+            characters[position] = self._stand_in
+        return "".join(characters)
+
+    @functools.cached_property
+    def _stand_in(self) -> str:
+        harmful = {*self._control_tokens, self._tokenizer.unk_token_id}
+        for character in _STAND_INS:
+            with contextlib.suppress(IgrpoError):
+                if harmful.isdisjoint(self._encode_as_is(character)[0]):
+                    return character
+        raise IgrpoError(f"the tokenizer of {self._directory} can encode none of {_STAND_INS}")
+
+    def _render(self, prompt: ChatPrompt) -> list[PromptSegment]:
+        """The whole prompt as the template makes it, cut into trusted and untrusted text."""
+        marker = self._free_marker(prompt)
+        user, untrusted = _mark_untrusted(prompt.user, marker)
+        rendered = self._apply_template(prompt.system, user)
+        pieces = re.split(f"{marker}([0-9]+)E", rendered)
+        if missing := set(range(len(untrusted))) - {int(number) for number in pieces[1::2]}:
+            raise IgrpoError(
+                f"the chat template of {self._directory} drops {len(missing)} of {len(untrusted)} texts of the user"
+            )
+        return [
+            PromptSegment(untrusted[int(piece)], trusted=False) if number % 2 else PromptSegment(piece, trusted=True)
+            for number, piece in enumerate(pieces)
+        ]
+
+    def _free_marker(self, prompt: ChatPrompt) -> str:
+        """Letters that occur neither in the template nor in the text that it is given."""
+        known = "".join([self.chat_template, prompt.system, *(segment.text for segment in prompt.user)])
+        marker = "UNTRUSTED"
+        while marker in known:
+            marker += "X"
+        return marker
+
+    def _apply_template(self, system: str, user: str) -> str:
+        """Render with a system turn, or with its text before the user's where the template has no place for it."""
+        with_system = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        without = [{"role": "user", "content": f"{system}\n\n{user}" if system else user}]
+        if system:
+            with contextlib.suppress(TemplateError):
+                rendered = self._render_turns(with_system)
+                if system.strip() in rendered:
+                    return rendered
+        try:
+            return self._render_turns(without)
+        except TemplateError as error:
+            raise IgrpoError(f"the chat template of {self._directory} fails: {error}") from error
+
+    def _render_turns(self, turns: list[dict[str, str]]) -> str:
+        rendered = self._tokenizer.apply_chat_template(
+            turns,
+            chat_template=self.chat_template,
+            add_generation_prompt=True,
+            tokenize=False,
+            beginning=_text_beginning(self._tokenizer),
+        )
+        return str(rendered)
+
+
+def _mark_untrusted(segments: Sequence[PromptSegment], marker: str) -> tuple[str, list[str]]:
+    """The user's text with numbered markers for untrusted text, and the text of each number.
+
+    White space around untrusted text stays, for templates that strip the user's turn.
+    """
+    marked: list[str] = []
+    untrusted: list[str] = []
+    for segment in segments:
+        core = segment.text.strip()
+        if segment.trusted or not core:
+            marked.append(segment.text)
+            continue
+        before, _, after = segment.text.partition(core)
+        marked.append(f"{before}{marker}{len(untrusted)}E{after}")
+        untrusted.append(core)
+    return "".join(marked), untrusted
+
+
+def _text_beginning(tokenizer: Any) -> str:
+    """The BOS token, if the tokenizer puts it before a text."""
+    begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token if begins else ""
+
+
+def _load_tokenizer(directory: Path, trust_remote_code: bool) -> Any:
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise MissingInputError(
+            f"{directory} has no tokenizer", hint="save the tokenizer beside the weights: save_pretrained(directory)"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+    if not tokenizer.is_fast:
+        raise IgrpoError(
+            f"the tokenizer of {directory} does not say which characters its tokens stand for",
+            hint="use a model with a tokenizer.json",
+        )
+    return tokenizer
+
+
+def _find_eos_token_ids(directory: Path, tokenizer: Any) -> tuple[int, ...]:
+    found = {tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        if (directory / name).is_file():
+            ids = json.loads((directory / name).read_text()).get("eos_token_id")
+            found.update(ids if isinstance(ids, list) else [ids])
+    return tuple(sorted(found - {None}))
