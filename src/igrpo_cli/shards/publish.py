@@ -1,0 +1,249 @@
+"""How files come into being: whole or not at all, and by one writer.
+
+A file is written under an unguessable temporary name next to its final one, flushed to disk, and
+linked to the final name. `link` fails where something exists, so of two writers exactly one wins
+(`rename` would tell both that they did), and a process killed at any moment leaves at most a
+temporary. Every file operation that publishes or withdraws something lives here.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from igrpo_cli.errors import ConflictError, IgrpoError
+from igrpo_cli.shards.temporaries import is_stale, temporary_name
+
+_NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
+_NO_DIRECTORY_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP})
+_OCCUPIED = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_CLAIM_ATTEMPTS = 100
+_CLAIM_SECONDS = 0.1
+
+
+def publish_file(path: Path, write: Callable[[Path], None], *, replace: bool = False) -> bool:
+    """Let `write` fill a temporary file and publish it as `path`; directories are made as needed.
+
+    Returns True when this call put the file there, False when another writer had published the
+    same bytes before. With `replace` the file takes the place of whatever is there.
+
+    Raises `ConflictError` when `path` exists with other bytes, `IgrpoError` when the file system
+    refuses (full, read-only, no permission). Either way nothing of ours is left behind.
+    """
+    with _explained(path):
+        make_directory(path.parent)
+        temporary = path.with_name(temporary_name(path.name))
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            write(temporary)
+            _sync(temporary)
+            won = _replace(temporary, path) if replace else _install(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        # The loser syncs too: its success must not depend on the winner living on.
+        _sync_directory(path.parent)
+    return won
+
+
+def publish_bytes(path: Path, content: bytes, *, replace: bool = False) -> bool:
+    """`publish_file` of the given bytes."""
+    return publish_file(path, lambda temporary: _write_bytes(temporary, content), replace=replace)
+
+
+def publish_json(path: Path, value: Any, *, replace: bool = False) -> bool:
+    """`publish_file` of `value` as indented ASCII JSON; NaN and infinities are a ValueError."""
+    text = json.dumps(value, indent=2, allow_nan=False)
+    return publish_bytes(path, f"{text}\n".encode("ascii"), replace=replace)
+
+
+@contextmanager
+def staging_directory(final: Path) -> Iterator[Path]:
+    """A fresh directory beside `final`, to be filled and given to `publish_directory`; else it goes away."""
+    with _explained(final):
+        make_directory(final.parent)
+        staged = final.with_name(temporary_name(final.name))
+        staged.mkdir()
+    try:
+        yield staged
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def publish_directory(staged: Path, final: Path) -> None:
+    """Flush the whole tree of `staged` to disk and give it its final name in one rename.
+
+    Raises `ConflictError` when `final` exists and is not an empty directory; `staged` is kept then.
+    """
+    with _explained(final):
+        for directory, _, names in os.walk(staged, topdown=False):
+            for name in names:
+                _sync(Path(directory, name))
+            _sync_directory(Path(directory))
+        make_directory(final.parent)
+        try:
+            os.rename(staged, final)
+        except OSError as error:
+            if error.errno not in _OCCUPIED:
+                raise
+            raise ConflictError(
+                f"{final} exists already",
+                hint="`--overwrite` makes it anew; or another task has just made it",
+            ) from error
+        for parent in {staged.parent, final.parent}:
+            _sync_directory(parent)
+
+
+def move_directory(source: Path, final: Path) -> bool:
+    """Rename a published directory; False when it is gone, because somebody else has moved it.
+
+    Raises `ConflictError` when `final` exists and is not an empty directory.
+    """
+    try:
+        publish_directory(source, final)
+    except IgrpoError as error:
+        if isinstance(error.__cause__, FileNotFoundError) and not source.exists():
+            return False
+        raise
+    return True
+
+
+def withdraw_file(path: Path) -> None:
+    """Remove a file, for good; fine when there is none."""
+    with _explained(path), suppress(FileNotFoundError):
+        path.unlink()
+        _sync_directory(path.parent)
+
+
+def withdraw_directory(path: Path) -> None:
+    """Remove a directory: it loses its name at once, then its content; fine when there is none."""
+    doomed = path.with_name(temporary_name(path.name))
+    with _explained(path), suppress(FileNotFoundError):
+        os.rename(path, doomed)
+        _sync_directory(path.parent)
+        shutil.rmtree(doomed)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents, each new name flushed to disk."""
+    missing = [part for part in (path, *path.parents) if not part.is_dir()]
+    for part in reversed(missing):
+        part.mkdir(exist_ok=True)
+        _sync_directory(part.parent)
+
+
+def remove_stale_temporaries(directory: Path) -> list[Path]:
+    """Remove the temporaries in `directory` (not below it) whose writers are dead; returns what was removed.
+
+    Only writers of this very machine, boot and process namespace can be known to be dead, so
+    temporaries of any other are left alone.
+    """
+    if not directory.is_dir():
+        return []
+    stale = sorted(path for path in directory.iterdir() if is_stale(path.name))
+    for path in stale:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return stale
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _install(temporary: Path, path: Path) -> bool:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        # Over NFS the answer to a link that succeeded can get lost; the retry finds the name taken by us.
+        with suppress(FileNotFoundError):
+            if os.path.samefile(temporary, path):
+                return True
+        return _require_same_bytes(temporary, path)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        return _rename_under_claim(temporary, path)
+    return True
+
+
+def _rename_under_claim(temporary: Path, path: Path) -> bool:
+    """`_install` where there are no hard links: the writer that creates the claim may look and rename.
+
+    A dead writer's claim is never broken: two tasks that both break it would both go on.
+    """
+    claim = path.with_name(f".{path.name}.claim")
+    for _ in range(_CLAIM_ATTEMPTS):
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            time.sleep(_CLAIM_SECONDS)
+            continue
+        try:
+            if os.path.lexists(path):
+                return _require_same_bytes(temporary, path)
+            return _replace(temporary, path)
+        finally:
+            claim.unlink(missing_ok=True)
+    raise IgrpoError(
+        f"{path} is claimed by another task, or by one that died (this file system has no hard links)",
+        hint=f"when no other igrpo command works on this run, delete {claim} and run it again",
+    )
+
+
+def _replace(temporary: Path, path: Path) -> bool:
+    os.replace(temporary, path)
+    return True
+
+
+def _require_same_bytes(temporary: Path, path: Path) -> bool:
+    if sha256_file(temporary) != sha256_file(path):
+        raise ConflictError(
+            f"{path} exists already, with other content than what is to be written now",
+            hint="perhaps by another task; `igrpo verify` says if it is sound, `--overwrite` replaces it",
+        )
+    return False
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def _sync(path: Path) -> None:
+    if path.is_symlink():
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_directory(path: Path) -> None:
+    try:
+        _sync(path)
+    except OSError as error:
+        if error.errno not in _NO_DIRECTORY_SYNC:
+            raise
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn the file system's refusals into errors that say what could not be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        hint = "make room there and run it again" if error.errno in _FULL else None
+        raise IgrpoError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+
+import pytest
+
+from igrpo_cli.errors import ConflictError, IgrpoError
+from igrpo_cli.shards import publish
+from igrpo_cli.shards.publish import (
+    move_directory,
+    publish_bytes,
+    publish_directory,
+    publish_file,
+    publish_json,
+    sha256_file,
+    staging_directory,
+    withdraw_directory,
+    withdraw_file,
+)
+
+FORK = multiprocessing.get_context("fork")
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def no_hard_links(source, target):
+    raise OSError(errno.EPERM, "Operation not permitted")
+
+
+def test_a_file_appears_whole_with_its_directories_and_nothing_else(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    assert publish_bytes(path, b"content")
+    assert path.read_bytes() == b"content"
+    assert names(path.parent) == ["file"]
+
+
+def test_same_bytes_are_success_and_other_bytes_a_conflict(tmp_path):
+    path = tmp_path / "file"
+    assert publish_bytes(path, b"one") is True
+    assert publish_bytes(path, b"one") is False
+    with pytest.raises(ConflictError, match="exists already"):
+        publish_bytes(path, b"two")
+    assert path.read_bytes() == b"one"
+    assert publish_bytes(path, b"two", replace=True) is True
+    assert path.read_bytes() == b"two"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path):
+    def write(temporary):
+        temporary.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        publish_file(tmp_path / "file", write)
+    assert names(tmp_path) == []
+
+
+def test_a_full_disk_says_which_file_and_what_to_do(tmp_path):
+    def write(temporary):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(IgrpoError, match=r"cannot write .*file: No space left") as caught:
+        publish_file(tmp_path / "file", write)
+    assert caught.value.hint is not None
+    assert names(tmp_path) == []
+
+
+def test_json_with_nan_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        publish_json(tmp_path / "file", {"loss": float("nan")})
+    assert names(tmp_path) == []
+
+
+def test_content_is_on_disk_before_the_name_and_the_name_before_success(tmp_path, monkeypatch):
+    events = []
+    real_link, real_sync = os.link, os.fsync
+
+    def link(source, target):
+        events.append("link")
+        real_link(source, target)
+
+    def sync(descriptor):
+        events.append("sync directory" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "sync file")
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "fsync", sync)
+    publish_bytes(tmp_path / "file", b"content")
+    assert events == ["sync file", "link", "sync directory"]
+
+
+def race(tmp_path, rounds, writers, content, patch=lambda: None):
+    """Each writer publishes every file at the same moment; returns [[outcome of each writer] of each round]."""
+    barrier, queue = FORK.Barrier(writers), FORK.Queue()
+
+    def work(me):
+        patch()
+        for index in range(rounds):
+            barrier.wait(30)
+            try:
+                outcome = "won" if publish_bytes(tmp_path / f"{index}", content(me)) else "same"
+            except ConflictError:
+                outcome = "conflict"
+            queue.put((index, me, outcome))
+
+    processes = [FORK.Process(target=work, args=(me,)) for me in range(writers)]
+    for process in processes:
+        process.start()
+    outcomes = [[""] * writers for _ in range(rounds)]
+    for _ in range(rounds * writers):
+        index, me, outcome = queue.get(timeout=60)
+        outcomes[index][me] = outcome
+    for process in processes:
+        process.join(30)
+    return outcomes
+
+
+def patch_away_hard_links():
+    os.link = no_hard_links
+    publish._CLAIM_SECONDS = 0.001
+    publish._CLAIM_ATTEMPTS = 10_000
+
+
+@pytest.mark.parametrize("patch", [lambda: None, patch_away_hard_links], ids=["link", "claim"])
+def test_of_racing_writers_exactly_one_wins_and_its_bytes_stay(tmp_path, patch):
+    outcomes = race(tmp_path, 40, 3, lambda me: bytes([me]) * 50_000, patch)
+    for index, round_ in enumerate(outcomes):
+        assert sorted(round_) == ["conflict", "conflict", "won"]
+        assert (tmp_path / f"{index}").read_bytes() == bytes([round_.index("won")]) * 50_000
+    assert names(tmp_path) == sorted(f"{index}" for index in range(40))
+
+
+def test_racing_writers_of_the_same_bytes_all_succeed(tmp_path):
+    for round_ in race(tmp_path, 20, 3, lambda me: b"same" * 1000):
+        assert sorted(round_) == ["same", "same", "won"]
+
+
+def test_a_link_whose_answer_got_lost_counts_as_won(tmp_path, monkeypatch):
+    real = os.link
+
+    def link(source, target):
+        real(source, target)
+        raise FileExistsError(errno.EEXIST, "File exists")
+
+    monkeypatch.setattr(os, "link", link)
+    assert publish_bytes(tmp_path / "file", b"content") is True
+
+
+def test_without_hard_links_publishing_keeps_its_promises(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", no_hard_links)
+    path = tmp_path / "file"
+    assert publish_bytes(path, b"one") is True
+    assert publish_bytes(path, b"one") is False
+    with pytest.raises(ConflictError):
+        publish_bytes(path, b"two")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_claim_left_behind_is_named_not_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", no_hard_links)
+    monkeypatch.setattr(publish, "_CLAIM_ATTEMPTS", 2)
+    monkeypatch.setattr(publish, "_CLAIM_SECONDS", 0)
+    (tmp_path / ".file.claim").touch()
+    with pytest.raises(IgrpoError, match="claimed by another task") as caught:
+        publish_bytes(tmp_path / "file", b"one")
+    assert str(tmp_path / ".file.claim") in caught.value.hint
+    assert names(tmp_path) == [".file.claim"]
+
+
+def test_a_directory_appears_in_one_rename_and_never_over_another(tmp_path):
+    final = tmp_path / "iteration" / "update"
+    with staging_directory(final) as staged:
+        (staged / "policy").mkdir()
+        (staged / "policy" / "weights").write_bytes(b"1")
+        assert not final.exists()
+        publish_directory(staged, final)
+    assert (final / "policy" / "weights").read_bytes() == b"1"
+    with staging_directory(final) as staged:
+        (staged / "policy").mkdir()
+        with pytest.raises(ConflictError, match="update exists already"):
+            publish_directory(staged, final)
+        assert (staged / "policy").is_dir()
+    assert (final / "policy" / "weights").read_bytes() == b"1"
+    assert names(final.parent) == ["update"]
+
+
+def test_a_staged_directory_goes_away_with_its_failure(tmp_path):
+    def fail():
+        with staging_directory(tmp_path / "update") as staged:
+            (staged / "file").touch()
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert names(tmp_path) == []
+
+
+def test_moving_what_somebody_else_moved_is_no_failure(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").touch()
+    assert move_directory(tmp_path / "a", tmp_path / "x" / "b") is True
+    assert move_directory(tmp_path / "a", tmp_path / "x" / "b") is False
+    (tmp_path / "a").mkdir()
+    with pytest.raises(ConflictError):
+        move_directory(tmp_path / "a", tmp_path / "x" / "b")
+
+
+def test_withdrawing_is_idempotent(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "d" / "e").mkdir(parents=True)
+    for _ in range(2):
+        withdraw_file(tmp_path / "file")
+        withdraw_directory(tmp_path / "d")
+        assert names(tmp_path) == []
+
+
+def test_sha256_of_a_known_file(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert sha256_file(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
