@@ -1,0 +1,80 @@
+"""The finished blocks of a shard that is not finished yet, each a small Parquet file of its own.
+
+A shard takes hours to sample and may be killed at any time; what lies in its parts is not sampled
+again. A shard is always put together from its parts as they are on disk, so its bytes do not
+depend on how often it was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.shards.manifest import DataFile
+from igrpo_cli.shards.publish import remove_stale_temporaries, withdraw_directory, withdraw_file
+from igrpo_cli.shards.rows import table_of
+from igrpo_cli.shards.schema import ROLLOUTS
+from igrpo_cli.shards.tables import file_metadata, read_table, write_tables
+
+IDENTITY_KEY = "igrpo.identity"
+BLOCK_KEY = "igrpo.block"
+
+
+@dataclass(frozen=True)
+class PartStore:
+    """The parts of one shard (`ShardPath.parts`), made for one identity; parts of any other do not count."""
+
+    directory: Path
+    identity_sha256: str
+    schema: pa.Schema = ROLLOUTS
+
+    def path(self, block: int) -> Path:
+        """Where the part of a block lies."""
+        return self.directory / f"block-{block:06d}.parquet"
+
+    def has(self, block: int) -> bool:
+        """Whether a block is done. A part that is damaged or of another identity is removed."""
+        try:
+            self.read(block)
+        except MissingInputError:
+            return False
+        except DamagedFileError:
+            withdraw_file(self.path(block))
+            return False
+        return True
+
+    def write(self, block: int, rows: Sequence[Any]) -> None:
+        """Keep the rows of a block. Where another task has kept the same block first, its rows stand."""
+        metadata = {IDENTITY_KEY: self.identity_sha256, BLOCK_KEY: str(block)}
+        table = table_of(self.schema, rows)
+        try:
+            write_tables(self.path(block), self.schema, [table], metadata=metadata)
+        except ConflictError:
+            # The same sampling need not give the same bytes on every GPU; either part is a true observation.
+            if not self.has(block):
+                write_tables(self.path(block), self.schema, [table], metadata=metadata, replace=True)
+
+    def read(self, block: int) -> pa.Table:
+        """The rows of a block. Raises MissingInputError, or DamagedFileError (another identity included)."""
+        path = self.path(block)
+        metadata = file_metadata(path, self.schema)
+        if metadata != {IDENTITY_KEY: self.identity_sha256, BLOCK_KEY: str(block)}:
+            raise DamagedFileError(f"{path} was made for another shard or config")
+        return read_table(path, self.schema)
+
+    def clear(self) -> None:
+        """Remove all parts, of whatever identity: the shard is finished."""
+        withdraw_directory(self.directory)
+        remove_stale_temporaries(self.directory.parent)
+
+    def assemble(self, path: Path, blocks: Iterable[int], replace: bool = False) -> DataFile:
+        """Publish the parts as one file, a row group per block that has rows.
+
+        Raises MissingInputError when a part is not there.
+        """
+        return write_tables(path, self.schema, (self.read(block) for block in blocks), replace=replace)
