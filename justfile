@@ -46,3 +46,7 @@ grader-agreement *args:
 # Files over 300 lines and functions over 60: there should be none.
 sizes:
     {{ python }} benchmarks/sizes.py src
+
+# The quickstart in three arms with equal rollouts; prints accuracy and diagnostics by iteration.
+arms output="runs/arms" *args:
+    {{ python }} benchmarks/arms.py {{ output }} {{ args }}

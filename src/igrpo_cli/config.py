@@ -124,7 +124,9 @@ class UpdateSection(Section):
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"keep_optimizer_states"})
 
     train_on: Literal["refinements", "drafts", "both"] = "refinements"
-    """`refinements` is the paper, `drafts` plain GRPO, `both` two groups a problem from the same samples."""
+    """`refinements` is the paper, `drafts` plain GRPO, `both` two groups a problem from the same samples.
+
+    With `run.method = "grpo"` there is nothing but drafts, and this is `drafts` whatever a preset says."""
     loss_type: Literal["grpo"] = "grpo"
     scale_rewards: Literal["sample_std", "population_std", "none"] = "sample_std"
     epsilon: Positive = 0.2
@@ -203,12 +205,10 @@ class RunConfig(Section):
     def _plain_grpo_trains_on_drafts(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("run", {}).get("method") != "grpo":
             return values
-        return {**values, "update": {"train_on": "drafts", **values.get("update", {})}}
+        return {**values, "update": {**values.get("update", {}), "train_on": "drafts"}}
 
     @model_validator(mode="after")
     def _check_combinations(self) -> RunConfig:
-        if self.run.method == "grpo" and self.update.train_on != "drafts":
-            raise ValueError('run.method = "grpo" has no refinements: update.train_on must be "drafts"')
         unknown = sorted(self.reward.weights.keys() - set(REWARD_PARTS))
         if unknown:
             raise ValueError(f"reward.weights has no part {unknown[0]!r}: there are {', '.join(REWARD_PARTS)}")

@@ -12,10 +12,9 @@ from igrpo_cli.config import RunConfig
 from igrpo_cli.config_files import apply_overrides, check_config, parse_override, read_toml
 from igrpo_cli.console import Console
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
-from igrpo_cli.shards.finishing import input_of
+from igrpo_cli.shards.finishing import inputs_on_disk
 from igrpo_cli.shards.identity import FileHash
 from igrpo_cli.shards.layout import RunDirectory, ShardPath, parse_shards
-from igrpo_cli.shards.manifest import read_manifest
 from igrpo_cli.shards.policies import Policy, read_policy, settle_update
 from igrpo_cli.shards.problem_file import count_problems
 
@@ -111,12 +110,7 @@ class Session:
 
         Raises MissingInputError for one that is not finished.
         """
-        for path in paths:
-            if not path.manifest.exists():
-                raise MissingInputError(
-                    f"{path.name} is not finished: {path.manifest} does not exist", hint=path.command
-                )
-        return [input_of(path, read_manifest(path)) for path in paths]
+        return list(inputs_on_disk(*paths))
 
     def close(self) -> None:
         """End the engine and the grading processes."""

@@ -31,9 +31,10 @@ COPIED_FILES = (
     "*.tiktoken",
     "*.jinja",
     "additional_chat_templates",
-    "*.py",
 )
-"""What a policy inherits from its source beside the configuration: tokeniser, chat template, custom code."""
+"""What a policy inherits from its source beside the configuration: tokeniser and chat template."""
+CUSTOM_CODE = "*.py"
+"""Inherited only where the configuration refers to it (`auto_map`); other scripts have nothing to do in a policy."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ADAM_FILE = "adam.safetensors"
@@ -59,7 +60,8 @@ def save_policy(model: Any, source_directory: Path, target_directory: Path, dtyp
     config.pop("torch_dtype", None)
     (target_directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (target_directory / "generation_config.json").unlink(missing_ok=True)
-    for source in sorted({path for pattern in COPIED_FILES for path in source_directory.glob(pattern)}):
+    patterns = (*COPIED_FILES, CUSTOM_CODE) if "auto_map" in config else COPIED_FILES
+    for source in sorted({path for pattern in patterns for path in source_directory.glob(pattern)}):
         if source.is_dir():
             shutil.copytree(source, target_directory / source.name, dirs_exist_ok=True)
         else:

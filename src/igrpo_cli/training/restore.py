@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from transformers.utils import logging as transformers_logging
 
 from igrpo_cli.training.checkpoint import (
     load_master_weights,
@@ -34,6 +35,8 @@ def restore_trainer(
     Runs on the GPU where there is one. A policy published in another dtype than float32 goes on from the float32
     weights beside its optimiser state, not from their rounding. Raises as the loaders of `checkpoint` do.
     """
+    # What goes to stderr is for the console to say.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     device = training_device()
     trainer = PolicyTrainer(
         load_policy(policy, device, trust_remote_code=trust_remote_code),
