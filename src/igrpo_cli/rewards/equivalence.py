@@ -1,0 +1,170 @@
+"""Whether an answer equals a reference: the same text, then plain numbers exactly, then math-verify.
+
+What is stricter here than in math-verify, because a reward is paid for it:
+
+- arithmetic that is not worked out ("7 * 8") does not equal a plain number;
+- small numbers that merely round to the same six places are not equal (0.0 is not 3.6e-10);
+- alternatives hidden in text ("18 \\text{ or 19}") are a list, not a number with a unit;
+- letters of a word in another order are another word, not a commuted product.
+
+sympy and math_verify are imported when the first pair needs them, never with this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from functools import lru_cache
+from typing import Any
+
+from igrpo_cli.rewards.plain_numbers import (
+    DECIMAL_PLACES,
+    RELATIVE_TOLERANCE,
+    is_unevaluated,
+    numbers_agree,
+    read_number,
+)
+
+_SIGNS = {
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "√": r"\sqrt ",
+    "π": r"\pi ", "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "∪": r"\cup ",
+    "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "²": "^2", "³": "^3",
+}  # fmt: skip
+_FULL_WIDTH = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+_AS_LATEX = str.maketrans({**_SIGNS, **_FULL_WIDTH})
+
+_DELIMITER = re.compile(r"(?<!\\)\$|(?<!\\)\\[()\[\]]|\\\"")
+_ESCAPED_TWICE = re.compile(r"\\(?=\\[A-Za-z])")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,\\!\s*|\{,\}|\\,)(?=\d{3}(?!\d))")
+_TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}")
+_ALTERNATIVE = re.compile(r"\d|\b(?:and|or)\b", re.IGNORECASE)
+_GLUED = re.compile(r"(?<=\d)(or|and)(?=[A-Z\d(\\-])")
+_SPACE = re.compile(r"\s+")
+
+_INVISIBLE = re.compile(r"\\(?:left|right|displaystyle|limits)(?![a-zA-Z])|\\!")
+_LATEX_SPACE = re.compile(r"\\[,;: ]|~")
+_SPACE_OUTSIDE_NUMBERS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+_FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+_FEWEST_LETTERS_OF_A_WORD = 3
+
+_EQUALS = re.compile(r"(?<![\\<>!])=")
+_LISTED = re.compile(r"[,;]|\b(?:and|or)\b")
+_E_NOTATION = re.compile(r"(\d)[eE]([-+]?\d+)")
+_UNIT = re.compile(r"(?<=\d)\s+((?!(?:pi|i|e)\b)[A-Za-z]{2,}(?:[ -][A-Za-z]+)*)$")
+_NO_UNIT = re.compile(
+    r"\b(?:hundred|thousand|million|billion|trillion|dozen|percent|pct|squared|cubed|and|or)\b", re.IGNORECASE
+)
+_CONSTANT_FUNCTION = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\([a-z]\)(?=\s*=\s*-?[\d.]+\s*(?:,|;|and\b|or\b|$))")
+
+
+def are_equal(answer: str, reference: str) -> bool:
+    """Whether `answer` states the same as `reference`; both are bare answers without a sentence around them.
+
+    Not symmetric: the reference decides what form is asked for. Raises whatever sympy raises on an
+    expression that it cannot handle.
+    """
+    answer, reference = _tidy(answer), _tidy(reference)
+    ours, theirs = _canonical(answer), _canonical(reference)
+    if ours == theirs:
+        return not is_blank(reference)
+    if _is_word(ours) and _is_word(theirs):
+        return False
+    reference_number = read_number(reference)
+    if reference_number is not None:
+        answer_number = read_number(answer)
+        if is_unevaluated(_EQUALS.split(answer)[-1], reference_number):
+            return False
+        if answer_number is not None:
+            return numbers_agree(answer_number, reference_number)
+    return _symbolically_equal(_as_latex(answer), _as_latex(reference))
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing is left of `text` without white space, delimiters and empty boxes."""
+    return not _canonical(_tidy(re.sub(r"\\(?:boxed|fbox)(?![a-z])", "", text))).strip("{}")
+
+
+def _tidy(text: str) -> str:
+    """`text` on one line, with LaTeX for Unicode's signs, without delimiters and what trails a sentence."""
+    text = _DELIMITER.sub(" ", text.translate(_AS_LATEX)).replace(r"\varnothing", r"\emptyset")
+    if r"\begin" not in text:  # where a doubled backslash is the end of a row
+        text = _ESCAPED_TWICE.sub("", text)
+    text = _TEXT.sub(lambda match: match[1] if _ALTERNATIVE.search(match[1]) else match[0], text)
+    text = _GLUED.sub(r" \1 ", _THOUSANDS.sub("", text))
+    return _SPACE.sub(" ", text).rstrip("\\ ").rstrip(" .,;*").lstrip(" *")
+
+
+def _canonical(text: str) -> str:
+    """A spelling in which texts that only look different are the same."""
+    text = _INVISIBLE.sub("", _FRACTION.sub(r"\\frac", _TEXT.sub(r"\1", text)))
+    text = _SPACE_OUTSIDE_NUMBERS.sub("", _LATEX_SPACE.sub(" ", text))
+    letters = text.strip("()")
+    return letters.casefold() if letters.isalpha() else text
+
+
+def _is_word(canonical: str) -> bool:
+    return canonical.isalpha() and len(canonical) >= _FEWEST_LETTERS_OF_A_WORD
+
+
+def _as_latex(text: str) -> str:
+    """`text` in the form that math-verify's grammar reads: powers of ten, units as text, f for f(x) = 1."""
+    if read_number(text) is not None:
+        text = _E_NOTATION.sub(r"\1\\times 10^{\2}", text)
+    text = _CONSTANT_FUNCTION.sub(r"\1", text)
+    unit = _UNIT.search(text)
+    if unit and not _NO_UNIT.search(unit[1]):
+        return f"{text[: unit.start()]}\\text{{ {unit[1]}}}"
+    return text
+
+
+def _symbolically_equal(answer: str, reference: str) -> bool:
+    expected, given = _parse(reference), _parse(answer)
+    if isinstance(expected, str) or isinstance(given, str):
+        return str(expected) == str(given)
+    from math_verify import verify
+    from sympy.core.random import seed
+
+    seed(0)  # sympy tests some identities at random points
+    equal = verify(
+        [expected],
+        [given],
+        float_rounding=DECIMAL_PLACES,
+        allow_set_relation_comp=True,
+        timeout_seconds=None,
+        raise_on_error=True,
+    )
+    return equal and _are_close(expected, given)
+
+
+@lru_cache(maxsize=1024)
+def _parse(latex: str) -> Any:
+    """The sympy expression of `latex` or, where the grammar does not know it, its normalised text.
+
+    Only math-verify's LaTeX grammar is asked: its reader of plain expressions hands text to `eval`.
+    Of a chain of equations that does not parse, the last member counts.
+    """
+    from math_verify import LatexExtractionConfig, parse
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its own timeouts are off
+    parsed = parse(
+        rf"\boxed{{{latex}}}",
+        [LatexExtractionConfig(boxed_match_priority=0)],
+        extraction_mode="first_match",
+        parsing_timeout=None,
+        raise_on_error=True,
+    )
+    if not parsed:
+        return latex
+    last_member = _EQUALS.split(latex)[-1]
+    if isinstance(parsed[0], str) and last_member != latex and not _LISTED.search(latex):
+        return _parse(last_member)
+    return parsed[0]
+
+
+def _are_close(expected: Any, given: Any) -> bool:
+    """False for two small numbers that only round to the same six places."""
+    are_numbers = getattr(expected, "is_number", False) and getattr(given, "is_number", False)
+    if expected == given or not are_numbers:
+        return True
+    size, distance = abs(complex(expected.doit())), abs(complex((expected - given).doit()))
+    return size > float(RELATIVE_TOLERANCE) or distance <= (float(RELATIVE_TOLERANCE) * size or 1e-12)

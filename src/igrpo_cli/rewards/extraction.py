@@ -1,0 +1,203 @@
+"""Where the answer stands in a completion: text in, text out, by plain scans that take linear time.
+
+The last statement counts, and only statements after the thought:
+
+1. Text up to the last `</think>` is left out; a thought that is still open gives no answer.
+2. The content of the last `<answer>…</answer>`, if there is one, is all that is looked at.
+3. In it, the last `\\boxed{…}`. Boxes with nothing but separators between them are one list of answers.
+   A "final answer is …" behind the last box outranks it.
+4. Without a box: what follows the last "answer is", "answer:" or `####`.
+5. Without any mark: the last formula or number, if it stands in the last line.
+
+A list stays a list ("17 or 18" is never 18 alone), and a bare formula or word stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+MAX_CHARACTERS = 4_096
+"""Default bound on the length of an answer, and on how much of unmarked prose is read (its end)."""
+
+_SPAN = r"(?<!\\)\$\$[^$]+\$\$|(?<!\\)\$(?:\\.|[^$\n\\])+\$|\\\([^\n]+?\\\)|\\\[.+?\\\]"
+_NUMBER = (
+    r"(?<![\w.\\/^*+−-])[-+−]?(?:\\?\$|[€£])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?(?:\s*(?:\\?%|percent\b))?"
+)
+_ITEM = rf"(?:(?<![\w\\])[A-Za-z]\w?\s*=\s*)?(?:{_SPAN}|{_NUMBER})"
+_LIST = re.compile(rf"{_ITEM}(?:\s*(?:,?\s*\b(?:and|or)\b|[,;])\s*{_ITEM})*", re.DOTALL)
+_SPANS = re.compile(_SPAN, re.DOTALL)
+_DISPLAY = re.compile(r"\s*(\$\$[^$]+\$\$|\\\[.+?\\\])", re.DOTALL)
+
+_MARK = re.compile(r"\banswers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])[\s*:]*|####(?=\s*[-$]?\d)", re.IGNORECASE)
+_FINAL_MARK = re.compile(r"\bfinal\s+answers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|$)")
+
+_BRACE = re.compile(r"\\{1,4}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_SEPARATOR_COMMAND = re.compile(r"\\(?:quad|qquad|text|mbox|mathrm)(?![a-z])")
+_WORDS = re.compile(r"[^\W_]+")
+_MOST_HEDGES = 1
+
+_COMMAND_WORDS = re.compile(r"\\(?:text\w*|mbox|math\w+|operatorname|begin|end)\s*\{[^{}]*\}")
+_WORD = re.compile(
+    r"(?<![\w\\])(?!(?:and|or|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|mod|infinity)\b)[A-Za-z]{2,}(?![\w(])",
+    re.IGNORECASE,
+)
+_MOST_WORDS_OF_A_PHRASE = 3
+
+
+def extract_answer(completion: str, max_characters: int = MAX_CHARACTERS) -> str | None:
+    """The answer that `completion` gives, as it is written there; None when it gives none.
+
+    A marked answer may be longer than `max_characters` (the caller decides what that means); of
+    unmarked prose only the last `max_characters` are read, since an answer stands at the end.
+    """
+    scope, is_tagged = answer_scope(completion)
+    boxes = _last_boxes(scope)
+    if boxes:
+        return _final_statement(scope[boxes.end :][-max_characters:]) or boxes.content or None
+    if not is_tagged:
+        return _from_prose(scope[-max_characters:])
+    if len(scope) > max_characters or _num_words(scope) == 0:
+        return scope or None
+    listed = None if _MARK.search(scope) else _last_list(scope)
+    return listed[0] if listed else _statement(scope) or scope
+
+
+def extract_reference(reference: str) -> str:
+    """The answer in a reference: a whole solution is read like a completion, anything shorter is the answer."""
+    boxes = _last_boxes(reference)
+    if boxes:
+        return boxes.content
+    if _MARK.search(reference):
+        return _statement(reference) or reference
+    listed = _last_list(reference) if _SPANS.search(reference) and _num_words(reference) else None
+    return listed[0] if listed else reference
+
+
+def answer_scope(completion: str) -> tuple[str, bool]:
+    """The part of `completion` that may hold the answer, and whether `<answer>` tags mark it.
+
+    Empty where a thought is unfinished or the tags are empty. A closing tag may be missing at the
+    very end: samplers that stop at `</answer>` leave it out.
+    """
+    rest = completion.rpartition("</think>")[2]
+    if "<think>" in rest:
+        return "", False
+    closed_by = rest.rfind("</answer>")
+    opened_by = rest.rfind("<answer>")
+    if opened_by < 0:
+        return rest.strip(), False
+    if closed_by > opened_by:
+        return rest[opened_by + len("<answer>") : closed_by].strip(), True
+    return rest[opened_by + len("<answer>") :].strip(), True
+
+
+class _Box(NamedTuple):
+    start: int
+    content: str
+    end: int
+
+
+def _last_boxes(text: str) -> _Box | None:
+    """The last group of boxes as one, contents joined by commas; None without a box."""
+    boxes = _outer_boxes(text)
+    if not boxes:
+        return None
+    group = [boxes[-1]]
+    for box in reversed(boxes[:-1]):
+        if not _is_separator(text[box.end : group[-1].start]):
+            break
+        group.append(box)
+    content = ", ".join(dict.fromkeys(box.content for box in reversed(group)))
+    inner = _last_boxes(content) if len(content) <= MAX_CHARACTERS else None
+    return _Box(group[-1].start, inner.content if inner else content, group[0].end)
+
+
+def _outer_boxes(text: str) -> list[_Box]:
+    """The boxes that are inside no other one, in order; empty ones only if there is nothing else.
+
+    A box that is never closed ends with its line.
+    """
+    open_braces: list[tuple[int, int] | None] = []
+    boxes: list[tuple[int, int, int, int]] = []
+    for match in _BRACE.finditer(text):
+        token = match.group()
+        if token == "{":
+            open_braces.append(None)
+        elif token == "}":
+            opened = open_braces.pop() if open_braces else None
+            if opened:
+                while boxes and boxes[-1][0] > opened[0]:
+                    boxes.pop()
+                boxes.append((*opened, match.start(), match.end()))
+        elif len(token) > 2:
+            open_braces.append((match.start(), match.end()))
+    unclosed = [opened for opened in open_braces if opened and (not boxes or opened[0] > boxes[-1][0])]
+    if unclosed:
+        rest = text[unclosed[-1][1] :].lstrip()
+        end = len(text) - len(rest) + len(rest.split("\n", 1)[0])
+        boxes.append((*unclosed[-1], end, end))
+    found = [_Box(start, text[content:close].strip(), end) for start, content, close, end in boxes]
+    return [box for box in found if box.content] or found[-1:]
+
+
+def _is_separator(gap: str) -> bool:
+    """Whether what stands between two boxes makes them one list: punctuation, "and", "or", "or maybe"."""
+    words = _WORDS.findall(_SEPARATOR_COMMAND.sub(" ", gap))
+    others = [word for word in words if word.lower() not in ("and", "or")]
+    return not others or ("or" in words and len(others) <= _MOST_HEDGES)
+
+
+def _final_statement(text: str) -> str | None:
+    """What a "final answer is" in `text` states, if that is a formula or a number ("… is above" states none)."""
+    marks = list(_FINAL_MARK.finditer(text))
+    stated = _statement(text[marks[-1].start() :]) if marks else None
+    return stated if stated and (_num_words(stated) == 0 or _LIST.search(stated)) else None
+
+
+def _from_prose(text: str) -> str | None:
+    if _MARK.search(text):
+        return _statement(text)
+    if _num_words(text) == 0 and "\n" not in text:
+        return text or None
+    listed = _last_list(text)
+    if listed is None:
+        return _phrase(text)
+    answer, end = listed
+    return answer if "\n" not in text[end:].rstrip() else None
+
+
+def _statement(text: str) -> str | None:
+    """What stands behind the last mark in `text`: a displayed formula, or what the rest of the sentence names."""
+    marks = list(_MARK.finditer(text))
+    if not marks:
+        return None
+    stated = text[marks[-1].end() :]
+    displayed = _DISPLAY.match(stated)
+    if displayed:
+        return displayed.group(1)
+    line = (stated.strip().splitlines() or [""])[0]
+    end = _SENTENCE_END.search(line)
+    sentence = (line[: end.start()] if end else line).strip(" *")
+    if _num_words(sentence) == 0:
+        return sentence or None
+    listed = _last_list(sentence)
+    return listed[0] if listed else _phrase(sentence)
+
+
+def _last_list(text: str) -> tuple[str, int] | None:
+    lists = list(_LIST.finditer(text))
+    return (lists[-1].group(), lists[-1].end()) if lists else None
+
+
+def _phrase(text: str) -> str | None:
+    """`text` if it is a few words on one line, an answer in itself."""
+    is_phrase = _num_words(text) <= _MOST_WORDS_OF_A_PHRASE and "\n" not in text
+    return text if text and is_phrase else None
+
+
+def _num_words(text: str) -> int:
+    """Words of prose: those outside formulas and commands that are no names of functions."""
+    return len(_WORD.findall(_COMMAND_WORDS.sub(" ", _SPANS.sub(" ", text))))

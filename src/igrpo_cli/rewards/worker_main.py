@@ -1,0 +1,117 @@
+"""The process that grades, one row at a time: started by `workers`, ended by the kernel when a row is too dear.
+
+It shares nothing with the process that started it but one pipe, over which JSON goes: a chunk of
+[completion, reference] pairs in, one reply for each pair out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from typing import Any
+
+SECONDS_BETWEEN_LOOKS = 2.0
+"""How often an idle worker looks whether its parent lives: a fork of it may keep the pipe open."""
+
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that a scheduler or terminal sends to every process of a job: the parent decides what they mean."""
+
+
+def main(arguments: list[str]) -> None:
+    """Serves until the pipe closes. `arguments`: descriptor of the pipe, process id of the parent, limits (JSON)."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    descriptor, parent, limits = int(arguments[0]), int(arguments[1]), json.loads(arguments[2])
+    with contextlib.suppress(EOFError, OSError), Connection(descriptor) as pipe:
+        try:
+            _limit_memory(limits["memory_mb"])
+            _load()
+        except Exception as error:
+            _send(pipe, {"failed": f"{type(error).__name__}: {error}"})
+            return
+        _send(pipe, {"ready": True})
+        spare_mb = limits["memory_mb"] / 16
+        most_mb = _peak_memory_mb() + spare_mb
+        for pair in _pairs(pipe, parent):
+            reply = _grade(pair, limits, spare_mb)
+            reply["leaving"] = _peak_memory_mb() > most_mb  # what sympy has taken does not come back
+            _send(pipe, reply)
+            if reply["leaving"]:
+                return
+
+
+def _load() -> None:
+    """Imports what is slow, and shuts the one place where sympy compiles text that a model may have written.
+
+    `hypsum` turns the terms of an infinite series into Python source in which the names of unknown
+    functions stand as they came, so `exit(3)` would be called. Series of numbers are left as they are.
+    """
+    import sympy.core.evalf as evalf
+    from sympy.core.function import AppliedUndef
+
+    from igrpo_cli.rewards.equivalence import are_equal
+
+    if not are_equal(r"\frac{x + 1}{2}", r"\frac{1 + x}{2}"):  # builds the parser's tables
+        raise RuntimeError("math_verify does not know that x + 1 = 1 + x")
+    compile_term = evalf.lambdify
+
+    def lambdify_numbers(variable: Any, term: Any) -> Any:
+        if term.free_symbols - {variable} or term.has(AppliedUndef):
+            raise NotImplementedError("a series with unknowns")
+        return compile_term(variable, term)
+
+    evalf.lambdify = lambdify_numbers
+
+
+def _limit_memory(memory_mb: int) -> None:
+    for kind, limit in ((resource.RLIMIT_AS, memory_mb << 20), (resource.RLIMIT_CORE, 0)):
+        with contextlib.suppress(ValueError, OSError):  # a platform without it, or a lower hard limit
+            resource.setrlimit(kind, (limit, limit))
+
+
+def _pairs(pipe: Connection, parent: int) -> Iterator[tuple[str, str]]:
+    while True:
+        while not pipe.poll(SECONDS_BETWEEN_LOOKS):
+            if os.getppid() != parent:
+                return
+        yield from json.loads(pipe.recv_bytes())
+
+
+def _send(pipe: Connection, message: dict[str, Any]) -> None:
+    pipe.send_bytes(json.dumps(message).encode("ascii"))
+
+
+def _grade(pair: tuple[str, str], limits: dict[str, Any], spare_mb: float) -> dict[str, Any]:
+    """The reply for one pair, under a CPU limit that no Python code can catch or outlive.
+
+    sympy turns a MemoryError into "not equal", so a verdict against the completion that took more than
+    `spare_mb` to reach is no verdict.
+    """
+    from igrpo_cli.rewards.grading import Judgement, judge
+
+    before, start = _peak_memory_mb(), time.perf_counter()
+    signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])
+    judgement = judge(*pair, limits["max_characters"])
+    signal.setitimer(signal.ITIMER_PROF, 0.0)
+    if judgement.verdict == "wrong" and _peak_memory_mb() - before > spare_mb:
+        judgement = Judgement("ungraded", judgement.extracted_answer, "memory limit")
+    return {**asdict(judgement), "seconds": time.perf_counter() - start}
+
+
+def _peak_memory_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1 << 20) if sys.platform == "darwin" else peak / (1 << 10)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

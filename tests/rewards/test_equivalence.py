@@ -1,0 +1,202 @@
+"""Which answers state the same as a reference. Every row is a decision that docs/grading.md explains."""
+
+from __future__ import annotations
+
+import pytest
+
+from igrpo_cli.rewards.equivalence import are_equal, is_blank
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("12", "12"),
+        ("12.0", "12"),
+        ("$12$", "12"),
+        ("\\(12\\)", "12"),
+        ("12.", "12"),
+        ("12\\", "12"),
+        ("**12**", "12"),
+        ("012", "12"),
+        ("12,345", "12345"),
+        ("12{,}345", "12345"),
+        ("12,\\!345", "12345"),
+        ("12\\,345", "12345"),
+        ("12 345", "12345"),
+        ("\\$12", "12"),
+        ("€12", "12"),
+        ("−12", "-12"),
+        ("１２", "12"),
+        ("1.2e4", "1.2 \\times 10^{4}"),
+        ("12000", "1.2e4"),
+        ("0.75", "\\frac{3}{4}"),
+        ("\\frac34", "0.75"),
+        ("\\dfrac{3}{4}", "\\tfrac{3}{4}"),
+        ("\\frac{6}{8}", "\\frac{3}{4}"),
+        ("1\\frac{3}{4}", "\\frac{7}{4}"),
+    ],
+)
+def test_numbers_may_be_spelled_in_many_ways(answer, reference):
+    assert are_equal(answer, reference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("12 feet", "12"),
+        ("12\\text{ feet}", "12"),
+        ("12\\text{ ft}^2", "12"),
+        ("12", "12 feet"),
+        ("12 bright green apples", "12"),
+        ("60^\\circ", "60"),
+        ("60°", "60"),
+        ("30\\%", "30"),
+        ("30", "30\\%"),
+        ("30 percent", "0.3"),
+    ],
+)
+def test_units_and_percent_signs_are_forgiven(answer, reference):
+    assert are_equal(answer, reference)
+
+
+@pytest.mark.parametrize("answer", ["12 million", "12 pi", "12 dozen", "12 percent squared", "12x", "12 e"])
+def test_words_that_change_the_value_are_no_unit(answer):
+    assert not are_equal(answer, "12")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("(x+1)^2", "x^2 + 2x + 1"),
+        ("x**2", "x^2"),
+        ("2√3", "\\sqrt{12}"),
+        ("π/3", "\\frac{\\pi}{3}"),
+        ("k = 5", "5"),
+        ("5", "k = 5"),
+        ("2 + 3 = 5", "5"),
+        ("9 \\bmod 4 = 1", "1"),
+        ("x \\geq 2", "2 \\le x"),
+        ("x \\geq 2", "[2, \\infty)"),
+        ("[2, \\infty)", "x \\geq 2"),
+        ("0.5 < x", "x > \\frac{1}{2}"),
+        ("\\begin{bmatrix} 1 \\\\ 2 \\end{bmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
+        ("1 - i", "-i + 1"),
+        ("\\varnothing", "\\emptyset"),
+        ("f(x) = 0 \\text{ or } f(x) = 2", "f(t) = 2, f(t) = 0"),
+    ],
+)
+def test_formulas_are_compared_by_value(answer, reference):
+    assert are_equal(answer, reference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("5, 3", "3, 5"),
+        ("\\{5, 3\\}", "3, 5"),
+        ("3 \\text{ and } 5", "3, 5"),
+        ("3 or 5", "3, 5"),
+        ("x = 3 or x = 5", "x = 5, x = 3"),
+        ("1 \\pm 2", "3, -1"),
+        ("(3, 5)", "(3,5)"),
+        ("(\\frac{1}{2}, 5)", "(0.5, 5)"),
+        ("[3, 5)", "[3,5)"),
+    ],
+)
+def test_bare_lists_are_sets_and_parentheses_keep_the_order(answer, reference):
+    assert are_equal(answer, reference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("(5, 3)", "(3, 5)"),
+        ("[3, 5]", "[3, 5)"),
+        ("3", "3, 5"),
+        ("3, 4, 5", "3, 5"),
+        ("32, 349", "32349"),
+        ("x = 3, x = 5", "5"),
+        ("5 \\pm 1", "5"),
+        ("x > 2", "x < 2"),
+        ("x", "y"),
+        ("f(s)", "f(t)"),
+        ("0.33", "\\frac{1}{3}"),
+        ("3.14", "\\pi"),
+        ("-12", "12"),
+        ("1 2", "12"),
+        ("2 1/2", "21/2"),
+        ("NaN", "12"),
+        ("\\infty", "12"),
+    ],
+)
+def test_other_values_are_other_answers(answer, reference):
+    assert not are_equal(answer, reference)
+
+
+@pytest.mark.parametrize("reference", ["17", "18", "19"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "17 or 18 or 19",
+        "17, 18, 19",
+        "17 \\text{ or } 18 \\text{ or } 19",
+        "17 \\text{ or 18 or 19}",
+        "17 \\text{ or } \\text{18, 19}",
+        "\\{17, 18, 19\\}",
+        "x = 17, x = 18, x = 19",
+        "18 \\pm 1, 18",
+        "17or18or19",
+        "17/18/19",
+        "17 \\lor 18 \\lor 19",
+    ],
+)
+def test_alternatives_are_none_of_their_members(answer, reference):
+    assert not are_equal(answer, reference)
+
+
+@pytest.mark.parametrize("answer", ["7 * 8", "7 \\times 8", "7 × 8", "x = 7 * 8", "50 + 6", "112 ÷ 2"])
+def test_an_echo_of_the_question_is_no_answer_to_it(answer):
+    assert not are_equal(answer, "56")
+    assert are_equal(f"{answer} = 56", "56")
+
+
+@pytest.mark.parametrize(("answer", "reference"), [("2^3", "8"), ("\\sqrt{64}", "8"), ("\\frac{16}{2}", "8")])
+def test_powers_roots_and_typeset_fractions_are_numbers(answer, reference):
+    assert are_equal(answer, reference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "equal"),
+    [
+        ("Even", "\\text{even}", True),
+        ("(c)", "\\text{(C)}", True),
+        ("Thursday", "thursday", True),
+        ("vene", "even", False),
+        ("oddd", "odd", False),
+        ("(B)", "(C)", False),
+    ],
+)
+def test_words_are_compared_as_words(answer, reference, equal):
+    assert are_equal(answer, reference) is equal
+
+
+def test_tiny_numbers_do_not_equal_zero():
+    assert not are_equal("0.0", "10^{-12}")
+    assert not are_equal("0.0", "\\frac{3}{10^{12}}")
+    assert are_equal("3 \\times 10^{-12}", "\\frac{3}{10^{12}}")
+
+
+@pytest.mark.parametrize("text", ["", "  ", "$ $", "\\boxed{}", "\\boxed", "\\(\\)", "{}", ".", "\n"])
+def test_what_holds_no_answer_is_blank(text):
+    assert is_blank(text)
+    assert not are_equal(text, text)
+
+
+@pytest.mark.parametrize("text", ["0", "x", "\\emptyset", "\\{\\}", "-", "解"])
+def test_what_holds_one_is_not(text):
+    assert not is_blank(text)
+
+
+@pytest.mark.parametrize("text", ["x_{0} \\cos t$ $+ v", "05\\!:\\!00", "no such thing", "\\weird{3}", "a \\ b", "{3"])
+def test_an_answer_equals_itself_whatever_it_means(text):
+    assert are_equal(text, text)
