@@ -23,7 +23,6 @@ OWNERS = {
     "pyarrow": {"shards"},
     "math_verify": {"rewards"},
     "sympy": {"rewards"},
-    "pebble": {"rewards"},
     "vllm": {"engines"},
     "datasets": {"problems"},
     "transformers": {"engines", "training"},

@@ -126,9 +126,7 @@ def batch_gradient(
 ) -> float:
     """Add the gradient of the mean token loss and return that loss (nats a token)."""
     # Prompts with a draft are several times longer: apart from the others they cost less padding.
-    parts = [
-        [row for row in demonstrations if ("[draft]" in row.user) == drafted] for drafted in (False, True)
-    ]
+    parts = [[row for row in demonstrations if ("[draft]" in row.user) == drafted] for drafted in (False, True)]
     batches = [encode_batch(tokenizer, part) for part in parts if part]
     num_tokens = sum(int((labels != -100).sum()) for _, labels in batches)
     total = 0.0

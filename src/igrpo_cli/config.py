@@ -149,8 +149,10 @@ class UpdateSection(Section):
     """Optimiser steps in one pass over the iteration's groups."""
     num_epochs: PositiveInt = 1
     """Passes over the iteration's groups (TRL's `num_iterations`)."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of the forward and backward pass (autocast); weights, gradients and Adam moments are float32."""
+    dtype: Dtype = "auto"
+    """Dtype of the forward and backward pass (autocast); weights, gradients and Adam moments are float32.
+
+    `auto` is bfloat16 on a GPU, float32 on a CPU without fast bfloat16."""
     gradient_checkpointing: bool = False
     max_tokens_per_batch: PositiveInt = 4096
     """Tokens of one packed row: the memory knob. Does not change the objective."""

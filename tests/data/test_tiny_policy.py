@@ -102,10 +102,7 @@ def test_the_weights_are_stored_in_float32_and_small() -> None:
 
 def test_the_policy_is_sometimes_right_and_sometimes_not(tokenizer: PreTrainedTokenizerFast) -> None:
     """RL needs both: with 256 problems the bounds stand far outside what chance does to the stated share."""
-    rows = [
-        json.loads(line)
-        for line in (ARITHMETIC / "test.jsonl").read_text(encoding="utf-8").splitlines()[:256]
-    ]
+    rows = [json.loads(line) for line in (ARITHMETIC / "test.jsonl").read_text(encoding="utf-8").splitlines()[:256]]
     prompts = [f"<|user|>{row['problem']}<|assistant|>" for row in rows]
     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(POLICY)
@@ -118,9 +115,7 @@ def test_the_policy_is_sometimes_right_and_sometimes_not(tokenizer: PreTrainedTo
     )
     texts = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     found = [re.search(r"<answer>(\d+)</answer>", text) for text in texts]
-    right = sum(bool(m) and m.group(1) == row["answer"] for m, row in zip(found, rows, strict=True)) / len(
-        rows
-    )
+    right = sum(bool(m) and m.group(1) == row["answer"] for m, row in zip(found, rows, strict=True)) / len(rows)
     assert 0.10 < right < 0.45
 
 
@@ -152,9 +147,7 @@ terms = st.tuples(st.integers(0, 99), st.integers(-99, 99).filter(bool)).filter(
 
 
 @given(terms=terms, seed=st.integers(0, 2**32))
-def test_a_working_is_right_or_slips_as_asked(
-    demonstrations: ModuleType, terms: tuple[int, int], seed: int
-) -> None:
+def test_a_working_is_right_or_slips_as_asked(demonstrations: ModuleType, terms: tuple[int, int], seed: int) -> None:
     _, value = demonstrations.work_out(terms, random.Random(seed), slips=False)
     assert value == sum(terms)
     working, wrong = demonstrations.work_out(terms, random.Random(seed), slips=True)

@@ -237,6 +237,20 @@ def test_bfloat16_on_request(make_policy: MakePolicy):
     assert all(-20 < lp <= 0 for lp in logprobs)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("family", ["llama", "sliding"])
+def test_a_gpu_samples_from_the_same_distribution(make_policy: MakePolicy, family: str):
+    policy = make_policy(family)
+    engine = create_engine("auto", policy, EngineSettings(dtype="float32", device="cuda"))
+    drawn = sample(engine)
+    assert sample(engine) == drawn
+    for group, completions in zip(GROUPS, drawn, strict=True):
+        logprobs = full_forward_logits(policy, group, completions[0]).log_softmax(-1)
+        expected = logprobs.gather(1, torch.tensor(completions[0].completion_ids)[:, None])[:, 0]
+        assert completions[0].sampling_logprobs == pytest.approx(expected.tolist(), abs=1e-3)
+
+
 def test_attention_is_the_fused_one(make_policy: MakePolicy):
     assert engine_of(make_policy("llama"))._model.config._attn_implementation == "sdpa"
 

@@ -132,6 +132,7 @@ def _restore(session: Session, policy: Policy, iteration: int) -> PolicyTrainer:
 def _training_settings(section: UpdateSection) -> TrainingSettings:
     from igrpo_cli.algo.losses import LossSettings
     from igrpo_cli.training.optimizer import OptimizerSettings
+    from igrpo_cli.training.restore import compute_dtype
     from igrpo_cli.training.step import TrainingSettings
 
     return TrainingSettings(
@@ -143,7 +144,7 @@ def _training_settings(section: UpdateSection) -> TrainingSettings:
             weight_decay=section.weight_decay,
             max_grad_norm=section.max_grad_norm,
         ),
-        dtype=section.dtype,
+        dtype=compute_dtype(section.dtype),
         gradient_checkpointing=section.gradient_checkpointing,
         max_tokens_per_batch=section.max_tokens_per_batch,
     )

@@ -55,6 +55,7 @@ class PolicyTokenizer:
         source = self._tokenizer.get_chat_template() if self.has_chat_template else PLAIN_CHAT_TEMPLATE
         self.chat_template: str = _DATE_CALL.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), source)
         """The Jinja source in use."""
+        self._beginning = "" if self.has_chat_template else _text_beginning(self._tokenizer)
         self.eos_token_ids: tuple[int, ...] = _find_eos_token_ids(directory, self._tokenizer)
         """Ids that end a completion: those of the generation config, and the tokenizer's own."""
 
@@ -191,7 +192,7 @@ class PolicyTokenizer:
             chat_template=self.chat_template,
             add_generation_prompt=True,
             tokenize=False,
-            beginning=_text_beginning(self._tokenizer),
+            beginning=self._beginning,
         )
         return str(rendered)
 

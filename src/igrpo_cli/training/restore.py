@@ -59,6 +59,15 @@ def save_trainer(
     save_optimizer(optimizer, trainer.optimizer, trainer.policy.model, with_master_weights=with_master)
 
 
+def compute_dtype(dtype: Literal["auto", "float32", "bfloat16"]) -> PolicyDtype:
+    """The dtype that `auto` stands for on this machine; any other is itself."""
+    if dtype != "auto":
+        return dtype
+    # Without AVX-512 bfloat16 products are emulated, many times slower than float32.
+    slow = not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
+    return "float32" if slow else "bfloat16"
+
+
 def training_device() -> torch.device:
     """Where updates run: the GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
