@@ -14,7 +14,7 @@ from igrpo_cli.config import GenerationSection, RunConfig, stage_identity
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.prompts import template_hash
 from igrpo_cli.provenance import Provenance
-from igrpo_cli.records import Rollout, RolloutStage, SamplingSettings, StageReport
+from igrpo_cli.records import RolloutStage, SamplingSettings, StageReport
 from igrpo_cli.rollouts import RolloutPlan, RolloutTask, roll_out
 from igrpo_cli.session import Session, StageRequest
 from igrpo_cli.shard_work import ShardWork, work_through
@@ -99,7 +99,6 @@ def _make_shard(
     session: Session, work: ShardedRollouts, path: ShardPath, identity: Identity, *, overwrite: bool
 ) -> Manifest:
     from igrpo_cli.shards.parts import PartStore
-    from igrpo_cli.shards.rows import rows_of
 
     provenance = Provenance()
     plan = work.plan_of(path.shard)
@@ -109,26 +108,23 @@ def _make_shard(
         parts.clear()
     engine = session.engine(work.policy)
     todo = [block for block in blocks if not parts.has(block)]
-    counts: Counter[str] = Counter()
     with session.console.progress(path.name, len(blocks), "blocks") as progress:
         progress.advance(len(blocks) - len(todo))
         for block, rows in roll_out(plan, todo, engine, session.grader()):
             parts.write(block, rows)
             progress.advance(tokens=sum(len(row.completion_ids) for row in rows))
-    for block in blocks:
-        counts.update(_counts(rows_of(parts.read(block), Rollout)))
-        counts["truncated_drafts"] += sum(
-            task.draft_truncated for task in plan.tasks(plan.groups_of(block), engine.tokenizer)
-        )
 
     def describe(data: DataFile) -> Manifest:
+        counts = _counts(path)
+        tasks = (task for block in blocks for task in plan.tasks(plan.groups_of(block), engine.tokenizer))
+        counts["truncated_drafts"] = sum(task.draft_truncated for task in tasks)
         return provenance.manifest(
             identity,
             data,
             device=engine.device,
             engine_versions=engine.versions,
             sampling=plan.sampling,
-            tokens=counts.pop("tokens", 0),
+            tokens=counts.pop("tokens"),
             counts=counts,
         )
 
@@ -143,10 +139,16 @@ def _make_shard(
     return manifest
 
 
-def _counts(rows: Sequence[Rollout]) -> Counter[str]:
-    counts: Counter[str] = Counter(tokens=sum(len(row.completion_ids) for row in rows))
-    counts.update(f"verdict_{row.verdict}" for row in rows)
-    counts.update(f"finish_{row.finish_reason}" for row in rows)
+def _counts(path: ShardPath) -> Counter[str]:
+    """Tokens, verdicts and finish reasons of a shard, from its file: a shard that was resumed counts all its rows."""
+    from igrpo_cli.shards.schema import ROLLOUTS
+    from igrpo_cli.shards.tables import iterate_blocks
+
+    counts: Counter[str] = Counter(tokens=0)
+    for block in iterate_blocks(path.data, ROLLOUTS, ("completion_ids", "verdict", "finish_reason")):
+        counts["tokens"] += sum(map(len, block["completion_ids"].to_pylist()))
+        counts.update(f"verdict_{verdict}" for verdict in block["verdict"].to_pylist())
+        counts.update(f"finish_{reason}" for reason in block["finish_reason"].to_pylist())
     return counts
 
 

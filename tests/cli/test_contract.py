@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from conftest import SMALL, igrpo, make_run, sets
+from conftest import SMALL, igrpo, igrpo_process, make_run, sets
 from igrpo_cli.cli import app
 
 STAGE_KEYS = {"stage", "iteration", "shards", "rows", "groups", "tokens", "seconds", "skipped"}
@@ -30,7 +30,7 @@ EVAL_KEYS = {
     ],
 )
 def test_wrong_usage_exits_2_names_the_nearest_and_says_what_to_type(tmp_path, arguments, message, hint):
-    result = igrpo(*arguments, cwd=tmp_path)
+    result = igrpo_process(*arguments, cwd=tmp_path)
     assert result.code == 2
     assert result.stdout == ""
     lines = result.stderr.splitlines()
@@ -49,10 +49,11 @@ def test_a_directory_that_is_no_run_exits_3(tmp_path, command):
     assert "hint: igrpo init" in result.stderr
 
 
+@pytest.mark.slow
 def test_the_stages_in_order_are_one_iteration(tmp_path):
     run = make_run(tmp_path / "run", "run.num_iterations=1")
     for name in ("draft", "select", "refine", "update"):
-        result = igrpo(name, "--json", cwd=run)
+        result = igrpo_process(name, "--json", cwd=run)
         assert result.code == 0, result.stderr
         report = result.json
         assert report.keys() >= STAGE_KEYS

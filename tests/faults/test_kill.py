@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import files_below, igrpo, make_run, run_to_end
+from conftest import ONE_THREAD, files_below, igrpo, make_run, run_to_end
 
 STAGES = ("draft", "select", "refine", "update")
 SETTINGS = ("run.num_iterations=1", "engine.groups_per_block=1", "update.num_minibatches=4")
@@ -33,8 +32,7 @@ def undisturbed(tmp_path_factory):
 def stop_in_the_middle(run, stage, number):
     """Send signal `number` as soon as `stage` is in the middle of its work; returns the exit status."""
     command = [sys.executable, "-m", "igrpo_cli", stage, str(run), "--iteration", "0", "-q"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
         if any(run.glob(MARKERS[stage])):
@@ -107,8 +105,7 @@ def test_ctrl_c_exits_130(tmp_path):
 def test_two_tasks_on_one_shard_are_safe(tmp_path, undisturbed):
     run = make_run(tmp_path / "run", *SETTINGS)
     command = [sys.executable, "-m", "igrpo_cli", "draft", str(run), "--iteration", "0", "-q"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    tasks = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)]
+    tasks = [subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [task.wait(timeout=120) for task in tasks] == [0, 0]
     assert files_below(run / "iteration_0000/draft") == files_below(undisturbed / "iteration_0000/draft")
 

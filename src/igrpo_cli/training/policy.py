@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
@@ -78,8 +78,9 @@ def load_policy(directory: Path, device: torch.device, *, trust_remote_code: boo
 
     Raises MissingInputError where the directory holds no causal language model.
     """
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
             directory, dtype=torch.float32, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
