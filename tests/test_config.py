@@ -99,7 +99,7 @@ def test_igrpo_has_four_stages():
 
 def test_identity_holds_what_decides_a_result_and_nothing_else():
     identity = stage_identity(config_of("run.num_shards=8", "reward.num_workers=7"), "draft")
-    assert identity["run"] == {"seed": 0}
+    assert identity["run"] == {"seed": 0, "cpu_threads": 0}
     assert identity["draft"]["temperature"] == 1.0
     assert "num_workers" not in identity["reward"]
     assert "update" not in identity

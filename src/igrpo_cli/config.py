@@ -38,6 +38,8 @@ class RunSection(Section):
     """`grpo` is the plain baseline: the same loop without select and refine, trained on its drafts."""
     num_shards: PositiveInt = 1
     """Shards per stage; never changes results."""
+    cpu_threads: Natural = 0
+    """Threads of sampling and training on a CPU; 0 leaves it to torch. Rounding depends on it, so it is recorded."""
     num_iterations: PositiveInt | None = None
     """Iterations of the run; unset means `data.num_train_epochs` passes over the problems."""
 
@@ -227,11 +229,11 @@ class RunConfig(Section):
 
 
 STAGE_READS: dict[str, tuple[str, ...]] = {
-    "draft": ("run.seed", "data.problems_per_iteration", "prompts", "draft", "reward", "engine"),
+    "draft": ("run.seed", "run.cpu_threads", "data.problems_per_iteration", "prompts", "draft", "reward", "engine"),
     "select": ("run.seed", "select"),
-    "refine": ("run.seed", "prompts", "refine", "reward", "engine"),
-    "update": ("run.seed", "run.method", "run.num_iterations", "policy.dtype", "update"),
-    "eval": ("prompts", "eval", "reward", "engine"),
+    "refine": ("run.seed", "run.cpu_threads", "prompts", "refine", "reward", "engine"),
+    "update": ("run.seed", "run.cpu_threads", "run.method", "run.num_iterations", "policy.dtype", "update"),
+    "eval": ("run.cpu_threads", "prompts", "eval", "reward", "engine"),
 }
 """The sections, or single keys, that decide what a stage makes. A finished shard made with others is a conflict."""
 

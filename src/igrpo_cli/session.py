@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +39,14 @@ class StageRequest:
     dry_run: bool = False
 
 
+def limit_cpu_threads(number: int) -> None:
+    """Let torch use so many threads, whether it is imported yet or not; 0 leaves it alone."""
+    if number:
+        os.environ["OMP_NUM_THREADS"] = str(number)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(number)
+
+
 class Session:
     """One open run. Heavy things (engine, graders, problems) start when they are first asked for."""
 
@@ -48,6 +58,7 @@ class Session:
         self._engine_policy: str | None = None
         self._grader: GradingPool | None = None
         self._problems: list[Problem] | None = None
+        limit_cpu_threads(config.run.cpu_threads)
 
     def policy(self, iteration: int) -> Policy:
         """The policy that `iteration` samples from. Raises MissingInputError when no update has made it yet."""

@@ -136,7 +136,7 @@ def _load_model(directory: Path, settings: EngineSettings, device: torch.device)
     check_model_directory(directory)
     dtype = settings.dtype
     if dtype == "auto" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT"):
-        dtype = "float32"  # without AVX-512, bfloat16 products are emulated and 15 to 90 times slower
+        dtype = "float32"  # without AVX-512, bfloat16 is emulated and several times slower
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             directory,
