@@ -121,7 +121,7 @@ def _make_shard(
         return provenance.manifest(
             identity,
             data,
-            device=engine.device,
+            device=f"{engine.device}, {engine.dtype}",
             engine_versions=engine.versions,
             sampling=plan.sampling,
             tokens=counts.pop("tokens"),

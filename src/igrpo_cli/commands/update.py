@@ -89,7 +89,7 @@ def _make_update(
         manifest = provenance.manifest(
             identity,
             update_files.stage_metrics(path, staged, observations, steps),
-            device=device_name(),
+            device=f"{device_name()}, {trainer.settings.dtype}",
             tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
             counts={
                 "optimizer_steps": len(steps),
