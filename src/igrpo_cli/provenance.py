@@ -38,7 +38,7 @@ class Provenance:
         counts: Mapping[str, float] | None = None,
         outputs: Sequence[FileHash] = (),
     ) -> Manifest:
-        """The manifest of a shard made since; `device` is in words, with the dtype; anything but a cpu counts as GPU time."""
+        """The manifest of a shard made since; `device` says in words which, and what is no cpu counts as GPU time."""
         seconds = round(time.monotonic() - self.clock, 3)
         return Manifest(
             identity=identity,

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from conftest import SMALL, igrpo, igrpo_process, make_run, sets
+from command_line import SMALL, igrpo, igrpo_process, make_run, sets
 from igrpo_cli.cli import app
 
 STAGE_KEYS = {"stage", "iteration", "shards", "rows", "groups", "tokens", "seconds", "skipped"}

@@ -11,7 +11,7 @@ import time
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import ONE_THREAD, files_below, igrpo, make_run, run_to_end
+from command_line import ONE_THREAD, files_below, igrpo, make_run, run_to_end
 
 STAGES = ("draft", "select", "refine", "update")
 SETTINGS = ("run.num_iterations=1", "engine.groups_per_block=1", "update.num_minibatches=4")

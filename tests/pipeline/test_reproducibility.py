@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import files_below, igrpo, make_run, run_to_end
+from command_line import files_below, igrpo, make_run, run_to_end
 
 STAGES = ("draft", "select", "refine")
 

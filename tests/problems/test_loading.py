@@ -92,7 +92,7 @@ def test_a_bad_row_is_refused_with_its_place_or_counted(
         load_problems(str(path))
     assert refused.value.exit_code == 1
     assert refused.value.hint is not None
-    assert "skip_bad_rows" in refused.value.hint
+    assert "--skip-bad-rows" in refused.value.hint
     loaded = load_problems(str(path), skip_bad_rows=True)
     assert pairs(loaded) == [("1+1?", "2"), ("2+2?", "4")]
     assert loaded.counts == {"rows": 3, "kept": 2, kind: 1}

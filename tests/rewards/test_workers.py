@@ -113,7 +113,7 @@ def test_a_row_that_hangs_is_ended_by_the_clock():
 
 @pytest.mark.parametrize("answer", ["\\operatorname{zeros}(100000, 100000)", "(a+b+c+d+e+f)^{200}"])
 def test_a_row_beyond_the_memory_limit_is_ungraded(answer):
-    with GradingPool(1, GradingLimits(cpu_seconds=60.0, memory_mb=160)) as pool:
+    with GradingPool(1, GradingLimits(cpu_seconds=60.0, memory_mb=320)) as pool:
         grades = pool.grade([(f"<answer>{answer}</answer>", "2"), *PAIRS])
     assert essence(grades) == [("ungraded", answer), *EXPECTED]
 

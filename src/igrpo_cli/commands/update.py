@@ -63,10 +63,12 @@ def _identity(session: Session, shard: ShardPath, policy: Policy) -> Identity:
 
 
 def _previous(session: Session, iteration: int) -> UpdatePath | None:
-    """The update whose optimiser state this iteration goes on from; None for a fresh one."""
-    if iteration == 0 or session.config.update.optimizer_state == "fresh":
-        return None
-    return session.run.update(iteration - 1)
+    """The update whose optimiser directory this iteration goes on from; None where it needs nothing of it.
+
+    A fresh optimiser still needs the float32 weights, where the policy was published as their rounding.
+    """
+    fresh = session.config.update.optimizer_state == "fresh" and session.config.policy.dtype == "float32"
+    return None if iteration == 0 or fresh else session.run.update(iteration - 1)
 
 
 def _make_update(
@@ -123,7 +125,8 @@ def _restore(session: Session, policy: Policy, iteration: int) -> PolicyTrainer:
         policy.directory,
         _training_settings(session.config.update),
         policy_dtype=session.config.policy.dtype,
-        optimizer=None if previous is None else previous.optimizer,
+        previous=None if previous is None else previous.optimizer,
+        carry_optimizer=session.config.update.optimizer_state == "carry",
         reference=None if reference is None else reference.directory,
         trust_remote_code=session.config.policy.trust_remote_code,
     )

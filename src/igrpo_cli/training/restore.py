@@ -26,14 +26,16 @@ def restore_trainer(
     settings: TrainingSettings,
     *,
     policy_dtype: PolicyDtype,
-    optimizer: Path | None,
+    previous: Path | None,
+    carry_optimizer: bool,
     reference: Path | None,
     trust_remote_code: bool = False,
 ) -> PolicyTrainer:
-    """The trainer of a model directory, as the previous update left it where its `optimizer` directory is given.
+    """The trainer of a model directory, as the previous update left it where its optimiser directory is given.
 
     Runs on the GPU where there is one. A policy published in another dtype than float32 goes on from the float32
-    weights beside its optimiser state, not from their rounding. Raises as the loaders of `checkpoint` do.
+    weights that lie in `previous`, not from their rounding; Adam's state follows with `carry_optimizer`. Raises as
+    the loaders of `checkpoint` do.
     """
     # What goes to stderr is for the console to say.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -43,10 +45,10 @@ def restore_trainer(
         settings,
         None if reference is None else load_policy(reference, device, trust_remote_code=trust_remote_code),
     )
-    if optimizer is not None:
-        if policy_dtype != "float32":
-            load_master_weights(optimizer, trainer.policy.model, DTYPES[policy_dtype])
-        load_optimizer(optimizer, trainer.optimizer, trainer.policy.model)
+    if previous is not None and policy_dtype != "float32":
+        load_master_weights(previous, trainer.policy.model, DTYPES[policy_dtype])
+    if previous is not None and carry_optimizer:
+        load_optimizer(previous, trainer.optimizer, trainer.policy.model)
     return trainer
 
 
