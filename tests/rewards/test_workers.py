@@ -111,6 +111,15 @@ def test_a_row_that_hangs_is_ended_by_the_clock():
         assert pool.ungraded_reasons == {"wall time limit": 1}
 
 
+def test_the_memory_limit_is_the_workers_own_however_large_its_parent_is():
+    # On Linux ru_maxrss outlives fork and exec: measured by it, this worker would start at 400 MB and never grow.
+    ballast = bytearray(400 << 20)
+    ballast[:: 1 << 12] = b"x" * (len(ballast) >> 12)
+    with GradingPool(1, GradingLimits(cpu_seconds=60.0, memory_mb=320)) as pool:
+        (grade,) = pool.grade([("<answer>(a+b+c+d+e+f)^{200}</answer>", "2")])
+    assert grade.verdict == "ungraded"
+
+
 @pytest.mark.parametrize("answer", ["\\operatorname{zeros}(100000, 100000)", "(a+b+c+d+e+f)^{200}"])
 def test_a_row_beyond_the_memory_limit_is_ungraded(answer):
     with GradingPool(1, GradingLimits(cpu_seconds=60.0, memory_mb=320)) as pool:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -109,6 +110,12 @@ def _grade(pair: tuple[str, str], limits: dict[str, Any], spare_mb: float) -> di
 
 
 def _peak_memory_mb() -> float:
+    """Most memory that this program has held. Not `ru_maxrss` on Linux: that outlives exec, so that a worker would
+    start with the peak of the process that started it, gigabytes of torch, and never be seen to grow."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / (1 << 10)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1 << 20) if sys.platform == "darwin" else peak / (1 << 10)
 
