@@ -58,6 +58,7 @@ class Session:
         self._engine_policy: str | None = None
         self._grader: GradingPool | None = None
         self._problems: list[Problem] | None = None
+        self._chosen: dict[int, list[Problem]] = {}
         limit_cpu_threads(config.run.cpu_threads)
 
     def policy(self, iteration: int) -> Policy:
@@ -103,10 +104,12 @@ class Session:
         """The problems of one iteration; a problem's position is its `group_id`."""
         from igrpo_cli.problems.ordering import problems_of_iteration
 
-        problems = self.problems()
-        data, seed = self.config.data, self.config.run.seed
-        chosen = problems_of_iteration(len(problems), iteration, data.problems_per_iteration, seed)
-        return [problems[index] for index in chosen]
+        if iteration not in self._chosen:
+            problems, data, seed = self.problems(), self.config.data, self.config.run.seed
+            chosen = problems_of_iteration(len(problems), iteration, data.problems_per_iteration, seed)
+            # One iteration at a time: a long run must not gather those of all iterations.
+            self._chosen = {iteration: [problems[index] for index in chosen]}
+        return self._chosen[iteration]
 
     def problems(self) -> list[Problem]:
         """All training problems of the run, frozen by `init`, checked against their manifest."""
