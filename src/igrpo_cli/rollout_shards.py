@@ -18,7 +18,7 @@ from igrpo_cli.records import RolloutStage, SamplingSettings, StageReport
 from igrpo_cli.rollouts import RolloutPlan, RolloutTask, roll_out
 from igrpo_cli.session import Session, StageRequest
 from igrpo_cli.shard_work import ShardWork, work_through
-from igrpo_cli.shards.finishing import publish_shard
+from igrpo_cli.shards.finishing import finished, publish_shard
 from igrpo_cli.shards.identity import FileHash, Identity
 from igrpo_cli.shards.layout import ShardPath, block_range
 from igrpo_cli.shards.manifest import Manifest
@@ -113,6 +113,8 @@ def _make_shard(
         for block, rows in roll_out(plan, todo, engine, session.grader()):
             parts.write(block, rows)
             progress.advance(tokens=sum(len(row.completion_ids) for row in rows))
+            if not overwrite and finished(path, identity):
+                break  # another task has finished this very shard: what is left to sample is there already
 
     def describe(data: DataFile) -> Manifest:
         counts = _counts(path)

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run, run_to_end
+from igrpo_cli import rollout_shards
+from igrpo_cli.rollouts import roll_out
 
 STAGES = ("draft", "select", "refine", "update")
 SETTINGS = ("run.num_iterations=1", "engine.groups_per_block=1", "update.num_minibatches=4")
@@ -107,6 +109,24 @@ def test_two_tasks_on_one_shard_are_safe(tmp_path, undisturbed):
     command = [sys.executable, "-m", "igrpo_cli", "draft", str(run), "--iteration", "0", "-q"]
     tasks = [subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [task.wait(timeout=120) for task in tasks] == [0, 0]
+    assert files_below(run / "iteration_0000/draft") == files_below(undisturbed / "iteration_0000/draft")
+
+
+def test_a_task_stops_sampling_when_its_twin_has_finished_the_shard(tmp_path, undisturbed, monkeypatch):
+    run = make_run(tmp_path / "run", *SETTINGS)
+    sampled = []
+
+    def twin_finishes_meanwhile(plan, blocks, engine, grader):
+        for block, rows in roll_out(plan, blocks, engine, grader):
+            sampled.append(block)
+            if len(sampled) == 2:
+                shutil.copytree(undisturbed / "iteration_0000/draft", run / "iteration_0000/draft", dirs_exist_ok=True)
+            yield block, rows
+
+    monkeypatch.setattr(rollout_shards, "roll_out", twin_finishes_meanwhile)
+    result = igrpo("draft", run, "--iteration", 0)
+    assert result.code == 0, result.stderr
+    assert sampled == [0, 1]
     assert files_below(run / "iteration_0000/draft") == files_below(undisturbed / "iteration_0000/draft")
 
 

@@ -7,10 +7,11 @@ from sample_run import group
 
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.records import Rollout
+from igrpo_cli.shards import parts
 from igrpo_cli.shards.parts import PartStore
 from igrpo_cli.shards.rows import rows_of
 from igrpo_cli.shards.schema import ROLLOUTS
-from igrpo_cli.shards.tables import write_rows
+from igrpo_cli.shards.tables import write_rows, write_tables
 
 BLOCKS = {4: group(4) + group(5), 5: group(6, verdict="no_answer"), 6: [], 7: group(8, finish_reason="length")}
 MINE, OTHER = "1" * 64, "2" * 64
@@ -52,6 +53,25 @@ def test_the_shard_does_not_remember_in_how_many_goes_it_was_made(store, tmp_pat
     assert data.rows == 12
     assert data.groups == 4
     assert len({(tmp_path / f"{name}.parquet").read_bytes() for name in ("at once", "resumed", "without parts")}) == 1
+
+
+def test_a_part_is_kept_though_another_task_clears_the_parts_while_it_is_written(store, monkeypatch):
+    clearings = iter([True, True])
+
+    def cleared_on_the_way(path, schema, tables, **options):
+        def interrupted():
+            if next(clearings, False):
+                store.clear()
+            yield from tables
+
+        return write_tables(path, schema, interrupted(), **options)
+
+    monkeypatch.setattr(parts, "write_tables", cleared_on_the_way)
+    fill(store, [4])
+    assert rows_of(store.read(4), Rollout) == BLOCKS[4]
+    clearings = iter([True, True, True])
+    with pytest.raises(IgrpoError, match=r"cannot write .*block-000005.parquet"):
+        fill(store, [5])
 
 
 def test_parts_of_another_identity_do_not_count_and_go_away(store):

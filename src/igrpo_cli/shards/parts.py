@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.shards.manifest import DataFile
 from igrpo_cli.shards.publish import remove_stale_temporaries, withdraw_directory, withdraw_file
 from igrpo_cli.shards.rows import table_of
@@ -50,14 +50,24 @@ class PartStore:
 
     def write(self, block: int, rows: Sequence[Any]) -> None:
         """Keep the rows of a block. Where another task has kept the same block first, its rows stand."""
-        metadata = {IDENTITY_KEY: self.identity_sha256, BLOCK_KEY: str(block)}
         table = table_of(self.schema, rows)
         try:
-            write_tables(self.path(block), self.schema, [table], metadata=metadata)
+            self._write(block, table)
         except ConflictError:
             # The same sampling need not give the same bytes on every GPU; either part is a true observation.
             if not self.has(block):
-                write_tables(self.path(block), self.schema, [table], metadata=metadata, replace=True)
+                self._write(block, table, replace=True)
+
+    def _write(self, block: int, table: pa.Table, *, replace: bool = False) -> None:
+        metadata = {IDENTITY_KEY: self.identity_sha256, BLOCK_KEY: str(block)}
+        for clearings_left in reversed(range(3)):
+            try:
+                write_tables(self.path(block), self.schema, [table], metadata=metadata, replace=replace)
+                return
+            except IgrpoError as error:
+                # A task that has just finished this shard took the directory away while we wrote into it.
+                if not isinstance(error.__cause__, FileNotFoundError) or not clearings_left:
+                    raise
 
     def read(self, block: int) -> pa.Table:
         """The rows of a block. Raises MissingInputError, or DamagedFileError (another identity included)."""
