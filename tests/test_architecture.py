@@ -27,7 +27,7 @@ OWNERS = {
     "datasets": {"problems"},
     "transformers": {"engines", "training"},
     "torch": {"engines", "training", "algo"},
-    "typer": {"cli"},
+    "typer": {"cli", "exit_codes", "flags"},
     "rich": {"console"},
     "pydantic": {"config", "config_files"},
 }

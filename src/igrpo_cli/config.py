@@ -164,15 +164,36 @@ class UpdateSection(Section):
 
 
 class EngineSection(Section):
-    """The sampling engine."""
+    """The sampling engine, under vLLM's names."""
 
-    name: Literal["auto", "transformers"] = "auto"
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
+        {"gpu_memory_utilization", "kv_cache_memory_bytes", "endpoints", "max_retries", "timeout"}
+    )
+
+    name: Literal["auto", "transformers", "vllm", "server"] = "auto"
+    """`auto` is vLLM where it is installed for the device at hand, else transformers; `server` needs `endpoints`."""
     dtype: Dtype = "auto"
     device: str = "auto"
     max_num_seqs: PositiveInt = 256
     """Most completions sampled at a time."""
+    max_model_len: PositiveInt | None = None
+    """Most tokens of prompt and completion together; unset means as many as the model has positions for."""
     groups_per_block: PositiveInt = 16
-    """Groups that are always batched together: the unit of resumption, and why shards cannot change results."""
+    """Groups of one batch: the unit of resumption. transformers decodes a batch at a time, for the same bits always."""
+    tensor_parallel_size: PositiveInt = 1
+    data_parallel_size: PositiveInt = 1
+    """Replicas in one process; for vLLM it is 1: replicas are shards, one task each."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    kv_cache_memory_bytes: PositiveInt | None = None
+    enforce_eager: bool = False
+    kv_cache_dtype: str = "auto"
+    batch_invariant: bool = False
+    """vLLM's batch-invariant kernels: the same bits whatever else is being sampled; slower."""
+    endpoints: list[str] = Field(default_factory=list)
+    """Base URLs of running `vllm serve` processes, for `name = "server"`."""
+    max_retries: Natural = 5
+    timeout: Positive = 600.0
+    """Seconds that one request to a server may take."""
 
 
 class EvalSection(Section):

@@ -1,45 +1,27 @@
-"""From a plan of rollouts to finished shards: what draft, refine and eval do around `roll_out`.
-
-A block that is done is kept as a part file, so an interrupted shard is finished, not begun again.
-"""
+"""From plans of rollouts to finished shards: what draft, refine and eval do around `roll_out`."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
 from igrpo_cli.config import GenerationSection, RunConfig, stage_identity
-from igrpo_cli.errors import IgrpoError
+from igrpo_cli.console import Progress
+from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.open_shard import OpenShard, ShardedRollouts
 from igrpo_cli.prompts import template_hash
-from igrpo_cli.provenance import Provenance
-from igrpo_cli.records import RolloutStage, SamplingSettings, StageReport
-from igrpo_cli.rollouts import RolloutPlan, RolloutTask, roll_out
+from igrpo_cli.records import SamplingSettings, StageReport
+from igrpo_cli.rollouts import BlockJob, RolloutPlan, RolloutTask, roll_out
 from igrpo_cli.session import Session, StageRequest
-from igrpo_cli.shard_work import ShardWork, work_through
-from igrpo_cli.shards.finishing import finished, publish_shard
-from igrpo_cli.shards.identity import FileHash, Identity
+from igrpo_cli.shard_work import ShardWork, StageLedger
+from igrpo_cli.shards.finishing import finished
+from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath, block_range
-from igrpo_cli.shards.manifest import Manifest
 from igrpo_cli.shards.policies import Policy
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
-    from igrpo_cli.shards.manifest import DataFile
-
-
-@dataclass(frozen=True)
-class ShardedRollouts:
-    """The rollouts of one stage and where they go."""
-
-    stage: RolloutStage
-    policy: Policy
-    path_of: Callable[[int], ShardPath]
-    inputs_of: Callable[[int], Sequence[FileHash]]
-    """What a shard is made from, as recorded on disk; raises MissingInputError where it is not there yet."""
-    plan_of: Callable[[int], RolloutPlan]
-    """The plan of a shard, its inputs opened and checked."""
 
 
 def training_plan(
@@ -69,89 +51,114 @@ def training_plan(
 
 
 def make_rollout_shards(session: Session, work: ShardedRollouts, request: StageRequest) -> StageReport:
-    """Make those of the requested shards that are not finished.
+    """Make those of the requested shards that are not finished; with `request.help_others` take part in the rest.
 
-    Raises as `work_through`, and IgrpoError when too many completions could not be graded.
+    Raises as `StageLedger.take`, and IgrpoError when too many completions could not be graded.
     """
+    making = RolloutShards(session, work, request)
+    if request.dry_run:
+        for shard in request.shards:
+            making.ledger.take(shard)
+        return making.ledger.report()
+    with session.console.progress(work.stage, making.num_blocks, "blocks") as progress:
+        roll_out_in(session, work.policy, making.jobs(progress))
+    return making.finish()
 
-    def identity_of(path: ShardPath) -> Identity:
+
+def roll_out_in(session: Session, policy: Policy, jobs: Iterator[BlockJob | None]) -> None:
+    """`roll_out` on the session's engine and graders, which are started only if there is anything to sample."""
+    first = next(jobs, None)
+    if first is not None:
+        roll_out(chain([first], jobs), session.engine(policy), session.grader())
+
+
+class RolloutShards:
+    """The requested shards of one rollout stage, from their plans to their files."""
+
+    def __init__(self, session: Session, work: ShardedRollouts, request: StageRequest) -> None:
+        self._session = session
+        self._work = work
+        self._request = request
+        self._open: dict[int, OpenShard] = {}
+        self._finished: set[int] = set()
+        shard_work = ShardWork(work.stage, work.path_of, self._identity_of)
+        self.ledger = StageLedger(shard_work, request, session.console.note)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the requested shards."""
+        return sum(len(self._blocks_of(shard)) for shard in self._request.shards)
+
+    def jobs(self, progress: Progress) -> Iterator[BlockJob]:
+        """The blocks that are still to be sampled; with `help_others` then those that nobody has begun elsewhere."""
+        for shard in self._request.shards:
+            yield from self.jobs_of(shard, progress)
+            for earlier in self._open:
+                self.publish(earlier)
+        if self._request.help_others:
+            num_shards = self._session.config.run.num_shards
+            for shard in sorted(set(range(num_shards)) - set(self._request.shards)):
+                yield from self._jobs_for_others(shard, progress)
+
+    def jobs_of(self, shard: int, progress: Progress) -> Iterator[BlockJob]:
+        """The blocks of one shard that are still to be sampled; none when it is finished."""
+        todo = self.ledger.take(shard)
+        if todo is None:
+            progress.advance(len(self._blocks_of(shard)))
+            self._finished.add(shard)
+            return
+        making = self._open[shard] = OpenShard(
+            self._session, self._work, *todo, self._blocks_of(shard), self._request.overwrite
+        )
+        yield from making.jobs(progress)
+
+    def publish(self, shard: int) -> bool:
+        """Publish a shard if all its blocks are done by now; whether it is finished."""
+        if shard in self._finished:
+            return True
+        making = self._open.get(shard)
+        if making is None or not making.is_complete:
+            return False
+        self.ledger.add(making.publish())
+        self._finished.add(shard)
+        return True
+
+    def finish(self) -> StageReport:
+        """Publish what is not published yet, and report."""
+        for shard, making in self._open.items():
+            if shard not in self._finished:
+                self.ledger.add(making.publish())
+                self._finished.add(shard)
+        report = self.ledger.report()
+        _refuse_ungraded(report, self._session.config.reward.max_ungraded_share)
+        return report
+
+    def _jobs_for_others(self, shard: int, progress: Progress) -> Iterator[BlockJob]:
+        path = self._work.path_of(shard)
+        try:
+            identity = self._identity_of(path)
+        except MissingInputError:
+            return  # its owner cannot have begun either
+        if finished(path, identity) is None:
+            making = OpenShard(self._session, self._work, path, identity, self._blocks_of(shard), overwrite=False)
+            yield from making.jobs_nobody_has_begun(progress)
+
+    def _blocks_of(self, shard: int) -> range:
+        num_blocks = -(-self._work.num_groups // self._session.config.engine.groups_per_block)
+        return block_range(num_blocks, shard, self._session.config.run.num_shards)
+
+    def _identity_of(self, path: ShardPath) -> Identity:
+        config = self._session.config
         return Identity(
             stage=path.stage,
             iteration=path.iteration,
             shard=path.shard,
             num_shards=path.num_shards,
-            config=stage_identity(session.config, path.stage),
-            policy=work.policy.id,
-            template_sha256=template_hash(session.config.prompts),
-            inputs=work.inputs_of(path.shard),
+            config=stage_identity(config, path.stage),
+            policy=self._work.policy.id,
+            template_sha256=template_hash(config.prompts),
+            inputs=self._work.inputs_of(path.shard),
         )
-
-    def make(path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
-        return _make_shard(session, work, path, identity, overwrite=overwrite)
-
-    report = work_through(ShardWork(work.stage, work.path_of, identity_of, make), request, session.console.note)
-    if not request.dry_run:
-        _refuse_ungraded(report, session.config.reward.max_ungraded_share)
-    return report
-
-
-def _make_shard(
-    session: Session, work: ShardedRollouts, path: ShardPath, identity: Identity, *, overwrite: bool
-) -> Manifest:
-    from igrpo_cli.shards.parts import PartStore
-
-    provenance = Provenance()
-    plan = work.plan_of(path.shard)
-    blocks = block_range(plan.num_blocks, path.shard, path.num_shards)
-    parts = PartStore(path.parts, identity.sha256())
-    if overwrite:
-        parts.clear()
-    engine = session.engine(work.policy)
-    todo = [block for block in blocks if not parts.has(block)]
-    with session.console.progress(path.name, len(blocks), "blocks") as progress:
-        progress.advance(len(blocks) - len(todo))
-        for block, rows in roll_out(plan, todo, engine, session.grader()):
-            parts.write(block, rows)
-            progress.advance(tokens=sum(len(row.completion_ids) for row in rows))
-            if not overwrite and finished(path, identity):
-                break  # another task has finished this very shard: what is left to sample is there already
-
-    def describe(data: DataFile) -> Manifest:
-        counts = _counts(path)
-        tasks = (task for block in blocks for task in plan.tasks(plan.groups_of(block), engine.tokenizer))
-        counts["truncated_drafts"] = sum(task.draft_truncated for task in tasks)
-        return provenance.manifest(
-            identity,
-            data,
-            device=f"{engine.device}, {engine.dtype}",
-            engine_versions=engine.versions,
-            sampling=plan.sampling,
-            tokens=counts.pop("tokens"),
-            counts=counts,
-        )
-
-    manifest = publish_shard(
-        path,
-        identity,
-        lambda replace: parts.assemble(path.data, blocks, replace),
-        describe,
-        overwrite=overwrite,
-    )
-    parts.clear()
-    return manifest
-
-
-def _counts(path: ShardPath) -> Counter[str]:
-    """Tokens, verdicts and finish reasons of a shard, from its file: a shard that was resumed counts all its rows."""
-    from igrpo_cli.shards.schema import ROLLOUTS
-    from igrpo_cli.shards.tables import iterate_blocks
-
-    counts: Counter[str] = Counter(tokens=0)
-    for block in iterate_blocks(path.data, ROLLOUTS, ("completion_ids", "verdict", "finish_reason")):
-        counts["tokens"] += sum(map(len, block["completion_ids"].to_pylist()))
-        counts.update(f"verdict_{verdict}" for verdict in block["verdict"].to_pylist())
-        counts.update(f"finish_{reason}" for reason in block["finish_reason"].to_pylist())
-    return counts
 
 
 def _refuse_ungraded(report: StageReport, threshold: float) -> None:

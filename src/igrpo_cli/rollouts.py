@@ -1,14 +1,13 @@
 """The one act behind draft, refine and eval: sample completions of prompts, grade them, keep them as rows.
 
-Work is cut into fixed blocks of groups. A block is sampled in one call of the engine whatever the
-number of shards, so the same rows are always batched together, and a finished block is kept when
-its shard is interrupted.
+Work is cut into fixed blocks of groups. A block is one batch of the engine whatever the number of
+shards, and a finished block is kept when its shard is interrupted.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,14 +26,14 @@ from igrpo_cli.rewards.formatting import format_reward, weighted_reward
 from igrpo_cli.seeds import derive_seed
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from igrpo_cli.engines.base import Engine
     from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.rewards.workers import GradingPool
 
-BLOCKS_IN_GRADING = 2
-"""Blocks that may wait for their grades while the next one is sampled."""
+FINISHING_THREADS = 4
+"""Blocks that are graded and written at the same time: one slow completion must not hold up the others."""
+MAX_BLOCKS_IN_GRADING = 64
+"""Sampled blocks that may wait for their grades before sampling pauses: what bounds the memory they take."""
 
 
 @dataclass(frozen=True)
@@ -81,50 +80,101 @@ class RolloutPlan:
         return derive_seed(self.seed, *self.seed_names, group_id, sample_id)
 
 
-@dataclass
-class _Sampled:
-    """A block that is sampled but not yet graded."""
+@dataclass(frozen=True, eq=False)
+class BlockJob:
+    """A block to be sampled and graded, and what becomes of its rows."""
 
+    plan: RolloutPlan
     block: int
+    keep: Callable[[int, list[Rollout]], None]
+    """Called with the block and its rows in order of group and sample, on a thread of its own."""
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """A block with its prompts: (text, token ids) of each task."""
+
+    job: BlockJob
     tasks: list[RolloutTask]
     prompts: list[tuple[str, list[int]]]
-    completions: list[list[Completion]]
-    texts: list[list[str]]
-    grades: Future[list[Grade]]
 
 
-def roll_out(
-    plan: RolloutPlan, blocks: Iterable[int], engine: Engine, grader: GradingPool
-) -> Iterator[tuple[int, list[Rollout]]]:
-    """Yields (block, its rows in order of group and sample) for each of `blocks`, in their order.
+def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, grader: GradingPool) -> None:
+    """Sample, grade and keep all blocks of `jobs`; returns when the last one is kept.
 
-    Grading of a block overlaps the sampling of the next ones.
+    Blocks are drawn from `jobs` when the engine has room for them; None means that none is ready before another
+    one is kept. The engine goes on sampling while earlier blocks are decoded, graded and written: it waits for
+    them only when it has nothing else to do, or when more than `MAX_BLOCKS_IN_GRADING` are behind.
     """
-    waiting: deque[_Sampled] = deque()
-    for block in blocks:
-        waiting.append(_sample_block(plan, block, engine, grader))
-        if len(waiting) > BLOCKS_IN_GRADING:
-            done = waiting.popleft()
-            yield done.block, _rows(plan, done)
-    while waiting:
-        done = waiting.popleft()
-        yield done.block, _rows(plan, done)
+    source = iter(jobs)
+    all_drawn = False
+    with _Finishing(engine.tokenizer, grader) as finishing:
+        while not all_drawn or engine.num_unfinished or finishing.num_unfinished:
+            while not all_drawn and engine.has_room:
+                job = next(source, _END)
+                if job is None:
+                    break
+                if isinstance(job, BlockJob):
+                    _submit(job, engine)
+                else:
+                    all_drawn = True
+            for sampled, completions in engine.step() if engine.num_unfinished else ():
+                assert isinstance(sampled, _Sampled)
+                finishing.start(sampled, completions)
+            finishing.wait(for_one=not engine.num_unfinished)
 
 
-def _sample_block(plan: RolloutPlan, block: int, engine: Engine, grader: GradingPool) -> _Sampled:
-    tasks = plan.tasks(plan.groups_of(block), engine.tokenizer)
+_END = object()
+
+
+def _submit(job: BlockJob, engine: Engine) -> None:
+    plan = job.plan
+    tasks = plan.tasks(plan.groups_of(job.block), engine.tokenizer)
     prompts = [engine.tokenizer.encode_prompt(task.prompt) for task in tasks]
     groups = [
         SamplingGroup(prompt_ids, [plan.seed_of(task.group_id, sample_id) for sample_id in task.sample_ids])
         for task, (_, prompt_ids) in zip(tasks, prompts, strict=True)
     ]
-    completions: list[list[Completion]] = [[] for _ in groups]
-    for index, drawn in engine.sample(groups, plan.sampling):
-        completions[index] = list(drawn)
-    _check_counts(tasks, completions)
-    texts = [[engine.tokenizer.decode(c.completion_ids) for c in drawn] for drawn in completions]
-    pairs = [(text, task.problem.answer) for task, drawn in zip(tasks, texts, strict=True) for text in drawn]
-    return _Sampled(block, tasks, prompts, completions, texts, grader.submit(pairs))
+    engine.submit(_Sampled(job, tasks, prompts), groups, plan.sampling)
+
+
+class _Finishing:
+    """Sampled blocks on their way to disk: each is decoded, graded and kept by one of a few threads."""
+
+    def __init__(self, tokenizer: PolicyTokenizer, grader: GradingPool) -> None:
+        self._tokenizer = tokenizer
+        self._grader = grader
+        self._threads = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="igrpo-finishing")
+        self._unfinished: set[Future[None]] = set()
+
+    def __enter__(self) -> _Finishing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._unfinished)
+
+    def start(self, sampled: _Sampled, completions: list[list[Completion]]) -> None:
+        self._unfinished.add(self._threads.submit(self._finish, sampled, completions))
+
+    def wait(self, *, for_one: bool) -> None:
+        """Take note of what has been kept meanwhile, raising what went wrong; wait until one is, if `for_one`."""
+        behind = len(self._unfinished) > MAX_BLOCKS_IN_GRADING
+        timeout = None if for_one or behind else 0
+        done, self._unfinished = wait(self._unfinished, timeout, FIRST_COMPLETED)
+        for future in done:
+            future.result()
+
+    def _finish(self, sampled: _Sampled, completions: list[list[Completion]]) -> None:
+        _check_counts(sampled.tasks, completions)
+        texts = [[self._tokenizer.decode(c.completion_ids) for c in drawn] for drawn in completions]
+        answered = zip(sampled.tasks, texts, strict=True)
+        pairs = [(text, task.problem.answer) for task, drawn in answered for text in drawn]
+        grades = self._grader.submit(pairs).result()
+        sampled.job.keep(sampled.job.block, _rows(sampled, completions, texts, grades))
 
 
 def _check_counts(tasks: Sequence[RolloutTask], completions: Sequence[Sequence[Completion]]) -> None:
@@ -137,13 +187,15 @@ def _check_counts(tasks: Sequence[RolloutTask], completions: Sequence[Sequence[C
             )
 
 
-def _rows(plan: RolloutPlan, sampled: _Sampled) -> list[Rollout]:
-    grades = iter(sampled.grades.result())
+def _rows(
+    sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]], grades: list[Grade]
+) -> list[Rollout]:
+    plan, graded = sampled.job.plan, iter(grades)
     rows = []
-    per_task = zip(sampled.tasks, sampled.prompts, sampled.completions, sampled.texts, strict=True)
-    for task, (prompt, prompt_ids), completions, texts in per_task:
-        for sample_id, completion, text in zip(task.sample_ids, completions, texts, strict=True):
-            grade = next(grades)
+    per_task = zip(sampled.tasks, sampled.prompts, completions, texts, strict=True)
+    for task, (prompt, prompt_ids), drawn, texts_of_task in per_task:
+        for sample_id, completion, text in zip(task.sample_ids, drawn, texts_of_task, strict=True):
+            grade = next(graded)
             parts = {"accuracy": float(grade.verdict == "correct"), "format": format_reward(text)}
             rows.append(
                 Rollout(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igrpo_cli.config import RunConfig
+from igrpo_cli.config import EngineSection, RunConfig
 from igrpo_cli.config_files import apply_overrides, check_config, parse_override, read_toml
 from igrpo_cli.console import Console
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
@@ -21,7 +21,7 @@ from igrpo_cli.shards.policies import Policy, read_policy, settle_update
 from igrpo_cli.shards.problem_file import count_problems
 
 if TYPE_CHECKING:
-    from igrpo_cli.engines.base import Engine
+    from igrpo_cli.engines.base import Engine, EngineSettings
     from igrpo_cli.records import Problem
     from igrpo_cli.rewards.workers import GradingPool
 
@@ -37,6 +37,8 @@ class StageRequest:
     shards: tuple[int, ...]
     overwrite: bool = False
     dry_run: bool = False
+    help_others: bool = False
+    """Whether to sample unfinished blocks of the other shards once these are done."""
 
 
 def limit_cpu_threads(number: int) -> None:
@@ -45,6 +47,29 @@ def limit_cpu_threads(number: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(number)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(number)
+
+
+def engine_settings(section: EngineSection, trust_remote_code: bool) -> EngineSettings:
+    """The section `[engine]` as the engines take it."""
+    from igrpo_cli.engines.base import EngineSettings, ServerSettings, VllmSettings
+
+    return EngineSettings(
+        dtype=section.dtype,
+        device=section.device,
+        max_num_seqs=section.max_num_seqs,
+        max_model_len=section.max_model_len,
+        trust_remote_code=trust_remote_code,
+        vllm=VllmSettings(
+            tensor_parallel_size=section.tensor_parallel_size,
+            data_parallel_size=section.data_parallel_size,
+            gpu_memory_utilization=section.gpu_memory_utilization,
+            kv_cache_memory_bytes=section.kv_cache_memory_bytes,
+            enforce_eager=section.enforce_eager,
+            kv_cache_dtype=section.kv_cache_dtype,
+            batch_invariant=section.batch_invariant,
+        ),
+        server=ServerSettings(tuple(section.endpoints), section.max_retries, section.timeout),
+    )
 
 
 class Session:
@@ -69,7 +94,7 @@ class Session:
 
     def engine(self, policy: Policy) -> Engine:
         """The engine with the weights of `policy`: started once, later policies are loaded into it."""
-        from igrpo_cli.engines.base import EngineSettings, create_engine
+        from igrpo_cli.engines.base import create_engine
         from igrpo_cli.shards.policies import verify_policy
 
         if self._engine_policy == policy.id and self._engine is not None:
@@ -77,18 +102,19 @@ class Session:
         verify_policy(policy)
         section = self.config.engine
         if self._engine is None:
-            settings = EngineSettings(
-                dtype=section.dtype,
-                device=section.device,
-                max_num_seqs=section.max_num_seqs,
-                trust_remote_code=self.config.policy.trust_remote_code,
-            )
+            settings = engine_settings(section, self.config.policy.trust_remote_code)
             self._engine = create_engine(section.name, policy.directory, settings)
         else:
             self._engine.load_policy(policy.directory)
         self._engine_policy = policy.id
         self.console.detail(f"{self._engine.name} engine on {self._engine.device} samples from {policy.id}")
         return self._engine
+
+    def rest_engine(self) -> None:
+        """Let the update have the accelerator; the next `engine` loads its policy anew."""
+        if self._engine is not None:
+            self._engine_policy = None
+            self._engine.rest()
 
     def grader(self) -> GradingPool:
         """The grading processes, started once."""

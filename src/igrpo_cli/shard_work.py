@@ -1,4 +1,4 @@
-"""The loop that every sharded stage goes through: skip what is finished, make what is not, report both."""
+"""What every sharded stage goes through: skip what is finished, make what is not, report both."""
 
 from __future__ import annotations
 
@@ -31,41 +31,64 @@ class ShardWork:
     path_of: Callable[[int], ShardPath]
     identity_of: Callable[[ShardPath], Identity]
     """What a shard is made from now; raises MissingInputError where an input is not there yet."""
-    make: MakeShard
 
 
-def work_through(work: ShardWork, request: StageRequest, note: Callable[[str], None]) -> StageReport:
-    """Make those of the requested shards that are not finished; with `dry_run` only say which they are.
+class StageLedger:
+    """The requested shards of one stage: which are to be made, and what all of them come to."""
 
-    Raises ConflictError for a shard made from something else, MissingInputError where an input is not there.
-    """
-    report = StageReport(work.stage, request.iteration, shards=len(request.shards))
-    counts: Counter[str] = Counter()
-    missing = []
-    for shard in request.shards:
-        manifest = _finished(work, work.path_of(shard), request, note)
-        if manifest is not None:
-            report.skipped += 1
-        else:
-            missing.append(shard)
-            if request.dry_run:
-                continue
-            path = work.path_of(shard)
-            remove_stale_temporaries(path.data.parent)
-            manifest = work.make(path, work.identity_of(path), overwrite=request.overwrite)
-        report.rows += manifest.data.rows
-        report.groups += manifest.data.groups
-        report.tokens += manifest.tokens
-        counts.update({name: int(value) for name, value in manifest.counts.items()})
-    report.details = {"missing_shards": format_shards(missing), **counts}
-    return report
+    def __init__(self, work: ShardWork, request: StageRequest, note: Callable[[str], None]) -> None:
+        self._work = work
+        self._request = request
+        self._note = note
+        self._missing: list[int] = []
+        self._counts: Counter[str] = Counter()
+        self._report = StageReport(work.stage, request.iteration, shards=len(request.shards))
 
+    def take(self, shard: int) -> tuple[ShardPath, Identity] | None:
+        """The shard to be made, or None: it is finished (and counted), or this is a dry run (and it is missing).
 
-def _finished(work: ShardWork, path: ShardPath, request: StageRequest, note: Callable[[str], None]) -> Manifest | None:
-    try:
-        identity = work.identity_of(path)
-    except MissingInputError:
-        if request.dry_run:
+        Raises ConflictError for a shard made from something else, MissingInputError where an input is not there.
+        """
+        path = self._work.path_of(shard)
+        try:
+            identity = self._work.identity_of(path)
+        except MissingInputError:
+            if not self._request.dry_run:
+                raise
+            self._missing.append(shard)
             return None
-        raise
-    return None if request.overwrite else finished(path, identity, note)
+        manifest = None if self._request.overwrite else finished(path, identity, self._note)
+        if manifest is not None:
+            self._report.skipped += 1
+            self.add(manifest)
+            return None
+        self._missing.append(shard)
+        if self._request.dry_run:
+            return None
+        remove_stale_temporaries(path.data.parent)
+        return path, identity
+
+    def add(self, manifest: Manifest) -> None:
+        """Count a finished shard."""
+        self._report.rows += manifest.data.rows
+        self._report.groups += manifest.data.groups
+        self._report.tokens += manifest.tokens
+        self._counts.update({name: int(value) for name, value in manifest.counts.items()})
+
+    def report(self) -> StageReport:
+        """What the stage came to so far."""
+        self._report.details = {"missing_shards": format_shards(self._missing), **self._counts}
+        return self._report
+
+
+def work_through(work: ShardWork, make: MakeShard, request: StageRequest, note: Callable[[str], None]) -> StageReport:
+    """Make those of the requested shards that are not finished, one by one; with `dry_run` only say which they are.
+
+    Raises as `StageLedger.take`.
+    """
+    ledger = StageLedger(work, request, note)
+    for shard in request.shards:
+        todo = ledger.take(shard)
+        if todo is not None:
+            ledger.add(make(*todo, overwrite=request.overwrite))
+    return ledger.report()

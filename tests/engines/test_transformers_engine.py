@@ -231,7 +231,7 @@ def test_a_policy_with_nan_weights_is_named(make_policy: MakePolicy, tmp_path: P
 
 
 def test_bfloat16_on_request(make_policy: MakePolicy):
-    engine = create_engine("auto", make_policy("llama"), EngineSettings(dtype="bfloat16", device="cpu"))
+    engine = create_engine("transformers", make_policy("llama"), EngineSettings(dtype="bfloat16", device="cpu"))
     assert engine.dtype == "bfloat16"
     logprobs = [lp for group in sample(engine) for c in group for lp in c.sampling_logprobs]
     assert all(-20 < lp <= 0 for lp in logprobs)
@@ -242,7 +242,7 @@ def test_bfloat16_on_request(make_policy: MakePolicy):
 @pytest.mark.parametrize("family", ["llama", "sliding"])
 def test_a_gpu_samples_from_the_same_distribution(make_policy: MakePolicy, family: str):
     policy = make_policy(family)
-    engine = create_engine("auto", policy, EngineSettings(dtype="float32", device="cuda"))
+    engine = create_engine("transformers", policy, EngineSettings(dtype="float32", device="cuda"))
     drawn = sample(engine)
     assert sample(engine) == drawn
     for group, completions in zip(GROUPS, drawn, strict=True):
@@ -270,7 +270,7 @@ def test_a_directory_that_is_no_model_is_a_missing_input(tmp_path: Path):
 @pytest.mark.parametrize(("device", "message"), [("warp", "knows no device"), ("cuda:99", "there is no cuda:99")])
 def test_an_unknown_device_is_a_usage_error(make_policy: MakePolicy, device: str, message: str):
     with pytest.raises(UsageError, match=message):
-        create_engine("auto", make_policy("llama"), EngineSettings(device=device))
+        create_engine("transformers", make_policy("llama"), EngineSettings(device=device))
 
 
 def test_an_unknown_engine_is_a_usage_error_that_names_the_nearest(tmp_path: Path):

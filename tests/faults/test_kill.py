@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run, run_to_end
-from igrpo_cli import rollout_shards
-from igrpo_cli.rollouts import roll_out
+from igrpo_cli.shards.parts import PartStore
 
 STAGES = ("draft", "select", "refine", "update")
 SETTINGS = ("run.num_iterations=1", "engine.groups_per_block=1", "update.num_minibatches=4")
@@ -115,18 +114,19 @@ def test_two_tasks_on_one_shard_are_safe(tmp_path, undisturbed):
 def test_a_task_stops_sampling_when_its_twin_has_finished_the_shard(tmp_path, undisturbed, monkeypatch):
     run = make_run(tmp_path / "run", *SETTINGS)
     sampled = []
+    write = PartStore.write
 
-    def twin_finishes_meanwhile(plan, blocks, engine, grader):
-        for block, rows in roll_out(plan, blocks, engine, grader):
-            sampled.append(block)
-            if len(sampled) == 2:
-                shutil.copytree(undisturbed / "iteration_0000/draft", run / "iteration_0000/draft", dirs_exist_ok=True)
-            yield block, rows
+    def twin_finishes_meanwhile(store, block, rows):
+        sampled.append(block)
+        if len(sampled) == 2:
+            shutil.copytree(undisturbed / "iteration_0000/draft", run / "iteration_0000/draft", dirs_exist_ok=True)
+        write(store, block, rows)
 
-    monkeypatch.setattr(rollout_shards, "roll_out", twin_finishes_meanwhile)
+    monkeypatch.setattr(PartStore, "write", twin_finishes_meanwhile)
     result = igrpo("draft", run, "--iteration", 0)
     assert result.code == 0, result.stderr
-    assert sampled == [0, 1]
+    assert sampled[:2] == [0, 1]
+    assert len(sampled) < 8
     assert files_below(run / "iteration_0000/draft") == files_below(undisturbed / "iteration_0000/draft")
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from igrpo_cli.open_shard import ShardedRollouts
 from igrpo_cli.prompts import bare_prompt
 from igrpo_cli.records import StageReport
-from igrpo_cli.rollout_shards import ShardedRollouts, make_rollout_shards, training_plan
+from igrpo_cli.rollout_shards import make_rollout_shards, training_plan
 from igrpo_cli.rollouts import RolloutTask
 from igrpo_cli.session import Session, StageRequest
 
 
 def run(session: Session, request: StageRequest) -> StageReport:
     """Sample `draft.num_generations` drafts of each problem of the iteration."""
+    return make_rollout_shards(session, drafts(session, request.iteration), request)
+
+
+def drafts(session: Session, iteration: int) -> ShardedRollouts:
+    """All drafts of an iteration: one group for each of its problems, the prompt bare."""
     config, directory = session.config, session.run
 
     def tasks(groups: range, _: object) -> list[RolloutTask]:
-        chosen = session.problems_of_iteration(request.iteration)
+        chosen = session.problems_of_iteration(iteration)
         return [
             RolloutTask(
                 group_id=group_id,
@@ -25,11 +31,11 @@ def run(session: Session, request: StageRequest) -> StageReport:
             for group_id in groups
         ]
 
-    work = ShardedRollouts(
+    return ShardedRollouts(
         stage="draft",
-        policy=session.policy(request.iteration),
-        path_of=lambda shard: directory.shard(request.iteration, "draft", shard, config.run.num_shards),
+        policy=session.policy(iteration),
+        num_groups=config.data.problems_per_iteration,
+        path_of=lambda shard: directory.shard(iteration, "draft", shard, config.run.num_shards),
         inputs_of=lambda _: session.inputs(directory.problems()),
-        plan_of=lambda _: training_plan(config, "draft", request.iteration, config.draft, tasks),
+        plan_of=lambda _: training_plan(config, "draft", iteration, config.draft, tasks),
     )
-    return make_rollout_shards(session, work, request)

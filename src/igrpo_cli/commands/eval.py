@@ -15,9 +15,10 @@ from igrpo_cli.config_files import apply_overrides, check_config
 from igrpo_cli.console import Console
 from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.frozen_problems import freeze_problems
+from igrpo_cli.open_shard import ShardedRollouts
 from igrpo_cli.prompts import bare_prompt, conditioned_prompt, visible_draft
 from igrpo_cli.records import Problem, Rollout, SamplingSettings, StageReport
-from igrpo_cli.rollout_shards import ShardedRollouts, make_rollout_shards
+from igrpo_cli.rollout_shards import make_rollout_shards
 from igrpo_cli.rollouts import RolloutPlan, RolloutTask
 from igrpo_cli.session import Session, StageRequest, open_session
 from igrpo_cli.shards.finishing import open_input
@@ -42,6 +43,7 @@ class EvalRequest:
     output: Path | None = None
     iteration: int | None = None
     shard: str | None = None
+    help_others: bool = False
     sets: tuple[str, ...] = ()
     skip_bad_rows: bool = False
     overwrite: bool = False
@@ -82,6 +84,7 @@ def evaluate(session: Session, request: EvalRequest) -> tuple[dict[str, Any], st
         shards=session.shards_or_all(request.shard),
         overwrite=request.overwrite,
         dry_run=request.dry_run,
+        help_others=request.help_others,
     )
     report = make_rollout_shards(session, _sharded(session, evaluation), stage)
     if request.dry_run:
@@ -170,6 +173,7 @@ def _sharded(session: Session, evaluation: Evaluation) -> ShardedRollouts:
     return ShardedRollouts(
         stage="eval",
         policy=evaluation.policy,
+        num_groups=len(evaluation.problems),
         path_of=lambda shard: _path(session, evaluation, shard),
         inputs_of=inputs_of,
         plan_of=plan_of,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from igrpo_cli.open_shard import ShardedRollouts
 from igrpo_cli.prompts import bare_prompt, conditioned_prompt, visible_draft
 from igrpo_cli.records import Selection, StageReport
-from igrpo_cli.rollout_shards import ShardedRollouts, make_rollout_shards, training_plan
+from igrpo_cli.rollout_shards import make_rollout_shards, training_plan
 from igrpo_cli.rollouts import RolloutPlan, RolloutTask
 from igrpo_cli.session import Session, StageRequest
 from igrpo_cli.shards.finishing import open_input
@@ -18,10 +19,15 @@ if TYPE_CHECKING:
 
 def run(session: Session, request: StageRequest) -> StageReport:
     """Sample `refine.num_generations` refinements of each problem, its selected draft in the prompt."""
+    return make_rollout_shards(session, refinements(session, request.iteration), request)
+
+
+def refinements(session: Session, iteration: int) -> ShardedRollouts:
+    """All refinements of an iteration: one group for each of its problems, in the order of the drafts."""
     config, directory = session.config, session.run
 
     def select_shard(shard: int) -> ShardPath:
-        return directory.shard(request.iteration, "select", shard, config.run.num_shards)
+        return directory.shard(iteration, "select", shard, config.run.num_shards)
 
     def plan_of(shard: int) -> RolloutPlan:
         from igrpo_cli.shards.tables import read_records
@@ -33,16 +39,16 @@ def run(session: Session, request: StageRequest) -> StageReport:
             chosen = [selections[group_id] for group_id in groups]
             return [_task(session, selection, tokenizer) for selection in chosen if selection.action != "drop"]
 
-        return training_plan(config, "refine", request.iteration, config.refine, tasks)
+        return training_plan(config, "refine", iteration, config.refine, tasks)
 
-    work = ShardedRollouts(
+    return ShardedRollouts(
         stage="refine",
-        policy=session.policy(request.iteration),
-        path_of=lambda shard: directory.shard(request.iteration, "refine", shard, config.run.num_shards),
+        policy=session.policy(iteration),
+        num_groups=config.data.problems_per_iteration,
+        path_of=lambda shard: directory.shard(iteration, "refine", shard, config.run.num_shards),
         inputs_of=lambda shard: session.inputs(directory.problems(), select_shard(shard)),
         plan_of=plan_of,
     )
-    return make_rollout_shards(session, work, request)
 
 
 def _task(session: Session, selection: Selection, tokenizer: PolicyTokenizer) -> RolloutTask:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+from igrpo_cli.commands import draft, refine
 from igrpo_cli.commands.stage import perform, summary_line
 from igrpo_cli.config_files import write_config
 from igrpo_cli.console import Console
 from igrpo_cli.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.records import StageReport
+from igrpo_cli.rollout_shards import RolloutShards, roll_out_in
+from igrpo_cli.rollouts import BlockJob
 from igrpo_cli.session import Session, StageRequest, open_session
 
 
@@ -46,13 +50,46 @@ def unfinished(session: Session) -> list[int]:
 
 def run_iteration(session: Session, iteration: int) -> list[StageReport]:
     """All stages of one iteration; finished ones are skipped."""
-    shards = session.shards_or_all(None)
-    reports = []
-    for stage in session.config.stages():
-        report = perform(session, stage, StageRequest(iteration, shards))
+    if "refine" in session.config.stages():
+        reports = sample(session, iteration)
+    else:
+        reports = [perform(session, "draft", StageRequest(iteration, session.shards_or_all(None)))]
+    session.rest_engine()
+    reports.append(perform(session, "update", StageRequest(iteration, (0,))))
+    for report in reports:
         session.console.detail(summary_line(report))
-        reports.append(report)
     session.console.note(iteration_line(reports))
+    return reports
+
+
+def sample(session: Session, iteration: int) -> list[StageReport]:
+    """Draft, select and refine in one go: a shard is refined while drafts of later shards are still being sampled."""
+    request = StageRequest(iteration, session.shards_or_all(None))
+    drafts = RolloutShards(session, draft.drafts(session, iteration), request)
+    refinements = RolloutShards(session, refine.refinements(session, iteration), request)
+    selected: list[StageReport] = []
+    started, drafted = time.monotonic(), 0.0
+
+    def jobs() -> Iterator[BlockJob | None]:
+        nonlocal drafted
+        yield from drafts.jobs(progress)
+        for shard in request.shards:
+            needed = request.shards if session.config.select.strategy == "shuffled" else (shard,)
+            while not all(drafts.publish(each) for each in needed):
+                yield None
+            drafted = time.monotonic()
+            selected.append(perform(session, "select", StageRequest(iteration, (shard,))))
+            yield from refinements.jobs_of(shard, progress)
+
+    blocks = drafts.num_blocks + refinements.num_blocks
+    with session.console.progress(f"iteration {iteration}", blocks, "blocks") as progress:
+        roll_out_in(session, session.policy(iteration), jobs())
+    reports = [drafts.finish(), perform(session, "select", request), refinements.finish()]
+    reports[1].skipped = sum(report.skipped for report in selected)
+    reports[1].seconds = round(sum(report.seconds for report in selected), 3)
+    # Refining begins before drafting ends: what follows the last draft shard counts as refining.
+    reports[0].seconds = round(drafted - started, 3)
+    reports[2].seconds = round(time.monotonic() - drafted, 3)
     return reports
 
 

@@ -42,7 +42,7 @@ def run(session: Session, request: StageRequest) -> StageReport:
     def make(path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
         return _make_shard(session, path, identity, overwrite=overwrite)
 
-    return work_through(ShardWork("select", path_of, identity_of, make), request, session.console.note)
+    return work_through(ShardWork("select", path_of, identity_of), make, request, session.console.note)
 
 
 def _draft_shards(session: Session, path: ShardPath) -> tuple[ShardPath, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_cli.commands import draft, refine, select, update
@@ -22,23 +23,29 @@ STAGES: dict[str, Callable[[Session, StageRequest], StageReport]] = {
 }
 
 
-def run(
-    name: str,
-    path: Path,
-    iteration: int | None,
-    shard: str | None,
-    sets: list[str],
-    *,
-    overwrite: bool,
-    dry_run: bool,
-    console: Console,
-) -> None:
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asked of a stage; None stands for what is next."""
+
+    iteration: int | None
+    shard: str | None
+    overwrite: bool = False
+    dry_run: bool = False
+    help_others: bool = False
+
+
+def run(name: str, path: Path, asked: Asked, sets: list[str], console: Console) -> None:
     """Open the run at `path`, do the stage `name` and print its report."""
     with open_session(path, sets, console) as session:
-        asked = _iteration(session, name, iteration)
-        request = StageRequest(asked, session.shards_or_all(shard), overwrite=overwrite, dry_run=dry_run)
+        request = StageRequest(
+            iteration=_iteration(session, name, asked.iteration),
+            shards=session.shards_or_all(asked.shard),
+            overwrite=asked.overwrite,
+            dry_run=asked.dry_run,
+            help_others=asked.help_others,
+        )
         report = perform(session, name, request)
-        text = _plan_text(session, report) if dry_run else summary_line(report)
+        text = _plan_text(session, report) if asked.dry_run else summary_line(report)
         console.data(report.payload(), text)
 
 

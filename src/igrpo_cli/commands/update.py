@@ -38,9 +38,9 @@ def run(session: Session, request: StageRequest) -> StageReport:
     def make(path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
         return _make_update(session, update, policy, identity, overwrite=overwrite)
 
-    work = ShardWork("update", lambda _: update.shard, identity_of, make)
+    work = ShardWork("update", lambda _: update.shard, identity_of)
     once = StageRequest(request.iteration, ONLY_SHARD, request.overwrite, request.dry_run)
-    report = work_through(work, once, session.console.note)
+    report = work_through(work, make, once, session.console.note)
     # The rows of its manifest are metrics; what a reader of the report asks is how much was trained on.
     report.rows, report.groups = (int(report.details.get(name, 0)) for name in ("completions", "groups"))
     return report

@@ -3,18 +3,45 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from igrpo_cli.errors import UsageError
+from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class VllmSettings:
+    """What the vLLM engine alone asks, under vLLM's names."""
+
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.9
+    kv_cache_memory_bytes: int | None = None
+    """Memory of the key-value cache; None: what `gpu_memory_utilization` leaves on a GPU, 4 GiB on a CPU."""
+    enforce_eager: bool = False
+    kv_cache_dtype: str = "auto"
+    batch_invariant: bool = False
+    """Kernels whose results do not depend on what else is in the batch (`VLLM_BATCH_INVARIANT=1`); slower."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """Running `vllm serve` processes to sample from."""
+
+    endpoints: tuple[str, ...] = ()
+    """Base URLs, for example `http://node7:8000`; requests are spread over all of them."""
+    max_retries: int = 5
+    """How often a request is tried again after an error that may pass, with growing pauses."""
+    timeout: float = 600.0
+    """Seconds that one request may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +58,15 @@ class EngineSettings:
     """Most tokens of prompt and completion together; None: as many as the model has positions for."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
+    vllm: VllmSettings = field(default_factory=VllmSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)
 
 
 class Engine(Protocol):
-    """A policy ready to be sampled from.
+    """A policy ready to be sampled from. Its life: `submit` batches while it `has_room`, `step` until they are back.
 
-    Errors of `sample`: `IgrpoError` where prompt and completion exceed the context, where the policy yields
-    logits that are not finite, and where memory runs out.
+    Errors of `submit` and `step`: `IgrpoError` where prompt and completion exceed the context, where the policy
+    yields logits that are not finite, and where memory runs out.
     """
 
     name: str
@@ -49,12 +78,25 @@ class Engine(Protocol):
     """Versions of the libraries that decide what is sampled, by package name."""
     tokenizer: PolicyTokenizer
 
-    def sample(
-        self, groups: Sequence[SamplingGroup], settings: SamplingSettings
-    ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield `(index in groups, a completion for each of its seeds)` as groups finish, each index once.
+    @property
+    def num_unfinished(self) -> int:
+        """Batches that were submitted and have not come back."""
+        ...
 
-        What comes out depends on the groups of this call alone: same call, same bits.
+    @property
+    def has_room(self) -> bool:
+        """Whether it should be given another batch now, to have no idle moment."""
+        ...
+
+    def submit(self, key: Hashable, groups: Sequence[SamplingGroup], settings: SamplingSettings) -> None:
+        """Take on a batch of groups, called `key` when it comes back."""
+        ...
+
+    def step(self) -> list[tuple[Hashable, list[list[Completion]]]]:
+        """Work for a while; the batches that this finished: (key, for each group a completion for each of its seeds).
+
+        What comes out depends on the groups of the batch alone, but for rounding; an engine that decodes a batch
+        at a time gives the same bits whatever was submitted before.
         """
         ...
 
@@ -62,9 +104,36 @@ class Engine(Protocol):
         """Put the weights of another policy of the same kind into the running engine."""
         ...
 
-    def close(self) -> None:
-        """Give the memory back; the engine is of no use afterwards."""
+    def rest(self) -> None:
+        """Give the accelerator's memory to somebody else; `load_policy` ends the rest."""
         ...
+
+    def close(self) -> None:
+        """Give all memory back; the engine is of no use afterwards."""
+        ...
+
+
+def require_room(
+    group: int, prompt_length: int, max_completion_length: int, max_model_len: int, policy: Path | str
+) -> None:
+    """Raise IgrpoError for a prompt without tokens, or one that leaves no room for its completion."""
+    total = prompt_length + max_completion_length
+    if prompt_length == 0:
+        raise IgrpoError(f"the prompt of group {group} has no tokens")
+    if total > max_model_len:
+        fits = f"lower max_completion_length to {max_model_len - prompt_length}"
+        raise IgrpoError(
+            f"the prompt of group {group} has {prompt_length} tokens; with max_completion_length "
+            f"{max_completion_length} that makes {total}, and {policy} takes {max_model_len} (max_model_len)",
+            hint=fits if prompt_length < max_model_len else "lower max_draft_tokens, or leave long problems out",
+        )
+
+
+def _create_auto(policy_directory: Path, settings: EngineSettings) -> Engine:
+    from igrpo_cli.engines.availability import vllm_fits
+
+    create = _create_vllm if vllm_fits(settings.device) else _create_transformers
+    return create(policy_directory, settings)
 
 
 def _create_transformers(policy_directory: Path, settings: EngineSettings) -> Engine:
@@ -73,9 +142,24 @@ def _create_transformers(policy_directory: Path, settings: EngineSettings) -> En
     return TransformersEngine(policy_directory, settings)
 
 
+def _create_vllm(policy_directory: Path, settings: EngineSettings) -> Engine:
+    from igrpo_cli.engines.vllm import VllmEngine
+
+    return VllmEngine(policy_directory, settings)
+
+
+def _create_server(policy_directory: Path, settings: EngineSettings) -> Engine:
+    from igrpo_cli.engines.server import ServerEngine
+
+    engine: Engine = ServerEngine(policy_directory, settings)
+    return engine
+
+
 _FACTORIES: dict[str, Callable[[Path, EngineSettings], Engine]] = {
-    "auto": _create_transformers,
+    "auto": _create_auto,
     "transformers": _create_transformers,
+    "vllm": _create_vllm,
+    "server": _create_server,
 }
 ENGINE_NAMES = tuple(_FACTORIES)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from igrpo_cli.engines.base import EngineSettings
+from igrpo_cli.engines.base import EngineSettings, require_room
 from igrpo_cli.engines.decoding import Decoding, NonFiniteLogitsError, Part
+from igrpo_cli.engines.devices import describe_device, find_device, resolve_dtype
 from igrpo_cli.engines.hub import check_model_directory
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import IgrpoError, UsageError
@@ -27,10 +29,11 @@ class TransformersEngine:
 
     def __init__(self, policy_directory: Path, settings: EngineSettings) -> None:
         self._settings = settings
-        self._torch_device = _find_device(settings.device)
-        self.device = _describe_device(self._torch_device)
+        self._torch_device = find_device(settings.device)
+        self.device = describe_device(self._torch_device)
         self.versions = {module.__name__: module.__version__ for module in (torch, transformers, tokenizers)}
         self._model: Any = None
+        self._queue: deque[tuple[Hashable, Sequence[SamplingGroup], SamplingSettings]] = deque()
         # What goes to stderr is for the console to say.
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self.load_policy(policy_directory)
@@ -44,6 +47,31 @@ class TransformersEngine:
         self.dtype = str(self._model.dtype).removeprefix("torch.")
         self._max_model_len = _find_max_model_len(self._model.config, self._settings.max_model_len)
 
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._queue)
+
+    @property
+    def has_room(self) -> bool:
+        """One batch at a time: so the same rows are always decoded together, and rounding cannot differ."""
+        return not self._queue
+
+    def submit(self, key: Hashable, groups: Sequence[SamplingGroup], settings: SamplingSettings) -> None:
+        self._queue.append((key, groups, settings))
+
+    def step(self) -> list[tuple[Hashable, list[list[Completion]]]]:
+        """Decode the oldest batch, whole."""
+        key, groups, settings = self._queue.popleft()
+        completions: list[list[Completion]] = [[] for _ in groups]
+        for index, drawn in self.sample(groups, settings):
+            completions[index] = drawn
+        return [(key, completions)]
+
+    def rest(self) -> None:
+        """A CPU engine keeps its weights: there is memory enough for them and the gradient step."""
+        if self._torch_device.type == "cuda":
+            self.close()
+
     def close(self) -> None:
         self._model = None
         gc.collect()
@@ -53,11 +81,16 @@ class TransformersEngine:
     def sample(
         self, groups: Sequence[SamplingGroup], settings: SamplingSettings
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """See `Engine.sample`. Waves of at most `max_num_seqs` completions follow each other, whole groups in each."""
+        """Yield (index in `groups`, its completions) as groups finish, each index once.
+
+        Waves of at most `max_num_seqs` completions follow each other, whole groups in each. Same call, same bits.
+        """
         if self._model is None:
             raise IgrpoError("this engine is closed: it has no policy to sample from")
         for index, group in enumerate(groups):
-            self._check_length(index, len(group.prompt_ids), settings.max_completion_length)
+            require_room(
+                index, len(group.prompt_ids), settings.max_completion_length, self._max_model_len, self._policy
+            )
         yield from ((index, []) for index, group in enumerate(groups) if not group.seeds)
         collected: dict[int, list[Completion]] = {}
         for wave in plan_waves(groups, self._settings.max_num_seqs):
@@ -66,18 +99,6 @@ class TransformersEngine:
                 so_far += completions
                 if len(so_far) == len(groups[index].seeds):
                     yield index, collected.pop(index)
-
-    def _check_length(self, index: int, prompt_length: int, max_completion_length: int) -> None:
-        total, limit = prompt_length + max_completion_length, self._max_model_len
-        if prompt_length == 0:
-            raise IgrpoError(f"the prompt of group {index} has no tokens")
-        if total > limit:
-            fits = f"lower max_completion_length to {limit - prompt_length}"
-            raise IgrpoError(
-                f"the prompt of group {index} has {prompt_length} tokens; with max_completion_length "
-                f"{max_completion_length} that makes {total}, and {self._policy} takes {limit} (max_model_len)",
-                hint=fits if prompt_length < limit else "lower max_draft_tokens, or leave long problems out",
-            )
 
     def _sample_wave(self, wave: Sequence[Part], settings: SamplingSettings) -> Iterator[tuple[int, list[Completion]]]:
         try:
@@ -114,33 +135,12 @@ def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int) -> list[list[
     return waves
 
 
-def _find_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"torch knows no device {name!r}", hint="use auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"there is no {name} here: torch sees {torch.cuda.device_count()} GPUs", hint="use auto")
-    return device
-
-
-def _describe_device(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} ({torch.get_num_threads()} threads)"
-
-
 def _load_model(directory: Path, settings: EngineSettings, device: torch.device) -> Any:
     check_model_directory(directory)
-    dtype = settings.dtype
-    if dtype == "auto" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT"):
-        dtype = "float32"  # without AVX-512, bfloat16 is emulated and several times slower
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
             directory,
-            dtype=dtype,
+            dtype=resolve_dtype(settings.dtype, device),
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
             local_files_only=True,

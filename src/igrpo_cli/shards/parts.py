@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.shards.manifest import DataFile
-from igrpo_cli.shards.publish import remove_stale_temporaries, withdraw_directory, withdraw_file
+from igrpo_cli.shards.publish import mark, remove_stale_temporaries, withdraw_directory, withdraw_file
 from igrpo_cli.shards.rows import table_of
 from igrpo_cli.shards.schema import ROLLOUTS
 from igrpo_cli.shards.tables import file_metadata, read_table, write_tables
@@ -47,6 +47,13 @@ class PartStore:
             withdraw_file(self.path(block))
             return False
         return True
+
+    def claim(self, block: int) -> bool:
+        """Say that this task samples a block; False where some task, perhaps a dead one, has said so before.
+
+        A claim only orders the work of tasks that share a shard. Whoever needs the block may sample it still.
+        """
+        return mark(self.directory / f"block-{block:06d}.claim")
 
     def write(self, block: int, rows: Sequence[Any]) -> None:
         """Keep the rows of a block. Where another task has kept the same block first, its rows stand."""

@@ -116,6 +116,17 @@ def move_directory(source: Path, final: Path) -> bool:
     return True
 
 
+def mark(path: Path) -> bool:
+    """Make an empty file; False when there is one already. It says something to other tasks and is not data."""
+    with _explained(path):
+        make_directory(path.parent)
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except (FileExistsError, FileNotFoundError):
+            return False
+    return True
+
+
 def withdraw_file(path: Path) -> None:
     """Remove a file, for good; fine when there is none."""
     with _explained(path), suppress(FileNotFoundError):

@@ -54,7 +54,8 @@ def audit_completions(batch: TrainingBatch, tokens: TokenMeasures) -> Completion
 
     def mean(values_N: FloatArray) -> NDArray[np.float64]:
         sums_S = np.bincount(batch.sequence, values_N, minlength=len(batch.num_tokens))
-        return sums_S / np.maximum(batch.num_tokens, 1)
+        means_S: NDArray[np.float64] = sums_S / np.maximum(batch.num_tokens, 1)
+        return means_S
 
     return CompletionAudit(
         num_tokens=batch.num_tokens,
