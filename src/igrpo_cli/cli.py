@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
 from igrpo_cli import __version__
-from igrpo_cli.console import NORMAL, QUIET, VERBOSE, Console, print_error
-from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError
-from igrpo_cli.interrupts import clean_interrupts
-
-Command = TypeVar("Command", bound=Callable[..., Any])
+from igrpo_cli.console import NORMAL, QUIET, VERBOSE, Console
+from igrpo_cli.exit_codes import exit_code
+from igrpo_cli.flags import (
+    ConfigFile,
+    DryRun,
+    Endpoints,
+    Engine,
+    HelpOthers,
+    Iteration,
+    Json,
+    Overwrite,
+    Preset,
+    Quiet,
+    Run,
+    Sets,
+    Shard,
+    SkipBadRows,
+    Verbose,
+    with_engine,
+)
 
 app = typer.Typer(
     name="igrpo",
@@ -26,32 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Run = Annotated[Path, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="current directory")]
-Iteration = Annotated[
-    int | None,
-    typer.Option("--iteration", min=0, show_default="first unfinished", help="Iteration to work on."),
-]
-Shard = Annotated[
-    str | None,
-    typer.Option("--shard", envvar="SLURM_ARRAY_TASK_ID", metavar="LIST", help="Shards, for example 3 or 0,4-7."),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting for this command; repeatable."),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make finished results anew, replacing what is there.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; sample and write nothing.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only on stderr.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail on stderr.")]
-Preset = Annotated[str | None, typer.Option("--preset", help="quickstart, smollm2 or paper.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML laid over the preset.")]
-SkipBadRows = Annotated[
-    bool, typer.Option("--skip-bad-rows", help="Count and skip rows that cannot be used instead of refusing them.")
-]
 HERE = Path()
-# typer does not export the root of its errors, of which BadParameter is one.
-USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 def _console(as_json: bool, quiet: bool, verbose: bool) -> Console:
@@ -101,6 +90,30 @@ STAGE_HELP = {
 }
 
 
+def _add_sampling_stage(name: str) -> None:
+    def stage(
+        run: Run = HERE,
+        iteration: Iteration = None,
+        shard: Shard = None,
+        help_others: HelpOthers = False,
+        engine: Engine = None,
+        endpoint: Endpoints = None,
+        sets: Sets = None,
+        overwrite: Overwrite = False,
+        dry_run: DryRun = False,
+        as_json: Json = False,
+        quiet: Quiet = False,
+        verbose: Verbose = False,
+    ) -> None:
+        from igrpo_cli.commands import stage as command
+
+        asked = command.Asked(iteration, shard, overwrite=overwrite, dry_run=dry_run, help_others=help_others)
+        command.run(name, run, asked, with_engine(sets, engine, endpoint), _console(as_json, quiet, verbose))
+
+    stage.__doc__ = _stage_help(name)
+    app.command(name)(stage)
+
+
 def _add_stage(name: str) -> None:
     def stage(
         run: Run = HERE,
@@ -115,15 +128,19 @@ def _add_stage(name: str) -> None:
     ) -> None:
         from igrpo_cli.commands import stage as command
 
-        console = _console(as_json, quiet, verbose)
-        command.run(name, run, iteration, shard, sets or [], overwrite=overwrite, dry_run=dry_run, console=console)
+        asked = command.Asked(iteration, shard, overwrite=overwrite, dry_run=dry_run)
+        command.run(name, run, asked, sets or [], _console(as_json, quiet, verbose))
 
-    stage.__doc__ = f"{STAGE_HELP[name]}\n\nExample: igrpo {name} runs/first --iteration 0"
+    stage.__doc__ = _stage_help(name)
     app.command(name)(stage)
 
 
+def _stage_help(name: str) -> str:
+    return f"{STAGE_HELP[name]}\n\nExample: igrpo {name} runs/first --iteration 0"
+
+
 for _name in STAGE_HELP:
-    _add_stage(_name)
+    (_add_sampling_stage if _name in ("draft", "refine") else _add_stage)(_name)
 
 
 @app.command("run")
@@ -132,6 +149,8 @@ def run_all(
     iterations: Annotated[
         int | None, typer.Option("--iterations", min=1, help="Stop after this many more iterations.")
     ] = None,
+    engine: Engine = None,
+    endpoint: Endpoints = None,
     sets: Sets = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -144,7 +163,8 @@ def run_all(
     """
     from igrpo_cli.commands import run as command
 
-    command.run(run, iterations, sets or [], dry_run=dry_run, console=_console(as_json, quiet, verbose))
+    sets = with_engine(sets, engine, endpoint)
+    command.run(run, iterations, sets, dry_run=dry_run, console=_console(as_json, quiet, verbose))
 
 
 @app.command("eval")
@@ -165,6 +185,9 @@ def evaluate(
     ] = None,
     iteration: Iteration = None,
     shard: Shard = None,
+    help_others: HelpOthers = False,
+    engine: Engine = None,
+    endpoint: Endpoints = None,
     sets: Sets = None,
     skip_bad_rows: SkipBadRows = False,
     overwrite: Overwrite = False,
@@ -190,7 +213,8 @@ def evaluate(
             output=output,
             iteration=iteration,
             shard=shard,
-            sets=tuple(sets or ()),
+            help_others=help_others,
+            sets=tuple(with_engine(sets, engine, endpoint)),
             skip_bad_rows=skip_bad_rows,
             overwrite=overwrite,
             dry_run=dry_run,
@@ -260,38 +284,4 @@ def quickstart(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `igrpo`: turns every outcome into one of the exit codes of `errors`."""
-    sys.exit(_exit_code(list(sys.argv[1:] if arguments is None else arguments)))
-
-
-def _exit_code(arguments: list[str]) -> int:
-    try:
-        with clean_interrupts():
-            code = app(args=arguments, prog_name="igrpo", standalone_mode=False)
-        return code if isinstance(code, int) else EXIT_DONE
-    except IgrpoError as error:
-        print_error(error)
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        print_error(IgrpoError("interrupted by Ctrl-C", hint="run the same command again, it goes on"))
-        return EXIT_CTRL_C
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print_error(
-            IgrpoError(f"{where}{error.strerror or error}", hint="after mending it, run the same command again")
-        )
-        return EXIT_FAILED
-    except USAGE_ERROR as error:
-        return _usage_error(error)
-
-
-def _usage_error(error: Any) -> int:
-    """Unknown flags and bad values in our own shape, with the nearest flag that click proposes."""
-    if error.__class__.__name__ == "NoArgsIsHelpError":
-        print(error.format_message())
-        return EXIT_USAGE
-    path = error.ctx.command_path if getattr(error, "ctx", None) else "igrpo"
-    print_error(IgrpoError(error.format_message().rstrip("."), hint=f"{path} --help"))
-    return EXIT_USAGE
+    sys.exit(exit_code(app, list(sys.argv[1:] if arguments is None else arguments)))

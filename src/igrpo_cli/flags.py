@@ -1,0 +1,50 @@
+"""The flags that mean the same in every command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="current directory")]
+Iteration = Annotated[
+    int | None,
+    typer.Option("--iteration", min=0, show_default="first unfinished", help="Iteration to work on."),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", envvar="SLURM_ARRAY_TASK_ID", metavar="LIST", help="Shards, for example 3 or 0,4-7."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting for this command; repeatable."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make finished results anew, replacing what is there.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; sample and write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail on stderr.")]
+Preset = Annotated[str | None, typer.Option("--preset", help="quickstart, smollm2 or paper.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML laid over the preset.")]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Count and skip rows that cannot be used instead of refusing them.")
+]
+Engine = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="NAME", help="auto, transformers, vllm or server: short for --set engine.name."),
+]
+Endpoints = Annotated[
+    list[str] | None,
+    typer.Option("--endpoint", metavar="URL", help="A running `vllm serve`, for --engine server; repeatable."),
+]
+HelpOthers = Annotated[bool, typer.Option("--help-others", help="Then sample blocks that other shards have not begun.")]
+
+
+def with_engine(sets: list[str] | None, engine: str | None, endpoints: list[str] | None) -> list[str]:
+    """`--engine` and `--endpoint` as the settings that they are short for."""
+    short = [] if engine is None else [f"engine.name={json.dumps(engine)}"]
+    if endpoints:
+        short.append(f"engine.endpoints={json.dumps(endpoints)}")
+    return [*(sets or []), *short]
