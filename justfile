@@ -50,3 +50,11 @@ sizes:
 # The quickstart in three arms with equal rollouts; prints accuracy and diagnostics by iteration.
 arms output="runs/arms" *args:
     {{ python }} benchmarks/arms.py {{ output }} {{ args }}
+
+# `igrpo draft` against raw LLM.generate, on the same prompts and settings.
+bench-draft model="models/smollm2" *args:
+    {{ python }} benchmarks/draft.py {{ model }} {{ args }}
+
+# Where an iteration's time goes, and iGRPO 4 + 4 against GRPO 8.
+bench-iteration model="models/smollm2" *args:
+    {{ python }} benchmarks/iteration.py {{ model }} {{ args }}

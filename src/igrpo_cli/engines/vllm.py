@@ -6,6 +6,7 @@ import gc
 import importlib.metadata
 import math
 import os
+import warnings
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # vLLM's own choice is stdout, which is for data
     "VLLM_NO_USAGE_STATS": "1",
+    # No second process that would have to be found and ended when this one dies; completions come as ids, so the
+    # engine has little to share the interpreter with.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # Tasks of one node that all bind their threads to the first cores would share them.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
@@ -111,6 +115,8 @@ class VllmEngine:
         if self._is_resting:
             self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
+        if self._on_cpu:
+            self._llm.collective_rpc(_repack_heads)
         if self._is_resting:
             self._llm.wake_up(tags=["kv_cache"])
         self._is_resting = False
@@ -141,8 +147,10 @@ class VllmEngine:
         if self._settings.vllm.batch_invariant:
             os.environ["VLLM_BATCH_INVARIANT"] = "1"
         try:
-            from vllm import EngineArgs
-            from vllm.v1.engine.llm_engine import LLMEngine
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about vLLM's own code
+                from vllm import EngineArgs
+                from vllm.v1.engine.llm_engine import LLMEngine
         except ImportError as error:
             raise IgrpoError(
                 f"vLLM cannot be imported: {error}",
@@ -194,11 +202,12 @@ class VllmEngine:
         batched = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(positions, 4096)}
         return {**arguments, **batched, "enforce_eager": True}
 
-    def _add(self, request_id: str, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings) -> None:
-        from vllm import SamplingParams, TokensPrompt
+    def sampling_parameters(self, seed: int, settings: SamplingSettings) -> Any:
+        """What vLLM is told of one completion."""
+        from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        parameters = SamplingParams(
+        return SamplingParams(
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k or -1,
@@ -210,9 +219,12 @@ class VllmEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        prompt: Any = TokensPrompt(prompt_token_ids=list(prompt_ids))
-        (rendered,) = self._llm.renderer.render_cmpl([prompt])
-        self._llm.add_request(request_id, rendered, parameters)
+
+    def _add(self, request_id: str, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings) -> None:
+        from vllm import TokensPrompt
+
+        (rendered,) = self._llm.renderer.render_cmpl([TokensPrompt(prompt_token_ids=list(prompt_ids))])
+        self._llm.add_request(request_id, rendered, self.sampling_parameters(seed, settings))
 
     def _collect(self, output: Any) -> None:
         number, index, sample = map(int, output.request_id.split("/"))
@@ -231,6 +243,15 @@ class VllmEngine:
             finish_reason=_FINISH_REASONS.get(drawn.finish_reason, "abort"),
         )
         batch.num_missing -= 1
+
+
+def _repack_heads(worker: Any) -> None:
+    """On a CPU an output matrix that is tied to the embedding keeps a packed copy, which reloading leaves as it was."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in worker.get_model().modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
 
 
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
