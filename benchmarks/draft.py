@@ -55,8 +55,10 @@ def measure_vllm(run: Path) -> dict[str, float]:
     """`LLM.generate` on the prompts, seeds and settings of that draft."""
     from igrpo_cli.commands.draft import drafts
     from igrpo_cli.console import QUIET, Console
-    from igrpo_cli.engines.vllm import VllmEngine
+    from igrpo_cli.engines.vllm import VllmEngine, set_environment
     from igrpo_cli.session import engine_settings, open_session
+
+    set_environment(False)
 
     class Unstarted(VllmEngine):
         def _start(self, directory: Path) -> Any:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from igrpo_cli.engines.base import Engine, EngineSettings
     from igrpo_cli.records import Problem
     from igrpo_cli.rewards.workers import GradingPool
+    from igrpo_cli.training.step import PolicyTrainer
 
 FIXED_SECTIONS = ("run", "data", "policy")
 """Fixed when a run is made: the shards, problems and policies on disk depend on them."""
@@ -84,6 +85,8 @@ class Session:
         self._grader: GradingPool | None = None
         self._problems: list[Problem] | None = None
         self._chosen: dict[int, list[Problem]] = {}
+        self.warm_trainer: tuple[str, PolicyTrainer] | None = None
+        """The trainer as the last update of this process left it, and the id of the policy that it published."""
         limit_cpu_threads(config.run.cpu_threads)
 
     def policy(self, iteration: int) -> Policy:
@@ -157,7 +160,7 @@ class Session:
         for resource in (self._engine, self._grader):
             if resource is not None:
                 resource.close()
-        self._engine = self._grader = None
+        self._engine = self._grader = self.warm_trainer = None
 
     def num_iterations(self) -> int:
         """Iterations of the whole run: as configured, or as many as the epochs over the problems take."""

@@ -100,7 +100,19 @@ def _make_update(
             },
             outputs=outputs,
         )
-        return update_files.publish_update(session, path, staged, manifest, overwrite=overwrite)
+        standing = update_files.publish_update(session, path, staged, manifest, overwrite=overwrite)
+    if standing is manifest:
+        _keep_warm(session, trainer, path.iteration)
+    return standing
+
+
+def _keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:
+    """Let the next update of this process go on with the trainer in memory, which is what it would restore.
+
+    Not on a GPU, whose memory the sampling needs meanwhile.
+    """
+    if trainer.policy.device.type == "cpu" and session.config.update.optimizer_state == "carry":
+        session.warm_trainer = (session.policy(iteration + 1).id, trainer)
 
 
 def _restore(session: Session, policy: Policy, iteration: int) -> PolicyTrainer:
@@ -109,6 +121,9 @@ def _restore(session: Session, policy: Policy, iteration: int) -> PolicyTrainer:
     from igrpo_cli.shards.policies import read_policy, verify_policy
     from igrpo_cli.training.restore import restore_trainer
 
+    warm, session.warm_trainer = session.warm_trainer, None
+    if warm is not None and warm[0] == policy.id:
+        return warm[1]
     verify_policy(policy)
     reference = read_policy(session.run, 0) if session.config.update.beta > 0 else None
     if reference is not None:

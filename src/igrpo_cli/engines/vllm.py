@@ -35,6 +35,14 @@ _ENVIRONMENT = {
 """What vLLM reads when it is imported, unless the user has said otherwise."""
 
 
+def set_environment(batch_invariant: bool) -> None:
+    """Set what vLLM reads from the environment; to be called before vLLM is imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if batch_invariant:
+        os.environ["VLLM_BATCH_INVARIANT"] = "1"
+
+
 @dataclass
 class _Batch:
     """A submitted batch and the completions that have come back of it."""
@@ -142,15 +150,10 @@ class VllmEngine:
 
     def _start(self, directory: Path) -> Any:
         check_model_directory(directory)
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        if self._settings.vllm.batch_invariant:
-            os.environ["VLLM_BATCH_INVARIANT"] = "1"
+        set_environment(self._settings.vllm.batch_invariant)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about vLLM's own code
-                from vllm import EngineArgs
-                from vllm.v1.engine.llm_engine import LLMEngine
+            from vllm import EngineArgs
+            from vllm.v1.engine.llm_engine import LLMEngine
         except ImportError as error:
             raise IgrpoError(
                 f"vLLM cannot be imported: {error}",
@@ -165,7 +168,9 @@ class VllmEngine:
             ) from error
         arguments = EngineArgs(**self._engine_arguments(directory))
         try:
-            return LLMEngine.from_engine_args(arguments, enable_multiprocessing=False)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about vLLM's own code
+                return LLMEngine.from_engine_args(arguments)
         except (ValueError, RuntimeError, OSError, torch.OutOfMemoryError) as error:
             raise IgrpoError(
                 f"vLLM cannot start with {directory}: {error}",
