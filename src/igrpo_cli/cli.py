@@ -13,6 +13,8 @@ from igrpo_cli import __version__
 from igrpo_cli.console import NORMAL, QUIET, VERBOSE, Console
 from igrpo_cli.exit_codes import exit_code
 from igrpo_cli.flags import (
+    Bench,
+    BenchDir,
     ConfigFile,
     DryRun,
     Endpoints,
@@ -20,6 +22,7 @@ from igrpo_cli.flags import (
     HelpOthers,
     Iteration,
     Json,
+    Missing,
     Overwrite,
     Preset,
     Quiet,
@@ -170,16 +173,13 @@ def run_all(
 @app.command("eval")
 def evaluate(
     run: Run = HERE,
-    bench: Annotated[str, typer.Option("--bench", help="Benchmark name, or a JSONL or Parquet file.")] = "",
+    bench: Bench = "",
     model: Annotated[str | None, typer.Option("--model", help="Model directory or Hub id, instead of RUN.")] = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Samples per problem.")] = None,
     conditioned: Annotated[
         bool, typer.Option("--conditioned", help="Refine each sample once, with itself as the draft.")
     ] = False,
-    bench_dir: Annotated[
-        Path | None,
-        typer.Option("--bench-dir", envvar="IGRPO_BENCH_DIR", help="Folder of local benchmark files."),
-    ] = None,
+    bench_dir: BenchDir = None,
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder for the results of --model.", show_default="eval")
     ] = None,
@@ -224,14 +224,22 @@ def evaluate(
 
 
 @app.command()
-def status(run: Run = HERE, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+def status(
+    run: Run = HERE,
+    missing: Missing = None,
+    bench: Bench = "",
+    iteration: Iteration = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
     """Show where a run stands: stages, shards and policies.
 
-    Example: igrpo status runs/first
+    Example: igrpo status runs/first --missing draft
     """
     from igrpo_cli.commands import status as command
 
-    command.run(run, _console(as_json, quiet, verbose))
+    command.run(run, missing, bench, iteration, _console(as_json, quiet, verbose))
 
 
 @app.command()

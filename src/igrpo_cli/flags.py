@@ -31,6 +31,20 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", hel
 SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Count and skip rows that cannot be used instead of refusing them.")
 ]
+Bench = Annotated[str, typer.Option("--bench", help="Benchmark name, or a JSONL or Parquet file.")]
+BenchDir = Annotated[
+    Path | None,
+    typer.Option("--bench-dir", envvar="IGRPO_BENCH_DIR", help="Folder of local benchmark files."),
+]
+Missing = Annotated[
+    str | None,
+    typer.Option(
+        "--missing",
+        metavar="STAGE",
+        help="Print only the missing shards of draft, select, refine, update or eval, "
+        "as sbatch --array takes them (3,7,12-15), and nothing when all are there.",
+    ),
+]
 Engine = Annotated[
     str | None,
     typer.Option("--engine", metavar="NAME", help="auto, transformers, vllm or server: short for --set engine.name."),

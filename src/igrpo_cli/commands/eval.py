@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from igrpo_cli.rollouts import RolloutPlan, RolloutTask
 from igrpo_cli.session import Session, StageRequest, open_session
 from igrpo_cli.shards.finishing import open_input
 from igrpo_cli.shards.identity import FileHash
-from igrpo_cli.shards.layout import RunDirectory, ShardPath
+from igrpo_cli.shards.layout import RunDirectory, ShardPath, bench_name, directory_name
 from igrpo_cli.shards.policies import Policy, describe_directory, policy_id
 
 if TYPE_CHECKING:
@@ -125,9 +124,7 @@ def _evaluation(session: Session, request: EvalRequest) -> Evaluation:
     from igrpo_cli.problems.sources import default_repeats, resolve_bench
 
     loaded = load_problems(resolve_bench(request.bench, request.bench_dir), skip_bad_rows=request.skip_bad_rows)
-    bench = (
-        Path(request.bench).stem if request.bench.endswith((".jsonl", ".json", ".parquet")) else _slug(request.bench)
-    )
+    bench = bench_name(request.bench)
     if not request.dry_run:
         made_from = {"bench": {"sha256": loaded.sha256}}
         path = session.run.eval_problems(bench)
@@ -154,7 +151,7 @@ def _policy(session: Session, request: EvalRequest) -> tuple[Policy, str | int]:
     fetched = fetch_model(request.model, session.config.policy.revision)
     files = describe_directory(fetched.directory)
     policy = Policy(policy_id(files), fetched.directory, 0, None, files, request.model, fetched.revision_commit)
-    return policy, _slug(request.model)
+    return policy, directory_name(request.model)
 
 
 def _sharded(session: Session, evaluation: Evaluation) -> ShardedRollouts:
@@ -288,8 +285,3 @@ def _dry_run(session: Session, evaluation: Evaluation, report: StageReport) -> t
     )
     config = session.config.model_dump(mode="json", exclude_none=True)
     return {**head, **dict.fromkeys(unknown), "plan": plan, "config": config}, text
-
-
-def _slug(name: str) -> str:
-    """A model's or benchmark's name as the name of a directory."""
-    return re.sub(r"[^A-Za-z0-9._+@=-]+", "--", name.strip("/.")) or "model"

@@ -190,6 +190,16 @@ def name_of(stage: str, iteration: int, shard: int, num_shards: int) -> str:
     return f"the update of iteration {iteration}" if stage == "update" else f"{stage} shard {shard} of {num_shards}"
 
 
+def directory_name(name: str) -> str:
+    """A model's or benchmark's name as the name of a directory."""
+    return re.sub(r"[^A-Za-z0-9._+@=-]+", "--", name.strip("/.")) or "model"
+
+
+def bench_name(bench: str) -> str:
+    """What `--bench` is called on disk: a file by its stem, a named benchmark by its name."""
+    return Path(bench).stem if bench.endswith((".jsonl", ".json", ".parquet")) else directory_name(bench)
+
+
 def block_range(num_blocks: int, shard: int, num_shards: int) -> range:
     """The blocks of one shard: contiguous, sizes differing by at most one, empty where blocks are few."""
     if not 0 <= shard < num_shards or num_blocks < 0:
