@@ -1,0 +1,57 @@
+"""A place to call the stage scripts from, and a real Slurm where this machine can run one."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from slurm_cluster import SlurmCluster, why_not_here
+from stage_scripts import Scripts
+
+from command_line import ONE_THREAD
+
+
+def _environment(folder: Path, name: str) -> Path:
+    """What a virtual environment's activate does: put the `igrpo` of this environment in front, and say so."""
+    programs = folder / name / "bin"
+    programs.mkdir(parents=True)
+    igrpo = programs / "igrpo"
+    igrpo.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m igrpo_cli "$@"\n')
+    igrpo.chmod(0o755)
+    activate = programs / "activate"
+    activate.write_text(f"export PATH={shlex.quote(str(programs))}:$PATH IGRPO_ENVIRONMENT={name}\n")
+    return activate
+
+
+@pytest.fixture(scope="session")
+def scripts(tmp_path_factory) -> Scripts:
+    """The scripts without any Slurm."""
+    folder = tmp_path_factory.mktemp("two environments")
+    environment = {
+        **ONE_THREAD,
+        "IGRPO_SAMPLING_ENV": str(_environment(folder, "sampling")),
+        "IGRPO_TRAINING_ENV": str(_environment(folder, "training")),
+    }
+    return Scripts(folder, environment)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A running cluster of one node."""
+    reason = why_not_here()
+    if reason:
+        pytest.skip(reason)
+    cluster = SlurmCluster(tmp_path_factory.mktemp("slurm"))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def submit(scripts, slurm) -> Scripts:
+    """The scripts, talking to the cluster."""
+    return Scripts(scripts.folder, {**scripts.environment, "SLURM_CONF": slurm.environment["SLURM_CONF"]})

@@ -1,0 +1,104 @@
+"""The scripts on a real Slurm of one node: tasks that are cancelled, killed and put back change no byte of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+
+import pytest
+from slurm_cluster import wait_until
+
+from command_line import files_below, igrpo, make_run
+
+BENCH = "arithmetic"
+TASK_STARTS, CHAIN_ENDS = 60, 400
+"""Seconds of patience, for a machine that has other work too; nothing waits for longer than it must."""
+
+
+def jobs_of(result):
+    """The table of submit.sh as {job name: (job id, shards)}."""
+    assert result.code == 0, result.stderr
+    rows = [re.split(r"\s{2,}", line.strip()) for line in result.stdout.splitlines()[1:]]
+    return {f"{stage}-{iteration}": (job, shards) for job, stage, iteration, shards, _ in rows}
+
+
+def locally(run, *evaluation):
+    """The same run by plain commands, one after the other."""
+    for iteration in (0, 1):
+        for stage in ("draft", "select", "refine", "update"):
+            result = igrpo(stage, run, "--iteration", iteration)
+            assert result.code == 0, result.stderr
+    if evaluation:
+        assert igrpo("eval", run, *evaluation).code == 0
+    return run
+
+
+def logs(run, name):
+    """What a job wrote, all of its tasks together."""
+    return "".join(path.read_text() for path in sorted((run / "slurm").glob(f"{name}-*.out")))
+
+
+@pytest.mark.slow
+def test_a_chain_with_a_cancelled_and_a_killed_task_ends_as_a_local_run(tmp_path, slurm, submit):
+    settings = ("run.num_shards=4", "eval.limit=4", "eval.repeats=1")
+    run = make_run(tmp_path / "run of 100% care", *settings)
+    first = jobs_of(submit.call("submit.sh", run, "--eval", BENCH))
+    assert list(first)[:5] == ["draft-0", "select-0", "refine-0", "update-0", "draft-1"]
+    draft = first["draft-0"][0]
+    cancelled, killed = f"{draft}_0", f"{draft}_1"
+    wait_until(lambda: slurm.igrpo_process(killed), TASK_STARTS, "two tasks run")
+    again = submit.call("submit.sh", run)
+    assert (again.code, again.stdout) == (4, "")
+    assert "error: jobs of this run are in the queue already" in again.stderr
+    slurm.command("scancel", cancelled)
+    os.kill(slurm.igrpo_process(killed), signal.SIGKILL)
+    slurm.wait_until_idle(CHAIN_ENDS)
+    assert (slurm.field(cancelled, "JobState"), slurm.field(cancelled, "Restarts")) == ("CANCELLED", "0")
+    assert (slurm.field(killed, "JobState"), slurm.field(killed, "ExitCode")) == ("FAILED", "137:0")
+    assert slurm.field(first["select-0"][0], "JobState") == "CANCELLED"
+    assert igrpo("status", run, "--missing", "draft").stdout == "0-1\n"
+    kept = [run / f"iteration_0000/draft/shard-{shard:05d}-of-00004.parquet" for shard in (2, 3)]
+    times = [path.stat().st_mtime_ns for path in kept]
+
+    # From within a task of another array: its shard and its restarts are none of the new jobs' business.
+    inside = {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "20"}
+    second = jobs_of(submit.call("submit.sh", run, "--eval", BENCH, **inside))
+    assert (second["draft-0"][1], second["refine-0"][1], second["eval-2"][1]) == ("0-1", "0-3", "0-3")
+    local = locally(make_run(tmp_path / "local", *settings), "--bench", BENCH)
+    slurm.wait_until_idle(CHAIN_ENDS)
+
+    assert files_below(run) == files_below(local)
+    assert [path.stat().st_mtime_ns for path in kept] == times
+    summary = f"eval/{BENCH}/policy_0002/summary.json"
+    assert json.loads((run / summary).read_text()) == json.loads((local / summary).read_text())
+    assert igrpo("verify", run).code == 0
+    nothing = submit.call("submit.sh", run, "--eval", BENCH)
+    assert (nothing.code, nothing.stdout, nothing.stderr) == (0, "", "nothing is missing\n")
+
+
+@pytest.mark.slow
+def test_a_task_that_is_told_of_its_time_limit_exits_75_is_put_back_and_finishes(tmp_path, slurm, submit):
+    settings = ("run.method=grpo", "run.num_shards=2", "draft.num_generations=4", "run.num_iterations=1")
+    settings += ("data.problems_per_iteration=24", "engine.groups_per_block=1")
+    run = make_run(tmp_path / "run", *settings)
+    jobs = jobs_of(submit.call("submit.sh", run))
+    # The last task of an array has the number of the array itself: putting it back must not touch the others.
+    task = f"{jobs['draft-0'][0]}_1"
+    parts = run / "iteration_0000/draft/.parts/shard-00001-of-00002"
+    wait_until(lambda: any(parts.glob("block-*.parquet")), TASK_STARTS, "the first block is there")
+    slurm.command("scancel", "--batch", "--signal=USR1", task)
+    slurm.wait_until_idle(CHAIN_ENDS)
+
+    assert (slurm.field(task, "JobState"), slurm.field(task, "Restarts")) == ("COMPLETED", "1")
+    assert slurm.field(f"{jobs['draft-0'][0]}_0", "Restarts") == "0"
+    assert slurm.field(jobs["update-0"][0], "JobState") == "COMPLETED"
+    log = logs(run, "draft-0")
+    assert "error: stopped by SIGUSR1" in log
+    assert "task.sh: exit 75, back into the queue" in log
+    assert igrpo("verify", run).code == 0
+    local = make_run(tmp_path / "local", *settings)
+    for stage in ("draft", "update"):
+        assert igrpo(stage, local).code == 0
+    assert files_below(run) == files_below(local)
