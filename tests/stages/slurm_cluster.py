@@ -18,8 +18,8 @@ SlurmctldPort={controller_port}
 SlurmdPort={node_port}
 SlurmUser=root
 AuthType=auth/munge
-# A requeued job waits for as long as credentials live: by default two minutes.
-AuthInfo=socket={root}/munge.socket,cred_expire=1
+# A requeued job waits for as long as credentials live: by default two minutes, at least five seconds.
+AuthInfo=socket={root}/munge.socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={root}/state
 SlurmdSpoolDir={root}/spool
