@@ -103,7 +103,7 @@ def test_a_pointer_leads_to_the_model_wherever_the_run_moves(run, pointed, tmp_p
 
 
 def test_reading_an_id_hashes_nothing(run, pointed, monkeypatch):
-    monkeypatch.setattr(policies, "sha256_file", lambda path: pytest.fail(f"hashed {path}"))
+    monkeypatch.setattr(policies, "sha256_files", lambda paths: pytest.fail(f"hashed {list(paths)}"))
     assert read_policy(run, 0).id == pointed.id
 
 

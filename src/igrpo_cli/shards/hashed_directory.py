@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from igrpo_cli.errors import DamagedFileError
-from igrpo_cli.shards.publish import publish_json, sha256_file
+from igrpo_cli.shards.publish import publish_json, sha256_files
 from igrpo_cli.shards.strict_json import HASHES, check_keys, check_version, read_object
 
 RECORD = "manifest.json"
@@ -14,7 +14,8 @@ RECORD_VERSION = 1
 
 def record_directory(directory: Path) -> None:
     """Write the hashes of all files of a staged directory into it."""
-    files = {path.name: sha256_file(path) for path in sorted(directory.iterdir()) if path.name != RECORD}
+    hashes = sha256_files(path for path in sorted(directory.iterdir()) if path.name != RECORD)
+    files = {path.name: sha256 for path, sha256 in hashes.items()}
     publish_json(directory / RECORD, {"directory_version": RECORD_VERSION, "files": files}, replace=True)
 
 
@@ -25,10 +26,11 @@ def verify_directory(directory: Path) -> None:
     check_version(record, value, "directory_version", RECORD_VERSION)
     value.pop("directory_version")
     check_keys(record, value, {"files": HASHES})
-    for name, recorded in sorted(value["files"].items()):
+    for name in sorted(value["files"]):
         if Path(name).name != name:
             raise DamagedFileError(f"{record}: files names {name!r}, which is no file of the directory")
         if not (directory / name).is_file():
             raise DamagedFileError(f"{directory / name} is gone")
-        if sha256_file(directory / name) != recorded:
-            raise DamagedFileError(f"{directory / name} is damaged: its SHA-256 is not the one in {RECORD}")
+    for path, sha256 in sha256_files(directory / name for name in sorted(value["files"])).items():
+        if sha256 != value["files"][path.name]:
+            raise DamagedFileError(f"{path} is damaged: its SHA-256 is not the one in {RECORD}")

@@ -15,7 +15,7 @@ from typing import Any
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.publish import move_directory, publish_json, sha256_file, withdraw_directory
+from igrpo_cli.shards.publish import move_directory, publish_json, sha256_files, withdraw_directory
 from igrpo_cli.shards.strict_json import (
     COUNT,
     HASHES,
@@ -100,7 +100,8 @@ def describe_directory(directory: Path) -> dict[str, str]:
     Raises MissingInputError when it is no directory, DamagedFileError when it holds pickled weights,
     no safetensors, no config or a broken link, naming the file.
     """
-    return {name: sha256_file(directory / name) for name in _files_that_matter(directory)}
+    hashes = sha256_files(directory / name for name in _files_that_matter(directory))
+    return {path.name: sha256 for path, sha256 in hashes.items()}
 
 
 def write_policy_manifest(directory: Path, iteration: int, made_from: str | None) -> Policy:
@@ -141,12 +142,14 @@ def read_policy(run: RunDirectory, iteration: int) -> Policy:
     return _read_manifest(directory, iteration)
 
 
-def verify_policy(policy: Policy, hash_of: Callable[[Path], str] = sha256_file) -> None:
+def verify_policy(policy: Policy, hash_of: Callable[[Path], str] | None = None) -> None:
     """Hash every file again. Raises DamagedFileError naming the first that is not as recorded.
 
     `hash_of` may remember hashes, for whoever needs them more than once.
     """
     present = _files_that_matter(policy.directory, policy.files)
+    if hash_of is None:
+        hash_of = sha256_files(policy.directory / name for name in policy.files).__getitem__
     for name in sorted({*present, *policy.files}):
         if name not in policy.files:
             what = "was not there when"

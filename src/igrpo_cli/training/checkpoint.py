@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import GenerationConfig
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.training.optimizer import trainable_parameters
@@ -53,7 +54,12 @@ def save_policy(model: Any, source_directory: Path, target_directory: Path, dtyp
     }
     refuse_non_finite(state, "policy not saved")
     target_directory.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(target_directory, state_dict=state)
+    # Some versions refuse to write generation settings that they call invalid; those of the source are copied below.
+    generation_config, model.generation_config = model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
+    try:
+        model.save_pretrained(target_directory, state_dict=state)
+    finally:
+        model.generation_config = generation_config
     # save_pretrained adds this version's defaults to the configuration: over the iterations it would drift.
     config = json.loads((source_directory / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")

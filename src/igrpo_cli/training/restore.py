@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -56,9 +57,11 @@ def save_trainer(
     trainer: PolicyTrainer, source: Path, policy: Path, optimizer: Path, policy_dtype: PolicyDtype
 ) -> None:
     """Write the trained policy, with the tokeniser and settings of `source`, and the optimiser state beside it."""
-    save_policy(trainer.policy.model, source, policy, DTYPES[policy_dtype])
-    with_master = policy_dtype != "float32"
-    save_optimizer(optimizer, trainer.optimizer, trainer.policy.model, with_master_weights=with_master)
+    model, with_master = trainer.policy.model, policy_dtype != "float32"
+    with ThreadPoolExecutor(1) as beside:
+        saved = beside.submit(save_policy, model, source, policy, DTYPES[policy_dtype])
+        save_optimizer(optimizer, trainer.optimizer, model, with_master_weights=with_master)
+        saved.result()
 
 
 def compute_dtype(dtype: Literal["auto", "float32", "bfloat16"]) -> PolicyDtype:
