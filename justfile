@@ -58,3 +58,7 @@ bench-draft model="models/smollm2" *args:
 # Where an iteration's time goes, and iGRPO 4 + 4 against GRPO 8.
 bench-iteration model="models/smollm2" *args:
     {{ python }} benchmarks/iteration.py {{ model }} {{ args }}
+
+# vLLM against transformers: log-probs of the same completions, accuracy on the same problems.
+engine-agreement model="models/smollm2" *args:
+    {{ python }} benchmarks/engine_agreement.py {{ model }} {{ args }}

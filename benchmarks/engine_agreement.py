@@ -1,0 +1,96 @@
+"""The vLLM engine against transformers on one policy: log-probs of the same completions, accuracy on the same problems.
+
+    python benchmarks/engine_agreement.py MODEL [--problems 64] [--samples 2] [--dtype float32]
+
+Both engines draft the same problems. The log-probs that vLLM recorded are then compared with those of one transformers
+forward pass over each of its completions. Prints both accuracies with 95 % intervals and ends with one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoModelForCausalLM
+
+from igrpo_cli.algo.estimates import avg_at_k, clustered_interval, paired_difference
+
+
+def draft(run: Path, arguments: argparse.Namespace, engine: str) -> list[dict[str, Any]]:
+    """The rows of one draft stage, sampled by `engine`."""
+    settings = [
+        "run.num_iterations=1",
+        f'policy.model="{Path(arguments.model).resolve()}"',
+        f"data.problems_per_iteration={arguments.problems}",
+        f"draft.num_generations={arguments.samples}",
+        f"engine.name={engine}",
+        f"engine.dtype={arguments.dtype}",
+        "engine.max_model_len=512",
+    ]
+    overrides = [part for setting in settings for part in ("--set", setting)]
+    for command in (["init", run, "--preset", "smollm2", *overrides], ["draft", run]):
+        line = [sys.executable, "-m", "igrpo_cli", *map(str, command), "-q"]
+        subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    (shard,) = (run / "iteration_0000" / "draft").glob("*.parquet")
+    rows: list[dict[str, Any]] = pq.read_table(shard).to_pylist()
+    return rows
+
+
+def differences(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> np.ndarray:
+    """Recorded minus recomputed log-prob of every token (the draft stage samples at temperature 1, untruncated)."""
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
+    found = []
+    for row in rows:
+        prompt, completion = row["prompt_ids"], row["completion_ids"]
+        with torch.no_grad():
+            logits_TV = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].float()
+        recomputed = logits_TV.log_softmax(-1)[range(len(completion)), completion]
+        found.append(np.array(row["sampling_logprobs"]) - recomputed.numpy())
+    return np.concatenate(found)
+
+
+def correct(rows: list[dict[str, Any]], samples: int) -> list[list[float]]:
+    """Correctness [problems][samples], problems in order."""
+    flat = [float(row["verdict"] == "correct") for row in rows]
+    return [flat[start : start + samples] for start in range(0, len(flat), samples)]
+
+
+def main() -> None:
+    """Draft with both engines and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="model directory")
+    parser.add_argument("--problems", type=int, default=64)
+    parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--dtype", default="float32")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = {name: draft(Path(scratch) / name, arguments, name) for name in ("vllm", "transformers")}
+    delta = np.abs(differences(rows["vllm"], arguments))
+    matrices = {name: correct(found, arguments.samples) for name, found in rows.items()}
+    for name, matrix in matrices.items():
+        print(f"{name}: accuracy {avg_at_k(matrix):.3f}, 95 % interval {clustered_interval(matrix)}")
+    difference = paired_difference(matrices["transformers"], matrices["vllm"])
+    figures = {
+        "tokens": len(delta),
+        "logprob_mean_abs_difference": float(delta.mean()),
+        "logprob_max_abs_difference": float(delta.max()),
+        "accuracy_difference": difference.difference,
+        "accuracy_difference_ci95": difference.ci95,
+        "same_completions": sum(
+            ours["completion_ids"] == theirs["completion_ids"]
+            for ours, theirs in zip(rows["vllm"], rows["transformers"], strict=True)
+        ),
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
