@@ -113,6 +113,7 @@ def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, grader: GradingPoo
             while not all_drawn and engine.has_room:
                 job = next(source, _END)
                 if job is None:
+                    assert engine.num_unfinished or finishing.num_unfinished, "nothing under way can make a block ready"
                     break
                 if isinstance(job, BlockJob):
                     _submit(job, engine)

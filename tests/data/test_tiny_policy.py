@@ -129,7 +129,9 @@ def test_the_script_trains_and_saves_a_policy_that_loads(tmp_path: Path) -> None
     assert re.search(r"^bare: +right ", finished.stdout, re.MULTILINE)
     assert re.search(r"^conditioned: +right ", finished.stdout, re.MULTILINE)
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        assert json.loads((output / name).read_text()) == json.loads((POLICY / name).read_text()), name
+        written, packaged = (json.loads((folder / name).read_text()) for folder in (output, POLICY))
+        version = "transformers_version"  # whichever is installed
+        assert {**written, version: None} == {**packaged, version: None}, name
     AutoModelForCausalLM.from_pretrained(output)
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
