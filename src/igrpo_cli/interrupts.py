@@ -18,7 +18,10 @@ REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 @contextmanager
 def clean_interrupts() -> Iterator[None]:
-    """Within this block SIGTERM and SIGUSR1 raise Interrupted (exit 75) once; later ones are ignored."""
+    """Within this block SIGTERM and SIGUSR1 raise Interrupted (exit 75) once; later ones are ignored.
+
+    Whatever an interrupt became on its way, the interrupt is what leaves the block.
+    """
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for each in REQUEUE_SIGNALS:
@@ -31,6 +34,18 @@ def clean_interrupts() -> Iterator[None]:
     previous = {each: signal.signal(each, stop) for each in REQUEUE_SIGNALS}
     try:
         yield
+    except Exception as error:
+        interrupt = _interrupt_behind(error)
+        if interrupt is None:
+            raise
+        raise interrupt from None
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)
+
+
+def _interrupt_behind(error: BaseException | None) -> BaseException | None:
+    """The interrupt that `error` came of, or is: in the middle of a lock or of a clean-up one becomes another error."""
+    while error is not None and not isinstance(error, Interrupted | KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,152 @@
+"""The server engine against a real `vllm serve`: the completions of the engine in process, and a server that dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from command_line import ONE_THREAD, files_below, igrpo, make_run
+from igrpo_cli.engines import EngineSettings, create_engine
+from igrpo_cli.engines.availability import vllm_fits
+from igrpo_cli.engines.base import ServerSettings, VllmSettings
+from igrpo_cli.errors import IgrpoError
+from igrpo_cli.records import SamplingGroup, SamplingSettings
+
+pytestmark = [
+    pytest.mark.skipif(not vllm_fits("auto"), reason="needs vLLM in a build for this machine"),
+    pytest.mark.slow,
+]
+
+TINY = Path(__file__).parents[2] / "data" / "tiny-policy"
+STARTS_WITHIN = 300
+FLAGS = (
+    "--dtype=float32",
+    "--enforce-eager",
+    "--max-model-len=512",
+    "--max-num-batched-tokens=4096",
+    "--no-enable-chunked-prefill",
+    "--logprobs-mode=processed_logprobs",
+)
+ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1"}
+SERVED = (
+    "engine.name=server",
+    "engine.max_num_seqs=4",
+    "engine.max_retries=1",
+    "run.num_iterations=1",
+    "engine.groups_per_block=1",
+    "data.problems_per_iteration=32",
+)
+
+
+class Server:
+    """`vllm serve` of the tiny policy on a port of its own; may be killed and started again there."""
+
+    def __init__(self, log: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY), "--host=127.0.0.1"]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*command, f"--port={self.port}", *FLAGS],
+                env={**ONE_THREAD, **ENVIRONMENT},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + STARTS_WITHIN
+        while not self.answers():
+            assert self.process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.2)
+
+    def answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"{self.url}/health", timeout=5).status == 200
+        return False
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    started = Server(tmp_path_factory.mktemp("server") / "log")
+    yield started
+    started.kill()
+
+
+def test_it_samples_what_the_engine_in_process_samples(server):
+    prompts = [[5, 6, 7, 8], [9, 10, 11]]
+    groups = [SamplingGroup(ids, range(10 * n, 10 * n + 4)) for n, ids in enumerate(prompts, start=1)]
+    settings = SamplingSettings(temperature=0.9, top_p=0.95, top_k=0, max_completion_length=16)
+    drawn = {}
+    vllm = VllmSettings(kv_cache_memory_bytes=256 * 2**20, gpu_memory_utilization=0.2, enforce_eager=True)
+    for name in ("server", "vllm"):
+        given = ServerSettings(endpoints=(server.url,))
+        engine = create_engine(name, TINY, EngineSettings(dtype="float32", max_num_seqs=8, vllm=vllm, server=given))
+        engine.submit("batch", groups, settings)
+        while engine.num_unfinished:
+            for _, completions in engine.step():
+                drawn[name] = completions
+        assert engine.versions["vllm"] != "unknown"
+        engine.close()
+    for ours, theirs in zip(chain(*drawn["server"]), chain(*drawn["vllm"]), strict=True):
+        assert ours.completion_ids == theirs.completion_ids
+        assert ours.finish_reason == theirs.finish_reason
+        assert ours.sampling_logprobs == pytest.approx(theirs.sampling_logprobs, abs=1e-5)
+
+
+def test_a_server_of_another_policy_is_refused(server, tmp_path):
+    other = Path(shutil.copytree(TINY, tmp_path / "other"))
+    settings = EngineSettings(server=ServerSettings(endpoints=(server.url,)))
+    with pytest.raises(IgrpoError, match="not the policy") as refused:
+        create_engine("server", other, settings)
+    assert f"vllm serve {other}" in refused.value.hint
+
+
+def test_an_iteration_goes_on_where_the_server_died(server, tmp_path):
+    undisturbed = make_run(tmp_path / "undisturbed", *SERVED)
+    result = igrpo("run", undisturbed, "--endpoint", server.url)
+    assert result.code == 0, result.stderr
+    assert igrpo("verify", undisturbed).code == 0
+
+    run = make_run(tmp_path / "run", *SERVED)
+    command = [sys.executable, "-m", "igrpo_cli", "draft", str(run), "-q", "--endpoint", server.url]
+    process = subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    parts = run / "iteration_0000/draft/.parts"
+    while process.poll() is None and time.monotonic() < deadline and not any(parts.rglob("*.parquet")):
+        time.sleep(0.001)
+    server.kill()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "no server is left" in stderr
+    assert "hint: start the server again" in stderr
+    kept = len(list(parts.rglob("*.parquet")))
+    assert 0 < kept < 32
+
+    server.start()
+    for stage in ("draft", "select", "refine", "update"):
+        endpoint = ("--endpoint", server.url) if stage in ("draft", "refine") else ()
+        result = igrpo(stage, run, *endpoint)
+        assert result.code == 0, result.stderr
+    assert files_below(run) == files_below(undisturbed)
