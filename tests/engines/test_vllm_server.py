@@ -21,6 +21,7 @@ from igrpo_cli.engines import EngineSettings, create_engine
 from igrpo_cli.engines.availability import vllm_fits
 from igrpo_cli.engines.base import ServerSettings, VllmSettings
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.problems.packaged import packaged_data
 from igrpo_cli.records import SamplingGroup, SamplingSettings
 
 pytestmark = [
@@ -28,7 +29,8 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-TINY = Path(__file__).parents[2] / "data" / "tiny-policy"
+TINY = packaged_data() / "tiny-policy"
+"""The very directory that runs sample from: in the source tree, or in the installed package."""
 STARTS_WITHIN = 300
 FLAGS = (
     "--dtype=float32",
