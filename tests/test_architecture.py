@@ -15,8 +15,8 @@ ROOMS = {
     "algo": LIGHT,
     "rewards": LIGHT,
     "shards": LIGHT,
-    "engines": LIGHT,
-    "training": LIGHT | {"algo"},
+    "engines": LIGHT | {"devices"},
+    "training": LIGHT | {"algo", "devices"},
     "problems": LIGHT | {"shards"},
 }
 OWNERS = {
@@ -26,7 +26,7 @@ OWNERS = {
     "vllm": {"engines"},
     "datasets": {"problems"},
     "transformers": {"engines", "training"},
-    "torch": {"engines", "training", "algo"},
+    "torch": {"engines", "training", "algo", "devices"},
     "typer": {"cli", "exit_codes", "flags"},
     "rich": {"console"},
     "pydantic": {"config", "config_files"},

@@ -24,6 +24,8 @@ class FakeVllm:
         self.weight_version = "default"
         self.loaded: list[str] = []
         self.load_status = 200
+        self.device: str | None = "cuda"
+        """What it says that it computes on; None: it does not say."""
         self.asked: list[dict] = []
         self.authorizations: list[str | None] = []
         self.most_at_a_time = 0
@@ -75,6 +77,8 @@ class FakeVllm:
         if path == "/collective_rpc":
             self.loaded.append(body["kwargs"]["weights_path"])
             return self.load_status, {"error": {"message": "no such weights"}}
+        if path == "/server_info" and self.device is not None:
+            return 200, {"vllm_config": {"device_config": {"device": self.device}}}
         return 404, {"detail": "Not Found"}
 
     def _complete(self, body: dict) -> tuple[int, object] | None:

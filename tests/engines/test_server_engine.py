@@ -22,6 +22,16 @@ SETTINGS = SamplingSettings(temperature=1.0, top_p=0.9, top_k=5, max_completion_
 GROUPS = [SamplingGroup([5, 6, 7], [1, 2]), SamplingGroup([8, 9], [3, 4])]
 
 
+def changed_policy(directory: Path) -> Path:
+    """A copy of the policy with one weight changed."""
+    shutil.copytree(POLICY, directory, dirs_exist_ok=True)
+    weights = directory / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    return directory
+
+
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
     monkeypatch.setattr(server_endpoint, "_LONGEST_PAUSE", 0.01)
@@ -116,6 +126,14 @@ def test_a_server_that_fails_at_every_try_interrupts(start_server, engine_of):
     assert server.url in caught.value.message
     assert "run the same command again" in caught.value.hint
     assert caught.value.exit_code == 75
+
+
+def test_a_completion_at_which_a_server_fails_that_is_well_is_an_error_not_an_interruption(start_server, engine_of):
+    server = start_server()
+    server.faults = [(500, {"error": {"message": "no kernel"}})] * 100
+    with pytest.raises(IgrpoError, match=r"is well, but fails .* 500: no kernel") as caught:
+        completed(engine_of(server))
+    assert caught.value.exit_code == 1
 
 
 def test_a_refusal_is_final_and_has_the_servers_words(start_server, engine_of):
@@ -213,21 +231,32 @@ def test_another_policy_is_refused_where_none_can_be_loaded(start_server, engine
 def test_weights_are_loaded_where_they_can_be(start_server, engine_of, tmp_path):
     server = start_server(can_load=True)
     engine = engine_of(server)
-    other = shutil.copytree(POLICY, tmp_path / "other")
+    other = changed_policy(tmp_path / "other")
     engine.load_policy(other)
     assert server.loaded == [str(POLICY), str(other)]
     assert first_tokens(completed(engine)) == EXPECTED
 
 
-def test_tasks_that_share_a_server_load_a_policy_once_while_its_files_stay(start_server, engine_of, tmp_path):
+def test_tasks_that_share_a_server_load_a_policy_once_while_its_weights_stay(start_server, engine_of, tmp_path):
     policy = shutil.copytree(POLICY, tmp_path / "policy")
     server = start_server(can_load=True)
     engine_of(server, policy=policy)
-    engine_of(server, policy=policy)
-    assert len(server.loaded) == 1
     (policy / "model.safetensors").touch()
     engine_of(server, policy=policy)
+    assert len(server.loaded) == 1
+    changed_policy(policy)
+    engine_of(server, policy=policy)
     assert len(server.loaded) == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", None])
+def test_a_server_that_would_keep_the_old_output_matrix_is_not_loaded_into(start_server, engine_of, tmp_path, device):
+    server = start_server(can_load=True)
+    server.device = device
+    engine = engine_of(server)
+    with pytest.raises(IgrpoError, match="cannot load another one"):
+        engine.load_policy(changed_policy(tmp_path / "other"))
+    assert server.loaded == []
 
 
 def test_weights_that_cannot_be_loaded_are_refused(start_server, engine_of):

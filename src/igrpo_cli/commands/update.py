@@ -75,8 +75,8 @@ def _make_update(
     session: Session, path: UpdatePath, policy: Policy, identity: Identity, *, overwrite: bool
 ) -> Manifest:
     from igrpo_cli import update_files
+    from igrpo_cli.devices import describe_device, find_device
     from igrpo_cli.shards.publish import remove_stale_temporaries, staging_directory
-    from igrpo_cli.training.restore import device_name
 
     provenance = Provenance()
     remove_stale_temporaries(path.directory.parent)
@@ -91,7 +91,7 @@ def _make_update(
         manifest = provenance.manifest(
             identity,
             update_files.stage_metrics(path, staged, observations, steps),
-            device=f"{device_name()}, {trainer.settings.dtype}",
+            device=f"{describe_device(find_device('auto'))}, {trainer.settings.dtype}",
             tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
             counts={
                 "optimizer_steps": len(steps),

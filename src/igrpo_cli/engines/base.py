@@ -12,6 +12,8 @@ from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
 
 if TYPE_CHECKING:
+    import torch
+
     from igrpo_cli.engines.tokenization import PolicyTokenizer
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -113,6 +115,13 @@ class Engine(Protocol):
         ...
 
 
+def resolve_dtype(dtype: Dtype, device: torch.device) -> Dtype:
+    """`auto` is float32 where bfloat16 is slow, else still `auto`, which is the checkpoint's own."""
+    from igrpo_cli.devices import has_fast_bfloat16
+
+    return "float32" if dtype == "auto" and not has_fast_bfloat16(device) else dtype
+
+
 def require_room(
     group: int, prompt_length: int, max_completion_length: int, max_model_len: int, policy: Path | str
 ) -> None:
@@ -127,6 +136,14 @@ def require_room(
             f"{max_completion_length} that makes {total}, and {policy} takes {max_model_len} (max_model_len)",
             hint=fits if prompt_length < max_model_len else "lower max_draft_tokens, or leave long problems out",
         )
+
+
+def logits_not_finite(sampler: str) -> IgrpoError:
+    """What to raise of a policy whose logits are no numbers."""
+    return IgrpoError(
+        f"{sampler} gives logits that are not finite",
+        hint="its weights are damaged or its training diverged: go back to an earlier policy",
+    )
 
 
 def _create_auto(policy_directory: Path, settings: EngineSettings) -> Engine:

@@ -6,12 +6,12 @@ import importlib.metadata
 import queue
 import threading
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from igrpo_cli.engines.base import EngineSettings, require_room
+from igrpo_cli.engines.batches import Batch
 from igrpo_cli.engines.hub import check_model_directory
 from igrpo_cli.engines.server_client import ClosedError, HttpClient
 from igrpo_cli.engines.server_endpoint import DeadEndpointError, Endpoint
@@ -20,19 +20,7 @@ from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
 
-
-@dataclass
-class _Batch:
-    """A submitted batch and the completions that have come back of it."""
-
-    key: Hashable
-    groups: Sequence[SamplingGroup]
-    settings: SamplingSettings
-    completions: list[list[Completion | None]]
-    num_missing: int
-
-
-_Row = tuple[_Batch, int, int]
+_Row = tuple[Batch, int, int]
 """A completion to be sampled: its batch, its group, its position in the group."""
 _Result = TypeVar("_Result")
 
@@ -56,7 +44,7 @@ class ServerEngine:
         ]
         number = len(self._endpoints)
         self.device = f"server ({number} endpoint{'s' if number > 1 else ''})"
-        self._batches: list[_Batch] = []
+        self._batches: list[Batch] = []
         self._error: BaseException | None = None
         self._num_threads = 0
         self._choosing = threading.Lock()
@@ -87,12 +75,10 @@ class ServerEngine:
         for index, group in enumerate(groups):
             length = len(group.prompt_ids)
             require_room(index, length, settings.max_completion_length, self._max_model_len, self._policy.directory)
-        completions: list[list[Completion | None]] = [[None] * len(group.seeds) for group in groups]
-        batch = _Batch(key, groups, settings, completions, sum(map(len, completions)))
+        batch = Batch(key, groups, settings)
         self._batches.append(batch)
-        for index, group in enumerate(groups):
-            for sample in range(len(group.seeds)):
-                self._todo.put((batch, index, sample))
+        for index, sample in batch.rows:
+            self._todo.put((batch, index, sample))
         under_way = sum(batch.num_missing for batch in self._batches)
         while self._num_threads < min(under_way, self._settings.max_num_seqs):
             self._num_threads += 1
@@ -108,7 +94,7 @@ class ServerEngine:
         self._batches = [batch for batch in self._batches if batch.num_missing]
         if self._error is not None and not finished:
             raise self._error
-        return [(batch.key, [[row for row in group if row] for group in batch.completions]) for batch in finished]
+        return [batch.given_back() for batch in finished]
 
     def load_policy(self, directory: Path) -> None:
         """Have every server sample from another policy; those that were given up are tried again."""
@@ -144,8 +130,7 @@ class ServerEngine:
         if isinstance(outcome, BaseException):
             self._error = outcome
         else:
-            batch.completions[index][sample] = outcome
-            batch.num_missing -= 1
+            batch.put(index, sample, outcome)
 
     def _work(self) -> None:
         """What each thread does: one completion after the other. Threads are daemons: none holds up the end."""

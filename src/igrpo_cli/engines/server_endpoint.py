@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from igrpo_cli.engines.base import logits_not_finite
 from igrpo_cli.engines.server_client import ClosedError, HttpClient, PassingError, RefusedError
 from igrpo_cli.engines.server_policy import PolicyFiles, require_root, require_same_shape
-from igrpo_cli.engines.server_replies import not_finite, parse_completion
+from igrpo_cli.engines.server_replies import parse_completion, served_policy
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import Completion, SamplingSettings
 
@@ -76,13 +77,27 @@ class Endpoint:
                 error = passing
                 self._forget(served)
             except RefusedError as refused:
-                if "not JSON compliant" in refused.message:
-                    raise not_finite(self.url) from refused
+                if "not JSON compliant" in refused.message:  # how vLLM fails to write a log-prob that is no number
+                    raise logits_not_finite(served_policy(self.url)) from refused
                 raise
             if is_last:
+                self._require_failing(error)
                 self._give_up(error)
             self._pause(attempt)
         raise AssertionError("the last attempt returns or raises")
+
+    def _require_failing(self, error: PassingError) -> None:
+        """Raise IgrpoError where the server is well but for this one completion: running again would not help."""
+        if error.status != 500:
+            return
+        try:
+            self._model()
+        except PassingError:
+            return
+        raise IgrpoError(
+            f"{self.url} is well, but fails at one completion at every one of {self._max_retries + 1} tries: {error}",
+            hint="the server's log says why",
+        ) from error
 
     def ready(self, policy: PolicyFiles) -> Served:
         """See to it that the server has the policy, waiting for it if need be. Raises DeadEndpointError, IgrpoError."""
@@ -181,7 +196,7 @@ class Endpoint:
             info = self._client.get("/server_info?config_format=json")
             return str(info["vllm_config"]["device_config"]["device"]).startswith("cpu")
         except (RefusedError, KeyError, TypeError):
-            return False
+            return True  # It does not say: then it must serve the policy from the start.
 
     def _load(self, policy: PolicyFiles) -> str:
         """Load the policy's weights, unless a task of the same run has; returns their stamp."""

@@ -28,20 +28,24 @@ class PolicyFiles:
     directory: Path
     """Absolute, symlinks resolved: the path under which the servers must see it too."""
     fingerprint: str
-    """Of its weight files, from path, size and time of change."""
+    """Of its weights: the same for the same bytes, wherever and whenever they were written."""
     ties_embeddings: bool
     """Whether the output matrix is the embedding."""
 
     @classmethod
     def of(cls, directory: Path) -> PolicyFiles:
-        """Look at the files of a model directory, without reading them."""
+        """Look at a model directory, and read its weights once."""
         resolved = directory.resolve()
-        digest = hashlib.sha256(str(resolved).encode())
-        for path in sorted(resolved.glob("*.safetensors")):
-            stat = path.stat()
-            digest.update(f"\0{path.name}\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
         config = json.loads((resolved / "config.json").read_text())
-        return cls(resolved, digest.hexdigest()[:16], bool(config.get("tie_word_embeddings")))
+        return cls(resolved, _fingerprint(resolved), bool(config.get("tie_word_embeddings")))
+
+
+def _fingerprint(directory: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def require_root(url: str, root: str, policy: PolicyFiles) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from igrpo_cli.engines.batches import to_completion
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import Completion, FinishReason, SamplingSettings
-
-_FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-_NO_LOGPROB = -9999.0
-"""What vLLM writes in place of minus infinity."""
 
 
 def parse_completion(reply: Any, prompt_ids: Sequence[int], settings: SamplingSettings, url: str) -> Completion:
@@ -31,21 +27,14 @@ def parse_completion(reply: Any, prompt_ids: Sequence[int], settings: SamplingSe
         raise _malformed(url, "token_logprobs is missing")
     if len(logprobs) != len(token_ids):
         raise _malformed(url, f"{len(token_ids)} tokens with {len(logprobs)} log-probs")
-    if not all(math.isfinite(logprob) and logprob > _NO_LOGPROB for logprob in logprobs):
-        raise not_finite(url)
-    finish_reason: FinishReason = _FINISH_REASONS.get(choice.get("finish_reason"), "abort")
-    _check_length(len(token_ids), finish_reason, settings.max_completion_length, url)
-    # vLLM reports a greedy token's log-prob before the maximum is taken.
-    drawn = [float(logprob) if settings.temperature > 0 else 0.0 for logprob in logprobs]
-    return Completion(token_ids, drawn, finish_reason)
+    completion = to_completion(token_ids, logprobs, choice.get("finish_reason"), settings, served_policy(url))
+    _check_length(len(token_ids), completion.finish_reason, settings.max_completion_length, url)
+    return completion
 
 
-def not_finite(url: str) -> IgrpoError:
-    """What to raise for log-probs that are no numbers; vLLM cannot even write them down."""
-    return IgrpoError(
-        f"the policy that {url} serves gives logits that are not finite",
-        hint="its weights are damaged or its training diverged: go back to an earlier policy",
-    )
+def served_policy(url: str) -> str:
+    """What errors call the policy of a server."""
+    return f"the policy that {url} serves"
 
 
 def _only_choice(reply: Any, url: str) -> Any:

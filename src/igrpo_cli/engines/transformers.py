@@ -13,9 +13,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from igrpo_cli.engines.base import EngineSettings, require_room
+from igrpo_cli.devices import describe_device, find_device
+from igrpo_cli.engines.base import EngineSettings, logits_not_finite, require_room, resolve_dtype
 from igrpo_cli.engines.decoding import Decoding, NonFiniteLogitsError, Part
-from igrpo_cli.engines.devices import describe_device, find_device, resolve_dtype
 from igrpo_cli.engines.hub import check_model_directory
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import IgrpoError, UsageError
@@ -106,10 +106,7 @@ class TransformersEngine:
             while not decoding.is_over:
                 yield from decoding.step()
         except NonFiniteLogitsError as error:
-            raise IgrpoError(
-                f"policy {self._policy} gives logits that are not finite ({error}; {self.dtype})",
-                hint="its weights are damaged or its training diverged: go back to an earlier policy",
-            ) from error
+            raise logits_not_finite(f"policy {self._policy} ({error}; {self.dtype})") from error
         except torch.OutOfMemoryError as error:
             rows = sum(len(part.seeds) for part in wave)
             raise IgrpoError(

@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import math
 import os
 import warnings
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from igrpo_cli.engines.base import EngineSettings, require_room
-from igrpo_cli.engines.devices import describe_device, find_device, resolve_dtype
+from igrpo_cli.devices import describe_device, find_device
+from igrpo_cli.engines.base import EngineSettings, require_room, resolve_dtype
+from igrpo_cli.engines.batches import Batch, to_completion
 from igrpo_cli.engines.hub import check_model_directory
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.records import Completion, FinishReason, SamplingGroup, SamplingSettings
+from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
 
 _CPU_KV_CACHE_BYTES = 4 * 2**30
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # vLLM's own choice is stdout, which is for data
     "VLLM_NO_USAGE_STATS": "1",
-    # No second process that would have to be found and ended when this one dies; completions come as ids, so the
-    # engine has little to share the interpreter with.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     # Tasks of one node that all bind their threads to the first cores would share them.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
@@ -39,18 +35,11 @@ def set_environment(batch_invariant: bool) -> None:
     """Set what vLLM reads from the environment; to be called before vLLM is imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    # No second process that would have to be found and ended when this one dies; completions come as ids, so the
+    # engine has little to share the interpreter with. Not a matter of taste: the engine reaches into its worker.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
-
-
-@dataclass
-class _Batch:
-    """A submitted batch and the completions that have come back of it."""
-
-    key: Hashable
-    settings: SamplingSettings
-    completions: list[list[Completion | None]]
-    num_missing: int
 
 
 class VllmEngine:
@@ -71,7 +60,7 @@ class VllmEngine:
         self.device = describe_device(self._torch_device)
         self._policy = policy_directory
         self.tokenizer = PolicyTokenizer(policy_directory, settings.trust_remote_code)
-        self._batches: dict[int, _Batch] = {}
+        self._batches: dict[int, Batch] = {}
         self._num_batches = 0
         self._is_resting = False
         self._llm: Any = self._start(policy_directory)
@@ -99,11 +88,10 @@ class VllmEngine:
             length = len(group.prompt_ids)
             require_room(index, length, settings.max_completion_length, self._max_model_len, self._policy)
         number, self._num_batches = self._num_batches, self._num_batches + 1
-        completions: list[list[Completion | None]] = [[None] * len(group.seeds) for group in groups]
-        self._batches[number] = _Batch(key, settings, completions, sum(map(len, completions)))
-        for index, group in enumerate(groups):
-            for sample, seed in enumerate(group.seeds):
-                self._add(f"{number}/{index}/{sample}", group.prompt_ids, seed, settings)
+        batch = self._batches[number] = Batch(key, groups, settings)
+        for index, sample in batch.rows:
+            group = groups[index]
+            self._add(f"{number}/{index}/{sample}", group.prompt_ids, group.seeds[sample], settings)
 
     def step(self) -> list[tuple[Hashable, list[list[Completion]]]]:
         """One step of decoding for all completions under way."""
@@ -112,7 +100,7 @@ class VllmEngine:
                 if output.finished:
                     self._collect(output)
         done = [number for number, batch in self._batches.items() if not batch.num_missing]
-        return [_given_back(self._batches.pop(number)) for number in done]
+        return [self._batches.pop(number).given_back() for number in done]
 
     def load_policy(self, directory: Path) -> None:
         """Read the weights of another policy into the running engine; nothing of the old one's cache is kept."""
@@ -235,19 +223,11 @@ class VllmEngine:
         number, index, sample = map(int, output.request_id.split("/"))
         (drawn,) = output.outputs
         batch = self._batches[number]
-        logprobs = list(drawn.logprobs.logprobs)
-        if not all(map(math.isfinite, logprobs)):
-            raise IgrpoError(
-                f"policy {self._policy} gives logits that are not finite (group {index}; {self.dtype})",
-                hint="its weights are damaged or its training diverged: go back to an earlier policy",
-            )
-        batch.completions[index][sample] = Completion(
-            completion_ids=list(drawn.token_ids),
-            # vLLM reports a greedy token's log-prob before the maximum is taken.
-            sampling_logprobs=logprobs if batch.settings.temperature > 0 else [0.0] * len(logprobs),
-            finish_reason=_FINISH_REASONS.get(drawn.finish_reason, "abort"),
+        sampler = f"policy {self._policy} (group {index}; {self.dtype})"
+        completion = to_completion(
+            drawn.token_ids, drawn.logprobs.logprobs, drawn.finish_reason, batch.settings, sampler
         )
-        batch.num_missing -= 1
+        batch.put(index, sample, completion)
 
 
 def _repack_heads(worker: Any) -> None:
@@ -257,13 +237,6 @@ def _repack_heads(worker: Any) -> None:
     for module in worker.get_model().modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
-
-
-_FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
-
-
-def _given_back(batch: _Batch) -> tuple[Hashable, list[list[Completion]]]:
-    return batch.key, [[row for row in group if row is not None] for group in batch.completions]
 
 
 def _num_positions(directory: Path, trust_remote_code: bool) -> int:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from transformers.utils import logging as transformers_logging
 
+from igrpo_cli.devices import find_device, has_fast_bfloat16
 from igrpo_cli.training.checkpoint import (
     load_master_weights,
     load_optimizer,
@@ -40,7 +41,7 @@ def restore_trainer(
     """
     # What goes to stderr is for the console to say.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    device = training_device()
+    device = find_device("auto")
     trainer = PolicyTrainer(
         load_policy(policy, device, trust_remote_code=trust_remote_code),
         settings,
@@ -68,18 +69,4 @@ def compute_dtype(dtype: Literal["auto", "float32", "bfloat16"]) -> PolicyDtype:
     """The dtype that `auto` stands for on this machine; any other is itself."""
     if dtype != "auto":
         return dtype
-    # Without AVX-512 bfloat16 products are emulated, many times slower than float32.
-    slow = not torch.cuda.is_available() and torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
-    return "float32" if slow else "bfloat16"
-
-
-def training_device() -> torch.device:
-    """Where updates run: the GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_name() -> str:
-    """`training_device` in words, for manifests."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"cpu ({torch.get_num_threads()} threads)"
+    return "bfloat16" if has_fast_bfloat16(find_device("auto")) else "float32"

@@ -1,15 +1,14 @@
-"""Which device an engine runs on, and in which dtype."""
+"""Which device engines and trainers run on, and where bfloat16 is fast."""
 
 from __future__ import annotations
 
 import torch
 
-from igrpo_cli.engines.base import Dtype
 from igrpo_cli.errors import UsageError
 
 
 def find_device(name: str) -> torch.device:
-    """The device of `EngineSettings.device`. Raises UsageError for one that is not here."""
+    """`auto` (the first GPU if there is one, else the CPU) or torch's own name. Raises UsageError for one not here."""
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
@@ -28,7 +27,6 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type} ({torch.get_num_threads()} threads)"
 
 
-def resolve_dtype(dtype: Dtype, device: torch.device) -> Dtype:
-    """`auto` is float32 on a CPU without AVX-512, where bfloat16 is emulated and several times slower."""
-    slow = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "DEFAULT")
-    return "float32" if dtype == "auto" and slow else dtype
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Not on a CPU without AVX-512, where bfloat16 products are emulated, many times slower than float32."""
+    return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "DEFAULT")
