@@ -64,7 +64,7 @@ class OpenShard:
     @property
     def is_complete(self) -> bool:
         """Whether nothing is left to sample: all blocks are there, or another task has finished the shard."""
-        return not self._missing or self._is_finished_by_another()
+        return not self._missing
 
     def jobs(self, progress: Progress) -> Iterator[BlockJob]:
         """The blocks without a part: first those that no task has claimed, then the rest, whoever works on them."""
@@ -80,6 +80,7 @@ class OpenShard:
             else:
                 claimed_by_others.append(block)
             if self._is_finished_by_another():
+                self._missing.clear()
                 return
         for block in claimed_by_others:
             if self._parts.has(block):

@@ -119,19 +119,20 @@ class RolloutShards:
         making = self._open.get(shard)
         if making is None or not making.is_complete:
             return False
-        self.ledger.add(making.publish())
-        self._finished.add(shard)
+        self._publish(shard)
         return True
 
     def finish(self) -> StageReport:
         """Publish what is not published yet, and report."""
-        for shard, making in self._open.items():
-            if shard not in self._finished:
-                self.ledger.add(making.publish())
-                self._finished.add(shard)
+        for shard in self._open.keys() - self._finished:
+            self._publish(shard)
         report = self.ledger.report()
         _refuse_ungraded(report, self._session.config.reward.max_ungraded_share)
         return report
+
+    def _publish(self, shard: int) -> None:
+        self.ledger.add(self._open[shard].publish())
+        self._finished.add(shard)
 
     def _jobs_for_others(self, shard: int, progress: Progress) -> Iterator[BlockJob]:
         path = self._work.path_of(shard)
