@@ -1,9 +1,12 @@
 """The vLLM engine against transformers on one policy: log-probs of the same completions, accuracy on the same problems.
 
-    python benchmarks/engine_agreement.py MODEL [--problems 64] [--samples 2] [--dtype float32]
+    python benchmarks/engine_agreement.py MODEL [--problems 64] [--samples 8] [--dtype float32]
 
-Both engines draft the same problems. The log-probs that vLLM recorded are then compared with those of one transformers
-forward pass over each of its completions. Prints both accuracies with 95 % intervals and ends with one line of JSON.
+Both engines draft the same problems. One transformers forward pass over each completion says two things: how far the
+log-probs that vLLM recorded are from it, and whether each engine draws tokens as often as their probability says. The
+second is a z-score: over all tokens, the sum of f(token drawn) minus its expectation under the model, over the standard
+deviation of that sum, for f the log-prob and for f "is the likeliest token". A right sampler gives a standard normal.
+Prints both accuracies with 95 % intervals and ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +48,26 @@ def draft(run: Path, arguments: argparse.Namespace, engine: str) -> list[dict[st
     return rows
 
 
-def differences(rows: list[dict[str, Any]], arguments: argparse.Namespace) -> np.ndarray:
-    """Recorded minus recomputed log-prob of every token (the draft stage samples at temperature 1, untruncated)."""
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
-    found = []
+def recompute(rows: list[dict[str, Any]], model: Any) -> tuple[np.ndarray, dict[str, float]]:
+    """Recorded minus recomputed log-prob of every token, and the z-scores of how often tokens are drawn.
+
+    The draft stage samples at temperature 1, untruncated.
+    """
+    differences, surplus, variance = [], Counter[str](), Counter[str]()
     for row in rows:
-        prompt, completion = row["prompt_ids"], row["completion_ids"]
+        prompt, completion = row["prompt_ids"], torch.tensor(row["completion_ids"])
         with torch.no_grad():
-            logits_TV = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].float()
-        recomputed = logits_TV.log_softmax(-1)[range(len(completion)), completion]
-        found.append(np.array(row["sampling_logprobs"]) - recomputed.numpy())
-    return np.concatenate(found)
+            logits_TV = model(torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].double()
+        logprobs_TV = logits_TV.log_softmax(-1)
+        drawn_T1 = completion[:, None]
+        recorded = np.array(row["sampling_logprobs"])
+        differences.append(recorded - logprobs_TV.gather(1, drawn_T1)[:, 0].numpy())
+        likeliest_TV = (logprobs_TV == logprobs_TV.max(-1, keepdim=True).values).double()
+        for name, values_TV in (("logprob_z", logprobs_TV), ("likeliest_z", likeliest_TV)):
+            mean_T = (logprobs_TV.exp() * values_TV).sum(-1)
+            variance[name] += float(((logprobs_TV.exp() * values_TV**2).sum(-1) - mean_T**2).sum())
+            surplus[name] += float((values_TV.gather(1, drawn_T1)[:, 0] - mean_T).sum())
+    return np.concatenate(differences), {name: surplus[name] / variance[name] ** 0.5 for name in surplus}
 
 
 def correct(rows: list[dict[str, Any]], samples: int) -> list[list[float]]:
@@ -68,20 +81,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="model directory")
     parser.add_argument("--problems", type=int, default=64)
-    parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--dtype", default="float32")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         rows = {name: draft(Path(scratch) / name, arguments, name) for name in ("vllm", "transformers")}
-    delta = np.abs(differences(rows["vllm"], arguments))
+    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).eval()
+    recomputed = {name: recompute(found, model) for name, found in rows.items()}
+    delta = np.abs(recomputed["vllm"][0])
     matrices = {name: correct(found, arguments.samples) for name, found in rows.items()}
     for name, matrix in matrices.items():
         print(f"{name}: accuracy {avg_at_k(matrix):.3f}, 95 % interval {clustered_interval(matrix)}")
+        print(f"{name}: tokens drawn against their probabilities, z-scores {recomputed[name][1]}")
     difference = paired_difference(matrices["transformers"], matrices["vllm"])
     figures = {
         "tokens": len(delta),
         "logprob_mean_abs_difference": float(delta.mean()),
         "logprob_max_abs_difference": float(delta.max()),
+        "calibration": {name: scores for name, (_, scores) in recomputed.items()},
         "accuracy_difference": difference.difference,
         "accuracy_difference_ci95": difference.ci95,
         "same_completions": sum(
