@@ -29,7 +29,7 @@ OWNERS = {
     "torch": {"engines", "training", "algo", "devices"},
     "typer": {"cli", "exit_codes", "flags"},
     "rich": {"console"},
-    "pydantic": {"config", "config_files"},
+    "pydantic": {"config", "config_files", "config_sections"},
 }
 COMPOSITIONS = {"stage", "run", "quickstart"}
 """Commands made of other commands; no other command imports one."""

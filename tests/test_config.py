@@ -47,7 +47,8 @@ def test_defaults_are_the_named_answers_to_what_the_paper_leaves_open():
     config = RunConfig()
     assert (config.select.strategy, config.select.ties, config.select.all_zero) == ("best", "first", "keep")
     assert (config.prompts.draft_view, config.update.train_on) == ("full", "refinements")
-    assert (config.update.epsilon, config.update.scale_rewards) == (0.2, "sample_std")
+    assert config.update.constants() == {"scale_rewards": "sample_std", "epsilon": 0.2, "epsilon_high": 0.2}
+    assert (config.update.groups_without_gradient, config.update.old_logprobs) == ("keep", "policy")
     assert (config.update.optimizer_state, config.update.max_grad_norm) == ("carry", 1.0)
 
 
@@ -114,3 +115,11 @@ def test_a_broken_file_is_named(tmp_path):
         read_toml(tmp_path / "absent.toml")
     with pytest.raises(UsageError, match="did you mean quickstart"):
         read_preset("quikstart")
+
+
+def test_the_constants_in_use_are_recorded_with_an_update_whether_they_are_set_or_not():
+    published = RunConfig(update={"loss_type": "gspo"})
+    assert stage_identity(published, "update")["update"]["epsilon_high"] == 4e-4
+    spelled_out = RunConfig(update={"loss_type": "gspo", "epsilon": 3e-4, "epsilon_high": 4e-4})
+    assert stage_identity(published, "update") == stage_identity(spelled_out, "update")
+    assert stage_identity(RunConfig(update={"loss_type": "dr_grpo"}), "update")["update"]["scale_rewards"] == "none"

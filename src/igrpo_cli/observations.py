@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from igrpo_cli.algo.advantages import ScaleRewards, group_advantages
+from igrpo_cli.algo.advantages import group_advantages
 from igrpo_cli.algo.diagnostics import refinement_metrics, rollout_metrics, selection_metrics
+from igrpo_cli.config_sections import UpdateSection
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.records import Rollout, Selection, TrainingGroup
 from igrpo_cli.session import Session
@@ -28,17 +30,32 @@ class Observations:
 
     rollouts: dict[str, list[Rollout]]
     """By stage; a run of plain GRPO has no `refine`."""
-    temperatures: dict[str, float]
+    sampling: dict[str, Mapping[str, Any]]
     """By stage, as recorded with the shards."""
     selections: list[Selection]
 
-    def training_groups(self, train_on: str, scale_rewards: ScaleRewards) -> list[TrainingGroup]:
-        """The groups of the gradient step; advantages are relative to the group's own rewards."""
-        return [
-            _training_group(rollouts, self.temperatures[stage], scale_rewards)
-            for stage in TRAINED_STAGES[train_on]
-            for rollouts in _by_group(self.rollouts[stage])
+    def training_groups(self, section: UpdateSection, problems_per_iteration: int) -> list[TrainingGroup]:
+        """The groups of the gradient step; advantages are relative to the group's own rewards.
+
+        Where groups without gradient are dropped, the first `problems_per_iteration` others of each stage, in the
+        order of the problems. As many as make `num_minibatches` groups stay in any case.
+        """
+        by_stage = [
+            [_training_group(rollouts, self.sampling[stage], section) for rollouts in _by_group(self.rollouts[stage])]
+            for stage in TRAINED_STAGES[section.train_on]
         ]
+        if section.groups_without_gradient == "keep":
+            return [group for groups in by_stage for group in groups]
+        chosen: list[TrainingGroup] = []
+        idle: list[TrainingGroup] = []
+        for groups in by_stage:
+            chosen += [group for group in groups if any(group.advantages)][:problems_per_iteration]
+            idle += [group for group in groups if not any(group.advantages)]
+        return [*chosen, *idle[: max(0, section.num_minibatches - len(chosen))]]
+
+    def num_groups(self, train_on: str) -> int:
+        """Groups sampled in the stages that are trained on, whether they are used or not."""
+        return sum(len(_by_group(self.rollouts[stage])) for stage in TRAINED_STAGES[train_on])
 
     def metrics(self) -> dict[str, float]:
         """Metrics of the whole iteration, bare (`draft/…`) and conditioned (`refine/…`) kept apart."""
@@ -72,7 +89,7 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
 
     rollouts: defaultdict[str, list[Rollout]] = defaultdict(list)
     selections: list[Selection] = []
-    temperatures: dict[str, float] = {}
+    sampling: dict[str, Mapping[str, Any]] = {}
     for shard in input_shards(session, iteration):
         manifest = open_input(shard)
         if shard.stage == "select":
@@ -85,14 +102,13 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
                 hint=f"{shard.command} --overwrite",
             )
         assert manifest.sampling is not None
-        temperature = float(manifest.sampling["temperature"])
-        if temperatures.setdefault(shard.stage, temperature) != temperature:
+        if sampling.setdefault(shard.stage, manifest.sampling) != manifest.sampling:
             raise ConflictError(
-                f"{shard.name} was sampled at temperature {temperature}, others at {temperatures[shard.stage]}",
+                f"{shard.name} was sampled with {manifest.sampling}, others with {sampling[shard.stage]}",
                 hint=f"igrpo {shard.stage} --iteration {iteration} --overwrite",
             )
         rollouts[shard.stage] += read_records(shard.data, Rollout)
-    return Observations(dict(rollouts), temperatures, selections)
+    return Observations(dict(rollouts), sampling, selections)
 
 
 def _by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
@@ -102,17 +118,20 @@ def _by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     return list(groups.values())
 
 
-def _training_group(rollouts: Sequence[Rollout], temperature: float, scale_rewards: ScaleRewards) -> TrainingGroup:
+def _training_group(rollouts: Sequence[Rollout], sampling: Mapping[str, Any], section: UpdateSection) -> TrainingGroup:
     first = rollouts[0]
     rewards = [rollout.reward for rollout in rollouts]
+    masks_truncated = section.mask_truncated_completions
     return TrainingGroup(
         stage=first.stage,
         group_id=first.group_id,
         problem_id=first.problem_id,
         prompt_ids=first.prompt_ids,
-        temperature=temperature or GREEDY_TEMPERATURE,
+        temperature=sampling["temperature"] or GREEDY_TEMPERATURE,
         completion_ids=[rollout.completion_ids for rollout in rollouts],
         sampling_logprobs=[rollout.sampling_logprobs for rollout in rollouts],
         rewards=rewards,
-        advantages=group_advantages(np.array(rewards), scale_rewards).tolist(),
+        advantages=group_advantages(np.array(rewards), section.constants()["scale_rewards"]).tolist(),
+        is_masked=[masks_truncated and rollout.finish_reason == "length" for rollout in rollouts],
+        max_completion_length=sampling["max_completion_length"],
     )

@@ -7,11 +7,12 @@ from igrpo_cli.config import RunConfig
 
 def iteration_arithmetic(config: RunConfig) -> dict[str, int]:
     """Counts of one iteration: prompts, completions, most tokens, optimiser steps."""
-    prompts = config.data.problems_per_iteration
+    prompts = config.data.problems_sampled
     refines = "refine" in config.stages()
     drafts = prompts * config.draft.num_generations
     refinements = prompts * config.refine.num_generations if refines else 0
-    trained_on = {"drafts": drafts, "refinements": refinements, "both": drafts + refinements}[config.update.train_on]
+    sampled = {"drafts": drafts, "refinements": refinements, "both": drafts + refinements}[config.update.train_on]
+    trained_on = sampled * config.data.problems_per_iteration // prompts  # at most: spare problems only stand in
     steps = config.update.num_minibatches * config.update.num_epochs
     return {
         "prompts": prompts,

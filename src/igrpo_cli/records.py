@@ -160,6 +160,10 @@ class TrainingGroup:
     sampling_logprobs: Sequence[Sequence[float]]
     rewards: Sequence[float]
     advantages: Sequence[float]
+    is_masked: Sequence[bool]
+    """Whether the completion adds nothing to the objective; its reward is still one of the group's."""
+    max_completion_length: int
+    """Tokens at which sampling would have stopped."""
 
 
 @dataclass(frozen=True, slots=True)

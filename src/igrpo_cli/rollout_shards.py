@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-from igrpo_cli.config import GenerationSection, RunConfig, stage_identity
+from igrpo_cli.config import RunConfig, stage_identity
+from igrpo_cli.config_sections import GenerationSection
 from igrpo_cli.console import Progress
 from igrpo_cli.errors import IgrpoError, MissingInputError
 from igrpo_cli.open_shard import OpenShard, ShardedRollouts
@@ -44,7 +45,8 @@ def training_plan(
             max_completion_length=generation.max_completion_length,
         ),
         reward_weights=config.reward.weights,
-        num_groups=config.data.problems_per_iteration,
+        overlong_cache=config.reward.overlong_cache_in_use,
+        num_groups=config.data.problems_sampled,
         groups_per_block=config.engine.groups_per_block,
         tasks=tasks,
     )

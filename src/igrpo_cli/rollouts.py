@@ -22,7 +22,7 @@ from igrpo_cli.records import (
     SamplingGroup,
     SamplingSettings,
 )
-from igrpo_cli.rewards.formatting import format_reward, weighted_reward
+from igrpo_cli.rewards.formatting import format_reward, soft_overlong_reward, weighted_reward
 from igrpo_cli.seeds import derive_seed
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ class RolloutPlan:
     """Names the stream of random numbers: a row's seed is derived from (seed, *seed_names, group, sample)."""
     sampling: SamplingSettings
     reward_weights: Mapping[str, float]
+    overlong_cache: int | None
+    """Tokens of the soft overlong penalty; None where it has no weight."""
     num_groups: int
     groups_per_block: int
     tasks: Callable[[range, PolicyTokenizer], list[RolloutTask]]
@@ -198,6 +200,9 @@ def _rows(
         for sample_id, completion, text in zip(task.sample_ids, drawn, texts_of_task, strict=True):
             grade = next(graded)
             parts = {"accuracy": float(grade.verdict == "correct"), "format": format_reward(text)}
+            if plan.overlong_cache is not None:
+                length, longest = len(completion.completion_ids), plan.sampling.max_completion_length
+                parts["overlong"] = soft_overlong_reward(length, longest, plan.overlong_cache)
             rows.append(
                 Rollout(
                     iteration=plan.iteration,

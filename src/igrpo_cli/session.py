@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igrpo_cli.config import EngineSection, RunConfig
+from igrpo_cli.config import RunConfig
 from igrpo_cli.config_files import apply_overrides, check_config, parse_override, read_toml
+from igrpo_cli.config_sections import EngineSection
 from igrpo_cli.console import Console
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.shards.finishing import inputs_on_disk
@@ -135,7 +136,7 @@ class Session:
 
         if iteration not in self._chosen:
             problems, data, seed = self.problems(), self.config.data, self.config.run.seed
-            chosen = problems_of_iteration(len(problems), iteration, data.problems_per_iteration, seed)
+            chosen = problems_of_iteration(len(problems), iteration, data.problems_sampled, seed)
             # One iteration at a time: a long run must not gather those of all iterations.
             self._chosen = {iteration: [problems[index] for index in chosen]}
         return self._chosen[iteration]
@@ -168,7 +169,7 @@ class Session:
             return self.config.run.num_iterations
         data = self.config.data
         passes = data.num_train_epochs * count_problems(self.run.problems())
-        return max(1, round(passes / data.problems_per_iteration))
+        return max(1, round(passes / data.problems_sampled))
 
     def current_iteration(self) -> int:
         """The first iteration without a finished update, or the last one when all are done."""

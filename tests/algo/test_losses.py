@@ -9,19 +9,27 @@ import torch
 from torch import tensor
 
 from igrpo_cli.algo.losses import LossSettings, SequenceBatch, TokenLogprobs, kl_k3, policy_loss
+from igrpo_cli.algo.objectives import PUBLISHED
 
 
-def batch(advantages, num_tokens, group_sizes, num_groups=1):
+def batch(advantages, num_tokens, group_sizes, num_groups=1, max_length=10, masked=()):
     return SequenceBatch(
-        torch.tensor(advantages, dtype=torch.float64), tensor(num_tokens), tensor(group_sizes), num_groups
+        advantages=torch.tensor(advantages, dtype=torch.float64),
+        num_tokens=tensor(num_tokens),
+        group_sizes=tensor(group_sizes),
+        max_lengths=torch.full((len(advantages),), max_length),
+        is_masked=tensor([index in masked for index in range(len(advantages))]),
+        num_groups=num_groups,
     )
 
 
-def logprobs(sequence, policy, old, reference=None):
+def logprobs(sequence, policy, old, reference=None, sampling=None):
     def double(values):
         return None if values is None else torch.tensor(values, dtype=torch.float64)
 
-    return TokenLogprobs(tensor(sequence), double(policy).requires_grad_(), double(old), double(reference))
+    sampling = old if sampling is None else sampling
+    policy = double(policy).requires_grad_()
+    return TokenLogprobs(tensor(sequence), policy, double(old), double(sampling), double(reference))
 
 
 def test_two_tokens_of_two_sequences():
@@ -113,7 +121,8 @@ def test_an_empty_completion_counts_in_its_group_and_adds_nothing():
 
 
 def test_no_tokens_at_all_is_a_loss_of_zero():
-    nothing = TokenLogprobs(torch.zeros(0, dtype=torch.int64), torch.zeros(0), torch.zeros(0), None)
+    no_tokens = [torch.zeros(0)] * 3
+    nothing = TokenLogprobs(torch.zeros(0, dtype=torch.int64), *no_tokens, None)
     assert policy_loss(LossSettings(), batch([1.0], [0], [1]), nothing).loss.item() == 0.0
 
 
@@ -132,3 +141,119 @@ def test_ratio_uses_nats():
     tokens = logprobs([0], [-1.0], [-1.1])
     output = policy_loss(LossSettings(), batch([1.0], [1], [1]), tokens)
     assert output.loss.item() == pytest.approx(-exp(0.1))
+
+
+# Two groups of two completions, of 1, 3, 2 and 2 tokens; every ratio of the first completion of a group is 1.1, of the
+# second one 0.9.
+SHAPE = {"advantages": [1.0, -1.0, 2.0, -2.0], "num_tokens": [1, 3, 2, 2], "group_sizes": [2, 2, 2, 2], "num_groups": 2}
+SEQUENCE = [0, 1, 1, 1, 2, 2, 3, 3]
+OLD = [-1.0, -2.0, -0.5, -0.1, -3.0, -0.2, -1.0, -1.0]
+RATIOS = [1.1, 0.9, 0.9, 0.9, 1.1, 1.1, 0.9, 0.9]
+POLICY = [old + log(ratio) for old, ratio in zip(OLD, RATIOS, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "loss"),
+    [
+        # The mean over the four completions of r A: (1.1 - 0.9 + 2.2 - 1.8) / 4.
+        (LossSettings("grpo"), -0.6 / 4),
+        # The sum over the eight tokens of r A: 1.1 - 3 * 0.9 + 2 * 2.2 - 2 * 1.8.
+        (LossSettings("dapo"), -(1.1 - 2.7 + 4.4 - 3.6) / 8),
+        # The same sum over 4 completions of at most 10 tokens.
+        (LossSettings("dr_grpo"), -(1.1 - 2.7 + 4.4 - 3.6) / 40),
+        # All tokens of a completion have the same ratio, so it is that of the completion; the clip is narrower:
+        # (1.0004 - 0.9997 + 2 * 1.0004 - 2 * 0.9997) / 4.
+        (LossSettings("gspo"), -3 * (1.0004 - 0.9997) / 4),
+        # r A log p, the ratio a constant.
+        (
+            LossSettings("cispo"),
+            -(1.1 * POLICY[0] - 0.9 * sum(POLICY[1:4]) + 2 * 1.1 * sum(POLICY[4:6]) - 2 * 0.9 * sum(POLICY[6:8])) / 8,
+        ),
+    ],
+    ids=lambda value: value.loss_type if isinstance(value, LossSettings) else "",
+)
+def test_each_objective_by_hand(settings, loss):
+    output = policy_loss(settings, batch(**SHAPE), logprobs(SEQUENCE, POLICY, OLD))
+    assert output.loss.item() == pytest.approx(loss)
+
+
+@pytest.mark.parametrize(
+    ("loss_type", "low", "high"),
+    [("grpo", 0.8, 1.2), ("dapo", 0.8, 1.28), ("dr_grpo", 0.8, 1.2), ("gspo", 0.9997, 1.0004), ("cispo", 0.0, 5.0)],
+)
+def test_each_objective_has_the_clip_range_it_was_published_with(loss_type, low, high):
+    assert LossSettings(loss_type).clip_range == pytest.approx((low, high))
+
+
+def test_one_given_clip_range_leaves_the_other_as_published():
+    assert LossSettings("grpo", epsilon=0.1).clip_range == pytest.approx((0.9, 1.1))
+    assert LossSettings("dapo", epsilon=0.1).clip_range == pytest.approx((0.9, 1.28))
+    assert LossSettings("gspo", epsilon_high=0.5).clip_range == pytest.approx((0.9997, 1.5))
+
+
+@pytest.mark.parametrize("loss_type", PUBLISHED)
+def test_at_ratio_one_the_gradient_of_every_objective_is_its_weight_times_the_advantage(loss_type):
+    per_token = {"grpo": [1 / 4, 1 / 12, 1 / 8, 1 / 8], "gspo": [1 / 4, 1 / 12, 1 / 8, 1 / 8], "dr_grpo": [1 / 40] * 4}
+    tokens = logprobs(SEQUENCE, OLD, OLD)
+    policy_loss(LossSettings(loss_type), batch(**SHAPE), tokens).loss.backward()
+    weights = per_token.get(loss_type, [1 / 8] * 4)
+    expected = [-weights[sequence] * SHAPE["advantages"][sequence] for sequence in SEQUENCE]
+    assert tokens.policy_logprobs.grad.tolist() == pytest.approx(expected)
+
+
+def test_gspo_clips_whole_completions():
+    # The ratios of the completion are 2 and 1/2: their geometric mean is 1, and nothing is clipped.
+    tokens = logprobs([0, 0], [log(2.0), log(0.5)], [0.0, 0.0])
+    output = policy_loss(LossSettings("gspo"), batch([1.0], [2], [1]), tokens)
+    assert output.loss.item() == pytest.approx(-1.0)
+    assert output.ratio.tolist() == pytest.approx([1.0, 1.0])
+    assert output.clipped.tolist() == [False, False]
+    clipped = policy_loss(LossSettings(), batch([1.0], [2], [1]), tokens)
+    assert clipped.clipped.tolist() == [True, False]
+
+
+def test_cispo_keeps_the_gradient_of_a_clipped_token():
+    tokens = logprobs([0], [log(9.0)], [0.0])
+    output = policy_loss(LossSettings("cispo"), batch([1.0], [1], [1]), tokens)
+    output.loss.backward()
+    assert tokens.policy_logprobs.grad.item() == pytest.approx(-5.0)
+    assert output.clipped.tolist() == [True]
+
+
+@pytest.mark.parametrize("loss_type", PUBLISHED)
+def test_parts_of_a_batch_add_up_for_every_objective(loss_type):
+    settings = LossSettings(loss_type, beta=0.1, importance_cap=1.5)
+    reference, sampling = [value - 0.3 for value in OLD], [value + 0.2 for value in OLD]
+
+    def loss(part):
+        values = (SEQUENCE[part], POLICY[part], OLD[part], reference[part], sampling[part])
+        return policy_loss(settings, batch(**SHAPE, masked=[3]), logprobs(*values)).loss.item()
+
+    parts = (slice(0, 1), slice(1, 6), slice(6, 8))
+    assert sum(map(loss, parts)) == pytest.approx(loss(slice(0, 8)), rel=1e-12)
+
+
+def test_a_masked_completion_adds_nothing_and_its_tokens_count_nowhere():
+    def loss(loss_type):
+        shape = batch(**SHAPE, masked=[2])
+        return policy_loss(LossSettings(loss_type), shape, logprobs(SEQUENCE, POLICY, OLD)).loss.item()
+
+    assert loss("grpo") == pytest.approx(-(1.1 - 0.9 - 1.8) / 4)
+    assert loss("dapo") == pytest.approx(-(1.1 - 2.7 - 3.6) / 6)
+    assert loss("dr_grpo") == pytest.approx(-(1.1 - 2.7 - 3.6) / 40)
+
+
+def test_importance_weights_are_of_old_over_sampler_and_truncated_above():
+    # Old is 4 times and 1/2 times as likely as the sampler had it; the cap is 2.
+    tokens = logprobs([0, 1], [0.0, 0.0], [0.0, 0.0], sampling=[-log(4.0), log(2.0)])
+    output = policy_loss(LossSettings(importance_cap=2.0), batch([1.0, -1.0], [1, 1], [2, 2]), tokens)
+    assert output.importance_weights.tolist() == pytest.approx([2.0, 0.5])
+    assert output.loss.item() == pytest.approx(-(2.0 - 0.5) / 2)
+    output.loss.backward()
+    assert tokens.policy_logprobs.grad.tolist() == pytest.approx([-1.0, 0.25])
+
+
+def test_importance_weights_leave_the_kl_term_alone():
+    tokens = logprobs([0], [0.0], [0.0], reference=[log(2.0)], sampling=[-log(2.0)])
+    output = policy_loss(LossSettings(beta=1.0, importance_cap=9.0), batch([1.0], [1], [1]), tokens)
+    assert output.loss.item() == pytest.approx(-(2.0 - (1 - log(2.0))))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igrpo_cli.errors import UsageError
-from igrpo_cli.rewards.formatting import format_reward, weighted_reward
+from igrpo_cli.rewards.formatting import format_reward, soft_overlong_reward, weighted_reward
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,20 @@ def test_the_sum_does_not_depend_on_the_order_of_its_parts():
 def test_parts_without_weight_and_rewards_that_are_no_number_are_refused(parts, weights):
     with pytest.raises(UsageError):
         weighted_reward(parts, weights)
+
+
+@pytest.mark.parametrize(
+    ("length", "max_length", "cache", "reward"),
+    [
+        (0, 100, 20, 0.0),
+        (80, 100, 20, 0.0),
+        (81, 100, 20, -0.05),
+        (90, 100, 20, -0.5),
+        (100, 100, 20, -1.0),
+        (101, 100, 20, -1.0),
+        (5, 10, 50, -0.5),
+        (10, 10, 50, -1.0),
+    ],
+)
+def test_the_length_penalty_falls_in_a_straight_line_over_the_last_tokens(length, max_length, cache, reward):
+    assert soft_overlong_reward(length, max_length, cache) == pytest.approx(reward)

@@ -67,6 +67,8 @@ def build_group(rng, lengths, *, group_id=0, stage="refine", prompt=6, temperatu
         sampling_logprobs=[(-rng.random(length)).tolist() for length in lengths],
         rewards=[0.0] * len(lengths),
         advantages=list(drawn),
+        is_masked=[False] * len(lengths),
+        max_completion_length=1000,
     )
 
 

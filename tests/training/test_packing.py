@@ -29,6 +29,8 @@ def group(prompt_ids, completion_ids, group_id=0, **changes):
         "sampling_logprobs": [[-1.0] * len(ids) for ids in completion_ids],
         "rewards": [0.0] * len(completion_ids),
         "advantages": [1.0] * len(completion_ids),
+        "is_masked": [False] * len(completion_ids),
+        "max_completion_length": 10,
     }
     return TrainingGroup(**(fields | changes))
 

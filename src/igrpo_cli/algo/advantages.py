@@ -5,12 +5,10 @@ GRPO: arXiv 2402.03300, section 4.1.2. iGRPO: arXiv 2602.09000, over the refinem
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import NDArray
 
-ScaleRewards = Literal["sample_std", "population_std", "none"]
+from igrpo_cli.algo.objectives import ScaleRewards
 
 _DDOF: dict[ScaleRewards, int] = {"sample_std": 1, "population_std": 0}
 

@@ -1,25 +1,34 @@
-"""The policy-gradient objective, as a function of log-probs and advantages.
+"""The policy-gradient objectives, as functions of log-probs and advantages.
 
-    maximise  mean over groups (1/G) sum_j (1/|o_j|) sum_t [ min(r A, clip(r, 1-eps, 1+eps') A) - beta KL ]
-    with      r = exp(policy - old)    and    KL = exp(reference - policy) - (reference - policy) - 1
+    maximise  sum over tokens of  weight * [ w * surrogate(r, A) - beta * KL ],   r = exp(policy - old)
 
-GRPO: arXiv 2402.03300, equation 3 and its KL estimator (k3) in equation 4. iGRPO uses the same one
-over the refinements (arXiv 2602.09000).
+| `loss_type` | surrogate | r | weight of a token | source |
+|---|---|---|---|---|
+| `grpo` | min(r A, clip(r, 1-eps, 1+eps') A) | token | 1 / (groups * G * length) | arXiv 2402.03300, eq. 3 |
+| `dapo` | the same, eps' > eps | token | 1 / tokens of the batch | arXiv 2503.14476, eq. 8 |
+| `dr_grpo` | the same, A not over the deviation | token | 1 / (groups * G * max length) | arXiv 2503.20783, sec. 3.2 |
+| `gspo` | the same | sequence: exp(mean log-ratio) | 1 / (groups * G * length) | arXiv 2507.18071, eq. 5 |
+| `cispo` | detached clip(r, 1-eps, 1+eps') A logprob | token | 1 / tokens of the batch | arXiv 2506.13585, eq. 4 |
 
-Shapes: S sequences (completions) of the whole optimiser batch; K tokens of this call, all tokens of
-some of the S sequences. Every weight comes from the S arrays, so the losses of the parts of a batch
-add up to the loss of the batch, however it was cut.
+KL is the k3 estimate, exp(reference - policy) - (reference - policy) - 1 (arXiv 2402.03300, eq. 4). w is 1, or the
+truncated importance weight min(exp(old - sampling), cap) where old log-probs are held against the sampler's (Yao et
+al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"). iGRPO uses `grpo` over the
+refinements (arXiv 2602.09000); every other objective may take its place.
+
+Shapes: S sequences (completions) of the whole optimiser batch; K tokens of this call, all tokens of some of the S
+sequences. Every weight comes from the S arrays, so the losses of the parts of a batch add up to the loss of the
+batch, however it was cut.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
-LossType = Literal["grpo"]
+from igrpo_cli.algo.objectives import LossType, clip_epsilons
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +36,20 @@ class LossSettings:
     """Which objective, and its constants."""
 
     loss_type: LossType = "grpo"
-    epsilon: float = 0.2
-    """The ratio is clipped below at 1 - epsilon."""
+    epsilon: float | None = None
+    """The ratio is clipped below at 1 - epsilon; None: as published, see `objectives`."""
     epsilon_high: float | None = None
-    """The ratio is clipped above at 1 + epsilon_high (eps' above); None means `epsilon`."""
+    """The ratio is clipped above at 1 + epsilon_high (eps' above); None: as published, see `objectives`."""
     beta: float = 0.0
     """Weight of the KL term; 0 needs no reference log-probs."""
+    importance_cap: float | None = None
+    """Most that a truncated importance weight may be; None: no such weights."""
+
+    @property
+    def clip_range(self) -> tuple[float, float]:
+        """(lowest, highest) ratio that is not clipped."""
+        low, high = clip_epsilons(self.loss_type, self.epsilon, self.epsilon_high)
+        return 1.0 - low, 1.0 + high
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +62,10 @@ class SequenceBatch:
     """[S] int64, the length |o_j|. An empty completion adds nothing to the sum and still counts in G."""
     group_sizes: Tensor
     """[S] int64, G of the group that each sequence belongs to."""
+    max_lengths: Tensor
+    """[S] int64, the length at which sampling would have stopped each sequence."""
+    is_masked: Tensor
+    """[S] bool: the sequence adds nothing, and its tokens count nowhere; it still counts in G."""
     num_groups: int
 
 
@@ -58,6 +79,8 @@ class TokenLogprobs:
     """[K] float32, with gradient."""
     old_logprobs: Tensor
     """[K] float32, of the policy that the ratio is taken against."""
+    sampling_logprobs: Tensor
+    """[K] float32, of the distribution that the sampler drew from."""
     reference_logprobs: Tensor | None
     """[K] float32; may be None only when beta is 0."""
 
@@ -69,9 +92,11 @@ class LossOutput:
     loss: Tensor
     """Scalar, to be minimised and to be added up over calls."""
     ratio: Tensor
-    """[K]."""
+    """[K]; for `gspo` that of the token's sequence."""
     clipped: Tensor
-    """[K] bool: the clip holds the token back, its surrogate has no gradient."""
+    """[K] bool: the clip holds the token back."""
+    importance_weights: Tensor | None
+    """[K] truncated importance weights; None without them."""
     kl: Tensor | None
     """[K] k3 estimate of KL(policy || reference); None when beta is 0."""
 
@@ -79,14 +104,22 @@ class LossOutput:
 def policy_loss(settings: LossSettings, sequences: SequenceBatch, tokens: TokenLogprobs) -> LossOutput:
     """Loss of K tokens: their share of the objective of the whole batch, negated.
 
-    Non-finite log-probs give a non-finite loss; they are never masked away.
+    Non-finite log-probs give a non-finite loss; they are never masked away by a clip or an advantage of 0.
     """
     advantages_K = sequences.advantages[tokens.sequence]
     weights_K = token_weights(settings, sequences)[tokens.sequence]
-    ratio_K = torch.exp(tokens.policy_logprobs - tokens.old_logprobs)
-    low = 1.0 - settings.epsilon
-    high = 1.0 + (settings.epsilon if settings.epsilon_high is None else settings.epsilon_high)
-    objective_K = torch.minimum(ratio_K * advantages_K, ratio_K.clamp(low, high) * advantages_K)
+    low, high = settings.clip_range
+    ratio_K = _ratio(settings, sequences, tokens)
+    if settings.loss_type == "cispo":
+        objective_K = ratio_K.detach().clamp(low, high) * advantages_K * tokens.policy_logprobs
+        clipped_K = (ratio_K < low) | (ratio_K > high)
+    else:
+        objective_K = torch.minimum(ratio_K * advantages_K, ratio_K.clamp(low, high) * advantages_K)
+        clipped_K = ((ratio_K < low) & (advantages_K < 0)) | ((ratio_K > high) & (advantages_K > 0))
+    importance_K = None
+    if settings.importance_cap is not None:
+        importance_K = torch.exp(tokens.old_logprobs - tokens.sampling_logprobs).clamp(max=settings.importance_cap)
+        objective_K = importance_K * objective_K
     kl_K = None
     if settings.beta != 0.0:
         if tokens.reference_logprobs is None:
@@ -96,23 +129,41 @@ def policy_loss(settings: LossSettings, sequences: SequenceBatch, tokens: TokenL
     return LossOutput(
         loss=-(weights_K * objective_K).sum(),
         ratio=ratio_K.detach(),
-        clipped=((ratio_K < low) & (advantages_K < 0)) | ((ratio_K > high) & (advantages_K > 0)),
+        clipped=clipped_K,
+        importance_weights=importance_K,
         kl=None if kl_K is None else kl_K.detach(),
     )
 
 
 def token_weights(settings: LossSettings, sequences: SequenceBatch) -> Tensor:
     """Weight [S] that each token of a sequence has in the objective of the whole batch."""
+    # No token ever reads the weight of an empty sequence; 1 keeps it finite.
+    lengths_S = sequences.num_tokens.clamp(min=1)
+    sequences_S = sequences.num_groups * sequences.group_sizes
     match settings.loss_type:
-        case "grpo":
-            # No token ever reads the weight of an empty sequence; 1 keeps it finite.
-            lengths_S = sequences.num_tokens.clamp(min=1)
-            tokens_S = sequences.num_groups * sequences.group_sizes * lengths_S
-            return 1.0 / tokens_S.to(sequences.advantages.dtype)
-    assert_never(settings.loss_type)
+        case "grpo" | "gspo":
+            divisors_S = sequences_S * lengths_S
+        case "dr_grpo":
+            divisors_S = sequences_S * sequences.max_lengths
+        case "dapo" | "cispo":
+            total = sequences.num_tokens[~sequences.is_masked].sum().clamp(min=1)
+            divisors_S = total.expand_as(lengths_S)
+        case _:
+            assert_never(settings.loss_type)
+    weights_S = 1.0 / divisors_S.to(sequences.advantages.dtype)
+    return weights_S.masked_fill(sequences.is_masked, 0.0)
 
 
 def kl_k3(policy_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     """Estimate [K] of KL(policy || reference) from one sampled token each: unbiased and never negative."""
     log_ratio_K = reference_logprobs - policy_logprobs
     return torch.expm1(log_ratio_K) - log_ratio_K
+
+
+def _ratio(settings: LossSettings, sequences: SequenceBatch, tokens: TokenLogprobs) -> Tensor:
+    """[K] ratio of policy and old policy, of the token or of its whole sequence."""
+    log_ratio_K = tokens.policy_logprobs - tokens.old_logprobs
+    if settings.loss_type == "gspo":
+        sums_S = log_ratio_K.new_zeros(len(sequences.num_tokens)).index_add(0, tokens.sequence, log_ratio_K)
+        log_ratio_K = (sums_S / sequences.num_tokens.clamp(min=1))[tokens.sequence]
+    return torch.exp(log_ratio_K)

@@ -34,7 +34,7 @@ def drafts(session: Session, iteration: int) -> ShardedRollouts:
     return ShardedRollouts(
         stage="draft",
         policy=session.policy(iteration),
-        num_groups=config.data.problems_per_iteration,
+        num_groups=config.data.problems_sampled,
         path_of=lambda shard: directory.shard(iteration, "draft", shard, config.run.num_shards),
         inputs_of=lambda _: session.inputs(directory.problems()),
         plan_of=lambda _: training_plan(config, "draft", iteration, config.draft, tasks),

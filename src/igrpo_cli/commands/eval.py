@@ -189,6 +189,7 @@ def _plan(
         seed_names=("eval", "conditioned" if evaluation.conditioned else "bare"),
         sampling=SamplingSettings(section.temperature, section.top_p, section.top_k, section.max_gen_toks),
         reward_weights=session.config.reward.weights,
+        overlong_cache=session.config.reward.overlong_cache_in_use,
         num_groups=len(evaluation.problems),
         groups_per_block=session.config.engine.groups_per_block,
         tasks=tasks,

@@ -44,7 +44,7 @@ def refinements(session: Session, iteration: int) -> ShardedRollouts:
     return ShardedRollouts(
         stage="refine",
         policy=session.policy(iteration),
-        num_groups=config.data.problems_per_iteration,
+        num_groups=config.data.problems_sampled,
         path_of=lambda shard: directory.shard(iteration, "refine", shard, config.run.num_shards),
         inputs_of=lambda shard: session.inputs(directory.problems(), select_shard(shard)),
         plan_of=plan_of,

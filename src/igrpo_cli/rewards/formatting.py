@@ -1,4 +1,4 @@
-"""The format part of the reward, and the weighted sum that makes one scalar of all parts."""
+"""The parts of the reward that form and length decide, and the weighted sum that makes one scalar of all parts."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ def format_reward(completion: str) -> float:
     """
     match = _FORMAT.fullmatch(completion)
     return float(match is not None and all(_is_visible(content) for content in match.groups()))
+
+
+def soft_overlong_reward(length: int, max_length: int, cache: int) -> float:
+    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), of lengths in tokens.
+
+    0 up to `max_length - cache` tokens, from there in a straight line to -1 at `max_length`. A cache larger than
+    `max_length` counts as `max_length`.
+    """
+    cache = min(cache, max_length)
+    return min(0.0, max(-1.0, (max_length - cache - length) / cache))
 
 
 def _is_visible(text: str) -> bool:

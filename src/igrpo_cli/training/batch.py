@@ -16,6 +16,7 @@ from igrpo_cli.records import TrainingGroup
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,12 @@ class TrainingBatch:
     """[S] tokens of each completion, 0 for an empty one."""
     group_sizes: IntArray
     """[S] number of completions of each completion's group."""
+    max_lengths: IntArray
+    """[S] tokens at which sampling would have stopped."""
     advantages: FloatArray
     """[S]"""
+    is_masked: BoolArray
+    """[S] whether the completion adds nothing to the objective."""
     first_token: IntArray
     """[S] where the tokens of each completion start among the N."""
     sequence: IntArray
@@ -78,7 +83,9 @@ def flatten_groups(groups: Sequence[TrainingGroup], vocab_size: int) -> Training
         sample=np.concatenate([np.arange(size) for size in sizes]),
         num_tokens=num_tokens_S,
         group_sizes=np.repeat(sizes, sizes),
+        max_lengths=np.repeat([group.max_completion_length for group in groups], sizes),
         advantages=np.concatenate([np.asarray(group.advantages, dtype=np.float32) for group in groups]),
+        is_masked=np.concatenate([np.asarray(group.is_masked, dtype=np.bool_) for group in groups]),
         first_token=np.cumsum(num_tokens_S) - num_tokens_S,
         sequence=np.repeat(np.arange(len(completions)), num_tokens_S),
         token_ids=np.concatenate([np.asarray(completion, dtype=np.int64) for completion in completions]),
@@ -95,6 +102,9 @@ def _check_group(group: TrainingGroup, vocab_size: int) -> None:
         "has an empty prompt": len(group.prompt_ids) == 0,
         "has no completions": not lengths,
         f"has {len(group.advantages)} advantages for {len(lengths)} completions": len(group.advantages) != len(lengths),
+        f"has {len(group.is_masked)} masks for {len(lengths)} completions": len(group.is_masked) != len(lengths),
+        f"has a completion longer than its {group.max_completion_length} tokens": max(lengths, default=0)
+        > group.max_completion_length,
         "has sampling log-probs of other lengths than its completions": lengths
         != [len(values) for values in group.sampling_logprobs],
         "has an advantage that is not finite": not np.isfinite(np.asarray(group.advantages)).all(),

@@ -1,0 +1,254 @@
+"""The sections of `run.toml`: every key with its default and meaning.
+
+Learning settings carry TRL's names, engine settings vLLM's, eval settings lm-eval's. What the paper
+leaves open is a named option here, never a silent choice.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from igrpo_cli.algo.objectives import PUBLISHED, LossType, ScaleRewards, clip_epsilons
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+REWARD_PARTS = ("accuracy", "format", "overlong")
+"""The parts that a reward is made of, by name."""
+
+
+class Section(BaseModel):
+    """A section of `run.toml`; frozen, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset()
+    """Keys that change how fast or where a result is made, never the result: not part of a shard's identity."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings as they are in use, but for those without effect on results; None stands for unset keys."""
+        return self.model_dump(mode="json", exclude=set(self.WITHOUT_EFFECT))
+
+
+class RunSection(Section):
+    """What holds for the whole run."""
+
+    seed: Natural = 0
+    method: Literal["igrpo", "grpo"] = "igrpo"
+    """`grpo` is the plain baseline: the same loop without select and refine, trained on its drafts."""
+    num_shards: PositiveInt = 1
+    """Shards per stage; never changes results."""
+    cpu_threads: Natural = 0
+    """Threads of sampling and training on a CPU; 0 leaves it to torch. Rounding depends on it, so it is recorded."""
+    num_iterations: PositiveInt | None = None
+    """Iterations of the run; unset means `data.num_train_epochs` passes over the problems."""
+
+
+class DataSection(Section):
+    """Where the training problems come from. Read once, by `init`, which freezes them in the run directory."""
+
+    train: str = "arithmetic"
+    """A packaged set, a JSONL or Parquet file, a folder of such files, or a Hub id."""
+    split: str | None = None
+    config: str | None = None
+    revision: str | None = None
+    problem_column: str | None = None
+    answer_column: str | None = None
+    id_column: str | None = None
+    skip_bad_rows: bool = False
+    """Count and skip rows that cannot be used (empty answer, duplicate, wrong type) instead of refusing the file."""
+    problems_per_iteration: PositiveInt = 32
+    spare_problems: Natural = 0
+    """Problems sampled in every iteration beyond those, to train on where a group gives no gradient."""
+    num_train_epochs: Positive = 1.0
+
+    @property
+    def problems_sampled(self) -> int:
+        """Problems that one iteration samples completions of."""
+        return self.problems_per_iteration + self.spare_problems
+
+
+class PolicySection(Section):
+    """The initial policy, which is also the reference of the KL term."""
+
+    model: str = "tiny"
+    """`tiny` (packaged), a Hugging Face model directory, or a Hub id."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of published policies. Training keeps float32 master weights beside the optimiser state either way."""
+
+
+class PromptsSection(Section):
+    """How problems and drafts become prompts. Both stages share the system prompt, as in the paper."""
+
+    system_prompt: str = ""
+    refine_template: str = "{problem}\n\n[draft]\n{draft}\n[/draft]"
+    """User turn of a refinement; `{problem}` and `{draft}` stand exactly once each."""
+    draft_view: Literal["full", "answer_only", "no_think"] = "full"
+    """What of the draft is shown: all of it, its extracted answer, or what follows its thought."""
+    max_draft_tokens: PositiveInt = 4096
+    """A longer draft is cut to its first tokens; every cut is counted."""
+    max_prompt_length: PositiveInt = 1024
+    """Most tokens of a bare prompt; longer problems are refused (or skipped and counted) by `init`."""
+
+
+class GenerationSection(Section):
+    """How the completions of one stage are sampled."""
+
+    num_generations: PositiveInt = 4
+    temperature: NonNegative = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_k: Natural = 0
+    max_completion_length: PositiveInt = 256
+
+
+class SelectSection(Section):
+    """Which draft conditions the refinements of a problem."""
+
+    strategy: Literal["best", "random", "worst", "shuffled", "none"] = "best"
+    """`shuffled` takes another problem's best draft, `none` refines bare: controls for what the draft contributes."""
+    ties: Literal["first", "random", "shortest"] = "first"
+    all_zero: Literal["keep", "bare", "drop"] = "keep"
+    """What to do when every draft scores zero: `keep` is the literal algorithm, a wrong draft still conditions."""
+
+
+class RewardSection(Section):
+    """The scalar reward: a weighted sum of named parts, used for selection and for the update alike."""
+
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"num_workers", "max_ungraded_share"})
+
+    weights: dict[str, float] = Field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    """Of `accuracy`, `format` and, if it is to count, `overlong`."""
+    overlong_cache: PositiveInt | None = None
+    """Last tokens before `max_completion_length` over which the part `overlong` falls from 0 to -1."""
+    cpu_seconds: Positive = 5.0
+    """CPU time that the grader may spend on one completion; more is recorded as `ungraded`."""
+    memory_mb: PositiveInt = 2048
+    max_ungraded_share: Share = 0.02
+    """A stage whose share of ungraded completions is higher fails."""
+    num_workers: PositiveInt = 2
+
+    @property
+    def overlong_cache_in_use(self) -> int | None:
+        """`overlong_cache` where the part has a weight."""
+        return self.overlong_cache if "overlong" in self.weights else None
+
+
+class UpdateSection(Section):
+    """The gradient step."""
+
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"keep_optimizer_states", "save_steps"})
+
+    train_on: Literal["refinements", "drafts", "both"] = "refinements"
+    """`refinements` is the paper, `drafts` plain GRPO, `both` two groups a problem from the same samples.
+
+    With `run.method = "grpo"` there is nothing but drafts, and this is `drafts` whatever a preset says."""
+    loss_type: LossType = "grpo"
+    """All but `grpo` differ from it only where ratios leave 1 (more than one step), or lengths differ."""
+    scale_rewards: ScaleRewards | None = None
+    """What advantages are divided by; unset, like the next two: as `loss_type` was published (algo/objectives.py)."""
+    epsilon: Positive | None = None
+    """The ratio is clipped below at 1 - epsilon."""
+    epsilon_high: Positive | None = None
+    """The ratio is clipped above at 1 + epsilon_high."""
+    old_logprobs: Literal["policy", "sampler"] = "policy"
+    """`sampler` corrects for what the sampler computes differently: each token gets a truncated importance weight."""
+    importance_cap: Positive = 2.0
+    """Most that such a weight may be."""
+    mask_truncated_completions: bool = False
+    """Whether completions that were cut off at `max_completion_length` are left out of the objective."""
+    groups_without_gradient: Literal["keep", "drop"] = "keep"
+    """`drop` trains on groups with different rewards alone, taking spare ones in their place."""
+    beta: NonNegative = 0.0
+    """Weight of the KL term to the initial policy; 0 loads no reference model."""
+    learning_rate: NonNegative = 1e-6
+    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = (
+        "cosine_with_min_lr"
+    )
+    warmup_ratio: Share = 0.1
+    min_lr_rate: Share = 0.1
+    adam_beta1: Share = 0.9
+    adam_beta2: Share = 0.999
+    adam_epsilon: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive = 1.0
+    num_minibatches: PositiveInt = 1
+    """Optimiser steps in one pass over the iteration's groups."""
+    num_epochs: PositiveInt = 1
+    """Passes over the iteration's groups (TRL's `num_iterations`)."""
+    dtype: Dtype = "auto"
+    """Dtype of the forward and backward pass (autocast); weights, gradients and Adam moments are float32.
+
+    `auto` is bfloat16 on a GPU, float32 on a CPU without fast bfloat16."""
+    gradient_checkpointing: bool = False
+    max_tokens_per_batch: PositiveInt = 4096
+    """Tokens of one packed row: the memory knob. Does not change the objective."""
+    optimizer_state: Literal["carry", "fresh"] = "carry"
+    keep_optimizer_states: Natural = 0
+    """Optimiser states kept on disk, newest first; 0 keeps all. Only the newest is needed to go on."""
+    save_steps: Natural = 1
+    """Steps between the checkpoints of an update of several steps; 0 keeps none. Gone once the update is published."""
+
+    def identity(self) -> dict[str, Any]:
+        """As in every section, with the published constants filled in."""
+        return {**super().identity(), **self.constants()}
+
+    def constants(self) -> dict[str, Any]:
+        """`scale_rewards`, `epsilon` and `epsilon_high`, those that are unset as they were published."""
+        epsilon, epsilon_high = clip_epsilons(self.loss_type, self.epsilon, self.epsilon_high)
+        scale_rewards = self.scale_rewards or PUBLISHED[self.loss_type].scale_rewards
+        return {"scale_rewards": scale_rewards, "epsilon": epsilon, "epsilon_high": epsilon_high}
+
+
+class EngineSection(Section):
+    """The sampling engine, under vLLM's names."""
+
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
+        {"gpu_memory_utilization", "kv_cache_memory_bytes", "endpoints", "max_retries", "timeout"}
+    )
+
+    name: Literal["auto", "transformers", "vllm", "server"] = "auto"
+    """`auto` is vLLM where it is installed for the device at hand, else transformers; `server` needs `endpoints`."""
+    dtype: Dtype = "auto"
+    device: str = "auto"
+    max_num_seqs: PositiveInt = 256
+    """Most completions sampled at a time."""
+    max_model_len: PositiveInt | None = None
+    """Most tokens of prompt and completion together; unset means as many as the model has positions for."""
+    groups_per_block: PositiveInt = 16
+    """Groups of one batch: the unit of resumption. transformers decodes a batch at a time, for the same bits always."""
+    tensor_parallel_size: PositiveInt = 1
+    data_parallel_size: PositiveInt = 1
+    """Replicas in one process; for vLLM it is 1: replicas are shards, one task each."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    kv_cache_memory_bytes: PositiveInt | None = None
+    enforce_eager: bool = False
+    kv_cache_dtype: str = "auto"
+    batch_invariant: bool = False
+    """vLLM's batch-invariant kernels: the same bits whatever else is being sampled; slower."""
+    endpoints: list[str] = Field(default_factory=list)
+    """Base URLs of running `vllm serve` processes, for `name = "server"`."""
+    max_retries: Natural = 5
+    timeout: Positive = 600.0
+    """Seconds that one request to a server may take."""
+
+
+class EvalSection(Section):
+    """Evaluation: bare problems, `repeats` samples each (lm-eval's names)."""
+
+    repeats: PositiveInt | None = None
+    """Samples per problem; unset means the benchmark's own number (64 for AIME, else 8)."""
+    temperature: NonNegative = 0.6
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    top_k: Natural = 0
+    max_gen_toks: PositiveInt = 4096
+    limit: PositiveInt | None = None
+    """Evaluate only the first problems of the benchmark."""
+    seed: Natural = 1234

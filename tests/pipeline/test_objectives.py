@@ -1,0 +1,93 @@
+"""Whole runs with the options of the update: every objective, spare problems, the length penalty."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from command_line import files_below, igrpo, make_run, run_to_end, sets
+
+
+def metrics_of(run, iteration=0):
+    rows = pq.read_table(run / f"iteration_{iteration:04d}/update/metrics.parquet").to_pylist()
+    return {(row["step"], row["name"]): row["value"] for row in rows}
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory):
+    """A run that is ready for its first update."""
+    run = make_run(tmp_path_factory.mktemp("sampled") / "run", "update.num_minibatches=2")
+    for stage in ("draft", "select", "refine"):
+        assert igrpo(stage, run).code == 0
+    return run
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo", "cispo"])
+def test_every_objective_takes_its_steps(sampled, loss_type):
+    result = igrpo("update", sampled, "--overwrite", *sets(f"update.loss_type={loss_type}"))
+    assert result.code == 0, result.stderr
+    metrics = metrics_of(sampled)
+    assert metrics[0, "ratio_max_deviation"] == 0.0
+    assert metrics[0, "grad_norm"] > 0
+    assert metrics[1, "ratio_max_deviation"] > 0, "the second step must see the first"
+
+
+def test_gspo_is_grpo_at_the_first_step_and_not_at_the_second(sampled):
+    norms = {}
+    for loss_type in ("grpo", "gspo"):
+        assert igrpo("update", sampled, "--overwrite", *sets(f"update.loss_type={loss_type}")).code == 0
+        norms[loss_type] = [metrics_of(sampled)[step, "grad_norm"] for step in (0, 1)]
+    assert norms["grpo"][0] == pytest.approx(norms["gspo"][0], rel=1e-5)
+    assert norms["grpo"][1] != pytest.approx(norms["gspo"][1], rel=1e-5)
+
+
+def test_truncated_importance_weights_are_those_of_the_sampler(sampled):
+    result = igrpo("update", sampled, "--overwrite", *sets("update.old_logprobs=sampler", "update.importance_cap=1.0"))
+    assert result.code == 0, result.stderr
+    # One engine and one trainer in float32: they agree to rounding, and the cap cuts half of the rounding away.
+    weight = metrics_of(sampled)[0, "importance_weight_mean"]
+    assert 1 - 1e-4 < weight <= 1.0
+
+
+def test_spare_problems_stand_in_for_groups_without_gradient(tmp_path):
+    spare = ("data.spare_problems=8", "update.groups_without_gradient=drop", "run.num_iterations=1")
+    run = run_to_end(make_run(tmp_path / "run", *spare))
+    drafts = pq.read_table(next((run / "iteration_0000/draft").glob("*.parquet")))
+    assert drafts.num_rows == 16 * 3
+    counts = json.loads((run / "iteration_0000/update/manifest.json").read_text())["counts"]
+    # Drafts and refinements of 16 problems were sampled; of each kind at most 8 are trained on.
+    assert counts["groups_sampled"] == 32
+    assert 0 < counts["groups"] <= 16
+    assert metrics_of(run)[0, "groups_with_gradient"] == 1.0
+    assert igrpo("verify", run).code == 0
+    before = files_below(run)
+    assert igrpo("run", run).code == 0
+    assert files_below(run) == before
+
+
+def test_spare_problems_without_a_use_are_refused(tmp_path):
+    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *sets("data.spare_problems=4"))
+    assert result.code == 2
+    assert "groups_without_gradient" in result.stderr
+
+
+def test_the_length_penalty_is_a_part_of_the_reward(tmp_path):
+    weighted = "reward.weights={ accuracy = 1.0, format = 0.0, overlong = 0.5 }"
+    run = make_run(tmp_path / "run", weighted, "reward.overlong_cache=8", "draft.max_completion_length=12")
+    assert igrpo("draft", run).code == 0
+    rows = pq.read_table(next((run / "iteration_0000/draft").glob("*.parquet"))).to_pylist()
+    for row in rows:
+        length = len(row["completion_ids"])
+        assert row["reward_overlong"] == pytest.approx(min(0.0, (4 - length) / 8))
+        assert row["reward"] == pytest.approx(row["reward_accuracy"] + 0.5 * row["reward_overlong"])
+    assert {row["reward_overlong"] for row in rows} - {0.0}, "none of the drafts was long enough to see anything"
+    assert igrpo("verify", run).code == 0
+
+
+def test_a_length_penalty_needs_its_length(tmp_path):
+    weighted = "reward.weights={ accuracy = 1.0, format = 0.0, overlong = 0.5 }"
+    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *sets(weighted))
+    assert result.code == 2
+    assert "set reward.overlong_cache" in result.stderr
