@@ -80,6 +80,11 @@ class UpdatePath:
         return self.directory / "optimizer"
 
     @property
+    def checkpoints(self) -> Path:
+        """Checkpoints between optimiser steps, beside the directory that does not exist yet."""
+        return self.directory.parent / ".update"
+
+    @property
     def manifest(self) -> Path:
         """Inside the directory, so that it is published with it."""
         return self.directory / "manifest.json"

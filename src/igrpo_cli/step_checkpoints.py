@@ -1,0 +1,78 @@
+"""Checkpoints between the optimiser steps of one update: a stopped update goes on and ends in the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from igrpo_cli.console import Console
+from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.shards.hashed_directory import record_directory, verify_directory
+from igrpo_cli.shards.identity import Identity
+from igrpo_cli.shards.layout import UpdatePath
+from igrpo_cli.shards.publish import (
+    publish_directory,
+    remove_stale_temporaries,
+    staging_directory,
+    withdraw_directory,
+)
+from igrpo_cli.training.progress import UpdateProgress, load_progress, save_progress
+from igrpo_cli.training.ranks import Ranks
+from igrpo_cli.training.step import PolicyTrainer
+
+
+class StepCheckpoints:
+    """The checkpoints of an update of this identity; those of any other are of no use to it."""
+
+    def __init__(self, path: UpdatePath, identity: Identity, console: Console) -> None:
+        self._directory = path.checkpoints / identity.sha256()[:16]
+        self._console = console
+        remove_stale_temporaries(self._directory)
+
+    def load(self, trainer: PolicyTrainer) -> UpdateProgress | None:
+        """Put the newest sound checkpoint into `trainer`; None, with the trainer untouched, where there is none."""
+        checkpoint = trainer.ranks.share(self._newest_sound() if trainer.ranks.is_first else None)
+        if checkpoint is None:
+            return None
+        progress = load_progress(checkpoint, trainer)
+        self._console.note(f"going on after step {len(progress.results)} of the update")
+        return progress
+
+    def save(self, trainer: PolicyTrainer, progress: UpdateProgress) -> None:
+        """Keep the state after the last step of `progress`, in place of earlier ones; every rank must ask."""
+        final = self._directory / f"step_{len(progress.results):06d}"
+        with shared_staging_directory(final, trainer.ranks) as staged:
+            save_progress(staged, trainer, progress)
+            if trainer.ranks.is_first:
+                self._publish(staged, final)
+
+    def _publish(self, staged: Path, final: Path) -> None:
+        record_directory(staged)
+        try:
+            publish_directory(staged, final)
+        except ConflictError:
+            # Another task makes the same update; or what is there is damaged, and was passed over.
+            withdraw_directory(final)
+            publish_directory(staged, final)
+        for earlier in sorted(self._directory.glob("step_*")):
+            if earlier.name < final.name:
+                withdraw_directory(earlier)
+
+    def _newest_sound(self) -> Path | None:
+        for checkpoint in sorted(self._directory.glob("step_*"), reverse=True):
+            try:
+                verify_directory(checkpoint)
+            except (DamagedFileError, MissingInputError) as error:
+                self._console.note(f"a checkpoint is of no use: {error.message}")
+                continue
+            return checkpoint
+        return None
+
+
+@contextmanager
+def shared_staging_directory(final: Path, ranks: Ranks) -> Iterator[Path]:
+    """`staging_directory` of the first rank, for all of them to write into."""
+    with staging_directory(final) if ranks.is_first else nullcontext() as staged:
+        yield ranks.share(staged or final)
+        ranks.wait()
