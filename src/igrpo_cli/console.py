@@ -32,10 +32,14 @@ class Console:
 
     def __init__(self, *, as_json: bool = False, verbosity: int = NORMAL) -> None:
         self.as_json = as_json
-        self.verbosity = verbosity
+        self._is_first_rank = os.environ.get("RANK", "0") == "0"
+        """Of the processes that torchrun started one speaks; errors come from whichever has them."""
+        self.verbosity = verbosity if self._is_first_rank else QUIET
 
     def data(self, payload: dict[str, Any], text: str) -> None:
         """The result on stdout: one JSON object with `--json`, `text` otherwise."""
+        if not self._is_first_rank:
+            return
         if self.as_json:
             print(json.dumps(_finite(payload), ensure_ascii=False))
         else:

@@ -32,6 +32,7 @@ class Provenance:
         data: DataFile,
         *,
         device: str = "cpu",
+        num_devices: int = 1,
         engine_versions: Mapping[str, str] | None = None,
         sampling: SamplingSettings | None = None,
         tokens: int = 0,
@@ -51,7 +52,7 @@ class Provenance:
             finished=utc_now(),
             seconds=seconds,
             tokens=tokens,
-            gpu_seconds=0.0 if device.startswith("cpu") else seconds,
+            gpu_seconds=0.0 if device.startswith("cpu") else round(seconds * num_devices, 3),
             counts=counts or {},
             outputs=outputs,
         )

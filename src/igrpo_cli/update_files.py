@@ -39,12 +39,15 @@ class Step:
     result: StepResult
 
 
-def stage_policy(
-    session: Session, trainer: PolicyTrainer, policy: Policy, iteration: int, staged: Path
-) -> list[FileHash]:
-    """Stage the new policy and the optimiser state; returns the policy's files under their final names."""
+def stage_trainer(session: Session, trainer: PolicyTrainer, policy: Policy, iteration: int, staged: Path) -> None:
+    """Stage the new policy and the optimiser state; every rank must ask."""
     names = UpdatePath(session.run.root, iteration, staged)
     save_trainer(trainer, policy.directory, names.policy, names.optimizer, session.config.policy.dtype)
+
+
+def record_policy(session: Session, policy: Policy, iteration: int, staged: Path) -> list[FileHash]:
+    """Write the records of what `stage_trainer` has staged; returns the policy's files under their final names."""
+    names = UpdatePath(session.run.root, iteration, staged)
     record_directory(names.optimizer)
     made = write_policy_manifest(names.policy, iteration + 1, made_from=policy.id)
     place = session.run.policy(iteration + 1).relative_to(session.run.root)

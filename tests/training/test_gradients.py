@@ -102,18 +102,16 @@ def test_recomputed_layers_give_the_same_gradient(make_model, groups):
 def test_only_the_positions_that_predict_completion_tokens_carry_gradient(make_model, make_group):
     policy = CausalPolicy(make_model())
     captured = []
-    hidden_states = policy.hidden_states
 
-    def capture(*arguments):
-        captured.append(hidden_states(*arguments))
+    def capture(_module, _arguments, output):
+        captured.append(output.last_hidden_state)
         captured[-1].retain_grad()
-        return captured[-1]
 
-    policy.hidden_states = capture
+    policy.model.base_model.register_forward_hook(capture)
     PolicyTrainer(policy, settings()).step([make_group([3, 1], prompt=6)], LEARNING_NOTHING)
     # Row: six prompt tokens, then the first two of completion 0. The end of the prompt and those two predict.
     (hidden,) = captured
-    assert (hidden.grad.abs().sum(-1) > 0).tolist() == [False] * 5 + [True] * 3
+    assert (hidden.grad[0].abs().sum(-1) > 0).tolist() == [False] * 5 + [True] * 3
 
 
 def test_a_completion_without_advantage_counts_in_the_average_only(make_model, make_group):

@@ -164,13 +164,13 @@ class TestRefusals:
         assert all(torch.equal(now, then) for now, then in zip(self.state(tested), before, strict=True))
 
     def test_a_log_prob_that_is_no_number(self, tested, groups, monkeypatch):
-        from igrpo_cli.training import step
+        from igrpo_cli.training import policy
 
-        def broken(hidden, head, targets, temperatures, real=step.token_logprobs):
+        def broken(hidden, head, targets, temperatures, real=policy.token_logprobs):
             logprobs, entropies = real(hidden, head, targets, temperatures)
             return torch.where(torch.arange(len(targets)) == 7, torch.nan, logprobs), entropies
 
-        monkeypatch.setattr(step, "token_logprobs", broken)
+        monkeypatch.setattr(policy, "token_logprobs", broken)
         self.refuse(tested, r"policy log-prob of token 1 of completion 3 of refine group 0 .* is nan", groups, RATE)
 
     def test_old_log_probs_that_are_no_numbers(self, tested, groups):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from igrpo_cli.commands import draft, refine
 from igrpo_cli.commands.stage import perform, summary_line
 from igrpo_cli.config_files import write_config
 from igrpo_cli.console import Console
+from igrpo_cli.errors import UsageError
 from igrpo_cli.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.records import StageReport
 from igrpo_cli.rollout_shards import RolloutShards, roll_out_in
@@ -19,6 +21,11 @@ from igrpo_cli.session import Session, StageRequest, open_session
 
 def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, console: Console) -> None:
     """Run what is left of the run at `path`, at most `iterations` iterations of it."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError(
+            "igrpo run is one process; torchrun is for the update alone",
+            hint="igrpo draft, select and refine as usual, then torchrun … -m igrpo_cli update RUN",
+        )
     with open_session(path, sets, console) as session:
         todo = unfinished(session)[:iterations]
         if dry_run:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from igrpo_cli.algo.schedules import learning_rate_at
-from igrpo_cli.config import UpdateSection, stage_identity
+from igrpo_cli.config import stage_identity
+from igrpo_cli.config_sections import UpdateSection
 from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.observations import input_shards, read_observations
 from igrpo_cli.provenance import Provenance
@@ -17,8 +18,12 @@ from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath, UpdatePath
 from igrpo_cli.shards.manifest import Manifest
 from igrpo_cli.shards.policies import Policy, settle_update
+from igrpo_cli.shards.publish import withdraw_directory
 
 if TYPE_CHECKING:
+    from igrpo_cli.step_checkpoints import StepCheckpoints
+    from igrpo_cli.training.progress import UpdateProgress
+    from igrpo_cli.training.ranks import Ranks
     from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
     from igrpo_cli.update_files import Step
 
@@ -41,6 +46,8 @@ def run(session: Session, request: StageRequest) -> StageReport:
     work = ShardWork("update", lambda _: update.shard, identity_of)
     once = StageRequest(request.iteration, ONLY_SHARD, request.overwrite, request.dry_run)
     report = work_through(work, make, once, session.console.note)
+    if update.checkpoints.exists() and not request.dry_run:
+        withdraw_directory(update.checkpoints)
     # The rows of its manifest are metrics; what a reader of the report asks is how much was trained on.
     report.rows, report.groups = (int(report.details.get(name, 0)) for name in ("completions", "groups"))
     return report
@@ -74,36 +81,45 @@ def _previous(session: Session, iteration: int) -> UpdatePath | None:
 def _make_update(
     session: Session, path: UpdatePath, policy: Policy, identity: Identity, *, overwrite: bool
 ) -> Manifest:
+    """The update by this process, or by all that torchrun started: then the first one writes what is not sharded."""
     from igrpo_cli import update_files
-    from igrpo_cli.devices import describe_device, find_device
-    from igrpo_cli.shards.publish import remove_stale_temporaries, staging_directory
+    from igrpo_cli.shards.publish import remove_stale_temporaries
+    from igrpo_cli.step_checkpoints import StepCheckpoints, shared_staging_directory
+    from igrpo_cli.training.ranks import joined_ranks
 
     provenance = Provenance()
     remove_stale_temporaries(path.directory.parent)
     observations = read_observations(session, path.iteration, policy)
-    section = session.config.update
-    groups = observations.training_groups(section.train_on, section.scale_rewards)
-    trainer = _restore(session, policy, path.iteration)
-    steps = _train(session, trainer, groups, path.iteration)
-    with staging_directory(path.directory) as staged:
-        outputs = update_files.stage_policy(session, trainer, policy, path.iteration, staged)
-        outputs.append(update_files.stage_advantages(path, staged, steps))
-        manifest = provenance.manifest(
-            identity,
-            update_files.stage_metrics(path, staged, observations, steps),
-            device=f"{describe_device(find_device('auto'))}, {trainer.settings.dtype}",
-            tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
-            counts={
-                "optimizer_steps": len(steps),
-                "groups": len(groups),
-                "completions": sum(len(group.completion_ids) for group in groups),
-            },
-            outputs=outputs,
-        )
-        standing = update_files.publish_update(session, path, staged, manifest, overwrite=overwrite)
-    if standing is manifest:
-        _keep_warm(session, trainer, path.iteration)
-    return standing
+    groups = observations.training_groups(session.config.update, session.config.data.problems_per_iteration)
+    with joined_ranks() as ranks:
+        trainer = _restore(session, policy, path.iteration, ranks)
+        steps = _train(session, trainer, groups, path.iteration, StepCheckpoints(path, identity, session.console))
+        standing = manifest = None
+        with shared_staging_directory(path.directory, ranks) as staged:
+            update_files.stage_trainer(session, trainer, policy, path.iteration, staged)
+            if ranks.is_first:
+                outputs = update_files.record_policy(session, policy, path.iteration, staged)
+                outputs.append(update_files.stage_advantages(path, staged, steps))
+                manifest = provenance.manifest(
+                    identity,
+                    update_files.stage_metrics(path, staged, observations, steps),
+                    device=f"{ranks.describe()}, {trainer.settings.dtype}",
+                    num_devices=ranks.size,
+                    tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
+                    counts={
+                        "optimizer_steps": len(steps),
+                        "groups": len(groups),
+                        "groups_sampled": observations.num_groups(session.config.update.train_on),
+                        "completions": sum(len(group.completion_ids) for group in groups),
+                    },
+                    outputs=outputs,
+                )
+                standing = update_files.publish_update(session, path, staged, manifest, overwrite=overwrite)
+        if standing is manifest and ranks.size == 1:
+            _keep_warm(session, trainer, path.iteration)
+        found = ranks.share(standing)
+    assert found is not None
+    return found
 
 
 def _keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:
@@ -115,7 +131,7 @@ def _keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None
         session.warm_trainer = (session.policy(iteration + 1).id, trainer)
 
 
-def _restore(session: Session, policy: Policy, iteration: int) -> PolicyTrainer:
+def _restore(session: Session, policy: Policy, iteration: int, ranks: Ranks) -> PolicyTrainer:
     """The trainer of `policy`, with the optimiser as the previous update left it and the reference if beta > 0."""
     from igrpo_cli.shards.hashed_directory import verify_directory
     from igrpo_cli.shards.policies import read_policy, verify_policy
@@ -144,6 +160,7 @@ def _restore(session: Session, policy: Policy, iteration: int) -> PolicyTrainer:
         carry_optimizer=session.config.update.optimizer_state == "carry",
         reference=None if reference is None else reference.directory,
         trust_remote_code=session.config.policy.trust_remote_code,
+        ranks=ranks,
     )
 
 
@@ -154,7 +171,13 @@ def _training_settings(section: UpdateSection) -> TrainingSettings:
     from igrpo_cli.training.step import TrainingSettings
 
     return TrainingSettings(
-        loss=LossSettings(section.loss_type, section.epsilon, section.epsilon_high, section.beta),
+        loss=LossSettings(
+            loss_type=section.loss_type,
+            epsilon=section.epsilon,
+            epsilon_high=section.epsilon_high,
+            beta=section.beta,
+            importance_cap=section.importance_cap if section.old_logprobs == "sampler" else None,
+        ),
         optimizer=OptimizerSettings(
             adam_beta1=section.adam_beta1,
             adam_beta2=section.adam_beta2,
@@ -168,32 +191,60 @@ def _training_settings(section: UpdateSection) -> TrainingSettings:
     )
 
 
-def _train(session: Session, trainer: PolicyTrainer, groups: list[TrainingGroup], iteration: int) -> list[Step]:
+def _train(
+    session: Session,
+    trainer: PolicyTrainer,
+    groups: list[TrainingGroup],
+    iteration: int,
+    checkpoints: StepCheckpoints,
+) -> list[Step]:
     """All optimiser steps of the iteration: `num_epochs` passes over `num_minibatches` parts of the groups."""
     from igrpo_cli.update_files import Step
 
     section = session.config.update
     minibatches = _minibatches(groups, section.num_minibatches, session.config.run.seed, iteration)
     per_iteration = section.num_minibatches * section.num_epochs
-    total_steps = session.num_iterations() * per_iteration
-    # With one step the policy is still the one that sampled: its own detached log-probs are the old ones.
-    old_logprobs = [trainer.compute_old_logprobs(part) if per_iteration > 1 else None for part in minibatches]
-    steps = []
-    with session.console.progress(f"update of iteration {iteration}", per_iteration, "steps") as progress:
-        for index in range(per_iteration):
-            number, part = iteration * per_iteration + index, index % section.num_minibatches
-            rate = learning_rate_at(
-                number,
-                total_steps,
-                section.learning_rate,
-                section.lr_scheduler_type,
-                section.warmup_ratio,
-                section.min_lr_rate,
-            )
-            result = trainer.step(minibatches[part], rate, old_logprobs[part])
-            steps.append(Step(number, minibatches[part], result))
-            progress.advance(tokens=result.metrics["num_tokens"])
-    return steps
+    progress = _begin(trainer, minibatches, per_iteration, checkpoints)
+    with session.console.progress(f"update of iteration {iteration}", per_iteration, "steps") as bar:
+        bar.advance(len(progress.results))
+        for index in range(len(progress.results), per_iteration):
+            part = index % section.num_minibatches
+            rate = _learning_rate(session, iteration * per_iteration + index)
+            old_logprobs = progress.old_logprobs[part] if per_iteration > 1 else None
+            progress.results.append(trainer.step(minibatches[part], rate, old_logprobs))
+            bar.advance(tokens=progress.results[-1].metrics["num_tokens"])
+            is_due = section.save_steps and (index + 1) % section.save_steps == 0
+            if is_due and index + 1 < per_iteration:
+                checkpoints.save(trainer, progress)
+    return [
+        Step(iteration * per_iteration + index, minibatches[index % section.num_minibatches], result)
+        for index, result in enumerate(progress.results)
+    ]
+
+
+def _begin(
+    trainer: PolicyTrainer,
+    minibatches: list[list[TrainingGroup]],
+    num_steps: int,
+    checkpoints: StepCheckpoints,
+) -> UpdateProgress:
+    """Where a stopped update of the same identity stood, else the beginning of one."""
+    from igrpo_cli.training.progress import UpdateProgress
+
+    if num_steps == 1:
+        # The policy is still the one that sampled: its own detached log-probs are the old ones.
+        return UpdateProgress([])
+    found = checkpoints.load(trainer)
+    return found or UpdateProgress([trainer.compute_old_logprobs(part) for part in minibatches])
+
+
+def _learning_rate(session: Session, step: int) -> float:
+    """Of a step counted over the whole run."""
+    section = session.config.update
+    total = session.num_iterations() * section.num_minibatches * section.num_epochs
+    return learning_rate_at(
+        step, total, section.learning_rate, section.lr_scheduler_type, section.warmup_ratio, section.min_lr_rate
+    )
 
 
 def _minibatches(

@@ -20,6 +20,8 @@ from transformers import GenerationConfig
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.training.optimizer import trainable_parameters
 from igrpo_cli.training.policy import refuse_non_finite
+from igrpo_cli.training.ranks import is_sharded, like, local, whole
+from igrpo_cli.training.sharded_checkpoint import load_sharded, save_sharded
 
 COPIED_FILES = (
     "generation_config.json",
@@ -41,7 +43,11 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 ADAM_FILE = "adam.safetensors"
 """`exp_avg.<parameter>`, `exp_avg_sq.<parameter>` in float32 and `step`, one int64: optimiser steps taken."""
 MASTER_FILE = "master.safetensors"
-"""`<parameter>` in float32; only where the policy itself is saved in another dtype."""
+"""`<parameter>` in float32; only where the policy itself is saved in another dtype.
+
+Several ranks write the tensors of both files into files of their own (see `sharded_checkpoint`), the weights as
+`master.<parameter>`. Either form is read by any number of ranks.
+"""
 
 
 def save_policy(model: Any, source_directory: Path, target_directory: Path, dtype: torch.dtype) -> None:
@@ -49,10 +55,28 @@ def save_policy(model: Any, source_directory: Path, target_directory: Path, dtyp
 
     Raises IgrpoError, before anything is written, for weights that are not finite in `dtype`.
     """
-    state = {
-        name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
-    }
+    write_policy(model, gather_weights(model, dtype), source_directory, target_directory)
+
+
+def gather_weights(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """All weights in `dtype`, whole; of a sharded model every rank must ask. Raises as `save_policy`."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    gathered: dict[int, Tensor] = {}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        # Tied weights are gathered once and stay one tensor, so that they are written once.
+        key = id(parameters.get(name, tensor))
+        if key not in gathered:
+            complete = whole(tensor)
+            gathered[key] = complete.to(dtype) if complete.is_floating_point() else complete
+        state[name] = gathered[key]
     refuse_non_finite(state, "policy not saved")
+    return state
+
+
+def write_policy(model: Any, state: dict[str, Tensor], source_directory: Path, target_directory: Path) -> None:
+    """Write gathered weights as a model directory; everything else is what the source holds."""
+    dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     target_directory.mkdir(parents=True, exist_ok=True)
     # Some versions refuse to write generation settings that they call invalid; those of the source are copied below.
     generation_config, model.generation_config = model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
@@ -91,12 +115,14 @@ def save_optimizer(
         for name, parameter in parameters.items()
     }
     step = optimizer.state[next(iter(parameters.values()))]["step"]
-    files = {ADAM_FILE: {**adam, "step": step.to(torch.int64)}}
-    if with_master_weights:
-        files[MASTER_FILE] = {name: parameter.detach() for name, parameter in parameters.items()}
+    master = {name: parameter.detach() for name, parameter in parameters.items()} if with_master_weights else {}
+    files = {ADAM_FILE: {**adam, "step": step.to(torch.int64)}, **({MASTER_FILE: master} if master else {})}
     for file, tensors in files.items():
         refuse_non_finite(tensors, f"{file} not saved")
     directory.mkdir(parents=True, exist_ok=True)
+    if is_sharded(model):
+        save_sharded(directory, {**files[ADAM_FILE], **{f"master.{name}": tensor for name, tensor in master.items()}})
+        return
     for file, tensors in files.items():
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, directory / file)
 
@@ -107,8 +133,8 @@ def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, model: tor
     Raises MissingInputError, DamagedFileError, or ConflictError for the state of another model.
     """
     parameters = trainable_parameters(model)
-    shapes = {f"{moment}.{name}": p.shape for moment in MOMENTS for name, p in parameters.items()}
-    tensors = _load_tensors(directory / ADAM_FILE, {**shapes, "step": torch.Size([])})
+    wanted = {f"{moment}.{name}": p for moment in MOMENTS for name, p in parameters.items()}
+    tensors = _load_tensors(directory, ADAM_FILE, {**wanted, "step": torch.zeros((), dtype=torch.int64)})
     for name, parameter in parameters.items():
         moments = {moment: tensors[f"{moment}.{name}"].to(parameter.device) for moment in MOMENTS}
         step = tensors["step"].to(parameter.device, torch.float32, copy=True)
@@ -120,32 +146,56 @@ def load_master_weights(directory: Path, model: torch.nn.Module, policy_dtype: t
 
     Raises MissingInputError, DamagedFileError, or ConflictError where they belong to another policy.
     """
-    path = directory / MASTER_FILE
-    parameters = trainable_parameters(model)
-    tensors = _load_tensors(path, {name: parameter.shape for name, parameter in parameters.items()})
+    tensors, parameters = _master_weights(directory, model), trainable_parameters(model)
     for name, parameter in parameters.items():
-        if not torch.equal(tensors[name].to(policy_dtype).float(), parameter.detach().cpu()):
+        if not torch.equal(local(tensors[name]).to(policy_dtype).float().cpu(), local(parameter.detach()).cpu()):
             raise ConflictError(
-                f"{path}: {name} does not round to the loaded policy",
+                f"{directory / MASTER_FILE}: {name} does not round to the loaded policy",
                 hint="use the optimiser state that was written together with this policy",
             )
+    _copy_weights(tensors, parameters)
+
+
+def load_weights(directory: Path, model: torch.nn.Module) -> None:
+    """Put the float32 weights in place of those in `model`, whatever they are. Raises as `load_master_weights`."""
+    _copy_weights(_master_weights(directory, model), trainable_parameters(model))
+
+
+def _copy_weights(tensors: dict[str, Tensor], parameters: dict[str, torch.nn.Parameter]) -> None:
     for name, parameter in parameters.items():
         parameter.data.copy_(tensors[name])
 
 
-def _load_tensors(path: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """The tensors of a file, which must be those of `shapes` and no others."""
+def _master_weights(directory: Path, model: torch.nn.Module) -> dict[str, Tensor]:
+    return _load_tensors(directory, MASTER_FILE, dict(trainable_parameters(model)))
+
+
+def _load_tensors(directory: Path, file: str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file, sharded as those of `wanted`, which must be its names and shapes and no others."""
+    path = directory / file
     if not path.exists():
-        raise MissingInputError(f"{path} does not exist", hint="--set update.optimizer_state=fresh starts without it")
+        return _load_parts(directory, file, wanted)
     try:
         tensors = load_file(path)
     except SafetensorError as error:
         raise DamagedFileError(f"{path} cannot be read: {error}") from error
-    for name in sorted(tensors.keys() ^ shapes.keys()):
+    for name in sorted(tensors.keys() ^ wanted.keys()):
         where = "the file" if name in tensors else "the model"
         raise ConflictError(f"{path} is of another model: only {where} has {name}")
     for name, tensor in tensors.items():
-        if tensor.shape != shapes[name]:
-            found, wanted = list(tensor.shape), list(shapes[name])
-            raise ConflictError(f"{path} is of another model: {name} has shape {found}, not {wanted}")
-    return tensors
+        if tensor.shape != wanted[name].shape:
+            found, expected = list(tensor.shape), list(wanted[name].shape)
+            raise ConflictError(f"{path} is of another model: {name} has shape {found}, not {expected}")
+    return {name: like(tensor, wanted[name]) for name, tensor in tensors.items()}
+
+
+def _load_parts(directory: Path, file: str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same from the files of several ranks."""
+    if not any(directory.glob("shard-*.safetensors")):
+        raise MissingInputError(
+            f"{directory / file} does not exist", hint="--set update.optimizer_state=fresh starts without it"
+        )
+    prefix = "master." if file == MASTER_FILE else ""
+    tensors = {f"{prefix}{name}": torch.zeros_like(tensor) for name, tensor in wanted.items()}
+    load_sharded(directory, tensors)
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

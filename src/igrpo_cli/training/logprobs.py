@@ -59,7 +59,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         head = OutputHead(weight_VH.to(hidden_KH.dtype), _to(bias_V, hidden_KH.dtype), softcap)
         full = torch.promote_types(hidden_KH.dtype, torch.float32)
-        logprobs_K, entropies_K, normalisers_K = hidden_KH.new_empty((3, len(hidden_KH)), dtype=full)
+        logprobs_K, entropies_K, normalisers_K = (hidden_KH.new_empty(len(hidden_KH), dtype=full) for _ in range(3))
         for chunk in _chunks(hidden_KH, weight_VH):
             logits_CV = _logits(hidden_KH[chunk], head).div_(temperatures_K[chunk, None])
             normalisers_K[chunk] = logits_CV.logsumexp(-1)

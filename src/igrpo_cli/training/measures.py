@@ -5,7 +5,8 @@ Shapes: S completions, N their tokens, as in `batch`. All means are over tokens 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +25,21 @@ class TokenMeasures:
     ratio: FloatArray
     clipped: FloatArray
     """1 where the clip holds the token back, else 0."""
+    importance_weight: FloatArray
+    """Truncated, of the old policy over the sampler; 1 where none is used."""
     kl: FloatArray
     """k3 estimate; 0 without a reference."""
 
     @classmethod
     def empty(cls, num_tokens: int) -> TokenMeasures:
-        """Arrays of NaN, to be filled row by row."""
-        return cls(*np.full((len(cls.__slots__), num_tokens), np.nan, dtype=np.float32))
+        """Arrays of zeros, to be filled row by row; every token is in one row."""
+        return cls(*np.zeros((len(cls.__slots__), num_tokens), dtype=np.float32))
+
+    def add_up(self, over_ranks: Callable[[FloatArray], FloatArray]) -> None:
+        """Take in what the rows of other ranks gave, each of which filled other tokens."""
+        for field in fields(self):
+            values_N = getattr(self, field.name)
+            values_N[:] = over_ranks(values_N)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +96,8 @@ def batch_metrics(batch: TrainingBatch, tokens: TokenMeasures) -> dict[str, floa
         "ratio_max": float(tokens.ratio.max()),
         "ratio_max_deviation": float(np.abs(tokens.ratio - 1).max()),
         "clip_fraction": _mean(tokens.clipped),
+        "importance_weight_mean": _mean(tokens.importance_weight),
+        "masked_completions": float(batch.is_masked.mean()),
         "kl": _mean(tokens.kl),
         "entropy": _mean(tokens.entropy),
         "sampler_mismatch_mean": _mean(mismatch_N),

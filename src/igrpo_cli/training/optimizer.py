@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.training.ranks import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def apply_gradients(optimizer: torch.optim.AdamW, model: Any, learning_rate: flo
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-    norm = get_total_norm(gradients.values())
+    norm = whole(get_total_norm(gradients.values()))
     if not torch.isfinite(norm):
         culprits = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
         raise IgrpoError(

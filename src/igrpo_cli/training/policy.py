@@ -17,9 +17,32 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.training.logprobs import OutputHead, token_logprobs
+from igrpo_cli.training.ranks import local
 
 AGREEMENT = 1e-3
 """Largest relative difference that rounding may leave between two ways to compute the same in float32."""
+
+
+class LogprobModel(torch.nn.Module):
+    """Token ids in, log-probs out: one forward pass of training as one module, which is what can be sharded."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids_T: Tensor,
+        position_ids_T: Tensor,
+        mask_TT: Tensor | None,
+        predictor_K: Tensor,
+        targets_K: Tensor,
+        temperatures_K: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probs [K] and entropies [K] of `targets_K`, each predicted by the token of the row at `predictor_K`."""
+        hidden_TH = _hidden_states(self.model, input_ids_T, position_ids_T, mask_TT)
+        # The head is looked up in every pass: where weights are sharded it is only whole within one.
+        return token_logprobs(hidden_TH[predictor_K], _output_head(self.model), targets_K, temperatures_K)
 
 
 class CausalPolicy:
@@ -29,7 +52,9 @@ class CausalPolicy:
         """Raises IgrpoError for weights that are not finite, or logits that `OutputHead` cannot reproduce."""
         self.model = model.eval()
         refuse_non_finite(dict(model.named_parameters()), "loaded policy")
-        self.head = _output_head(model)
+        self.logprobs = LogprobModel(model)
+        self.device: torch.device = model.get_output_embeddings().weight.device
+        """Where the weights are, and where inputs must be."""
         _check_head(self)
         self.shares_prompts = _may_share_prompts(model) and _sharing_is_exact(self)
         """Whether completions may stand behind one prompt in a row (see `packing`)."""
@@ -40,30 +65,16 @@ class CausalPolicy:
         return len(self.model.get_input_embeddings().weight)
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are, and where inputs must be."""
-        return self.head.weight.device
-
-    def hidden_states(
-        self, input_ids_T: Tensor, position_ids_T: Tensor | None = None, mask_TT: Tensor | None = None
-    ) -> Tensor:
-        """Last hidden states [T, H] of one row.
-
-        A plain sequence needs neither positions nor a mask. In a shared row `mask_TT` is True at
-        (query, key) where the query sees the key.
-        """
-        arguments: dict[str, Any] = {"input_ids": input_ids_T[None], "use_cache": False}
-        if position_ids_T is not None and mask_TT is not None:
-            arguments |= {"position_ids": position_ids_T[None], "attention_mask": mask_TT[None, None]}
-        last_BTH: Tensor = self.model.base_model(**arguments).last_hidden_state
-        return last_BTH[0]
+    def layers(self) -> list[torch.nn.Module]:
+        """The blocks that the body is a stack of."""
+        return [layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
 
     def checkpoint_layers(self) -> None:
         """From now on keep only the inputs of each layer for the backward pass, and compute the rest again.
 
         transformers' own switch works in training mode only, which would bring dropout with it.
         """
-        layers = [layer for layer in self.model.modules() if isinstance(layer, GradientCheckpointingLayer)]
+        layers = self.layers
         if not layers:
             raise UsageError(
                 f"{type(self.model).__name__} cannot recompute its layers",
@@ -90,10 +101,26 @@ def load_policy(directory: Path, device: torch.device, *, trust_remote_code: boo
 
 def refuse_non_finite(tensors: dict[str, Tensor], what: str) -> None:
     """Raise IgrpoError naming the first tensor that holds NaN or infinity."""
-    for name, tensor in tensors.items():
+    for name, part in tensors.items():
+        tensor = local(part)
         # A finite sum has finite terms, and is ten times faster to see; finite terms may have a sum that overflows.
         if not bool(tensor.sum().isfinite()) and not bool(torch.isfinite(tensor).all()):
             raise IgrpoError(f"{what}: tensor {name} holds NaN or infinity")
+
+
+def _hidden_states(
+    model: Any, input_ids_T: Tensor, position_ids_T: Tensor | None = None, mask_TT: Tensor | None = None
+) -> Tensor:
+    """Last hidden states [T, H] of one row.
+
+    A plain sequence needs neither positions nor a mask. In a shared row `mask_TT` is True at (query, key) where the
+    query sees the key.
+    """
+    arguments: dict[str, Any] = {"input_ids": input_ids_T[None], "use_cache": False}
+    if position_ids_T is not None and mask_TT is not None:
+        arguments |= {"position_ids": position_ids_T[None], "attention_mask": mask_TT[None, None]}
+    last_BTH: Tensor = model.base_model(**arguments).last_hidden_state
+    return last_BTH[0]
 
 
 def _output_head(model: Any) -> OutputHead:
@@ -118,8 +145,9 @@ def _check_head(policy: CausalPolicy) -> None:
     """Architectures scale logits in ways of their own; wrong log-probs must not pass for right ones."""
     ids_T = _probe_ids(policy, 8)
     expected_TV = policy.model(input_ids=ids_T[None], use_cache=False).logits[0].log_softmax(-1)
-    hidden_TH = policy.hidden_states(ids_T, None)
-    logprobs_T, _ = token_logprobs(hidden_TH, policy.head, ids_T, torch.ones_like(ids_T, dtype=torch.float32))
+    hidden_TH = _hidden_states(policy.model, ids_T)
+    head, ones_T = _output_head(policy.model), torch.ones_like(ids_T, dtype=torch.float32)
+    logprobs_T, _ = token_logprobs(hidden_TH, head, ids_T, ones_T)
     if not _agree(logprobs_T, expected_TV.gather(-1, ids_T[:, None])[:, 0]):
         raise IgrpoError(f"{type(policy.model).__name__} makes its logits in a way that igrpo does not know")
 
@@ -132,9 +160,9 @@ def _sharing_is_exact(policy: CausalPolicy) -> bool:
     positions_T = torch.tensor([*range(8), *range(5, 9)], device=ids_T.device)
     mask_TT = torch.ones(12, 12, dtype=torch.bool, device=ids_T.device).tril_()
     mask_TT[8:, 5:8] = False
-    shared_TH = policy.hidden_states(ids_T, positions_T, mask_TT)
-    first_TH = policy.hidden_states(torch.cat([prompt_T, first_T]))
-    second_TH = policy.hidden_states(torch.cat([prompt_T, second_T]))
+    shared_TH = _hidden_states(policy.model, ids_T, positions_T, mask_TT)
+    first_TH = _hidden_states(policy.model, torch.cat([prompt_T, first_T]))
+    second_TH = _hidden_states(policy.model, torch.cat([prompt_T, second_T]))
     return _agree(shared_TH, torch.cat([first_TH, second_TH[5:]]))
 
 

@@ -11,12 +11,14 @@ from transformers.utils import logging as transformers_logging
 
 from igrpo_cli.devices import find_device, has_fast_bfloat16
 from igrpo_cli.training.checkpoint import (
+    gather_weights,
     load_master_weights,
     load_optimizer,
     save_optimizer,
-    save_policy,
+    write_policy,
 )
 from igrpo_cli.training.policy import load_policy
+from igrpo_cli.training.ranks import Ranks
 from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
 
 PolicyDtype = Literal["float32", "bfloat16"]
@@ -32,6 +34,7 @@ def restore_trainer(
     carry_optimizer: bool,
     reference: Path | None,
     trust_remote_code: bool = False,
+    ranks: Ranks | None = None,
 ) -> PolicyTrainer:
     """The trainer of a model directory, as the previous update left it where its optimiser directory is given.
 
@@ -41,11 +44,14 @@ def restore_trainer(
     """
     # What goes to stderr is for the console to say.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    device = find_device("auto")
+    ranks = ranks or Ranks()
+    # What is to be sharded goes to its device layer by layer: whole it may not fit there.
+    device = ranks.device if ranks.size == 1 else torch.device("cpu")
     trainer = PolicyTrainer(
         load_policy(policy, device, trust_remote_code=trust_remote_code),
         settings,
         None if reference is None else load_policy(reference, device, trust_remote_code=trust_remote_code),
+        ranks,
     )
     if previous is not None and policy_dtype != "float32":
         load_master_weights(previous, trainer.policy.model, DTYPES[policy_dtype])
@@ -57,12 +63,18 @@ def restore_trainer(
 def save_trainer(
     trainer: PolicyTrainer, source: Path, policy: Path, optimizer: Path, policy_dtype: PolicyDtype
 ) -> None:
-    """Write the trained policy, with the tokeniser and settings of `source`, and the optimiser state beside it."""
+    """Write the trained policy, with the tokeniser and settings of `source`, and the optimiser state beside it.
+
+    Every rank must ask; the first one writes the policy, each its part of a sharded optimiser state.
+    """
     model, with_master = trainer.policy.model, policy_dtype != "float32"
+    weights = gather_weights(model, DTYPES[policy_dtype])
     with ThreadPoolExecutor(1) as beside:
-        saved = beside.submit(save_policy, model, source, policy, DTYPES[policy_dtype])
+        saving = beside.submit(write_policy, model, weights, source, policy) if trainer.ranks.is_first else None
         save_optimizer(optimizer, trainer.optimizer, model, with_master_weights=with_master)
-        saved.result()
+        if saving is not None:
+            saving.result()
+    trainer.ranks.wait()
 
 
 def compute_dtype(dtype: Literal["auto", "float32", "bfloat16"]) -> PolicyDtype:

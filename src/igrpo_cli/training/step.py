@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from igrpo_cli.algo.losses import LossOutput, LossSettings, SequenceBatch, TokenLogprobs, policy_loss
+from igrpo_cli.algo.losses import LossSettings, SequenceBatch, TokenLogprobs, policy_loss
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import TrainingGroup
 from igrpo_cli.training.batch import FloatArray, TrainingBatch, flatten_groups
-from igrpo_cli.training.logprobs import token_logprobs
 from igrpo_cli.training.measures import CompletionAudit, TokenMeasures, audit_completions, batch_metrics
 from igrpo_cli.training.optimizer import OptimizerSettings, apply_gradients, make_optimizer
 from igrpo_cli.training.packing import PackedRow, RowLimits, attention_mask, pack_rows
 from igrpo_cli.training.policy import CausalPolicy
+from igrpo_cli.training.ranks import Ranks, reshard
 
 JOINED_TOKENS_ON_CPU = 512
 """Row length from which on joining costs more attention than it saves calls, measured on a CPU."""
@@ -75,17 +75,28 @@ class _Work:
 class PolicyTrainer:
     """A policy with its optimiser, and the frozen reference of the KL term where beta is not 0."""
 
-    def __init__(self, policy: CausalPolicy, settings: TrainingSettings, reference: CausalPolicy | None = None) -> None:
-        """Raises UsageError where beta is not 0 and there is no reference."""
+    def __init__(
+        self,
+        policy: CausalPolicy,
+        settings: TrainingSettings,
+        reference: CausalPolicy | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        """Shards the policy where there are several ranks. Raises UsageError for a beta without a reference."""
         if settings.loss.beta != 0.0 and reference is None:
             raise UsageError(f"beta {settings.loss.beta} needs a reference policy")
         self.policy = policy
         self.settings = settings
         self.reference = reference if settings.loss.beta != 0.0 else None
-        self.optimizer = make_optimizer(policy.model, settings.optimizer)
+        self.ranks = ranks or Ranks()
         self._limits = _row_limits(policy, settings.max_tokens_per_batch)
         if settings.gradient_checkpointing:
             policy.checkpoint_layers()
+        if self.ranks.size > 1:
+            for each in filter(None, (policy, self.reference)):
+                self.ranks.shard(each.logprobs, each.layers, getattr(torch, settings.dtype))
+                each.device = self.ranks.device
+        self.optimizer = make_optimizer(policy.model, settings.optimizer)
 
     def compute_old_logprobs(self, groups: Sequence[TrainingGroup]) -> FloatArray:
         """Log-probs [N] under the policy as it is now, to be given to `step` with the same groups.
@@ -95,11 +106,14 @@ class PolicyTrainer:
         """
         batch = flatten_groups(groups, self.policy.vocab_size)
         rows = self._plan(batch)
-        logprobs_N = np.full(len(batch.token_ids), np.nan, dtype=np.float32)
+        logprobs_N = np.zeros(len(batch.token_ids), dtype=np.float32)
         with torch.no_grad(), self._autocast():
-            for row in (*rows.trained, *rows.measured):
-                logprobs_N[row.token] = _row_logprobs(self.policy, batch, row)[0].cpu().numpy()
-        return logprobs_N
+            for row, counts in (*self._deal(rows.trained), *self._deal(rows.measured)):
+                found_K = _row_logprobs(self.policy, batch, row)[0].cpu().numpy()
+                if counts:
+                    logprobs_N[row.token] = found_K
+        reshard(self.policy.logprobs)
+        return self.ranks.add_up(logprobs_N)
 
     def step(
         self, groups: Sequence[TrainingGroup], learning_rate: float, old_logprobs: FloatArray | None = None
@@ -121,14 +135,17 @@ class PolicyTrainer:
         loss = 0.0
         # One autocast region for all rows: it keeps the bfloat16 copy of each weight until it ends.
         with self._autocast():
-            for row in rows.trained:
-                output = self._forward(work, row)
+            for row, counts in self._deal(rows.trained):
+                row_loss = self._forward(work, row, counts=counts)
                 with self._autocast(enabled=False):
-                    torch.autograd.backward(output.loss)
-                loss += output.loss.item()
+                    torch.autograd.backward(row_loss)
+                loss += row_loss.item()
         with self._autocast(), torch.no_grad():
-            for row in rows.measured:
-                loss += self._forward(work, row).loss.item()
+            for row, counts in self._deal(rows.measured):
+                loss += self._forward(work, row, counts=counts).item()
+        reshard(self.policy.logprobs)
+        loss = float(self.ranks.add_up(np.array(loss)))
+        measures.add_up(self.ranks.add_up)
         grad_norm = apply_gradients(
             self.optimizer, self.policy.model, learning_rate, self.settings.optimizer.max_grad_norm
         )
@@ -136,17 +153,24 @@ class PolicyTrainer:
         return StepResult({**update, **batch_metrics(batch, measures)}, audit_completions(batch, measures))
 
     def _plan(self, batch: TrainingBatch) -> _Rows:
-        """A group whose advantages are all 0 has a gradient only if the KL term gives it one."""
-        trained = np.bincount(batch.group, batch.advantages != 0, minlength=len(batch.groups)) > 0
-        if self.reference is not None:
-            trained[:] = True
+        """A group has a gradient where one of its completions has: by its advantage, or by the KL term."""
+        has_gradient_S = ~batch.is_masked
+        if self.reference is None:
+            has_gradient_S &= batch.advantages != 0
+        trained = np.bincount(batch.group, has_gradient_S, minlength=len(batch.groups)) > 0
         return _Rows(
             trained=pack_rows(batch, np.flatnonzero(trained).tolist(), self._limits),
             measured=pack_rows(batch, np.flatnonzero(~trained).tolist(), self._limits),
         )
 
-    def _forward(self, work: _Work, row: PackedRow) -> LossOutput:
-        """The loss of one row; what metrics need of it goes into `work.measures`."""
+    def _deal(self, rows: list[PackedRow]) -> list[tuple[PackedRow, bool]]:
+        """The rows of this rank, and whether each counts. Attention sees pairs of tokens, all else single ones."""
+        hidden_size = self.policy.model.config.get_text_config().hidden_size
+        lengths = [len(row.input_ids) for row in rows]
+        return self.ranks.deal(rows, [length + length**2 / (6 * hidden_size) for length in lengths])
+
+    def _forward(self, work: _Work, row: PackedRow, *, counts: bool) -> Tensor:
+        """The loss of one row, 0 where it does not count; what metrics need of it goes into `work.measures`."""
         batch = work.batch
         policy_K, entropy_K = _row_logprobs(self.policy, batch, row)
         old_K = policy_K.detach()
@@ -157,7 +181,8 @@ class PolicyTrainer:
             with torch.no_grad():
                 reference_K, _ = _row_logprobs(self.reference, batch, row)
         _refuse_non_finite(batch, row, policy=policy_K, old=old_K, reference=reference_K)
-        tokens = TokenLogprobs(self._to_device(batch.sequence[row.token]), policy_K, old_K, reference_K)
+        sampling_K = self._to_device(batch.sampling_logprobs[row.token])
+        tokens = TokenLogprobs(self._to_device(batch.sequence[row.token]), policy_K, old_K, sampling_K, reference_K)
         output = policy_loss(self.settings.loss, work.sequences, tokens)
         if not torch.isfinite(output.loss):
             first = batch.describe(int(batch.sequence[row.token[0]]))
@@ -168,17 +193,22 @@ class PolicyTrainer:
             "entropy": entropy_K,
             "ratio": output.ratio,
             "clipped": output.clipped,
-            "kl": torch.zeros_like(entropy_K) if output.kl is None else output.kl,
+            "importance_weight": _or_else(output.importance_weights, torch.ones_like(entropy_K)),
+            "kl": _or_else(output.kl, torch.zeros_like(entropy_K)),
         }
+        if not counts:
+            return output.loss * 0.0
         for name, values_K in found.items():
             getattr(work.measures, name)[row.token] = values_K.detach().cpu().numpy()
-        return output
+        return output.loss
 
     def _sequences(self, batch: TrainingBatch) -> SequenceBatch:
         return SequenceBatch(
             advantages=self._to_device(batch.advantages),
             num_tokens=self._to_device(batch.num_tokens),
             group_sizes=self._to_device(batch.group_sizes),
+            max_lengths=self._to_device(batch.max_lengths),
+            is_masked=self._to_device(batch.is_masked),
             num_groups=len(batch.groups),
         )
 
@@ -186,7 +216,8 @@ class PolicyTrainer:
         return torch.from_numpy(array).to(self.policy.device)
 
     def _autocast(self, *, enabled: bool = True) -> torch.autocast:
-        enabled = enabled and self.settings.dtype == "bfloat16"
+        # Sharded weights are gathered in the dtype that is computed with.
+        enabled = enabled and self.settings.dtype == "bfloat16" and self.ranks.size == 1
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
@@ -203,13 +234,19 @@ def _row_logprobs(policy: CausalPolicy, batch: TrainingBatch, row: PackedRow) ->
     device = policy.device
     input_ids_T = torch.from_numpy(row.input_ids).to(device)
     position_ids_T = torch.from_numpy(row.position_ids).to(device)
-    hidden_TH = policy.hidden_states(input_ids_T, position_ids_T, attention_mask(row, device))
-    return token_logprobs(
-        hidden_TH[torch.from_numpy(row.predictor).to(device)],
-        policy.head,
+    found: tuple[Tensor, Tensor] = policy.logprobs(
+        input_ids_T,
+        position_ids_T,
+        attention_mask(row, device),
+        torch.from_numpy(row.predictor).to(device),
         torch.from_numpy(batch.token_ids[row.token]).to(device),
         torch.from_numpy(batch.temperatures[row.token]).to(device),
     )
+    return found
+
+
+def _or_else(measured_K: Tensor | None, otherwise_K: Tensor) -> Tensor:
+    return otherwise_K if measured_K is None else measured_K
 
 
 def _refuse_non_finite(batch: TrainingBatch, row: PackedRow, **logprobs: Tensor | None) -> None:
