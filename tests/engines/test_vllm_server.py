@@ -15,6 +15,8 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
 from igrpo_cli.engines import EngineSettings, create_engine
@@ -52,9 +54,11 @@ SERVED = (
 
 
 class Server:
-    """`vllm serve` of the tiny policy on a port of its own; may be killed and started again there."""
+    """`vllm serve` of a policy on a port of its own; may be killed and started again there."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, policy: Path = TINY, *, can_load: bool = False) -> None:
+        self.policy = policy
+        self.can_load = can_load
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -63,11 +67,11 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(TINY), "--host=127.0.0.1"]
+        command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(self.policy)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, f"--port={self.port}", *FLAGS],
-                env={**ONE_THREAD, **ENVIRONMENT},
+                [*command, "--host=127.0.0.1", f"--port={self.port}", *FLAGS],
+                env={**ONE_THREAD, **ENVIRONMENT, "VLLM_SERVER_DEV_MODE": str(int(self.can_load))},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -96,25 +100,66 @@ def server(tmp_path_factory):
     started.kill()
 
 
-def test_it_samples_what_the_engine_in_process_samples(server):
+def engine_of(name, policy, *endpoints):
+    vllm = VllmSettings(kv_cache_memory_bytes=256 * 2**20, gpu_memory_utilization=0.2, enforce_eager=True)
+    given = ServerSettings(endpoints=endpoints)
+    return create_engine(name, policy, EngineSettings(dtype="float32", max_num_seqs=8, vllm=vllm, server=given))
+
+
+def sampled(engine):
     prompts = [[5, 6, 7, 8], [9, 10, 11]]
     groups = [SamplingGroup(ids, range(10 * n, 10 * n + 4)) for n, ids in enumerate(prompts, start=1)]
     settings = SamplingSettings(temperature=0.9, top_p=0.95, top_k=0, max_completion_length=16)
+    engine.submit("batch", groups, settings)
+    while not (returned := engine.step()):
+        pass
+    ((_, completions),) = returned
+    return list(chain(*completions))
+
+
+def require_same(ours, theirs):
+    assert [each.completion_ids for each in ours] == [each.completion_ids for each in theirs]
+    assert [each.finish_reason for each in ours] == [each.finish_reason for each in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.sampling_logprobs == pytest.approx(other.sampling_logprobs, abs=1e-5)
+
+
+def untied_policy(directory, seed):
+    """The tiny policy with an output matrix of its own, drawn from `seed`."""
+    shutil.copytree(TINY, directory)
+    model = AutoModelForCausalLM.from_pretrained(TINY, tie_word_embeddings=False)
+    torch.manual_seed(seed)
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) / 4)
+    model.save_pretrained(directory)
+    return directory
+
+
+def test_it_samples_what_the_engine_in_process_samples(server):
     drawn = {}
-    vllm = VllmSettings(kv_cache_memory_bytes=256 * 2**20, gpu_memory_utilization=0.2, enforce_eager=True)
     for name in ("server", "vllm"):
-        given = ServerSettings(endpoints=(server.url,))
-        engine = create_engine(name, TINY, EngineSettings(dtype="float32", max_num_seqs=8, vllm=vllm, server=given))
-        engine.submit("batch", groups, settings)
-        while engine.num_unfinished:
-            for _, completions in engine.step():
-                drawn[name] = completions
+        engine = engine_of(name, TINY, server.url)
         assert engine.versions["vllm"] != "unknown"
+        drawn[name] = sampled(engine)
         engine.close()
-    for ours, theirs in zip(chain(*drawn["server"]), chain(*drawn["vllm"]), strict=True):
-        assert ours.completion_ids == theirs.completion_ids
-        assert ours.finish_reason == theirs.finish_reason
-        assert ours.sampling_logprobs == pytest.approx(theirs.sampling_logprobs, abs=1e-5)
+    require_same(drawn["server"], drawn["vllm"])
+
+
+def test_a_policy_that_is_loaded_into_a_running_server_is_the_one_sampled_from(tmp_path):
+    first, second = (untied_policy(tmp_path / f"policy-{seed}", seed) for seed in (1, 2))
+    server = Server(tmp_path / "log", first, can_load=True)
+    try:
+        over_http = engine_of("server", first, server.url)
+        before = sampled(over_http)
+        over_http.load_policy(second)
+        after = sampled(over_http)
+        over_http.close()
+    finally:
+        server.kill()
+    in_process = engine_of("vllm", second)
+    expected = sampled(in_process)
+    in_process.close()
+    require_same(after, expected)
+    assert [each.completion_ids for each in before] != [each.completion_ids for each in after]
 
 
 def test_a_server_of_another_policy_is_refused(server, tmp_path):
