@@ -59,6 +59,10 @@ bench-draft model="models/smollm2" *args:
 bench-iteration model="models/smollm2" *args:
     {{ python }} benchmarks/iteration.py {{ model }} {{ args }}
 
+# One gradient step against TRL's GRPOTrainer, on the same model and tensors.
+bench-update model="models/smollm2" *args:
+    {{ python }} benchmarks/update.py {{ model }} {{ args }}
+
 # vLLM against transformers: log-probs of the same completions, accuracy on the same problems.
 engine-agreement model="models/smollm2" *args:
     {{ python }} benchmarks/engine_agreement.py {{ model }} {{ args }}

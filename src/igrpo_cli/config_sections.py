@@ -187,6 +187,12 @@ class UpdateSection(Section):
     """Dtype of the forward and backward pass (autocast); weights, gradients and Adam moments are float32.
 
     `auto` is bfloat16 on a GPU, float32 on a CPU without fast bfloat16."""
+    lora_r: Natural = 0
+    """Rank of LoRA adapters, trained in place of all weights; 0 trains all weights."""
+    lora_alpha: Positive = 32.0
+    """The adapter counts alpha / r."""
+    lora_target_modules: list[str] = Field(default_factory=list)
+    """Names of the layers with adapters; empty means all linear ones but the output matrix."""
     gradient_checkpointing: bool = False
     max_tokens_per_batch: PositiveInt = 4096
     """Tokens of one packed row: the memory knob. Does not change the objective."""

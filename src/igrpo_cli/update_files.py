@@ -25,7 +25,7 @@ from igrpo_cli.shards.policies import (
 from igrpo_cli.shards.publish import publish_directory, publish_json, withdraw_directory
 from igrpo_cli.shards.schema import ADVANTAGES, METRICS
 from igrpo_cli.shards.tables import write_rows
-from igrpo_cli.training.restore import save_trainer
+from igrpo_cli.training.restore import TrainerPlaces, save_trainer
 from igrpo_cli.training.step import PolicyTrainer, StepResult
 
 
@@ -42,13 +42,16 @@ class Step:
 def stage_trainer(session: Session, trainer: PolicyTrainer, policy: Policy, iteration: int, staged: Path) -> None:
     """Stage the new policy and the optimiser state; every rank must ask."""
     names = UpdatePath(session.run.root, iteration, staged)
-    save_trainer(trainer, policy.directory, names.policy, names.optimizer, session.config.policy.dtype)
+    places = TrainerPlaces(names.policy, names.optimizer, names.adapter)
+    save_trainer(trainer, policy.directory, places, session.config.policy.dtype, session.config.policy.model)
 
 
 def record_policy(session: Session, policy: Policy, iteration: int, staged: Path) -> list[FileHash]:
     """Write the records of what `stage_trainer` has staged; returns the policy's files under their final names."""
     names = UpdatePath(session.run.root, iteration, staged)
     record_directory(names.optimizer)
+    if names.adapter.is_dir():
+        record_directory(names.adapter)
     made = write_policy_manifest(names.policy, iteration + 1, made_from=policy.id)
     place = session.run.policy(iteration + 1).relative_to(session.run.root)
     return [FileHash((place / name).as_posix(), sha256) for name, sha256 in sorted(made.files.items())]

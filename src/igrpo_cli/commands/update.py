@@ -22,6 +22,7 @@ from igrpo_cli.shards.publish import withdraw_directory
 
 if TYPE_CHECKING:
     from igrpo_cli.step_checkpoints import StepCheckpoints
+    from igrpo_cli.training.adapters import LoraSettings
     from igrpo_cli.training.progress import UpdateProgress
     from igrpo_cli.training.ranks import Ranks
     from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
@@ -72,9 +73,12 @@ def _identity(session: Session, shard: ShardPath, policy: Policy) -> Identity:
 def _previous(session: Session, iteration: int) -> UpdatePath | None:
     """The update whose optimiser directory this iteration goes on from; None where it needs nothing of it.
 
-    A fresh optimiser still needs the float32 weights, where the policy was published as their rounding.
+    A fresh optimiser still needs the weights: those in float32 where the policy was published as their rounding, and
+    adapters, which the policy holds merged.
     """
-    fresh = session.config.update.optimizer_state == "fresh" and session.config.policy.dtype == "float32"
+    section = session.config.update
+    needs_weights = session.config.policy.dtype != "float32" or section.lora_r > 0
+    fresh = section.optimizer_state == "fresh" and not needs_weights
     return None if iteration == 0 or fresh else session.run.update(iteration - 1)
 
 
@@ -108,6 +112,7 @@ def _make_update(
                     tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
                     counts={
                         "optimizer_steps": len(steps),
+                        "trainable_parameters": trainer.num_trainable_parameters,
                         "groups": len(groups),
                         "groups_sampled": observations.num_groups(session.config.update.train_on),
                         "completions": sum(len(group.completion_ids) for group in groups),
@@ -152,8 +157,11 @@ def _restore(session: Session, policy: Policy, iteration: int, ranks: Ranks) -> 
                 hint="--set update.optimizer_state=fresh starts without it",
             )
         verify_directory(previous.optimizer)
+    base = read_policy(session.run, 0) if session.config.update.lora_r else policy
+    if base is not policy:
+        verify_policy(base)
     return restore_trainer(
-        policy.directory,
+        base.directory,
         _training_settings(session.config.update),
         policy_dtype=session.config.policy.dtype,
         previous=None if previous is None else previous.optimizer,
@@ -161,7 +169,18 @@ def _restore(session: Session, policy: Policy, iteration: int, ranks: Ranks) -> 
         reference=None if reference is None else reference.directory,
         trust_remote_code=session.config.policy.trust_remote_code,
         ranks=ranks,
+        lora=_lora_settings(session),
     )
+
+
+def _lora_settings(session: Session) -> LoraSettings | None:
+    from igrpo_cli.training.adapters import LoraSettings
+
+    section = session.config.update
+    if not section.lora_r:
+        return None
+    targets = tuple(section.lora_target_modules)
+    return LoraSettings(section.lora_r, section.lora_alpha, targets, derive_seed(session.config.run.seed, "lora"))
 
 
 def _training_settings(section: UpdateSection) -> TrainingSettings:

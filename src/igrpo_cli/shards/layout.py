@@ -80,6 +80,11 @@ class UpdatePath:
         return self.directory / "optimizer"
 
     @property
+    def adapter(self) -> Path:
+        """Directory of the LoRA adapter, where one is trained."""
+        return self.directory / "adapter"
+
+    @property
     def checkpoints(self) -> Path:
         """Checkpoints between optimiser steps, beside the directory that does not exist yet."""
         return self.directory.parent / ".update"

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
+from igrpo_cli.training.adapters import adapter_deltas
 from igrpo_cli.training.optimizer import trainable_parameters
 from igrpo_cli.training.policy import refuse_non_finite
 from igrpo_cli.training.ranks import is_sharded, like, local, whole
@@ -59,15 +60,22 @@ def save_policy(model: Any, source_directory: Path, target_directory: Path, dtyp
 
 
 def gather_weights(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All weights in `dtype`, whole; of a sharded model every rank must ask. Raises as `save_policy`."""
+    """All weights in `dtype`, whole and with adapters added in; of a sharded model every rank must ask.
+
+    Raises as `save_policy`.
+    """
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    deltas = adapter_deltas(model)
     gathered: dict[int, Tensor] = {}
     state = {}
-    for name, tensor in model.state_dict().items():
+    for stored_name, tensor in model.state_dict().items():
+        if ".lora_" in stored_name:
+            continue
+        name = stored_name.replace(".base_layer.", ".")
         # Tied weights are gathered once and stay one tensor, so that they are written once.
-        key = id(parameters.get(name, tensor))
+        key = id(parameters.get(stored_name, tensor))
         if key not in gathered:
-            complete = whole(tensor)
+            complete = whole(tensor) + deltas[name] if name in deltas else whole(tensor)
             gathered[key] = complete.to(dtype) if complete.is_floating_point() else complete
         state[name] = gathered[key]
     refuse_non_finite(state, "policy not saved")

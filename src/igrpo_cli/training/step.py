@@ -21,7 +21,7 @@ from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import TrainingGroup
 from igrpo_cli.training.batch import FloatArray, TrainingBatch, flatten_groups
 from igrpo_cli.training.measures import CompletionAudit, TokenMeasures, audit_completions, batch_metrics
-from igrpo_cli.training.optimizer import OptimizerSettings, apply_gradients, make_optimizer
+from igrpo_cli.training.optimizer import OptimizerSettings, apply_gradients, make_optimizer, trainable_parameters
 from igrpo_cli.training.packing import PackedRow, RowLimits, attention_mask, pack_rows
 from igrpo_cli.training.policy import CausalPolicy
 from igrpo_cli.training.ranks import Ranks, reshard
@@ -97,6 +97,11 @@ class PolicyTrainer:
                 self.ranks.shard(each.logprobs, each.layers, getattr(torch, settings.dtype))
                 each.device = self.ranks.device
         self.optimizer = make_optimizer(policy.model, settings.optimizer)
+
+    @property
+    def num_trainable_parameters(self) -> int:
+        """Single weights that a step moves."""
+        return sum(parameter.numel() for parameter in trainable_parameters(self.policy.model).values())
 
     def compute_old_logprobs(self, groups: Sequence[TrainingGroup]) -> FloatArray:
         """Log-probs [N] under the policy as it is now, to be given to `step` with the same groups.

@@ -1,0 +1,96 @@
+"""LoRA (arXiv 2106.09685): train W + (alpha / r) B A with W frozen, publish the sum as a policy and A, B beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.training.ranks import whole
+
+NAME = "default"
+"""What peft calls an adapter that has no name."""
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Under peft's names."""
+
+    r: int
+    alpha: float
+    target_modules: tuple[str, ...] = ()
+    """Names of the layers that get an adapter; none named means all linear ones but the output matrix."""
+    seed: int = 0
+    """Of A; B begins as 0, so that the policy begins as it was."""
+
+
+def add_adapters(model: Any, settings: LoraSettings) -> None:
+    """Freeze `model` and put an adapter on its target layers. Raises UsageError for targets that are not there."""
+    lora = _peft().LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        target_modules=list(settings.target_modules) or ALL_LINEAR,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        try:
+            _peft().inject_adapter_in_model(lora, model, adapter_name=NAME)
+        except ValueError as error:
+            raise UsageError(
+                f"{type(model).__name__} cannot be given adapters: {error}",
+                hint="set update.lora_target_modules to names of its linear layers",
+            ) from error
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+
+
+def has_adapters(model: torch.nn.Module) -> bool:
+    """Whether `add_adapters` was called on it."""
+    return any(".lora_" in name for name, _ in model.named_parameters())
+
+
+def adapter_deltas(model: Any) -> dict[str, Tensor]:
+    """(alpha / r) B A by the name of the weight that it is added to, whole; {} without adapters."""
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    return {
+        f"{name}.weight": module.scaling[NAME]
+        * (whole(module.lora_B[NAME].weight.detach()) @ whole(module.lora_A[NAME].weight.detach()))
+        for name, module in layers.items()
+    }
+
+
+def adapter_weights(model: Any) -> dict[str, Tensor]:
+    """A and B, whole, under the names that peft gives them in a file."""
+    return {
+        f"base_model.model.{name.replace(f'.{NAME}', '')}": whole(parameter.detach()).cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name
+    }
+
+
+def write_adapter(model: Any, weights: dict[str, Tensor], base_model: str, directory: Path) -> None:
+    """Write `adapter_weights` as a directory that peft loads onto `base_model`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    config = model.peft_config[NAME]
+    config.base_model_name_or_path = base_model
+    config.inference_mode = True
+    # A set has no order: peft would write another file every time.
+    config.target_modules = sorted(config.target_modules)
+    config.save_pretrained(directory)
+    save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise IgrpoError(f"LoRA needs peft: {error}", hint="pip install 'igrpo-cli[lora]'") from error
+    return peft
