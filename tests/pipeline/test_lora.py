@@ -56,6 +56,17 @@ def test_the_published_policy_is_the_base_with_the_adapter_on_it(run, iteration)
     assert igrpo("verify", run).code == 0
 
 
+def test_a_damaged_adapter_is_found(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "run")
+    weights = other / "iteration_0000/update/adapter/adapter_model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-3] ^= 1
+    weights.write_bytes(damaged)
+    result = igrpo("verify", other)
+    assert result.code == 1
+    assert "adapter_model.safetensors is damaged" in result.stdout + result.stderr
+
+
 def test_separate_commands_go_on_from_the_adapter_on_disk(run, tmp_path):
     other = make_run(tmp_path / "run", *LORA)
     for _ in range(2):

@@ -131,9 +131,10 @@ class _Verifier:
 
             done = passed or stage != (reached or [stage])[-1]
             self.check_shards(self.run.stage(iteration, stage), stage, path_of, known, done)
-        if update.optimizer.exists():
-            with self.guarded(update.optimizer, f"{update.shard.command} --overwrite"):
-                verify_directory(update.optimizer)
+        for directory in (update.optimizer, update.adapter):
+            if directory.exists():
+                with self.guarded(directory, f"{update.shard.command} --overwrite"):
+                    verify_directory(directory)
         if update.directory.exists():
             self.check_file(update.shard, lambda manifest: read_shard(update.shard, manifest, known))
         elif passed:

@@ -170,7 +170,7 @@ class PolicyTrainer:
 
     def _deal(self, rows: list[PackedRow]) -> list[tuple[PackedRow, bool]]:
         """The rows of this rank, and whether each counts. Attention sees pairs of tokens, all else single ones."""
-        hidden_size = self.policy.model.config.get_text_config().hidden_size
+        hidden_size = self.policy.model.get_input_embeddings().weight.shape[1]
         lengths = [len(row.input_ids) for row in rows]
         return self.ranks.deal(rows, [length + length**2 / (6 * hidden_size) for length in lengths])
 
