@@ -16,7 +16,7 @@ ROOMS = {
     "rewards": LIGHT,
     "shards": LIGHT,
     "engines": LIGHT | {"devices"},
-    "training": LIGHT | {"algo", "devices"},
+    "training": LIGHT | {"algo", "devices", "torchrun"},
     "problems": LIGHT | {"shards"},
 }
 OWNERS = {

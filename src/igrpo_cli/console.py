@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.torchrun import rank_and_size
 
 QUIET, NORMAL, VERBOSE = 0, 1, 2
 SECONDS_BETWEEN_LINES = 5.0
@@ -32,7 +33,7 @@ class Console:
 
     def __init__(self, *, as_json: bool = False, verbosity: int = NORMAL) -> None:
         self.as_json = as_json
-        self._is_first_rank = os.environ.get("RANK", "0") == "0"
+        self._is_first_rank = rank_and_size()[0] == 0
         """Of the processes that torchrun started one speaks; errors come from whichever has them."""
         self.verbosity = verbosity if self._is_first_rank else QUIET
 

@@ -142,3 +142,11 @@ def test_every_item_counts_once_and_every_rank_gets_as_many(costs, size):
 def test_rows_are_dealt_by_cost():
     dealt = [Ranks(rank, 2, torch.device("cpu")).deal("abcd", [6.0, 2.0, 2.0, 2.0]) for rank in (0, 1)]
     assert [[item for item, counts in items if counts] for items in dealt] == [["a"], ["b", "c", "d"]]
+
+
+def test_a_rank_that_a_scheduler_set_silences_nobody(ready):
+    environment = {**ONE_THREAD, "RANK": "3", "WORLD_SIZE": "4"}
+    command = [sys.executable, "-m", "igrpo_cli", "run", str(ready), "--dry-run"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "iterations" in result.stdout

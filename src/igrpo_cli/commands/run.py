@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +16,12 @@ from igrpo_cli.records import StageReport
 from igrpo_cli.rollout_shards import RolloutShards, roll_out_in
 from igrpo_cli.rollouts import BlockJob
 from igrpo_cli.session import Session, StageRequest, open_session
+from igrpo_cli.torchrun import rank_and_size
 
 
 def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, console: Console) -> None:
     """Run what is left of the run at `path`, at most `iterations` iterations of it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if rank_and_size()[1] > 1:
         raise UsageError(
             "igrpo run is one process; torchrun is for the update alone",
             hint="igrpo draft, select and refine as usual, then torchrun … -m igrpo_cli update RUN",

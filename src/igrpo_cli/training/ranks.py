@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from igrpo_cli.devices import describe_device, find_device
+from igrpo_cli.torchrun import rank_and_size
 
 _T = TypeVar("_T")
 
@@ -107,7 +108,7 @@ def reshard(module: torch.nn.Module) -> None:
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """The ranks that torchrun started, this process among them; one alone where it did not."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, size = rank_and_size()
     if size == 1:
         yield Ranks()
         return
@@ -117,7 +118,7 @@ def joined_ranks() -> Iterator[Ranks]:
         torch.cuda.set_device(device)
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Ranks(dist.get_rank(), size, device)
+        yield Ranks(rank, size, device)
     finally:
         dist.destroy_process_group()
 
