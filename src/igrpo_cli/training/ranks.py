@@ -61,7 +61,7 @@ class Ranks:
         """The sum of every rank's array of this shape, on all of them."""
         if self.size == 1:
             return array
-        tensor = torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+        tensor = torch.from_numpy(np.array(array, order="C")).to(self.device)
         dist.all_reduce(tensor)
         return tensor.cpu().numpy()
 

@@ -149,7 +149,7 @@ class PolicyTrainer:
             for row, counts in self._deal(rows.measured):
                 loss += self._forward(work, row, counts=counts).item()
         reshard(self.policy.logprobs)
-        loss = float(self.ranks.add_up(np.array(loss)))
+        loss = self.ranks.add_up(np.array(loss)).item()
         measures.add_up(self.ranks.add_up)
         grad_norm = apply_gradients(
             self.optimizer, self.policy.model, learning_rate, self.settings.optimizer.max_grad_norm
