@@ -24,6 +24,7 @@ class FakeVllm:
         self.weight_version = "default"
         self.loaded: list[str] = []
         self.load_status = 200
+        self.health = 200
         self.device: str | None = "cuda"
         """What it says that it computes on; None: it does not say."""
         self.asked: list[dict] = []
@@ -62,6 +63,8 @@ class FakeVllm:
             return 200, {"data": [model]}
         if path == "/version":
             return 200, {"version": "9.9"}
+        if path == "/health":
+            return self.health, {}
         return self._answer_dev(path, body) if self.can_load else (404, {"detail": "Not Found"})
 
     def _answer_dev(self, path: str, body: dict) -> tuple[int, object]:

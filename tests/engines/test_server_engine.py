@@ -136,6 +136,14 @@ def test_a_completion_at_which_a_server_fails_that_is_well_is_an_error_not_an_in
     assert caught.value.exit_code == 1
 
 
+def test_a_server_whose_engine_is_dead_interrupts_though_its_process_answers(start_server, engine_of):
+    server = start_server()
+    server.faults = [(500, {"error": {"message": "EngineDeadError"}})] * 100
+    server.health = 503
+    with pytest.raises(Interrupted, match="500: EngineDeadError"):
+        completed(engine_of(server))
+
+
 def test_a_refusal_is_final_and_has_the_servers_words(start_server, engine_of):
     server = start_server()
     server.faults = [(400, {"error": {"message": "Token id 7777 is out of vocabulary"}})]

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
+import itertools
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.error
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
 
@@ -124,6 +129,47 @@ def require_same(ours, theirs):
         assert one.sampling_logprobs == pytest.approx(other.sampling_logprobs, abs=1e-5)
 
 
+@contextlib.contextmanager
+def killing_at_the_request(number, server):
+    """A URL in front of `server`, which dies (SIGKILL) of the given request for a completion."""
+    counter = itertools.count(1)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self):
+            self.pass_on()
+
+        def do_POST(self):
+            if self.path == "/v1/completions" and next(counter) == number:
+                server.kill()
+            self.pass_on(self.rfile.read(int(self.headers["Content-Length"])))
+
+        def pass_on(self, body=None):
+            request = urllib.request.Request(server.url + self.path, body, {"Content-Type": "application/json"})
+            try:
+                status, answer = 200, urllib.request.urlopen(request).read()
+            except urllib.error.HTTPError as error:
+                status, answer = error.code, error.read()
+            except (OSError, http.client.HTTPException):
+                self.close_connection = True
+                return
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    front = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    front.daemon_threads = True
+    threading.Thread(target=front.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{front.server_address[1]}"
+    front.shutdown()
+    front.server_close()
+
+
 def untied_policy(directory, seed):
     """The tiny policy with an output matrix of its own, drawn from `seed`."""
     shutil.copytree(TINY, directory)
@@ -177,18 +223,12 @@ def test_an_iteration_goes_on_where_the_server_died(server, tmp_path):
     assert igrpo("verify", undisturbed).code == 0
 
     run = make_run(tmp_path / "run", *SERVED)
-    command = [sys.executable, "-m", "igrpo_cli", "draft", str(run), "-q", "--endpoint", server.url]
-    process = subprocess.Popen(command, env=ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    parts = run / "iteration_0000/draft/.parts"
-    while process.poll() is None and time.monotonic() < deadline and not any(parts.rglob("*.parquet")):
-        time.sleep(0.001)
-    server.kill()
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 75, stderr
-    assert "no server is left" in stderr
-    assert "hint: start the server again" in stderr
-    kept = len(list(parts.rglob("*.parquet")))
+    with killing_at_the_request(60, server) as url:
+        result = igrpo("draft", run, "--endpoint", url)
+    assert result.code == 75, result.stderr
+    assert "no server is left" in result.stderr
+    assert "hint: start the server again" in result.stderr
+    kept = len(list((run / "iteration_0000/draft/.parts").rglob("*.parquet")))
     assert 0 < kept < 32
 
     server.start()

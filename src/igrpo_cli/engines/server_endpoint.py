@@ -91,9 +91,9 @@ class Endpoint:
         if error.status != 500:
             return
         try:
-            self._model()
+            self._client.get("/health")
         except PassingError:
-            return
+            return  # 503: the process answers, but its engine is dead.
         raise IgrpoError(
             f"{self.url} is well, but fails at one completion at every one of {self._max_retries + 1} tries: {error}",
             hint="the server's log says why",
