@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import pkgutil
 import statistics
 import subprocess
 import sys
@@ -26,6 +27,17 @@ SIDES = {
     "igrpo": ["draft.num_generations=4", "refine.num_generations=4", "run.num_shards=4"],
     "grpo": ["run.method=grpo", "draft.num_generations=8", "run.num_shards=4"],
 }
+TIMED = {
+    "igrpo_cli.engines.vllm.VllmEngine.submit": "sampling",
+    "igrpo_cli.engines.vllm.VllmEngine.step": "sampling",
+    "igrpo_cli.engines.vllm.VllmEngine.load_policy": "load policy",
+    "igrpo_cli.training.step.PolicyTrainer.step": "gradient",
+    "igrpo_cli.commands.update._restore": "restore trainer",
+    "igrpo_cli.update_files.stage_trainer": "write policy",
+    "igrpo_cli.update_files.record_policy": "write policy",
+    "igrpo_cli.update_files.publish_update": "write policy",
+}
+"""What is measured as which part of an iteration; anything else is `other`."""
 PARTS = ("sampling", "gradient", "load policy", "restore trainer", "write policy", "other")
 
 
@@ -77,22 +89,14 @@ class Clock:
 
 def measure(run: Path) -> None:
     """Run the iterations, each when a line comes on stdin; print the seconds of each as JSON."""
-    from igrpo_cli import update_files
-    from igrpo_cli.commands import update
     from igrpo_cli.commands.run import run_iteration, unfinished
     from igrpo_cli.console import QUIET, Console
-    from igrpo_cli.engines.vllm import VllmEngine
     from igrpo_cli.session import open_session
-    from igrpo_cli.training.step import PolicyTrainer
 
     clock = Clock()
-    for name in ("submit", "step"):
-        clock.wrap(VllmEngine, name, "sampling")
-    clock.wrap(VllmEngine, "load_policy", "load policy")
-    clock.wrap(PolicyTrainer, "step", "gradient")
-    clock.wrap(update, "_restore", "restore trainer")
-    clock.wrap(update_files, "stage_policy", "write policy")
-    clock.wrap(update_files, "publish_update", "write policy")
+    for path, part in TIMED.items():
+        owner, _, name = path.rpartition(".")
+        clock.wrap(pkgutil.resolve_name(owner), name, part)
     with open_session(run, [], Console(as_json=True, verbosity=QUIET)) as session:
         for iteration in unfinished(session):
             sys.stdin.readline()

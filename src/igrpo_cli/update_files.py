@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from igrpo_cli.shards.policies import (
     verify_policy,
     write_policy_manifest,
 )
-from igrpo_cli.shards.publish import publish_directory, publish_json, withdraw_directory
+from igrpo_cli.shards.publish import flush_files, publish_directory, publish_json, withdraw_directory
 from igrpo_cli.shards.schema import ADVANTAGES, METRICS
 from igrpo_cli.shards.tables import write_rows
 from igrpo_cli.training.restore import TrainerPlaces, save_trainer
@@ -49,10 +50,14 @@ def stage_trainer(session: Session, trainer: PolicyTrainer, policy: Policy, iter
 def record_policy(session: Session, policy: Policy, iteration: int, staged: Path) -> list[FileHash]:
     """Write the records of what `stage_trainer` has staged; returns the policy's files under their final names."""
     names = UpdatePath(session.run.root, iteration, staged)
-    record_directory(names.optimizer)
-    if names.adapter.is_dir():
-        record_directory(names.adapter)
-    made = write_policy_manifest(names.policy, iteration + 1, made_from=policy.id)
+    written = [path for path in staged.rglob("*") if path.is_file()]
+    # Gigabytes are hashed here, and the disk has nothing to do meanwhile.
+    with ThreadPoolExecutor() as beside:
+        others = [beside.submit(record_directory, each) for each in (names.optimizer, names.adapter) if each.is_dir()]
+        others.append(beside.submit(flush_files, written))
+        made = write_policy_manifest(names.policy, iteration + 1, made_from=policy.id)
+        for other in others:
+            other.result()
     place = session.run.policy(iteration + 1).relative_to(session.run.root)
     return [FileHash((place / name).as_posix(), sha256) for name, sha256 in sorted(made.files.items())]
 

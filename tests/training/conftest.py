@@ -13,6 +13,7 @@ from transformers import (
     LlamaConfig,
     MambaConfig,
     MistralConfig,
+    NemotronHConfig,
     Qwen2Config,
     Qwen3Config,
 )
@@ -31,10 +32,30 @@ SIZE = {
 }
 CONFIGS = {
     "llama": LlamaConfig(**SIZE, tie_word_embeddings=True),
+    "llama with heads of 16": LlamaConfig(**SIZE | {"hidden_size": 64}),
     "qwen2": Qwen2Config(**SIZE, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SIZE, head_dim=8, tie_word_embeddings=False),
     "mistral": MistralConfig(**SIZE, sliding_window=4),
     "mamba": MambaConfig(vocab_size=VOCAB, hidden_size=32, state_size=4, num_hidden_layers=2),
+    "nemotron-h": NemotronHConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        layers_block_type=["mamba", "attention", "moe"],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        ssm_state_size=4,
+        mamba_num_heads=4,
+        mamba_head_dim=8,
+        n_groups=1,
+        chunk_size=8,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        moe_shared_expert_intermediate_size=16,
+        initializer_range=0.3,
+    ),
     "granite": GraniteConfig(**SIZE, logits_scaling=8.0),
 }
 

@@ -72,7 +72,7 @@ def test_shared_rows_equal_one_sequence_at_a_time(make_model, groups, name, limi
     assert result.metrics["loss"] == pytest.approx(loss, abs=1e-6)
 
 
-@pytest.mark.parametrize("name", ["mistral", "mamba"])
+@pytest.mark.parametrize("name", ["mistral", "mamba", "nemotron-h"])
 def test_architectures_that_cannot_share_a_prompt_are_exact_too(make_model, groups, name):
     assert not CausalPolicy(make_model(name)).shares_prompts
     found, _ = packed_gradients(make_model(name), groups)

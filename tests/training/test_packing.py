@@ -125,6 +125,7 @@ def test_every_token_is_predicted_once_from_exactly_its_own_past(groups, block, 
             seen = np.flatnonzero(mask[predictor].numpy())
             assert row.input_ids[seen].tolist() == [*own.prompt_ids, *before]
             assert row.position_ids[seen].tolist() == list(range(len(seen)))
+        assert row.num_pairs == mask.sum()
 
 
 @given(groups=GROUPS, block=st.integers(0, 30), joined=st.integers(0, 40))

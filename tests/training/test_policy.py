@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(
     ("name", "shares"),
-    [("llama", True), ("qwen2", True), ("qwen3", True), ("mistral", False), ("mamba", False)],
+    [("llama", True), ("qwen2", True), ("qwen3", True), ("mistral", False), ("mamba", False), ("nemotron-h", False)],
 )
 def test_architectures_that_share_prompts(make_model, name, shares):
     assert CausalPolicy(make_model(name)).shares_prompts is shares

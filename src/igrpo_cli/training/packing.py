@@ -65,6 +65,12 @@ class PackedRow:
         """One prompt with one completion, which needs no mask."""
         return bool(self.segment[-1] <= 1)
 
+    @property
+    def num_pairs(self) -> int:
+        """Of a token and one that it sees, itself among them: what attention costs."""
+        # A token sees as many as stand before it in its own sequence, and itself.
+        return int(self.position_ids.sum()) + len(self.position_ids)
+
 
 def pack_rows(batch: TrainingBatch, groups: Iterable[int], limits: RowLimits) -> list[PackedRow]:
     """Rows for the completions of `groups` (positions in the batch), in their order.

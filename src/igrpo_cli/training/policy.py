@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch import Tensor
@@ -16,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
+from igrpo_cli.training.attention import RowAttention, ways_to_attend
 from igrpo_cli.training.logprobs import OutputHead, token_logprobs
+from igrpo_cli.training.packing import PackedRow
 from igrpo_cli.training.ranks import local
 
 AGREEMENT = 1e-3
@@ -33,14 +36,17 @@ class LogprobModel(torch.nn.Module):
     def forward(
         self,
         input_ids_T: Tensor,
-        position_ids_T: Tensor,
-        mask_TT: Tensor | None,
+        position_ids_T: Tensor | None,
+        attention: dict[str, Any],
         predictor_K: Tensor,
         targets_K: Tensor,
         temperatures_K: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probs [K] and entropies [K] of `targets_K`, each predicted by the token of the row at `predictor_K`."""
-        hidden_TH = _hidden_states(self.model, input_ids_T, position_ids_T, mask_TT)
+        """Log-probs [K] and entropies [K] of `targets_K`, each predicted by the token of the row at `predictor_K`.
+
+        Positions and `attention` are those of `CausalPolicy.layout`.
+        """
+        hidden_TH = _hidden_states(self.model, input_ids_T, position_ids_T, attention)
         # The head is looked up in every pass: where weights are sharded it is only whole within one.
         return token_logprobs(hidden_TH[predictor_K], _output_head(self.model), targets_K, temperatures_K)
 
@@ -56,8 +62,19 @@ class CausalPolicy:
         self.device: torch.device = model.get_output_embeddings().weight.device
         """Where the weights are, and where inputs must be."""
         _check_head(self)
-        self.shares_prompts = _may_share_prompts(model) and _sharing_is_exact(self)
+        self._attention = _find_attention(self)
+
+    @property
+    def shares_prompts(self) -> bool:
         """Whether completions may stand behind one prompt in a row (see `packing`)."""
+        return self._attention is not None
+
+    def layout(self, row: PackedRow) -> tuple[Tensor | None, dict[str, Any]]:
+        """Positions [T] of a row and what attention needs to know of it; a plain sequence needs neither."""
+        if row.is_causal or self._attention is None:
+            return None, {}
+        positions_T = torch.from_numpy(row.position_ids).to(self.device)
+        return positions_T, self._attention.arguments(row, self.device)
 
     @property
     def vocab_size(self) -> int:
@@ -109,17 +126,12 @@ def refuse_non_finite(tensors: dict[str, Tensor], what: str) -> None:
 
 
 def _hidden_states(
-    model: Any, input_ids_T: Tensor, position_ids_T: Tensor | None = None, mask_TT: Tensor | None = None
+    model: Any, input_ids_T: Tensor, position_ids_T: Tensor | None = None, attention: dict[str, Any] | None = None
 ) -> Tensor:
-    """Last hidden states [T, H] of one row.
-
-    A plain sequence needs neither positions nor a mask. In a shared row `mask_TT` is True at (query, key) where the
-    query sees the key.
-    """
-    arguments: dict[str, Any] = {"input_ids": input_ids_T[None], "use_cache": False}
-    if position_ids_T is not None and mask_TT is not None:
-        arguments |= {"position_ids": position_ids_T[None], "attention_mask": mask_TT[None, None]}
-    last_BTH: Tensor = model.base_model(**arguments).last_hidden_state
+    """Last hidden states [T, H] of one row."""
+    positions = {} if position_ids_T is None else {"position_ids": position_ids_T[None]}
+    output = model.base_model(input_ids=input_ids_T[None], use_cache=False, **positions, **(attention or {}))
+    last_BTH: Tensor = output.last_hidden_state
     return last_BTH[0]
 
 
@@ -152,15 +164,38 @@ def _check_head(policy: CausalPolicy) -> None:
         raise IgrpoError(f"{type(policy.model).__name__} makes its logits in a way that igrpo does not know")
 
 
+def _find_attention(policy: CausalPolicy) -> RowAttention | None:
+    """The fastest way to share prompts that is exact; None where there is none. The model is left attending so."""
+    if not _may_share_prompts(policy.model):
+        return None
+    for way in ways_to_attend(policy.device):
+        try:
+            policy.model.set_attn_implementation(way.implementation)
+            if _sharing_is_exact(policy, way):
+                return way
+        # transformers refuses an attention that the architecture does not have, the compiler sizes that it cannot do.
+        except (ValueError, ImportError, RuntimeError):
+            continue
+    policy.model.set_attn_implementation("sdpa")
+    return None
+
+
 @torch.no_grad()
-def _sharing_is_exact(policy: CausalPolicy) -> bool:
+def _sharing_is_exact(policy: CausalPolicy, way: RowAttention) -> bool:
     """Whether two completions behind one prompt get the hidden states that they get in rows of their own."""
     ids_T = _probe_ids(policy, 12)
     prompt_T, first_T, second_T = ids_T[:5], ids_T[5:8], ids_T[8:]
-    positions_T = torch.tensor([*range(8), *range(5, 9)], device=ids_T.device)
-    mask_TT = torch.ones(12, 12, dtype=torch.bool, device=ids_T.device).tril_()
-    mask_TT[8:, 5:8] = False
-    shared_TH = _hidden_states(policy.model, ids_T, positions_T, mask_TT)
+    nothing = np.zeros(0, dtype=np.int64)
+    row = PackedRow(
+        input_ids=ids_T.cpu().numpy(),
+        position_ids=np.array([*range(8), *range(5, 9)]),
+        segment=np.repeat([0, 1, 2], [5, 3, 4]),
+        prompt_segment=np.zeros(12, dtype=np.int64),
+        predictor=nothing,
+        token=nothing,
+    )
+    positions_T = torch.from_numpy(row.position_ids).to(policy.device)
+    shared_TH = _hidden_states(policy.model, ids_T, positions_T, way.arguments(row, policy.device))
     first_TH = _hidden_states(policy.model, torch.cat([prompt_T, first_T]))
     second_TH = _hidden_states(policy.model, torch.cat([prompt_T, second_T]))
     return _agree(shared_TH, torch.cat([first_TH, second_TH[5:]]))

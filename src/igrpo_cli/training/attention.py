@@ -1,0 +1,133 @@
+"""Attention over rows in which several completions stand behind one prompt.
+
+There are three ways to let each token see its prompt, its own completion and nothing else. All are exact; a model
+takes the first that it can (see `CausalPolicy`). A row of one plain sequence needs none of them.
+
+Shapes: T tokens of a row, P of a prompt, L of a completion, A heads, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+from igrpo_cli.training.packing import PackedRow, attention_mask
+
+SEGMENTS_IMPLEMENTATION = "igrpo_segments"
+"""Under which transformers finds `segment_attention`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowAttention:
+    """One of the ways."""
+
+    implementation: str
+    """Name of what the model is to attend with, as `set_attn_implementation` takes it."""
+    arguments: Callable[[PackedRow, torch.device], dict[str, Any]]
+    """What the forward pass of a row is given besides its tokens and positions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """The prompts and completions of a row, in their order."""
+
+    lengths: tuple[int, ...]
+    prompts: tuple[int, ...]
+    """Which segment each one sees besides itself; a prompt is its own."""
+    masks: tuple[Tensor | None, ...]
+    """Bool [L, P + L] of each completion: the prompt, and its own tokens up to each one. None for a prompt."""
+
+
+def ways_to_attend(device: torch.device) -> tuple[RowAttention, ...]:
+    """The ways that suit a device, the fastest first.
+
+    FlexAttention skips the blocks that are masked altogether, where it is compiled, which for training is on GPUs only.
+    """
+    return (BY_BLOCK_MASK if device.type == "cuda" else BY_SEGMENTS, BY_DENSE_MASK)
+
+
+def segment_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    segments: Segments | None = None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The attention of one layer, one product per segment, so that pairs of two completions are never computed.
+
+    `query`, `key` and `value` are [1, A, T, D], the latter two perhaps with fewer heads; returns [1, T, A, D]. Without
+    `segments` it is transformers' own attention.
+    """
+    if segments is None:
+        plain, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+        return plain, None
+    repeats = query.shape[1] // key.shape[1]
+    queries, keys, values = (
+        torch.split(each, list(segments.lengths), dim=2)
+        for each in (query, repeat_kv(key, repeats), repeat_kv(value, repeats))
+    )
+    outputs = []
+    for index, (prompt, mask) in enumerate(zip(segments.prompts, segments.masks, strict=True)):
+        if mask is None:
+            seen = keys[index], values[index]
+        else:
+            seen = torch.cat([keys[prompt], keys[index]], 2), torch.cat([values[prompt], values[index]], 2)
+        outputs.append(
+            scaled_dot_product_attention(queries[index], *seen, attn_mask=mask, is_causal=mask is None, scale=scaling)
+        )
+    return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+
+def segments_of(row: PackedRow, device: torch.device) -> Segments:
+    """Where each prompt and completion of a row begins and ends."""
+    starts = np.flatnonzero(np.diff(row.segment, prepend=-1))
+    lengths = np.diff(starts, append=len(row.segment)).tolist()
+    place = {int(row.segment[start]): index for index, start in enumerate(starts)}
+    prompts = [place[int(row.prompt_segment[start])] for start in starts]
+    masks = [
+        None
+        if prompt == index
+        else torch.ones(length, lengths[prompt] + length, dtype=torch.bool, device=device).tril_(lengths[prompt])
+        for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+    ]
+    return Segments(tuple(lengths), tuple(prompts), tuple(masks))
+
+
+def _block_mask(row: PackedRow, device: torch.device) -> dict[str, Any]:
+    segment_T = torch.from_numpy(row.segment).to(device)
+    prompt_segment_T = torch.from_numpy(row.prompt_segment).to(device)
+
+    def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        own = segment_T[query] == segment_T[key]
+        prompt = prompt_segment_T[query] == segment_T[key]
+        return (own | prompt) & (key <= query)
+
+    # Compiled, the [T, T] table of pairs is never held.
+    create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
+    length = len(row.segment)
+    return {"attention_mask": create(sees, None, None, length, length, device=device)}
+
+
+def _dense_mask(row: PackedRow, device: torch.device) -> dict[str, Any]:
+    mask_TT = attention_mask(row, device)
+    return {} if mask_TT is None else {"attention_mask": mask_TT[None, None]}
+
+
+BY_SEGMENTS = RowAttention(SEGMENTS_IMPLEMENTATION, lambda row, device: {"segments": segments_of(row, device)})
+BY_BLOCK_MASK = RowAttention("flex_attention", _block_mask)
+BY_DENSE_MASK = RowAttention("sdpa", _dense_mask)
+
+AttentionInterface.register(SEGMENTS_IMPLEMENTATION, segment_attention)

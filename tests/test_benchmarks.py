@@ -1,0 +1,61 @@
+"""The benchmarks run: a figure that nobody can measure again is none."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import ONE_THREAD
+from igrpo_cli.problems.packaged import packaged_data
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TINY = packaged_data() / "tiny-policy"
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def test_what_the_iteration_benchmark_times_exists():
+    for path in module("iteration").TIMED:
+        assert callable(pkgutil.resolve_name(path)), path
+
+
+@pytest.mark.slow
+def test_the_update_benchmark_measures_both_sides():
+    pytest.importorskip("trl", reason="needs igrpo-cli[trl]")
+    command = [sys.executable, str(BENCHMARKS / "update.py"), str(TINY), "--shape", "6:2:3-5", "--repeats", "1"]
+    result = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert figures["shape"] == "6:2:3-5"
+    assert figures["speedup"] == pytest.approx(figures["trl_s"] / figures["ours_s"])
+    assert figures["memory_ratio"] == pytest.approx(figures["ours_gb"] / figures["trl_gb"])
+    assert 0 < figures["roofline_share"] < 1
+
+
+def test_the_update_benchmark_counts_every_operation_once():
+    update = module("update")
+    shape = update.Shape.parse("10:2:4-6")
+    assert shape.lengths == (4, 6)
+
+    class Config:
+        hidden_size, vocab_size, num_hidden_layers, num_attention_heads, head_dim = 8, 100, 3, 2, 4
+
+    body = 2 * 1000 * (10 + 4 + 6)
+    head = 2 * 8 * 100 * (4 + 6)
+    pairs = 10 * 10 / 2 + (4 * 10 + 4 * 4 / 2) + (6 * 10 + 6 * 6 / 2)
+    attention = 4 * 3 * 2 * 4 * pairs
+    assert update.count_flops(Config, 1000, shape) == 3 * (body + head + attention)

@@ -1,0 +1,106 @@
+"""Every way to let completions share a prompt is exact, and a model takes the first that it can."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from igrpo_cli.training import policy as policy_module
+from igrpo_cli.training.attention import BY_BLOCK_MASK, BY_DENSE_MASK, BY_SEGMENTS, RowAttention, ways_to_attend
+from igrpo_cli.training.optimizer import OptimizerSettings
+from igrpo_cli.training.policy import CausalPolicy
+from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
+
+FLOAT32 = TrainingSettings(dtype="float32", optimizer=OptimizerSettings(max_grad_norm=1e9))
+NONE = RowAttention("sdpa", lambda row, device: {})
+"""Tells the model nothing, so that completions see each other."""
+
+
+@pytest.fixture
+def policy_that_attends(make_model, monkeypatch):
+    def make(*ways, name="llama", device="cpu"):
+        monkeypatch.setattr(policy_module, "ways_to_attend", lambda _: ways)
+        return CausalPolicy(make_model(name).to(device))
+
+    return make
+
+
+def gradients(policy, groups):
+    result = PolicyTrainer(policy, FLOAT32).step(groups, learning_rate=0.0)
+    return torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()]), result.metrics["loss"]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("way", [BY_SEGMENTS, BY_DENSE_MASK], ids=["segments", "dense mask"])
+def test_gradients_are_those_of_rows_of_their_own(policy_that_attends, groups, name, way):
+    shared, apart = policy_that_attends(way, name=name), policy_that_attends(name=name)
+    assert shared.shares_prompts
+    assert not apart.shares_prompts
+    (found, loss), (expected, expected_loss) = gradients(shared, groups), gradients(apart, groups)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert loss == pytest.approx(expected_loss, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without", "ignore:_compile flag")
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_log_probs_under_a_block_mask_are_those_of_rows_of_their_own(policy_that_attends, groups, name):
+    """On a CPU FlexAttention has no backward pass."""
+    with torch.compiler.set_stance("force_eager"):
+        shared, apart = policy_that_attends(BY_BLOCK_MASK, name=name), policy_that_attends(name=name)
+        assert shared.shares_prompts
+        found, expected = (PolicyTrainer(each, FLOAT32).compute_old_logprobs(groups) for each in (shared, apart))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gradients_under_a_compiled_block_mask(policy_that_attends, make_group):
+    groups = [make_group([200, 1, 0, 90], seed=1, prompt=150), make_group([64, 64], seed=2, prompt=300)]
+    shared = policy_that_attends(BY_BLOCK_MASK, name="llama with heads of 16", device="cuda")
+    apart = policy_that_attends(name="llama with heads of 16", device="cuda")
+    assert shared.shares_prompts
+    (found, loss), (expected, expected_loss) = gradients(shared, groups), gradients(apart, groups)
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+    assert loss == pytest.approx(expected_loss, abs=1e-4)
+
+
+def test_a_way_that_is_not_exact_is_passed_over(policy_that_attends, groups):
+    policy = policy_that_attends(NONE, BY_DENSE_MASK)
+    assert policy.shares_prompts
+    found, _ = gradients(policy, groups)
+    expected, _ = gradients(policy_that_attends(), groups)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+    assert not policy_that_attends(NONE).shares_prompts
+
+
+def test_a_way_that_the_architecture_does_not_have_is_passed_over(policy_that_attends):
+    policy = policy_that_attends(RowAttention("no_such_attention", lambda row, device: {}), BY_SEGMENTS)
+    assert policy.model.config._attn_implementation == BY_SEGMENTS.implementation
+
+
+def test_a_way_that_cannot_be_compiled_is_passed_over(policy_that_attends):
+    def fails(row, device):
+        raise NotImplementedError("embedding dimension must be at least 16")
+
+    policy = policy_that_attends(RowAttention("sdpa", fails), BY_SEGMENTS)
+    assert policy.model.config._attn_implementation == BY_SEGMENTS.implementation
+
+
+def test_masked_blocks_are_skipped_on_a_gpu_and_segments_multiplied_on_a_cpu():
+    assert ways_to_attend(torch.device("cpu")) == (BY_SEGMENTS, BY_DENSE_MASK)
+    assert ways_to_attend(torch.device("cuda")) == (BY_BLOCK_MASK, BY_DENSE_MASK)
+
+
+def test_a_model_that_keeps_its_arguments_from_its_layers_shares_prompts_under_a_dense_mask(make_model):
+    model = make_model()
+    for layer in model.model.layers:
+        forward = layer.self_attn.forward
+
+        def without_segments(*arguments, forward=forward, **options):
+            options.pop("segments", None)
+            return forward(*arguments, **options)
+
+        layer.self_attn.forward = without_segments
+    policy = CausalPolicy(model)
+    assert policy.shares_prompts
+    assert policy.model.config._attn_implementation == "sdpa"
