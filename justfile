@@ -63,6 +63,10 @@ bench-iteration model="models/smollm2" *args:
 bench-update model="models/smollm2" *args:
     {{ python }} benchmarks/update.py {{ model }} {{ args }}
 
+# Everything that needs a GPU in one go: its tests, and the benchmarks there.
+gpu output="runs/gpu" model="":
+    PYTHON={{ python }} benchmarks/gpu.sh {{ output }} {{ model }}
+
 # vLLM against transformers: log-probs of the same completions, accuracy on the same problems.
 engine-agreement model="models/smollm2" *args:
     {{ python }} benchmarks/engine_agreement.py {{ model }} {{ args }}

@@ -3,7 +3,7 @@
     python benchmarks/update.py MODEL [--shape 300:8:64-128 …] [--dtype float32] [--repeats 3]
 
 A shape is prompt tokens : completions : tokens of each, drawn evenly from the range. Each measurement is a process of
-its own, the two sides take turns; in it the first step warms up and the median of the next two counts, AdamW included.
+its own, the two sides take turns; in it the first step warms up and the median of the others counts, AdamW included.
 Memory is the largest resident set of the process (on a GPU the largest allocation). The floor is the FLOPs of the
 step, every token once, over the speed of a matrix product measured in the same process. Prints one line of JSON
 per shape: medians, and for ratios the median over pairs.
@@ -27,7 +27,6 @@ import torch
 
 SHAPES = ("300:8:64-128", "600:8:256-256", "64:8:128-128")
 LEARNING_RATE = 1e-6
-STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def measure_roofline(dtype: torch.dtype, device: torch.device) -> float:
     return 2 * size**3 / min(seconds) / 1e9
 
 
-def measure_ours(model: Path, shape: Shape, dtype: str) -> dict[str, float]:
+def measure_ours(model: Path, shape: Shape, dtype: str, steps: int) -> dict[str, float]:
     """Steps of `PolicyTrainer`."""
     from igrpo_cli.devices import find_device
     from igrpo_cli.records import TrainingGroup
@@ -89,7 +88,9 @@ def measure_ours(model: Path, shape: Shape, dtype: str) -> dict[str, float]:
 
     device = find_device("auto")
     policy = load_policy(model, device)
-    trainer = PolicyTrainer(policy, TrainingSettings(dtype=dtype))  # type: ignore[arg-type]
+    # Both sides take the whole group at once.
+    tokens = max(TrainingSettings().max_tokens_per_batch, shape.prompt + sum(shape.lengths))
+    trainer = PolicyTrainer(policy, TrainingSettings(dtype=dtype, max_tokens_per_batch=tokens))  # type: ignore[arg-type]
     prompt_ids, completion_ids, advantages = shape.tensors(policy.vocab_size)
     group = TrainingGroup(
         stage="refine",
@@ -105,7 +106,7 @@ def measure_ours(model: Path, shape: Shape, dtype: str) -> dict[str, float]:
         max_completion_length=max(shape.lengths),
     )
     seconds = []
-    for _ in range(STEPS):
+    for _ in range(steps):
         started = time.perf_counter()
         trainer.step([group], LEARNING_RATE)
         _synchronize(device)
@@ -118,7 +119,7 @@ def measure_ours(model: Path, shape: Shape, dtype: str) -> dict[str, float]:
     return result
 
 
-def measure_trl(model: Path, shape: Shape, dtype: str) -> dict[str, float]:
+def measure_trl(model: Path, shape: Shape, dtype: str, steps: int, *, with_liger: bool) -> dict[str, float]:
     """Steps of `GRPOTrainer.train`, given the tensors in place of what it would sample."""
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -162,13 +163,14 @@ def measure_trl(model: Path, shape: Shape, dtype: str) -> dict[str, float]:
             num_generations=number,
             max_completion_length=longest,
             gradient_accumulation_steps=1,
-            max_steps=STEPS,
+            max_steps=steps,
             learning_rate=LEARNING_RATE,
             loss_type="grpo",
             beta=0.0,
             temperature=1.0,
             bf16=dtype == "bfloat16",
             gradient_checkpointing=False,
+            use_liger_kernel=with_liger,
             use_cpu=not on_gpu,
             report_to=[],
             save_strategy="no",
@@ -190,7 +192,7 @@ def measure_trl(model: Path, shape: Shape, dtype: str) -> dict[str, float]:
 def in_a_process(side: str, arguments: argparse.Namespace, shape: str) -> dict[str, float]:
     """One measurement."""
     command = [sys.executable, __file__, str(arguments.model), "--measure", side, "--shape", shape]
-    command += ["--dtype", arguments.dtype]
+    command += ["--dtype", arguments.dtype, "--steps", str(arguments.steps)] + ["--liger"] * arguments.liger
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     result: dict[str, float] = json.loads(lines[-1])
     print(f"{shape} {side}: {result['seconds']:.2f} s, {result['gb']:.2f} GB", file=sys.stderr, flush=True)
@@ -224,6 +226,7 @@ def compare(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
             one["flops"] / 1e9 / one["roofline_gflops"] / one["seconds"] for one in results["ours"]
         ),
         "gflops_of_a_step": flops / 1e9,
+        "trl_with": "liger" if arguments.liger else "defaults",
         "dtype": arguments.dtype,
     }
 
@@ -246,11 +249,14 @@ def main() -> None:
     parser.add_argument("--shape", action="append", default=[])
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3, help="in each process, the first of which is not counted")
+    parser.add_argument("--liger", action="store_true", help="TRL with Liger's fused kernels")
     parser.add_argument("--measure", choices=("ours", "trl"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        measure = measure_ours if arguments.measure == "ours" else measure_trl
-        print(json.dumps(measure(arguments.model, Shape.parse(arguments.shape[0]), arguments.dtype)))
+        what = (arguments.model, Shape.parse(arguments.shape[0]), arguments.dtype, arguments.steps)
+        ours = arguments.measure == "ours"
+        print(json.dumps(measure_ours(*what) if ours else measure_trl(*what, with_liger=arguments.liger)))
         return
     for shape in arguments.shape or SHAPES:
         print(json.dumps(compare(arguments, shape)), flush=True)

@@ -157,6 +157,17 @@ def test_a_loaded_policy_samples_like_a_fresh_engine_of_it_and_not_from_the_old_
     assert sample(engine, groups) == before
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_an_engine_that_rests_gives_its_memory_back_and_samples_the_same_afterwards(engine, groups):
+    before = sample(engine, groups)
+    in_use = torch.cuda.mem_get_info()[0]
+    engine.rest()
+    assert torch.cuda.mem_get_info()[0] > in_use + VLLM.kv_cache_memory_bytes // 2
+    engine.load_policy(TINY)
+    assert sample(engine, groups) == before
+
+
 def test_a_prompt_that_leaves_no_room_is_refused_by_its_group(engine):
     with pytest.raises(IgrpoError, match=r"the prompt of group 1 has 500 tokens.*takes 512 \(max_model_len\)"):
         engine.submit("batch", [SamplingGroup([5], [1]), SamplingGroup([5] * 500, [1])], PLAIN)

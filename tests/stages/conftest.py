@@ -14,12 +14,13 @@ from command_line import ONE_THREAD
 
 
 def _environment(folder: Path, name: str) -> Path:
-    """What a virtual environment's activate does: put the `igrpo` of this environment in front, and say so."""
+    """What a virtual environment's activate does: put the programs of this environment in front, and say so."""
     programs = folder / name / "bin"
     programs.mkdir(parents=True)
-    igrpo = programs / "igrpo"
-    igrpo.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m igrpo_cli "$@"\n')
-    igrpo.chmod(0o755)
+    for program, module in (("igrpo", "igrpo_cli"), ("torchrun", "torch.distributed.run")):
+        script = programs / program
+        script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m {module} "$@"\n')
+        script.chmod(0o755)
     activate = programs / "activate"
     activate.write_text(f"export PATH={shlex.quote(str(programs))}:$PATH IGRPO_ENVIRONMENT={name}\n")
     return activate

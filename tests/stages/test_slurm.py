@@ -102,3 +102,15 @@ def test_a_task_that_is_told_of_its_time_limit_exits_75_is_put_back_and_finishes
     for stage in ("draft", "update"):
         assert igrpo(stage, local).code == 0
     assert files_below(run) == files_below(local)
+
+
+@pytest.mark.slow
+def test_an_update_is_taken_by_as_many_processes_as_it_is_given(tmp_path, slurm, submit):
+    settings = ("run.method=grpo", "run.num_shards=1", "draft.num_generations=4", "run.num_iterations=1")
+    run = make_run(tmp_path / "run", *settings, "data.problems_per_iteration=8")
+    jobs = jobs_of(submit.call("submit.sh", run, IGRPO_UPDATE_PROCESSES="2"))
+    slurm.wait_until_idle(CHAIN_ENDS)
+    assert slurm.field(jobs["update-0"][0], "JobState") == "COMPLETED", logs(run, "update-0")
+    manifest = json.loads((run / "iteration_0000/update/manifest.json").read_text())
+    assert manifest["num_devices"] == 2
+    assert igrpo("verify", run).code == 0
