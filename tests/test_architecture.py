@@ -13,9 +13,10 @@ PACKAGE = Path(__file__).parent.parent / "src" / "igrpo_cli"
 LIGHT = {"records", "errors", "seeds"}
 ROOMS = {
     "algo": LIGHT,
-    "rewards": LIGHT,
+    "http_client": LIGHT,
+    "rewards": LIGHT | {"http_client"},
     "shards": LIGHT,
-    "engines": LIGHT | {"devices"},
+    "engines": LIGHT | {"devices", "http_client"},
     "training": LIGHT | {"algo", "devices", "torchrun"},
     "problems": LIGHT | {"shards"},
 }

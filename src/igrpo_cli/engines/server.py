@@ -13,12 +13,14 @@ from typing import TypeVar
 from igrpo_cli.engines.base import EngineSettings, require_room
 from igrpo_cli.engines.batches import Batch
 from igrpo_cli.engines.hub import check_model_directory
-from igrpo_cli.engines.server_client import ClosedError, HttpClient
 from igrpo_cli.engines.server_endpoint import DeadEndpointError, Endpoint
 from igrpo_cli.engines.server_policy import PolicyFiles
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
+from igrpo_cli.http_client import ClosedError, HttpClient
 from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
+
+API_KEY_VARIABLE = "VLLM_API_KEY"
 
 _Row = tuple[Batch, int, int]
 """A completion to be sampled: its batch, its group, its position in the group."""
@@ -39,7 +41,9 @@ class ServerEngine:
         self._settings = settings
         self._closing = threading.Event()
         self._endpoints = [
-            Endpoint(HttpClient(url, settings.server.timeout), settings.server.max_retries, self._closing)
+            Endpoint(
+                HttpClient(url, settings.server.timeout, API_KEY_VARIABLE), settings.server.max_retries, self._closing
+            )
             for url in dict.fromkeys(settings.server.endpoints)
         ]
         number = len(self._endpoints)

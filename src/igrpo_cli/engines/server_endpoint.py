@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from igrpo_cli.engines.base import logits_not_finite
-from igrpo_cli.engines.server_client import ClosedError, HttpClient, PassingError, RefusedError
 from igrpo_cli.engines.server_policy import PolicyFiles, require_root, require_same_shape
 from igrpo_cli.engines.server_replies import parse_completion, served_policy
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.http_client import ClosedError, HttpClient, PassingError, RefusedError
 from igrpo_cli.records import Completion, SamplingSettings
 
 _LONGEST_PAUSE = 30.0

@@ -13,7 +13,6 @@ from urllib.parse import SplitResult, urlsplit
 
 from igrpo_cli.errors import IgrpoError, UsageError
 
-API_KEY_VARIABLE = "VLLM_API_KEY"
 _CONNECT_SECONDS = 10.0
 _MOST_TEXT = 500
 """Characters of a server's message that are passed on."""
@@ -37,14 +36,15 @@ class RefusedError(IgrpoError):
 
 
 class ClosedError(Exception):
-    """The engine was closed while a request was under way."""
+    """The client was closed while a request was under way."""
 
 
 class HttpClient:
     """One server. Any number of threads may call at the same time, each on a connection of its own."""
 
-    def __init__(self, endpoint: str, timeout: float) -> None:
-        parts = _checked(endpoint)
+    def __init__(self, endpoint: str, timeout: float, api_key_variable: str) -> None:
+        """`endpoint` is a base URL, with or without `/v1`; the key is read from the environment alone."""
+        parts = _checked(endpoint, api_key_variable)
         assert parts.hostname is not None
         self._is_https = parts.scheme == "https"
         self._host, self._port = parts.hostname, parts.port
@@ -52,7 +52,8 @@ class HttpClient:
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         self.url = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{self._base}"
         self._timeout = timeout
-        self._api_key = os.environ.get(API_KEY_VARIABLE, "")
+        self._api_key_variable = api_key_variable
+        self._api_key = os.environ.get(api_key_variable, "")
         self._lock = threading.Lock()
         self._idle: list[http.client.HTTPConnection] = []
         self._busy: set[http.client.HTTPConnection] = set()
@@ -67,7 +68,7 @@ class HttpClient:
         return self._call("POST", path, json.dumps(body).encode())
 
     def close(self) -> None:
-        """Break off all requests under way; vLLM stops decoding for a client that is gone."""
+        """Break off all requests under way; a server such as vLLM stops decoding for a client that is gone."""
         with self._lock:
             self._is_closed = True
             connections = [*self._idle, *self._busy]
@@ -88,7 +89,7 @@ class HttpClient:
         message = f"{self.url}{path} answers {status}: {self._shown(_message_of(data))}"
         if status == 429 or status >= 500:
             raise PassingError(message, status)
-        key = f"set {API_KEY_VARIABLE} to the key that the server was started with"
+        key = f"set {self._api_key_variable} to a key that the server takes"
         raise RefusedError(message, status, hint=key if status == 401 else None)
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
@@ -150,8 +151,8 @@ class HttpClient:
         return " ".join(shown[:_MOST_TEXT].split())
 
 
-def _checked(endpoint: str) -> SplitResult:
-    hint = "for example --endpoint http://node7:8000"
+def _checked(endpoint: str, api_key_variable: str) -> SplitResult:
+    hint = "for example http://node7:8000"
     try:
         parts = urlsplit(endpoint)
         has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -160,7 +161,7 @@ def _checked(endpoint: str) -> SplitResult:
     if "@" in endpoint:
         raise UsageError(
             f"the endpoint at {endpoint.rpartition('@')[2]} carries credentials, which would end up in files",
-            hint=f"leave them out of the URL; an API key is read from {API_KEY_VARIABLE}",
+            hint=f"leave them out of the URL; an API key is read from {api_key_variable}",
         )
     if parts.scheme not in ("http", "https") or not has_host or parts.query or parts.fragment:
         shown = endpoint.partition("?")[0]
