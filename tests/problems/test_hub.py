@@ -10,7 +10,7 @@ import pytest
 
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.problems.loading import load_problems
-from igrpo_cli.problems.sources import resolve_bench
+from igrpo_cli.problems.sources import default_repeats, resolve_bench
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -48,6 +48,59 @@ def test_a_named_benchmark_asks_for_its_config_and_split_and_records_the_commit(
     assert loaded.problems[0].source == "openai/gsm8k main test:1"
     assert loaded.source == "openai/gsm8k"
     assert loaded.revision == COMMIT
+
+
+MATHS = {"problem": "1+1?", "solution": "It is \\boxed{7}", "answer": "2"}
+QUESTION = {"question": "1+1?", "answer": "2"}
+CHOICES = {"question_id": 70, "question": "1+1?", "options": ["1", "2"], "answer": "B", "answer_index": 1}
+RIGHT_AND_WRONG = {
+    "Pre-Revision Question": "1+0?",
+    "Question": "1+1?",
+    "Pre-Revision Correct Answer": "1",
+    "Correct Answer": "2",
+    **{f"Incorrect Answer {number}": f"{number + 2}" for number in (1, 2, 3)},
+}
+
+
+@pytest.mark.parametrize(
+    ("bench", "hub_id", "config", "split", "row", "answer", "samples"),
+    [
+        ("aime24", "HuggingFaceH4/aime_2024", None, "train", {"id": 60, **MATHS}, "2", 64),
+        ("aime25", "math-ai/aime25", None, "test", {"id": "0", "problem": "1+1?", "answer": "2"}, "2", 64),
+        ("aime26", "MathArena/aime_2026", None, "train", {"problem_idx": 1, "problem": "1+1?", "answer": 2}, "2", 64),
+        ("amc23", "math-ai/amc23", None, "test", {"id": 0, "question": "1+1?", "answer": 27.0}, "27", 8),
+        ("math500", "HuggingFaceH4/MATH-500", None, "test", {"unique_id": "test/1.json", **MATHS}, "2", 8),
+        ("gsm8k", "openai/gsm8k", "main", "test", {"question": "1+1?", "answer": "so\n#### 1,002"}, "1002", 8),
+        ("minerva", "math-ai/minervamath", None, "test", QUESTION, "2", 8),
+        (
+            "olympiadbench",
+            "Hothan/OlympiadBench",
+            "OE_TO_maths_en_COMP",
+            "train",
+            {"id": 1, "question": "1+1?", "solution": ["so it is"], "final_answer": ["2"]},
+            "2",
+            8,
+        ),
+        ("gpqa", "Idavidrein/gpqa", "gpqa_diamond", "train", RIGHT_AND_WRONG, "(B)", 8),
+        ("mmlu_pro", "TIGER-Lab/MMLU-Pro", None, "test", CHOICES, "(B)", 8),
+    ],
+)
+def test_every_benchmark_is_asked_for_by_its_name_and_read(
+    hub: SimpleNamespace,
+    bench: str,
+    hub_id: str,
+    config: str | None,
+    split: str,
+    row: dict[str, Any],
+    answer: str,
+    samples: int,
+) -> None:
+    hub.sets[hub_id, config] = {split: [row], "other": [{"problem": "of another split", "answer": "0"}]}
+    loaded = load_problems(resolve_bench(bench))
+    assert hub.calls == [(hub_id, config, split, None)]
+    assert [problem.answer for problem in loaded.problems] == [answer]
+    assert loaded.problems[0].problem.splitlines()[0] == "1+1?"
+    assert default_repeats(bench) == default_repeats(hub_id) == samples
 
 
 def test_the_digest_of_a_hub_set_follows_its_problems(hub: SimpleNamespace) -> None:

@@ -5,32 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from problem_files import GOOD, OTHER, Row, pairs, write_lines
 
-from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, UsageError
-from igrpo_cli.problems.loading import LoadedProblems, load_problems
-
-Row = dict[str, Any]
-
-
-def write_lines(path: Path, rows: list[Row | str | bytes]) -> Path:
-    lines = [json.dumps(row) if isinstance(row, dict) else row for row in rows]
-    path.write_bytes(b"".join((line.encode() if isinstance(line, str) else line) + b"\n" for line in lines))
-    return path
-
-
-def pairs(loaded: LoadedProblems) -> list[tuple[str, str]]:
-    return [(row.problem, row.answer) for row in loaded.problems]
-
-
-GOOD: Row = {"problem": "1+1?", "answer": "2"}
-OTHER: Row = {"problem": "2+2?", "answer": "4"}
+from igrpo_cli.errors import IgrpoError
+from igrpo_cli.problems.loading import load_problems
 
 
 def test_json_lines_an_array_and_parquet_of_the_same_rows_load_alike(tmp_path: Path) -> None:
@@ -185,134 +169,6 @@ def test_rows_without_an_id_are_numbered_by_their_place(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("row", "names"),
-    [
-        ({"question": "1+1?", "answer": "2"}, {}),
-        ({"Problem": "1+1?", "Answer": 2, "Solution": "a \\boxed{3}"}, {}),
-        ({"prompt": "1+1?", "expected_answer": "2"}, {}),
-        ({"prompt": [{"content": "1+1?", "role": "user"}], "final_answer": ["2"]}, {}),
-        ({"problem": "1+1?", "solution": "so \\boxed{1}, no \\boxed{2}"}, {}),
-        ({"question": "1+1?", "answer": "so <<1+1=2>>2\n#### 2"}, {}),
-        ({"problem": "no", "question": "1+1?", "answer": "2"}, {"problem_column": "question"}),
-        ({"problem": "1+1?", "answer": "long", "key": {"gold": 2}}, {"answer_column": "key.gold"}),
-        ({"problem": "1+1?", "solution": "2"}, {"answer_form": "plain"}),
-    ],
-)
-def test_columns_are_found_or_named(tmp_path: Path, row: Row, names: dict[str, Any]) -> None:
-    assert pairs(load_problems(str(write_lines(tmp_path / "a.jsonl", [row])), **names)) == [("1+1?", "2")]
-
-
-@pytest.mark.parametrize(
-    ("row", "names", "message", "hint"),
-    [
-        (
-            {"text": "1+1?", "answer": "2"},
-            {},
-            "no column is known to hold the problem .*text, answer",
-            "problem_column",
-        ),
-        (
-            {"problem": "1+1?", "gold": "2"},
-            {},
-            "no column is known to hold the answer .*problem, gold",
-            "answer_column",
-        ),
-        (
-            {"problem": "a", "question": "b", "answer": "2"},
-            {},
-            "hold the problem: problem, question",
-            "problem_column",
-        ),
-        (
-            {"problem": "a", "answer": "1", "final_answer": "2"},
-            {},
-            "hold the answer: answer, final",
-            "answer_column",
-        ),
-        ({"problem": "a", "answer": "1"}, {"problem_column": "q"}, "no column q .*problem, answer", None),
-        ({"problem": "a", "answer": "1"}, {"id_column": "uid"}, "no column uid", None),
-    ],
-)
-def test_columns_that_are_unclear_are_listed(
-    tmp_path: Path, row: Row, names: dict[str, Any], message: str, hint: str | None
-) -> None:
-    with pytest.raises(UsageError, match=message) as refused:
-        load_problems(str(write_lines(tmp_path / "a.jsonl", [row])), **names)
-    assert hint is None or hint in (refused.value.hint or "")
-
-
-def test_ids_can_be_named_or_ignored(tmp_path: Path) -> None:
-    rows: list[Row | str | bytes] = [{"id": 1, "key": "a", **GOOD}, {"id": 1, "key": "b", **OTHER}]
-    path = str(write_lines(tmp_path / "a.jsonl", rows))
-    assert [row.problem_id for row in load_problems(path, id_column="key").problems] == ["a", "b"]
-    assert [row.problem_id for row in load_problems(path, id_column="none").problems] == ["a-1", "a-2"]
-    path = str(write_lines(tmp_path / "a.jsonl", [{"id": 1, **GOOD}, {"id": None, **OTHER}]))
-    assert load_problems(path, skip_bad_rows=True).counts["empty_id"] == 1
-
-
-def test_a_folder_is_read_whole_but_never_across_splits(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    write_lines(tmp_path / "data" / "train-0.jsonl", [GOOD])
-    write_lines(tmp_path / "data" / "train-1.jsonl", [OTHER])
-    (tmp_path / "dataset_info.json").write_text("{}")
-    (tmp_path / ".cache").mkdir()
-    write_lines(tmp_path / ".cache" / "x.jsonl", ["broken"])
-    loaded = load_problems(str(tmp_path))
-    assert [row.source for row in loaded.problems] == ["data/train-0.jsonl:1", "data/train-1.jsonl:1"]
-    digests = [hashlib.sha256((tmp_path / "data" / f"train-{n}.jsonl").read_bytes()).hexdigest() for n in (0, 1)]
-    listing = f"{digests[0]}  data/train-0.jsonl\n{digests[1]}  data/train-1.jsonl\n"
-    assert loaded.sha256 == hashlib.sha256(listing.encode()).hexdigest()
-
-    write_lines(tmp_path / "data" / "test.jsonl", [{"problem": "test?", "answer": "1"}])
-    assert len(load_problems(str(tmp_path)).problems) == 2
-    assert pairs(load_problems(str(tmp_path), split="test")) == [("test?", "1")]
-    for path in (tmp_path / "data").glob("train*"):
-        path.rename(path.with_name(path.name.replace("train", "validation")))
-    with pytest.raises(UsageError, match="holds the splits test, validation"):
-        load_problems(str(tmp_path))
-
-
-def test_configs_are_subfolders_read_one_after_the_other(tmp_path: Path) -> None:
-    for name, row in (("II", OTHER), ("I", GOOD), ("III", {"problem": "no", "answer": "0"})):
-        (tmp_path / name).mkdir()
-        write_lines(tmp_path / name / "test.jsonl", [row])
-    assert pairs(load_problems(str(tmp_path), config=["I", "II"])) == [("1+1?", "2"), ("2+2?", "4")]
-    assert pairs(load_problems(str(tmp_path), config="II")) == [("2+2?", "4")]
-
-
-def test_files_that_are_wrong_as_a_whole(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('[{"problem": "1+1?", "answer": "2"}')
-    with pytest.raises(DamagedFileError, match=r"a\.json: not JSON at column"):
-        load_problems(str(tmp_path / "a.json"), skip_bad_rows=True)
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(DamagedFileError, match=r"a\.parquet"):
-        load_problems(str(tmp_path / "a.parquet"))
-    (tmp_path / "a.csv").write_text("problem,answer\n")
-    with pytest.raises(UsageError, match=r"a\.csv is none of"):
-        load_problems(str(tmp_path / "a.csv"))
-    with pytest.raises(UsageError, match="one file: it has no splits"):
-        load_problems(str(write_lines(tmp_path / "a.jsonl", [GOOD])), split="test")
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(IgrpoError, match=r"no usable problem \(no rows\)"):
-        load_problems(str(tmp_path / "empty.jsonl"))
-    with pytest.raises(IgrpoError, match=r"no usable problem \(1 invalid json\)"):
-        load_problems(str(write_lines(tmp_path / "b.jsonl", ["x"])), skip_bad_rows=True)
-    with pytest.raises(MissingInputError):
-        load_problems(str(tmp_path / "none.jsonl"))
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(MissingInputError, match="holds no"):
-        load_problems(str(tmp_path / "folder"))
-
-
-def test_an_array_skips_its_bad_rows_like_lines(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text(json.dumps([GOOD, 3, OTHER]))
-    with pytest.raises(IgrpoError, match=r"a\.json row 2: the row is not a JSON object but int"):
-        load_problems(str(tmp_path / "a.json"))
-    loaded = load_problems(str(tmp_path / "a.json"), skip_bad_rows=True)
-    assert loaded.counts == {"rows": 3, "kept": 2, "not_an_object": 1}
-
-
 junk = st.one_of(
     st.binary(max_size=30),
     st.dictionaries(
@@ -322,6 +178,7 @@ junk = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(junk, max_size=12))
 def test_whatever_the_bytes_every_row_is_a_problem_or_counted(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]

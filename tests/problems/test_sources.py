@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,17 @@ def test_every_name_stands_for_a_hub_id_and_a_split() -> None:
             assert isinstance(named.source.location, str)
             assert named.source.location.count("/") == 1
             assert named.source.split in ("train", "test")
+
+
+def test_the_table_says_of_every_benchmark_what_the_list_of_sources_says() -> None:
+    listed = tomllib.loads((Path(__file__).parents[2] / "data" / "SOURCES.toml").read_text("utf-8"))["hub"]
+    for name, named in BENCHES.items():
+        facts, source = listed[name], named.source
+        assert (source.location, source.split) == (facts["id"], facts["split"])
+        assert source.configs == ((facts["config"],) if "config" in facts else ())
+        if facts["confirmed"]:
+            assert (source.problem_column, source.answer_column) == (facts["problem"], facts["answer"])
+            assert source.choices_column == facts.get("options")
+            assert source.wrong_columns == tuple(facts.get("incorrect", ()))
+        else:
+            assert (source.problem_column, source.answer_column) == (None, None), "to be found from the data"

@@ -61,20 +61,25 @@ def _as_text(value: object) -> object:
         if len(value) > 1:
             raise BadRow("wrong_type", f"the answer is a list of {len(value)}")
         value = value[0] if value else None
+    return number_as_text(value, "answer")
+
+
+def number_as_text(value: object, what: str) -> object:
+    """A number as text, anything else as it is; `what` names it in the `BadRow` that true, false and NaN raise."""
     if isinstance(value, bool):
-        raise BadRow("wrong_type", "the answer is true or false, not a text or a number")
+        raise BadRow("wrong_type", f"the {what} is true or false, not a text or a number")
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
-        return _float_as_text(value)
+        return _float_as_text(value, what)
     if isinstance(value, Decimal) and value.is_finite():
         return f"{value:f}"
     return value
 
 
-def _float_as_text(value: float) -> str:
+def _float_as_text(value: float, what: str) -> str:
     if not math.isfinite(value):
-        raise BadRow("wrong_type", f"the answer is {value}")
+        raise BadRow("wrong_type", f"the {what} is {value}")
     return str(int(value)) if value.is_integer() and abs(value) < EXACT_FLOATS else repr(value)
 
 

@@ -28,6 +28,10 @@ class ProblemSource:
     """Column of the identifiers; `none` numbers the rows instead."""
     answer_form: AnswerForm = "auto"
     revision: str | None = None
+    choices_column: str | None = None
+    """Column of the lists of choices, of which the answer names one; `none` leaves such a column unread."""
+    wrong_columns: tuple[str, ...] = ()
+    """Columns of the wrong choices, where the answer column, which must be named, holds the right one in full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,27 @@ BENCHES: dict[str, NamedSet] = _table(
     NamedSet(
         "olympiadbench",
         ProblemSource("Hothan/OlympiadBench", "train", ("OE_TO_maths_en_COMP",), "question", "final_answer"),
+    ),
+    NamedSet(
+        "gpqa",
+        ProblemSource(
+            "Idavidrein/gpqa",
+            "train",
+            ("gpqa_diamond",),
+            "Question",
+            "Correct Answer",
+            wrong_columns=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+        ),
+    ),
+    NamedSet(
+        "mmlu_pro",
+        ProblemSource(
+            "TIGER-Lab/MMLU-Pro",
+            "test",
+            problem_column="question",
+            answer_column="answer",
+            choices_column="options",
+        ),
     ),
 )
 """Benchmarks of the paper and their successors. Some Hub sets keep their test problems under `train`."""

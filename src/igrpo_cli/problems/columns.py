@@ -1,7 +1,8 @@
-"""Which column holds the problem, the answer and the identifier, and their values in a row."""
+"""Which column holds the problem, the answer, the choices and the identifier, and their values in a row."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,25 @@ from typing import Any
 from igrpo_cli.errors import UsageError
 from igrpo_cli.problems.answers import reference_answer
 from igrpo_cli.problems.benches import AnswerForm, ProblemSource
+from igrpo_cli.problems.choices import (
+    is_index,
+    listed_choices,
+    problem_with_choices,
+    reference_letter,
+    shuffled_choices,
+)
 from igrpo_cli.problems.rows import BadRow, text_of
 
 PROBLEM_NAMES = ("problem", "question", "prompt")
 ANSWER_NAMES = ("answer", "final_answer", "expected_answer", "reward_model.ground_truth")
 SOLUTION_NAME = "solution"
 ID_NAMES = ("id", "problem_id", "unique_id", "uuid")
-NO_ID_COLUMN = "none"
+CHOICES_NAMES = ("options", "choices")
+INDEX_NAME = "answer_index"
+RIGHT_NAMES = ("correct answer", "correct_answer")
+WRONG_NAME = re.compile(r"incorrect[ _]answer[ _]\d+", re.IGNORECASE)
+NONE = "none"
+"""For a column that is not to be read though it bears a known name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,37 +40,56 @@ class Columns:
     id: str | None
     """None: rows are numbered."""
     answer_form: AnswerForm
+    choices: str | None = None
+    """Column of the lists of choices."""
+    wrong: tuple[str, ...] = ()
+    """Columns of the wrong choices; `answer` then holds the right one."""
+    counts_from_zero: bool = False
+    """Whether an answer that is a number is known to be the index of a choice from 0."""
 
 
 def find_columns(rows: Sequence[Mapping[str, Any]], source: ProblemSource, label: str) -> Columns:
     """The columns named in `source`, or else those of `rows` that bear a known name, in any letter case.
 
-    A solution is read for its answer only where no column holds the answer itself. Raises `UsageError`
-    with the columns found where a named one is missing, or no column or several come into question.
+    A solution is read for its answer only where no column holds the answer itself. Choices are looked for in a
+    column of lists, or beside a right answer in columns of wrong ones; numbers are known to count from 0 where the
+    column is called an index, or one of `rows` has a 0. Raises `UsageError` with the columns found where a named one
+    is missing, or no column or several come into question.
     """
     names = _names_of(rows)
     problem = _named(source.problem_column, names, label) or _only_one("problem", PROBLEM_NAMES, names, label)
+    id_column = _id_column(source.id_column, names, label)
+    right, wrong = _right_and_wrong(source, names, label)
+    if right is not None:
+        return Columns(problem, right, id_column, "plain", wrong=wrong)
+    choices = _choices_column(rows, source.choices_column, names, label)
     answer = _named(source.answer_column, names, label)
     if answer is None:
-        known = ANSWER_NAMES if _matching(ANSWER_NAMES, names) else (SOLUTION_NAME,)
+        candidates = (ANSWER_NAMES, *([] if choices is None else [(INDEX_NAME,)]))
+        known = next((known for known in candidates if _matching(known, names)), (SOLUTION_NAME,))
         answer = _only_one("answer", known, names, label)
     form = source.answer_form
     if form == "auto" and answer.lower() == SOLUTION_NAME:
         form = "solution"
-    return Columns(problem, answer, _id_column(source.id_column, names, label), form)
+    is_zero_based = answer.lower().endswith("index") or any(
+        is_index(value) and value == 0 for value in (_value(row, answer) for row in rows)
+    )
+    return Columns(problem, answer, id_column, form, choices, counts_from_zero=is_zero_based)
 
 
-def problem_text(row: Mapping[str, Any], columns: Columns) -> str:
-    """The problem of `row`; of a chat, the content of its one user message. Raises `BadRow`."""
-    value = _value(row, columns.problem)
-    if isinstance(value, list) and value:
-        value = _user_message(value)
-    return text_of(value, "problem")
-
-
-def answer_text(row: Mapping[str, Any], columns: Columns) -> str:
-    """The reference answer of `row`. Raises `BadRow`."""
-    return reference_answer(_value(row, columns.answer), columns.answer_form)
+def problem_and_answer(row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
+    """The text of the problem of `row`, with its choices if it has any, and the reference answer. Raises `BadRow`."""
+    question = _question(row, columns)
+    answer = _value(row, columns.answer)
+    if columns.wrong:
+        values = {name: _value(row, name) for name in (columns.answer, *columns.wrong)}
+        choices, letter = shuffled_choices(question, columns.answer, values)
+        return problem_with_choices(question, choices), letter
+    if columns.choices is None:
+        return question, reference_answer(answer, columns.answer_form)
+    choices = listed_choices(_value(row, columns.choices))
+    letter = reference_letter(answer, columns.answer_form, len(choices), columns.counts_from_zero)
+    return problem_with_choices(question, choices), letter
 
 
 def id_text(row: Mapping[str, Any], columns: Columns) -> str | None:
@@ -66,6 +98,14 @@ def id_text(row: Mapping[str, Any], columns: Columns) -> str | None:
         return None
     value = _value(row, columns.id)
     return text_of(str(value) if type(value) is int else value, "id")
+
+
+def _question(row: Mapping[str, Any], columns: Columns) -> str:
+    """What stands in the problem column; of a chat, the content of its one user message."""
+    value = _value(row, columns.problem)
+    if isinstance(value, list) and value:
+        value = _user_message(value)
+    return text_of(value, "problem")
 
 
 def _names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -96,8 +136,31 @@ def _only_one(role: str, known: Sequence[str], names: list[str], label: str) -> 
     raise UsageError(message, hint=f"name the column: --set data.{role}_column=NAME")
 
 
+def _choices_column(rows: Sequence[Mapping[str, Any]], wanted: str | None, names: list[str], label: str) -> str | None:
+    """The column of lists of choices, None where there is none; a known name counts only if lists stand in it."""
+    if wanted == NONE and NONE not in names:
+        return None
+    if wanted is not None:
+        return _named(wanted, names, label)
+    lists = [name for name in names if any(isinstance(value := _value(row, name), list) and value for row in rows)]
+    return _only_one("choices", CHOICES_NAMES, lists, label) if _matching(CHOICES_NAMES, lists) else None
+
+
+def _right_and_wrong(source: ProblemSource, names: list[str], label: str) -> tuple[str | None, tuple[str, ...]]:
+    """The columns of the right choice and of the wrong ones; None where choices do not stand so."""
+    if source.wrong_columns:
+        for name in (source.answer_column, *source.wrong_columns):
+            _named(name, names, label)
+        return source.answer_column, source.wrong_columns
+    right = [name for name in _matching(RIGHT_NAMES, names) if source.answer_column in (None, name)]
+    wrong = tuple(name for name in names if WRONG_NAME.fullmatch(name))
+    if source.choices_column is not None or len(right) != 1 or not wrong:
+        return None, ()
+    return right[0], wrong
+
+
 def _id_column(wanted: str | None, names: list[str], label: str) -> str | None:
-    if wanted == NO_ID_COLUMN and NO_ID_COLUMN not in names:
+    if wanted == NONE and NONE not in names:
         return None
     if wanted is not None:
         return _named(wanted, names, label)

@@ -13,7 +13,7 @@ from typing import Any
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.problems.benches import AnswerForm, ProblemSource
-from igrpo_cli.problems.columns import Columns, answer_text, find_columns, id_text, problem_text
+from igrpo_cli.problems.columns import Columns, find_columns, id_text, problem_and_answer
 from igrpo_cli.problems.files import digest_of, open_file, problem_files
 from igrpo_cli.problems.hub import open_hub
 from igrpo_cli.problems.rows import BLANK_LINE, BadRow, RawRow, Table
@@ -48,6 +48,7 @@ def load_problems(
     answer_column: str | None = None,
     id_column: str | None = None,
     answer_form: AnswerForm = "auto",
+    choices_column: str | None = None,
     skip_bad_rows: bool = False,
     revision: str | None = None,
 ) -> LoadedProblems:
@@ -70,6 +71,7 @@ def load_problems(
         answer_column=answer_column or known.answer_column,
         id_column=id_column or known.id_column,
         answer_form=known.answer_form if answer_form == "auto" else answer_form,
+        choices_column=choices_column or known.choices_column,
         revision=revision or known.revision,
     )
     tables, sha256, commit = _open(resolved)
@@ -163,10 +165,12 @@ def _read_table(table: Table, source: ProblemSource, sieve: _Sieve) -> None:
 
 
 def _problem(number: int, values: dict[str, Any], columns: Columns, table: Table) -> Problem:
+    problem_id = id_text(values, columns) or f"{table.id_prefix}-{number}"
+    problem, answer = problem_and_answer(values, columns)
     return Problem(
-        problem_id=id_text(values, columns) or f"{table.id_prefix}-{number}",
-        problem=problem_text(values, columns),
-        answer=answer_text(values, columns),
+        problem_id=problem_id,
+        problem=problem,
+        answer=answer,
         source=f"{table.label}:{number}",
     )
 

@@ -20,6 +20,11 @@ def packaged_data() -> Path:
     raise MissingInputError("the package came without its data", hint="install it again: pip install igrpo-cli")
 
 
+def model_location(model: str) -> str:
+    """The model directory or Hub id that `model` names; `tiny` stands for the packaged policy."""
+    return str(packaged_data() / "tiny-policy") if model == "tiny" else model
+
+
 def packaged_problems(name: str) -> Path:
     """The file of `arithmetic/train`, `arithmetic/test` or `arithmetic/products`."""
     set_name, _, split = name.partition("/")

@@ -18,7 +18,8 @@ class BadRow(Exception):
 
     Kinds: of the file `blank_line`, `invalid_utf8`, `invalid_json`, `half_last_line`, `row_too_long`,
     `not_an_object`, `duplicate_key`; of a value `empty_problem`, `empty_answer`, `empty_id`, `wrong_type`,
-    `nul`, `no_final_answer`, `several_answers`; among rows `duplicate_problem`, `conflicting_answer`,
+    `nul`, `no_final_answer`, `several_answers`; of choices `empty_choice`, `duplicate_choice`, `unknown_choice`,
+    `wrong_number_of_choices`; among rows `duplicate_problem`, `conflicting_answer`,
     `duplicate_id`.
     """
 
@@ -44,7 +45,7 @@ class Table:
 
 
 def text_of(value: object, what: str) -> str:
-    """`value` without the white space around it; `what` says whether it is a problem, an answer or an id.
+    """`value` without the white space around it; `what` says whether it is a problem, an answer, an id or a choice.
 
     Raises `BadRow` for text that is missing, empty, invisible, too long, holds NUL or does not fit UTF-8,
     and for other types.

@@ -1,4 +1,4 @@
-"""Whether an answer equals a reference: the same text, then plain numbers exactly, then math-verify.
+"""Whether an answer equals a reference: the letter of a choice; else the same text, plain numbers, then math-verify.
 
 What is stricter here than in math-verify, because a reward is paid for it:
 
@@ -17,6 +17,7 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from igrpo_cli.rewards.choices import named_choice, reference_choice
 from igrpo_cli.rewards.plain_numbers import (
     DECIMAL_PLACES,
     RELATIVE_TOLERANCE,
@@ -63,6 +64,9 @@ def are_equal(answer: str, reference: str) -> bool:
     Not symmetric: the reference decides what form is asked for. Raises whatever sympy raises on an
     expression that it cannot handle.
     """
+    choice = reference_choice(reference)
+    if choice is not None:
+        return named_choice(answer) == choice
     answer, reference = _tidy(answer), _tidy(reference)
     ours, theirs = _canonical(answer), _canonical(reference)
     if ours == theirs:

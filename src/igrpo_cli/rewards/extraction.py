@@ -65,6 +65,36 @@ def extract_answer(completion: str, max_characters: int = MAX_CHARACTERS) -> str
     return listed[0] if listed else _statement(scope) or scope
 
 
+def marked_answer(completion: str) -> str | None:
+    """The answer that tags, a box or a mark ("the answer is …") set apart, whole; None where nothing does.
+
+    For a judge, who reads prose: no sentence is narrowed to its formula, and unmarked prose gives no answer.
+    """
+    scope, is_tagged = answer_scope(completion)
+    boxes = _last_boxes(scope)
+    if is_tagged and (boxes is None or (scope[: boxes.start] + scope[boxes.end :]).strip(" \n.$")):
+        return scope or None
+    if boxes:
+        return _final_statement(scope[boxes.end :]) or boxes.content or None
+    return _behind_last_mark(scope)
+
+
+def extract_choice(completion: str, max_characters: int = MAX_CHARACTERS) -> str | None:
+    """What `completion` states where a letter is asked for: as `extract_answer`, but of a sentence all of it.
+
+    So "(B) 42 m" keeps its letter. Without any mark, the last line counts if it is a few words.
+    """
+    scope, is_tagged = answer_scope(completion)
+    boxes = _last_boxes(scope)
+    if boxes:
+        return _final_statement(scope[boxes.end :][-max_characters:]) or boxes.content or None
+    stated = _behind_last_mark(scope if is_tagged else scope[-max_characters:])
+    if stated or is_tagged:
+        return stated or scope or None
+    lines = scope[-max_characters:].strip().splitlines()
+    return _phrase(lines[-1] if _num_words(scope[-max_characters:]) else scope) if lines else None
+
+
 def extract_reference(reference: str) -> str:
     """The answer in a reference: a whole solution is read like a completion, anything shorter is the answer."""
     boxes = _last_boxes(reference)
@@ -171,6 +201,15 @@ def _from_prose(text: str) -> str | None:
 
 def _statement(text: str) -> str | None:
     """What stands behind the last mark in `text`: a displayed formula, or what the rest of the sentence names."""
+    stated = _behind_last_mark(text)
+    if stated is None or _num_words(stated) == 0:
+        return stated
+    listed = _last_list(stated)
+    return listed[0] if listed else _phrase(stated)
+
+
+def _behind_last_mark(text: str) -> str | None:
+    """The displayed formula, or the rest of the sentence, behind the last mark in `text`."""
     marks = list(_MARK.finditer(text))
     if not marks:
         return None
@@ -180,11 +219,7 @@ def _statement(text: str) -> str | None:
         return displayed.group(1)
     line = (stated.strip().splitlines() or [""])[0]
     end = _SENTENCE_END.search(line)
-    sentence = (line[: end.start()] if end else line).strip(" *")
-    if _num_words(sentence) == 0:
-        return sentence or None
-    listed = _last_list(sentence)
-    return listed[0] if listed else _phrase(sentence)
+    return (line[: end.start()] if end else line).strip(" *") or None
 
 
 def _last_list(text: str) -> tuple[str, int] | None:

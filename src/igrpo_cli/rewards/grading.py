@@ -6,8 +6,15 @@ import time
 from dataclasses import dataclass
 
 from igrpo_cli.records import Grade, Verdict
+from igrpo_cli.rewards.choices import named_choice, reference_choice
 from igrpo_cli.rewards.equivalence import are_equal, is_blank
-from igrpo_cli.rewards.extraction import MAX_CHARACTERS, answer_scope, extract_answer, extract_reference
+from igrpo_cli.rewards.extraction import (
+    MAX_CHARACTERS,
+    answer_scope,
+    extract_answer,
+    extract_choice,
+    extract_reference,
+)
 
 __all__ = ["Judgement", "extract_answer", "grade_answer", "judge"]
 
@@ -18,7 +25,7 @@ class Judgement:
 
     verdict: Verdict
     extracted_answer: str | None
-    """The text that was compared; valid Unicode, so that it can be stored."""
+    """The text that was compared, `(B)` for a choice; valid Unicode, so that it can be stored."""
     reason: str | None = None
     """Why nothing was judged, for `ungraded`; holds no text of the model."""
 
@@ -44,15 +51,19 @@ def judge(completion: str, reference: str, max_characters: int = MAX_CHARACTERS)
         expected = extract_reference(reference)
         if is_blank(expected):
             return Judgement("ungraded", None, "empty reference")
+        choice = reference_choice(expected)
         whole = answer_scope(completion)[0]
-        if whole == reference.strip():  # word for word, whatever it may look like ("10:30 am")
+        if choice is None and whole == reference.strip():  # word for word, whatever it may look like ("10:30 am")
             return Judgement("correct", _storable(whole))
-        answer = extract_answer(completion, max_characters)
+        extract = extract_answer if choice is None else extract_choice
+        answer = extract(completion, max_characters)
         if answer is not None and len(answer) > max_characters:
             return Judgement("ungraded", None, f"answer longer than {max_characters} characters")
         if answer is None or is_blank(answer):
             return Judgement("no_answer", None)
         extracted = _storable(answer)
+        if choice is not None and (named := named_choice(answer)):
+            extracted = f"({named})"
         return Judgement("correct" if are_equal(answer, expected) else "wrong", extracted)
     except Exception as error:
         return Judgement("ungraded", extracted, type(error).__name__)
