@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import socket
 import threading
 from typing import Any
@@ -14,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from igrpo_cli.errors import IgrpoError, UsageError
 
 _CONNECT_SECONDS = 10.0
+_LONGEST_PAUSE = 30.0
 _MOST_TEXT = 500
 """Characters of a server's message that are passed on."""
 
@@ -149,6 +151,16 @@ class HttpClient:
         if self._api_key:
             shown = shown.replace(self._api_key, "***")
         return " ".join(shown[:_MOST_TEXT].split())
+
+
+def pause_before_retry(attempt: int, closing: threading.Event) -> None:
+    """Wait after try `attempt`, from 0: twice as long every time, and not in step with others that wait for the server.
+
+    Raises ClosedError as soon as `closing` is set.
+    """
+    seconds = min(_LONGEST_PAUSE, 0.5 * 2**attempt)
+    if closing.wait(seconds * random.uniform(0.5, 1.0)):
+        raise ClosedError
 
 
 def _checked(endpoint: str, api_key_variable: str) -> SplitResult:

@@ -12,7 +12,7 @@ import pytest
 from fake_vllm import FakeVllm, token_of
 
 from command_line import ONE_THREAD, igrpo, make_run
-from igrpo_cli.engines import server_endpoint
+from igrpo_cli import http_client
 from igrpo_cli.engines.base import EngineSettings, ServerSettings, create_engine
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.records import SamplingGroup, SamplingSettings
@@ -34,7 +34,7 @@ def changed_policy(directory: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch):
-    monkeypatch.setattr(server_endpoint, "_LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(http_client, "_LONGEST_PAUSE", 0.01)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import secrets
 import threading
 from collections.abc import Sequence
@@ -13,10 +12,9 @@ from igrpo_cli.engines.base import logits_not_finite
 from igrpo_cli.engines.server_policy import PolicyFiles, require_root, require_same_shape
 from igrpo_cli.engines.server_replies import parse_completion, served_policy
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.http_client import ClosedError, HttpClient, PassingError, RefusedError
+from igrpo_cli.http_client import ClosedError, HttpClient, PassingError, RefusedError, pause_before_retry
 from igrpo_cli.records import Completion, SamplingSettings
 
-_LONGEST_PAUSE = 30.0
 _UNKNOWN = "unknown"
 _PROBED_TOKENS = (0, 1)
 
@@ -83,7 +81,7 @@ class Endpoint:
             if is_last:
                 self._require_failing(error)
                 self._give_up(error)
-            self._pause(attempt)
+            pause_before_retry(attempt, self._closing)
         raise AssertionError("the last attempt returns or raises")
 
     def _require_failing(self, error: PassingError) -> None:
@@ -114,7 +112,7 @@ class Endpoint:
                 except PassingError as error:
                     if attempt == self._max_retries:
                         self._give_up(error)
-                    self._pause(attempt)
+                    pause_before_retry(attempt, self._closing)
         assert self._served is not None
         return self._served
 
@@ -150,12 +148,6 @@ class Endpoint:
     def _give_up(self, error: PassingError) -> None:
         self.dead = str(error)
         raise DeadEndpointError(self.dead) from error
-
-    def _pause(self, attempt: int) -> None:
-        """Twice as long every time, and not in step with others that wait for the same server."""
-        seconds = min(_LONGEST_PAUSE, 0.5 * 2**attempt)
-        if self._closing.wait(seconds * random.uniform(0.5, 1.0)):
-            raise ClosedError
 
     def _prepare(self, policy: PolicyFiles) -> Served:
         model, root, max_model_len = self._model()
