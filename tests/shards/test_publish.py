@@ -151,6 +151,21 @@ def test_a_link_whose_answer_got_lost_counts_as_won(tmp_path, monkeypatch):
     assert publish_bytes(tmp_path / "file", b"content") is True
 
 
+def test_a_file_that_is_taken_away_while_it_is_compared_leaves_its_name_to_the_next(tmp_path, monkeypatch):
+    path, real = tmp_path / "file", publish.sha256_file
+    publish_bytes(path, b"unsound")
+
+    def sha256_file(compared):
+        path.unlink(missing_ok=True)
+        monkeypatch.setattr(publish, "sha256_file", real)
+        return real(compared)
+
+    monkeypatch.setattr(publish, "sha256_file", sha256_file)
+    assert publish_bytes(path, b"sound") is True
+    assert path.read_bytes() == b"sound"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_without_hard_links_publishing_keeps_its_promises(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", no_hard_links)
     path = tmp_path / "file"

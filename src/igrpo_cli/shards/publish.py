@@ -191,19 +191,24 @@ def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def _install(temporary: Path, path: Path) -> bool:
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        # Over NFS the answer to a link that succeeded can get lost; the retry finds the name taken by us.
-        with suppress(FileNotFoundError):
-            if os.path.samefile(temporary, path):
-                return True
-        return _require_same_bytes(temporary, path)
-    except OSError as error:
-        if error.errno not in _NO_HARD_LINKS:
-            raise
-        return _rename_under_claim(temporary, path)
-    return True
+    for attempts_left in reversed(range(_CLAIM_ATTEMPTS)):
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            try:
+                # Over NFS the answer to a link that succeeded can get lost; the retry finds the name taken by us.
+                return os.path.samefile(temporary, path) or _require_same_bytes(temporary, path)
+            except FileNotFoundError:
+                # A task that found its own file unsound took it away between our two looks: the name is free again.
+                if not attempts_left or not temporary.exists():
+                    raise
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            return _rename_under_claim(temporary, path)
+        else:
+            return True
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _rename_under_claim(temporary: Path, path: Path) -> bool:
