@@ -28,9 +28,9 @@ OWNERS = {
     "datasets": {"problems"},
     "transformers": {"engines", "training"},
     "torch": {"engines", "training", "algo", "devices"},
-    "typer": {"cli", "exit_codes", "flags"},
+    "typer": {"cli", "cli_eval", "exit_codes", "flags"},
     "rich": {"console"},
-    "pydantic": {"config", "config_files", "config_sections"},
+    "pydantic": {"config", "config_files", "config_rewards", "config_sections"},
 }
 COMPOSITIONS = {"stage", "run", "quickstart"}
 """Commands made of other commands; no other command imports one."""

@@ -20,6 +20,15 @@ from igrpo_cli.config_files import (
 from igrpo_cli.errors import UsageError
 
 
+def test_the_selection_of_drafts_counts_in_conditioned_evaluations_alone():
+    each, best = config_of(), config_of("eval.selection=best")
+    assert stage_identity(each, "eval") == stage_identity(best, "eval")
+    assert "selection" not in stage_identity(best, "eval")["eval"]
+    conditioned = stage_identity(best, "conditioned")
+    assert conditioned["eval"].pop("selection") == "best"
+    assert conditioned == stage_identity(best, "eval")
+
+
 def config_of(*overrides: str) -> RunConfig:
     return check_config(apply_overrides({}, overrides), "--set")
 
@@ -60,6 +69,11 @@ def test_defaults_are_the_named_answers_to_what_the_paper_leaves_open():
         ("update.temperature=1", "did you mean draft.temperature?"),
         ("draft.temperature=-1", "draft.temperature = -1: input should be greater than or equal to 0"),
         ("select.strategy=bset", "select.strategy = 'bset'"),
+        ("reward.weights={speed=1}", "reward.weights has no part 'speed': there are accuracy, format"),
+        ('reward.functions={judge="a:b"}', "reward.functions: judge is a built-in part"),
+        ('reward.functions={"a-b"="a:b"}', "reward.functions: 'a-b' cannot name a part"),
+        ("reward.weights={judge=1}", "reward.weights has judge: set judge.model, and judge.endpoint"),
+        ("reward.weights={overlong=1}", "reward.weights has overlong: set reward.overlong_cache"),
         ("prompts.refine_template={problem}", "exactly once each"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +11,10 @@ from typing import Annotated
 import typer
 
 from igrpo_cli import __version__
-from igrpo_cli.console import NORMAL, QUIET, VERBOSE, Console
+from igrpo_cli.cli_eval import evaluate
 from igrpo_cli.exit_codes import exit_code
 from igrpo_cli.flags import (
     Bench,
-    BenchDir,
     ConfigFile,
     DryRun,
     Endpoints,
@@ -27,12 +27,14 @@ from igrpo_cli.flags import (
     Preset,
     Quiet,
     Run,
+    Scores,
     Sets,
     Shard,
     SkipBadRows,
     Verbose,
     with_engine,
 )
+from igrpo_cli.flags import console_of as _console
 
 app = typer.Typer(
     name="igrpo",
@@ -44,10 +46,6 @@ app = typer.Typer(
 )
 
 HERE = Path()
-
-
-def _console(as_json: bool, quiet: bool, verbose: bool) -> Console:
-    return Console(as_json=as_json, verbosity=VERBOSE if verbose else QUIET if quiet else NORMAL)
 
 
 def _version(asked: bool) -> None:
@@ -122,6 +120,7 @@ def _add_stage(name: str) -> None:
         run: Run = HERE,
         iteration: Iteration = None,
         shard: Shard = None,
+        scores: Scores = None,
         sets: Sets = None,
         overwrite: Overwrite = False,
         dry_run: DryRun = False,
@@ -132,7 +131,8 @@ def _add_stage(name: str) -> None:
         from igrpo_cli.commands import stage as command
 
         asked = command.Asked(iteration, shard, overwrite=overwrite, dry_run=dry_run)
-        command.run(name, run, asked, sets or [], _console(as_json, quiet, verbose))
+        sets = [*(sets or []), *([] if scores is None else [f"{name}.scores={json.dumps(scores)}"])]
+        command.run(name, run, asked, sets, _console(as_json, quiet, verbose))
 
     stage.__doc__ = _stage_help(name)
     app.command(name)(stage)
@@ -170,57 +170,7 @@ def run_all(
     command.run(run, iterations, sets, dry_run=dry_run, console=_console(as_json, quiet, verbose))
 
 
-@app.command("eval")
-def evaluate(
-    run: Run = HERE,
-    bench: Bench = "",
-    model: Annotated[str | None, typer.Option("--model", help="Model directory or Hub id, instead of RUN.")] = None,
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Samples per problem.")] = None,
-    conditioned: Annotated[
-        bool, typer.Option("--conditioned", help="Refine each sample once, with itself as the draft.")
-    ] = False,
-    bench_dir: BenchDir = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Folder for the results of --model.", show_default="eval")
-    ] = None,
-    iteration: Iteration = None,
-    shard: Shard = None,
-    help_others: HelpOthers = False,
-    engine: Engine = None,
-    endpoint: Endpoints = None,
-    sets: Sets = None,
-    skip_bad_rows: SkipBadRows = False,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Measure a policy on a benchmark: k samples per problem.
-
-    Example: igrpo eval runs/first --bench arithmetic --samples 2 --set eval.limit=8
-    """
-    from igrpo_cli.commands import eval as command
-
-    command.run(
-        command.EvalRequest(
-            run=run,
-            bench=bench,
-            model=model,
-            samples=samples,
-            conditioned=conditioned,
-            bench_dir=bench_dir,
-            output=output,
-            iteration=iteration,
-            shard=shard,
-            help_others=help_others,
-            sets=tuple(with_engine(sets, engine, endpoint)),
-            skip_bad_rows=skip_bad_rows,
-            overwrite=overwrite,
-            dry_run=dry_run,
-        ),
-        _console(as_json, quiet, verbose),
-    )
+app.command("eval")(evaluate)
 
 
 @app.command()
@@ -255,18 +205,38 @@ def verify(run: Run = HERE, as_json: Json = False, quiet: Quiet = False, verbose
 
 @app.command()
 def grade(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="JSONL with a `gold` and an `answer` in each row.")],
+    path: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="JSONL with `gold` and `answer` in rows, or a run.")],
+    stage: Annotated[str | None, typer.Option("--stage", help="Of a run: draft or refine.")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option("--reward", metavar="PART[=WEIGHT]", help="A part of the reward; default: the run's own weights."),
+    ] = None,
+    scores: Annotated[
+        str | None, typer.Option("--scores", metavar="NAME", help="Name of the scores.", show_default="the parts")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="NAME", help="Scores to compare with.", show_default="as recorded"),
+    ] = None,
+    iteration: Iteration = None,
+    shard: Shard = None,
     sets: Sets = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Grade the rows of a file, a JSON line per row.
+    """Grade the rows of a file, a JSON line per row; or score the completions of a run anew, beside its shards.
 
-    Example: igrpo grade answers.jsonl
+    Example: igrpo grade runs/first --stage draft --iteration 0 --reward accuracy --reward length=0.1
     """
     from igrpo_cli.commands import grade as command
 
-    command.run(file, sets or [], _console(True, quiet, verbose))
+    request = command.GradeRequest(
+        stage, tuple(reward or ()), scores, against, iteration, shard, overwrite=overwrite, dry_run=dry_run
+    )
+    command.run(path, request, sets or [], _console(as_json, quiet, verbose))
 
 
 @app.command()

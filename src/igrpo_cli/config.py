@@ -9,15 +9,14 @@ from typing import Any
 
 from pydantic import model_validator
 
+from igrpo_cli.config_rewards import JudgeSection, RewardSection
 from igrpo_cli.config_sections import (
-    REWARD_PARTS,
     DataSection,
     EngineSection,
     EvalSection,
     GenerationSection,
     PolicySection,
     PromptsSection,
-    RewardSection,
     RunSection,
     Section,
     SelectSection,
@@ -36,6 +35,7 @@ class RunConfig(Section):
     select: SelectSection = SelectSection()
     refine: GenerationSection = GenerationSection()
     reward: RewardSection = RewardSection()
+    judge: JudgeSection = JudgeSection()
     update: UpdateSection = UpdateSection()
     engine: EngineSection = EngineSection()
     eval: EvalSection = EvalSection()
@@ -49,11 +49,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _check_combinations(self) -> RunConfig:
-        unknown = sorted(self.reward.weights.keys() - set(REWARD_PARTS))
-        if unknown:
-            raise ValueError(f"reward.weights has no part {unknown[0]!r}: there are {', '.join(REWARD_PARTS)}")
-        if "overlong" in self.reward.weights and self.reward.overlong_cache is None:
-            raise ValueError("reward.weights has overlong: set reward.overlong_cache, for example to 512")
+        if "judge" in self.reward.weights and not self.judge.model:
+            raise ValueError("reward.weights has judge: set judge.model, and judge.endpoint")
         if self.data.spare_problems and self.update.groups_without_gradient == "keep":
             raise ValueError('data.spare_problems are of use only with update.groups_without_gradient = "drop"')
         template = self.prompts.refine_template
@@ -69,14 +66,19 @@ class RunConfig(Section):
 
 
 _SAMPLED = ("data.problems_per_iteration", "data.spare_problems")
+_EVALUATED = ("run.cpu_threads", "prompts", "eval", "reward", "judge", "engine")
 STAGE_READS: dict[str, tuple[str, ...]] = {
-    "draft": ("run.seed", "run.cpu_threads", *_SAMPLED, "prompts", "draft", "reward", "engine"),
+    "draft": ("run.seed", "run.cpu_threads", *_SAMPLED, "prompts", "draft", "reward", "judge", "engine"),
     "select": ("run.seed", "select"),
-    "refine": ("run.seed", "run.cpu_threads", "prompts", "refine", "reward", "engine"),
+    "refine": ("run.seed", "run.cpu_threads", "prompts", "refine", "reward", "judge", "engine"),
+    "scores": ("reward", "judge"),
     "update": ("run.seed", "run.cpu_threads", "run.method", "run.num_iterations", "policy.dtype", "update"),
-    "eval": ("run.cpu_threads", "prompts", "eval", "reward", "engine"),
+    "eval": _EVALUATED,
+    "conditioned": (*_EVALUATED, "eval.selection"),
 }
-"""The sections, or single keys, that decide what a stage makes. A finished shard made with others is a conflict."""
+"""The sections, or single keys, that decide what a stage makes. A finished shard made with others is a conflict.
+
+A key that is named counts even where its section calls it without effect."""
 
 
 def stage_identity(config: RunConfig, stage: str) -> dict[str, dict[str, Any]]:
@@ -84,7 +86,9 @@ def stage_identity(config: RunConfig, stage: str) -> dict[str, dict[str, Any]]:
     identity: dict[str, dict[str, Any]] = {}
     for name in STAGE_READS[stage]:
         section_name, _, key = name.partition(".")
+        if section_name == "judge" and "judge" not in config.reward.weights:
+            continue  # what nobody asks decides nothing
         section: Section = getattr(config, section_name)
-        values = section.identity()
-        identity.setdefault(section_name, {}).update({key: values[key]} if key else values)
+        values = {key: section.model_dump(mode="json")[key]} if key else section.identity()
+        identity.setdefault(section_name, {}).update(values)
     return identity

@@ -92,6 +92,8 @@ def _explain(error: ValidationError, origin: str) -> tuple[str]:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key {key}{_nearest(key, _known_keys(item['loc']))}")
+        elif item["loc"] and item["type"] == "value_error":  # said by a section's own check, of one of its keys
+            lines.append(f"{key}{'.' if len(item['loc']) == 1 else ': '}{item['msg'].removeprefix('Value error, ')}")
         elif item["loc"]:
             lines.append(f"{key} = {item['input']!r}: {item['msg'][:1].lower()}{item['msg'][1:]}")
         else:
@@ -114,7 +116,9 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         if name != location[0] and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
         for key in field.annotation.model_fields
     ]
-    return here + [name for name in elsewhere if name.endswith(f".{location[-1]}")]
+    # Of sections that have a key of that very name the first is meant: stages come before judge and eval.
+    same_key = [name for name in elsewhere if name.endswith(f".{location[-1]}")]
+    return same_key[:1] or here
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

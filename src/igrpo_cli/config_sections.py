@@ -1,4 +1,4 @@
-"""The sections of `run.toml`: every key with its default and meaning.
+"""The sections of `run.toml`: every key with its default and meaning. Those of the reward are in `config_rewards`.
 
 Learning settings carry TRL's names, engine settings vLLM's, eval settings lm-eval's. What the paper
 leaves open is a named option here, never a silent choice.
@@ -18,9 +18,6 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Dtype = Literal["auto", "float32", "bfloat16"]
-
-REWARD_PARTS = ("accuracy", "format", "overlong")
-"""The parts that a reward is made of, by name."""
 
 
 class Section(BaseModel):
@@ -61,6 +58,8 @@ class DataSection(Section):
     problem_column: str | None = None
     answer_column: str | None = None
     id_column: str | None = None
+    choices_column: str | None = None
+    """Column with the choices of each problem; `none` reads multiple-choice data as if it had none."""
     skip_bad_rows: bool = False
     """Count and skip rows that cannot be used (empty answer, duplicate, wrong type) instead of refusing the file."""
     problems_per_iteration: PositiveInt = 32
@@ -117,28 +116,8 @@ class SelectSection(Section):
     ties: Literal["first", "random", "shortest"] = "first"
     all_zero: Literal["keep", "bare", "drop"] = "keep"
     """What to do when every draft scores zero: `keep` is the literal algorithm, a wrong draft still conditions."""
-
-
-class RewardSection(Section):
-    """The scalar reward: a weighted sum of named parts, used for selection and for the update alike."""
-
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"num_workers", "max_ungraded_share"})
-
-    weights: dict[str, float] = Field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
-    """Of `accuracy`, `format` and, if it is to count, `overlong`."""
-    overlong_cache: PositiveInt | None = None
-    """Last tokens before `max_completion_length` over which the part `overlong` falls from 0 to -1."""
-    cpu_seconds: Positive = 5.0
-    """CPU time that the grader may spend on one completion; more is recorded as `ungraded`."""
-    memory_mb: PositiveInt = 2048
-    max_ungraded_share: Share = 0.02
-    """A stage whose share of ungraded completions is higher fails."""
-    num_workers: PositiveInt = 2
-
-    @property
-    def overlong_cache_in_use(self) -> int | None:
-        """`overlong_cache` where the part has a weight."""
-        return self.overlong_cache if "overlong" in self.weights else None
+    scores: str | None = None
+    """Select by the rewards of this set of scores (`igrpo grade`) instead of those recorded with the drafts."""
 
 
 class UpdateSection(Section):
@@ -150,6 +129,8 @@ class UpdateSection(Section):
     """`refinements` is the paper, `drafts` plain GRPO, `both` two groups a problem from the same samples.
 
     With `run.method = "grpo"` there is nothing but drafts, and this is `drafts` whatever a preset says."""
+    scores: str | None = None
+    """Train on the rewards of this set of scores (`igrpo grade`), of drafts and refinements, not the recorded ones."""
     loss_type: LossType = "grpo"
     """All but `grpo` differ from it only where ratios leave 1 (more than one step), or lengths differ."""
     scale_rewards: ScaleRewards | None = None
@@ -249,6 +230,9 @@ class EngineSection(Section):
 class EvalSection(Section):
     """Evaluation: bare problems, `repeats` samples each (lm-eval's names)."""
 
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"selection"})
+    """On bare problems; a conditioned evaluation reads it besides (see `config.STAGE_READS`)."""
+
     repeats: PositiveInt | None = None
     """Samples per problem; unset means the benchmark's own number (64 for AIME, else 8)."""
     temperature: NonNegative = 0.6
@@ -258,3 +242,7 @@ class EvalSection(Section):
     limit: PositiveInt | None = None
     """Evaluate only the first problems of the benchmark."""
     seed: Natural = 1234
+    selection: Literal["each", "majority", "best"] = "each"
+    """The draft of a conditioned evaluation: every bare sample is the draft of one refinement (`each`), or all
+    refinements of a problem see the first sample with its most frequent answer (`majority`), or the one with the
+    highest reward (`best`), which takes the reference answer to find: an oracle, as in training."""

@@ -3,95 +3,131 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from igrpo_cli.algo.diagnostics import refinement_metrics
-from igrpo_cli.algo.estimates import avg_at_k, clustered_interval, maj_at_k, pass_at_k
-from igrpo_cli.console import percent, table
+from igrpo_cli.algo.estimates import (
+    avg_at_k,
+    clustered_interval,
+    maj_at_every_k,
+    maj_at_k,
+    paired_difference,
+    pass_at_k,
+)
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.records import VERDICTS, Rollout
 
+PAPER_BENCHES = ("aime24", "aime25", "amc23", "math500", "gsm8k", "minerva")
+"""The six benchmarks whose macro-average the paper reports (arXiv 2602.09000)."""
+MOST_SAMPLES_FOR_EVERY_K = 256
+"""With more samples only maj@k of all of them is told: those of subsets would take minutes."""
 
-def correct_matrix(rollouts: Sequence[Rollout]) -> list[list[float]]:
-    """[problems, samples] of 1.0 (correct) and 0.0, problems in order of their group ids.
+
+def by_problem(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+    """[problems, samples], problems in order of their group ids.
 
     Raises DamagedFileError where problems have different numbers of samples.
     """
-    groups: defaultdict[int, list[float]] = defaultdict(list)
+    groups: defaultdict[int, list[Rollout]] = defaultdict(list)
     for rollout in rollouts:
-        groups[rollout.group_id].append(float(rollout.verdict == "correct"))
+        groups[rollout.group_id].append(rollout)
     sizes = {len(group) for group in groups.values()}
     if len(sizes) > 1:
         raise DamagedFileError(f"the problems of this evaluation have between {min(sizes)} and {max(sizes)} samples")
     return [groups[group_id] for group_id in sorted(groups)]
 
 
-def summarise(rollouts: Sequence[Rollout], bench: str, model: dict[str, Any]) -> dict[str, Any]:
+def correct_matrix(rollouts: Sequence[Rollout]) -> list[list[float]]:
+    """[problems, samples] of 1.0 (correct) and 0.0; raises as `by_problem`."""
+    return [[float(rollout.verdict == "correct") for rollout in group] for group in by_problem(rollouts)]
+
+
+def majorities(votes: Sequence[Sequence[Hashable | None]], correct: Sequence[Sequence[float]]) -> dict[str, float]:
+    """{k: chance that the majority of k samples is right}, mean over problems, for every k up to all samples."""
+    num_samples = len(correct[0])
+    if num_samples > MOST_SAMPLES_FOR_EVERY_K:
+        return {str(num_samples): _mean([maj_at_k(*each) for each in zip(votes, correct, strict=True)])}
+    every_k = [maj_at_every_k(*each) for each in zip(votes, correct, strict=True)]
+    return {str(k): _mean(values) for k, values in enumerate(zip(*every_k, strict=True), start=1)}
+
+
+def summarise(
+    rollouts: Sequence[Rollout], bench: str, model: Mapping[str, Any], cons_at: Mapping[str, float] | None
+) -> dict[str, Any]:
     """The `--json` object of an evaluation.
 
-    `avg_at_k` is the accuracy of one sample, `ci95` its interval clustered by problem, `pass_at_k` (unbiased) and
-    `maj_at_k` are of all k samples of a problem; `pass_at` has every smaller power of two as well.
+    `avg_at_k` is the accuracy of one sample, `ci95` its interval clustered by problem. `pass_at_k` (unbiased),
+    `maj_at_k` (votes of equal text) and `cons_at_k` (votes of equal answers) are of all k samples of a problem;
+    `pass_at`, `maj_at` and `cons_at` have every smaller k as well. None for `cons_at` where answers were not compared.
     """
     correct = correct_matrix(rollouts)
     num_samples = len(correct[0])
-    answers: defaultdict[int, list[str | None]] = defaultdict(list)
-    for rollout in rollouts:
-        answers[rollout.group_id].append(rollout.extracted_answer)
-    majority = [maj_at_k(answers[group], right) for group, right in zip(sorted(answers), correct, strict=True)]
     interval = clustered_interval(correct)
     verdicts = Counter(rollout.verdict for rollout in rollouts)
-    lengths = [len(rollout.completion_ids) for rollout in rollouts]
-    pass_at = {k: _pass_at(correct, k) for k in _powers_of_two(num_samples)}
+    maj_at = majorities([[row.extracted_answer for row in group] for group in by_problem(rollouts)], correct)
+    pass_at = {
+        str(k): _mean([pass_at_k(num_samples, int(sum(row)), k) for row in correct]) for k in range(1, num_samples + 1)
+    }
     return {
         "bench": bench,
         "problems": len(correct),
         "samples": num_samples,
         "avg_at_k": avg_at_k(correct),
         "ci95": None if interval is None else list(interval),
-        "pass_at_k": pass_at[num_samples],
-        "pass_at": {str(k): value for k, value in pass_at.items()},
-        "maj_at_k": sum(majority) / len(majority),
+        "pass_at_k": pass_at[str(num_samples)],
+        "pass_at": pass_at,
+        "maj_at_k": maj_at[str(num_samples)],
+        "maj_at": maj_at,
+        "cons_at_k": None if cons_at is None else cons_at[str(num_samples)],
+        "cons_at": None if cons_at is None else dict(cons_at),
         "verdicts": {verdict: verdicts[verdict] for verdict in VERDICTS},
-        "mean_completion_tokens": sum(lengths) / len(lengths),
-        "truncated_fraction": sum(rollout.finish_reason == "length" for rollout in rollouts) / len(rollouts),
-        "format_mean": sum(rollout.reward_parts["format"] for rollout in rollouts) / len(rollouts),
-        "model": model,
+        "mean_completion_tokens": _mean([len(rollout.completion_ids) for rollout in rollouts]),
+        "truncated_fraction": _mean([rollout.finish_reason == "length" for rollout in rollouts]),
+        "no_answer_fraction": verdicts["no_answer"] / len(rollouts),
+        "ungraded_fraction": verdicts["ungraded"] / len(rollouts),
+        "format_mean": _mean([rollout.reward_parts["format"] for rollout in rollouts]),
+        "model": dict(model),
+    }
+
+
+def paired_figures(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Accuracy after minus before, of [problems, samples] each, with interval and p-value (`paired_difference`)."""
+    paired = paired_difference(
+        [[_mean(row)] for row in before],
+        [[_mean(row)] for row in after],
+    )
+    return {
+        "difference": paired.difference,
+        "difference_ci95": None if paired.ci95 is None else list(paired.ci95),
+        "p_value": paired.p_value,
     }
 
 
 def conditioned_figures(refinements: Sequence[Rollout], bare: Sequence[Rollout]) -> dict[str, Any]:
-    """What refining did to the bare samples: their accuracy and the fix, break and copy rates."""
+    """What refining did to the bare samples: the accuracy of both, and the fix, break and copy rates.
+
+    `draft_accuracy` is that of the drafts that were shown, one for each refinement.
+    """
     drafts = {(draft.group_id, draft.sample_id): draft for draft in bare}
     rates = refinement_metrics(refinements, drafts, {draft.group_id: draft.group_id for draft in bare})
-    return {"bare_avg_at_k": avg_at_k(correct_matrix(bare))} | {
-        name.removeprefix("refine/"): value for name, value in rates.items()
+    shown = [drafts[row.group_id, row.draft_sample_id] for row in refinements if row.draft_sample_id is not None]
+    before, after = correct_matrix(bare), correct_matrix(refinements)
+    return {
+        "bare_avg_at_k": avg_at_k(before),
+        **paired_figures(before, after),
+        "draft_accuracy": _mean([draft.verdict == "correct" for draft in shown]),
+        **{name.removeprefix("refine/"): value for name, value in rates.items()},
     }
 
 
-def summary_text(summary: dict[str, Any]) -> str:
-    """The figures as a table for a terminal."""
-    low, high = summary["ci95"] or (None, None)
-    k = summary["samples"]
-    rows = [
-        (f"avg@{k}", percent(summary["avg_at_k"]), f"95 % interval {percent(low)} to {percent(high)}"),
-        (f"pass@{k}", percent(summary["pass_at_k"]), "at least one of k samples is right"),
-        (f"maj@{k}", percent(summary["maj_at_k"]), "the most frequent answer is right"),
-        ("truncated", percent(summary["truncated_fraction"]), "completions cut at eval.max_gen_toks"),
-    ]
-    rows += [(verdict, str(number), "completions") for verdict, number in summary["verdicts"].items()]
-    for name in ("bare_avg_at_k", "fix_rate", "break_rate", "copy_rate"):
-        if name in summary:
-            rows.append((name.replace("_", " ").replace(" at k", ""), percent(summary[name]), ""))
-    tokens = f"{summary['mean_completion_tokens']:.0f} tokens a completion"
-    heading = f"{summary['bench']}: {summary['problems']} problems x {k} samples, {tokens}"
-    return f"{heading}\n{summary['model']['name']} ({summary['model']['policy']})\n\n{table(('', '', ''), rows)}"
+def macro_average(summaries: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean avg@k of the paper's six benchmarks, each weighing the same; None unless all six are measured."""
+    measured = {summary["bench"]: summary.get("avg_at_k") for summary in summaries}
+    values = [measured.get(bench) for bench in PAPER_BENCHES]
+    known = [value for value in values if value is not None]
+    return _mean(known) if len(known) == len(PAPER_BENCHES) else None
 
 
-def _pass_at(correct: Sequence[Sequence[float]], k: int) -> float:
-    return sum(pass_at_k(len(row), int(sum(row)), k) for row in correct) / len(correct)
-
-
-def _powers_of_two(limit: int) -> list[int]:
-    powers = [1 << exponent for exponent in range(limit.bit_length()) if 1 << exponent < limit]
-    return [*powers, limit]
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

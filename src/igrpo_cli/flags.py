@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from igrpo_cli.console import NORMAL, QUIET, VERBOSE, Console
+
 Run = Annotated[Path, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="current directory")]
 Iteration = Annotated[
     int | None,
@@ -21,6 +23,10 @@ Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting for this command; repeatable."),
 ]
+Scores = Annotated[
+    str | None,
+    typer.Option("--scores", metavar="NAME", help="Rewards of a set of scores that `igrpo grade RUN` made."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make finished results anew, replacing what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; sample and write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -32,6 +38,10 @@ SkipBadRows = Annotated[
     bool, typer.Option("--skip-bad-rows", help="Count and skip rows that cannot be used instead of refusing them.")
 ]
 Bench = Annotated[str, typer.Option("--bench", help="Benchmark name, or a JSONL or Parquet file.")]
+Benches = Annotated[
+    list[str] | None,
+    typer.Option("--bench", help="Benchmark name (--list), or a JSONL or Parquet file; repeatable."),
+]
 BenchDir = Annotated[
     Path | None,
     typer.Option("--bench-dir", envvar="IGRPO_BENCH_DIR", help="Folder of local benchmark files."),
@@ -54,6 +64,11 @@ Endpoints = Annotated[
     typer.Option("--endpoint", metavar="URL", help="A running `vllm serve`, for --engine server; repeatable."),
 ]
 HelpOthers = Annotated[bool, typer.Option("--help-others", help="Then sample blocks that other shards have not begun.")]
+
+
+def console_of(as_json: bool, quiet: bool, verbose: bool) -> Console:
+    """The output that `--json`, `-q` and `-v` ask for."""
+    return Console(as_json=as_json, verbosity=VERBOSE if verbose else QUIET if quiet else NORMAL)
 
 
 def with_engine(sets: list[str] | None, engine: str | None, endpoints: list[str] | None) -> list[str]:

@@ -19,18 +19,21 @@ def freeze_problems(
     made_from: Mapping[str, Mapping[str, Any]],
     counts: Mapping[str, int],
     *,
+    revision: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Publish `problems`, unless they are there already.
 
     `made_from` says what they were read from. Raises ConflictError where the file was made from something else.
+    `revision`, the commit of a Hub set, is recorded beside: a later commit with the same problems is no conflict.
     """
     provenance = Provenance()
+    read_from = {} if revision is None else {"problems": revision}
     identity = Identity("problems", path.iteration, path.shard, path.num_shards, made_from)
     publish_shard(
         path,
         identity,
         lambda replace: write_problems(path, problems, replace=replace),
-        lambda data: provenance.manifest(identity, data, counts=counts),
+        lambda data: provenance.manifest(identity, data, engine_versions=read_from, counts=counts),
         overwrite=overwrite,
     )

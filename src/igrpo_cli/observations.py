@@ -73,10 +73,21 @@ class Observations:
 
 
 def input_shards(session: Session, iteration: int) -> list[ShardPath]:
-    """The shards that an update is made from: all that the iteration observed."""
+    """The shards that an update is made from: all that the iteration observed, and the scores that are asked for."""
+    observed = _observed(session, iteration)
+    return [*observed, *(scores for shard in observed if (scores := _scores_of(session, shard)) is not None)]
+
+
+def _observed(session: Session, iteration: int) -> list[ShardPath]:
     stages = [stage for stage in session.config.stages() if stage != "update"]
     num_shards = session.config.run.num_shards
     return [shard for stage in stages for shard in session.run.shards(iteration, stage, num_shards)]
+
+
+def _scores_of(session: Session, shard: ShardPath) -> ShardPath | None:
+    """The scores to train on in place of those recorded in `shard`, if it has any."""
+    name = session.config.update.scores
+    return None if name is None or shard.stage == "select" else session.run.scores(shard, name)
 
 
 def read_observations(session: Session, iteration: int, policy: Policy) -> Observations:
@@ -85,12 +96,13 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
     Raises MissingInputError for an unfinished shard, DamagedFileError for one that is not what it was, and
     ConflictError for one sampled from another policy than the one that is to be trained.
     """
+    from igrpo_cli.shards.scores import open_scores, read_scored
     from igrpo_cli.shards.tables import read_records
 
     rollouts: defaultdict[str, list[Rollout]] = defaultdict(list)
     selections: list[Selection] = []
     sampling: dict[str, Mapping[str, Any]] = {}
-    for shard in input_shards(session, iteration):
+    for shard in _observed(session, iteration):
         manifest = open_input(shard)
         if shard.stage == "select":
             selections += read_records(shard.data, Selection)
@@ -107,7 +119,10 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
                 f"{shard.name} was sampled with {manifest.sampling}, others with {sampling[shard.stage]}",
                 hint=f"igrpo {shard.stage} --iteration {iteration} --overwrite",
             )
-        rollouts[shard.stage] += read_records(shard.data, Rollout)
+        scores = _scores_of(session, shard)
+        if scores is not None:
+            open_scores(scores, shard)
+        rollouts[shard.stage] += read_scored(shard.data, None if scores is None else scores.data)
     return Observations(dict(rollouts), sampling, selections)
 
 

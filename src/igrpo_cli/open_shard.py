@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from igrpo_cli.shards.manifest import DataFile
 
 
+NOTES_OF_A_KIND = 3
+"""How often the same reason why a row is ungraded is told; the manifest counts all of them."""
+
+
 @dataclass(frozen=True)
 class ShardedRollouts:
     """The rollouts of one stage and where they go."""
@@ -38,6 +42,8 @@ class ShardedRollouts:
     """What a shard is made from, as recorded on disk; raises MissingInputError where it is not there yet."""
     plan_of: Callable[[int], RolloutPlan]
     """The plan of a shard, its inputs opened and checked."""
+    reads: str | None = None
+    """The entry of `config.STAGE_READS` that says which settings decide it; None: that of its stage."""
 
 
 class OpenShard:
@@ -60,6 +66,7 @@ class OpenShard:
         self._plan = work.plan_of(path.shard)
         self._parts = PartStore(path.parts, identity.sha256())
         self._missing = set(blocks)
+        self._told: Counter[str] = Counter()
 
     @property
     def is_complete(self) -> bool:
@@ -115,7 +122,13 @@ class OpenShard:
             self._missing.discard(block)
             progress.advance(tokens=sum(len(row.completion_ids) for row in rows))
 
-        return BlockJob(self._plan, block, keep)
+        return BlockJob(self._plan, block, keep, self._note)
+
+    def _note(self, row: Rollout, reason: str) -> None:
+        self._told[reason] += 1
+        if self._told[reason] <= NOTES_OF_A_KIND:
+            which = f"sample {row.sample_id} of group {row.group_id} (problem {row.problem_id})"
+            self._session.console.note(f"{self._path.name}: {which} is ungraded: {reason}")
 
     def _is_finished_by_another(self) -> bool:
         return not self._overwrite and finished(self._path, self._identity) is not None

@@ -6,7 +6,7 @@ problem, G the number of its refinements, T the number of tokens of one completi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -93,6 +93,10 @@ class Grade:
     """The text that was compared with the reference; None when nothing was found."""
     seconds: float
     """Wall time spent on this completion. Not stored in shards: it would make their bytes differ from run to run."""
+    reason: str | None = None
+    """Why it is `ungraded`; holds no text of the model."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """What a user's own reward functions say, by name; a function that failed is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,22 @@ class Rollout:
     reward: float
     reward_parts: dict[str, float]
     """Unweighted parts by name, each stored as column `reward_<name>`; always has `accuracy` and `format`."""
+    verdict: Verdict
+    extracted_answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One row of a SCORES shard: what a named set of scores says of a completion that is on disk."""
+
+    iteration: int
+    stage: RolloutStage
+    """Of the completion; with `group_id` and `sample_id` it says which one is meant."""
+    problem_id: str
+    group_id: int
+    sample_id: int
+    reward: float
+    reward_parts: dict[str, float]
     verdict: Verdict
     extracted_answer: str | None
 

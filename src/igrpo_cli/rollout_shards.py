@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
 
-from igrpo_cli.config import RunConfig, stage_identity
+from igrpo_cli.config import RunConfig
 from igrpo_cli.config_sections import GenerationSection
 from igrpo_cli.console import Progress
 from igrpo_cli.errors import IgrpoError, MissingInputError
@@ -44,8 +44,6 @@ def training_plan(
             top_k=generation.top_k,
             max_completion_length=generation.max_completion_length,
         ),
-        reward_weights=config.reward.weights,
-        overlong_cache=config.reward.overlong_cache_in_use,
         num_groups=config.data.problems_sampled,
         groups_per_block=config.engine.groups_per_block,
         tasks=tasks,
@@ -71,7 +69,9 @@ def roll_out_in(session: Session, policy: Policy, jobs: Iterator[BlockJob | None
     """`roll_out` on the session's engine and graders, which are started only if there is anything to sample."""
     first = next(jobs, None)
     if first is not None:
-        roll_out(chain([first], jobs), session.engine(policy), session.grader())
+        # The scorer first: a reward function that cannot be called is said before minutes of loading.
+        scorer = session.scorer()
+        roll_out(chain([first], jobs), session.engine(policy), scorer)
 
 
 class RolloutShards:
@@ -129,7 +129,7 @@ class RolloutShards:
         for shard in self._open.keys() - self._finished:
             self._publish(shard)
         report = self.ledger.report()
-        _refuse_ungraded(report, self._session.config.reward.max_ungraded_share)
+        refuse_ungraded(report, self._session.config.reward.max_ungraded_share)
         return report
 
     def _publish(self, shard: int) -> None:
@@ -157,14 +157,15 @@ class RolloutShards:
             iteration=path.iteration,
             shard=path.shard,
             num_shards=path.num_shards,
-            config=stage_identity(config, path.stage),
+            config=self._session.stage_identity(self._work.reads or path.stage),
             policy=self._work.policy.id,
             template_sha256=template_hash(config.prompts),
             inputs=self._work.inputs_of(path.shard),
         )
 
 
-def _refuse_ungraded(report: StageReport, threshold: float) -> None:
+def refuse_ungraded(report: StageReport, threshold: float) -> None:
+    """Raise IgrpoError where more than the share `threshold` of a stage's rows could not be graded."""
     ungraded = report.details.get("verdict_ungraded", 0)
     assert isinstance(ungraded, int)
     share = ungraded / max(report.rows, 1)
@@ -172,5 +173,5 @@ def _refuse_ungraded(report: StageReport, threshold: float) -> None:
         raise IgrpoError(
             f"{ungraded} of {report.rows} completions of {report.stage} could not be graded "
             f"({share:.1%}, more than reward.max_ungraded_share = {threshold:.1%})",
-            hint="raise reward.cpu_seconds or reward.memory_mb and use --overwrite, or raise the threshold with --set",
+            hint="the lines above say why; mend that and use --overwrite, or raise the threshold with --set",
         )

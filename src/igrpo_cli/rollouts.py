@@ -6,7 +6,7 @@ shards, and a finished block is kept when its shard is interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,20 +15,18 @@ from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import (
     ChatPrompt,
     Completion,
-    Grade,
     Problem,
     Rollout,
     RolloutStage,
     SamplingGroup,
     SamplingSettings,
 )
-from igrpo_cli.rewards.formatting import format_reward, soft_overlong_reward, weighted_reward
 from igrpo_cli.seeds import derive_seed
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.base import Engine
     from igrpo_cli.engines.tokenization import PolicyTokenizer
-    from igrpo_cli.rewards.workers import GradingPool
+    from igrpo_cli.rewards.scorer import Answered, Scored, Scorer
 
 FINISHING_THREADS = 4
 """Blocks that are graded and written at the same time: one slow completion must not hold up the others."""
@@ -59,9 +57,6 @@ class RolloutPlan:
     seed_names: tuple[str | int, ...]
     """Names the stream of random numbers: a row's seed is derived from (seed, *seed_names, group, sample)."""
     sampling: SamplingSettings
-    reward_weights: Mapping[str, float]
-    overlong_cache: int | None
-    """Tokens of the soft overlong penalty; None where it has no weight."""
     num_groups: int
     groups_per_block: int
     tasks: Callable[[range, PolicyTokenizer], list[RolloutTask]]
@@ -90,6 +85,8 @@ class BlockJob:
     block: int
     keep: Callable[[int, list[Rollout]], None]
     """Called with the block and its rows in order of group and sample, on a thread of its own."""
+    note: Callable[[Rollout, str], None]
+    """Told of each row that could not be graded, and why."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +98,8 @@ class _Sampled:
     prompts: list[tuple[str, list[int]]]
 
 
-def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, grader: GradingPool) -> None:
-    """Sample, grade and keep all blocks of `jobs`; returns when the last one is kept.
+def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, scorer: Scorer) -> None:
+    """Sample, score and keep all blocks of `jobs`; returns when the last one is kept.
 
     Blocks are drawn from `jobs` when the engine has room for them; None means that none is ready before another
     one is kept. The engine goes on sampling while earlier blocks are decoded, graded and written: it waits for
@@ -110,7 +107,7 @@ def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, grader: GradingPoo
     """
     source = iter(jobs)
     all_drawn = False
-    with _Finishing(engine.tokenizer, grader) as finishing:
+    with _Finishing(engine.tokenizer, scorer) as finishing:
         while not all_drawn or engine.num_unfinished or finishing.num_unfinished:
             while not all_drawn and engine.has_room:
                 job = next(source, _END)
@@ -144,9 +141,9 @@ def _submit(job: BlockJob, engine: Engine) -> None:
 class _Finishing:
     """Sampled blocks on their way to disk: each is decoded, graded and kept by one of a few threads."""
 
-    def __init__(self, tokenizer: PolicyTokenizer, grader: GradingPool) -> None:
+    def __init__(self, tokenizer: PolicyTokenizer, scorer: Scorer) -> None:
         self._tokenizer = tokenizer
-        self._grader = grader
+        self._scorer = scorer
         self._threads = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="igrpo-finishing")
         self._unfinished: set[Future[None]] = set()
 
@@ -174,10 +171,12 @@ class _Finishing:
     def _finish(self, sampled: _Sampled, completions: list[list[Completion]]) -> None:
         _check_counts(sampled.tasks, completions)
         texts = [[self._tokenizer.decode(c.completion_ids) for c in drawn] for drawn in completions]
-        answered = zip(sampled.tasks, texts, strict=True)
-        pairs = [(text, task.problem.answer) for task, drawn in answered for text in drawn]
-        grades = self._grader.submit(pairs).result()
-        sampled.job.keep(sampled.job.block, _rows(sampled, completions, texts, grades))
+        scored = self._scorer.score(_answered(sampled, completions, texts))
+        rows = _rows(sampled, completions, texts, scored)
+        for row, each in zip(rows, scored, strict=True):
+            if each.grade.reason is not None:
+                sampled.job.note(row, each.grade.reason)
+        sampled.job.keep(sampled.job.block, rows)
 
 
 def _check_counts(tasks: Sequence[RolloutTask], completions: Sequence[Sequence[Completion]]) -> None:
@@ -190,19 +189,27 @@ def _check_counts(tasks: Sequence[RolloutTask], completions: Sequence[Sequence[C
             )
 
 
+def _answered(sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]]) -> list[Answered]:
+    from igrpo_cli.rewards.scorer import Answered
+
+    longest = sampled.job.plan.sampling.max_completion_length
+    per_task = zip(sampled.tasks, sampled.prompts, completions, texts, strict=True)
+    return [
+        Answered(task.problem, prompt, text, len(completion.completion_ids), longest, completion.finish_reason)
+        for task, (prompt, _), drawn, texts_of_task in per_task
+        for completion, text in zip(drawn, texts_of_task, strict=True)
+    ]
+
+
 def _rows(
-    sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]], grades: list[Grade]
+    sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]], scored: list[Scored]
 ) -> list[Rollout]:
-    plan, graded = sampled.job.plan, iter(grades)
+    plan, scores = sampled.job.plan, iter(scored)
     rows = []
     per_task = zip(sampled.tasks, sampled.prompts, completions, texts, strict=True)
     for task, (prompt, prompt_ids), drawn, texts_of_task in per_task:
         for sample_id, completion, text in zip(task.sample_ids, drawn, texts_of_task, strict=True):
-            grade = next(graded)
-            parts = {"accuracy": float(grade.verdict == "correct"), "format": format_reward(text)}
-            if plan.overlong_cache is not None:
-                length, longest = len(completion.completion_ids), plan.sampling.max_completion_length
-                parts["overlong"] = soft_overlong_reward(length, longest, plan.overlong_cache)
+            score = next(scores)
             rows.append(
                 Rollout(
                     iteration=plan.iteration,
@@ -218,10 +225,10 @@ def _rows(
                     sampling_logprobs=completion.sampling_logprobs,
                     finish_reason=completion.finish_reason,
                     seed=plan.seed_of(task.group_id, sample_id),
-                    reward=weighted_reward(parts, plan.reward_weights),
-                    reward_parts=parts,
-                    verdict=grade.verdict,
-                    extracted_answer=grade.extracted_answer,
+                    reward=score.reward,
+                    reward_parts=score.parts,
+                    verdict=score.grade.verdict,
+                    extracted_answer=score.grade.extracted_answer,
                 )
             )
     return rows

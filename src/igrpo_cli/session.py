@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from igrpo_cli.config import RunConfig
+from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config_files import apply_overrides, check_config, parse_override, read_toml
 from igrpo_cli.config_sections import EngineSection
 from igrpo_cli.console import Console
@@ -24,6 +24,8 @@ from igrpo_cli.shards.problem_file import count_problems
 if TYPE_CHECKING:
     from igrpo_cli.engines.base import Engine, EngineSettings
     from igrpo_cli.records import Problem
+    from igrpo_cli.rewards.judge import Judge
+    from igrpo_cli.rewards.scorer import Scorer
     from igrpo_cli.rewards.workers import GradingPool
     from igrpo_cli.training.step import PolicyTrainer
 
@@ -84,6 +86,8 @@ class Session:
         self._engine: Engine | None = None
         self._engine_policy: str | None = None
         self._grader: GradingPool | None = None
+        self._judge: Judge | None = None
+        self._scorer: Scorer | None = None
         self._problems: list[Problem] | None = None
         self._chosen: dict[int, list[Problem]] = {}
         self.warm_trainer: tuple[str, PolicyTrainer] | None = None
@@ -127,8 +131,50 @@ class Session:
         if self._grader is None:
             section = self.config.reward
             limits = GradingLimits(cpu_seconds=section.cpu_seconds, memory_mb=section.memory_mb)
-            self._grader = GradingPool(section.num_workers, limits)
+            self._grader = GradingPool(section.num_workers, limits, self._reward_functions())
         return self._grader
+
+    def scorer(self) -> Scorer:
+        """What gives completions their rewards, made once. Raises UsageError for a reward that cannot be computed."""
+        from igrpo_cli.rewards.scorer import Scorer
+
+        if self._scorer is None:
+            section = self.config.reward
+            self._scorer = Scorer(
+                self.grader(),
+                section.weights,
+                overlong_cache=section.overlong_cache_in_use,
+                judge=self._start_judge() if "judge" in section.weights else None,
+                has_functions=bool(section.functions_in_use),
+            )
+        return self._scorer
+
+    def _start_judge(self) -> Judge:
+        from igrpo_cli.rewards.judge import Judge, JudgeSettings
+
+        section = self.config.judge
+        if not section.endpoint:
+            raise UsageError(
+                "reward.weights has judge, but judge.endpoint is not set",
+                hint="--set judge.endpoint=http://NODE:8000, any OpenAI-compatible server",
+            )
+        self._judge = Judge(JudgeSettings(**section.model_dump()), self.run.judgements)
+        return self._judge
+
+    def stage_identity(self, stage: str) -> dict[str, dict[str, Any]]:
+        """The settings that `stage` reads, with the content of the user's reward functions where they count."""
+        from igrpo_cli.rewards.functions import source_sha256
+
+        identity = stage_identity(self.config, stage)
+        if "reward" in identity and self.config.reward.functions_in_use:
+            targets = self._reward_functions()
+            identity["reward"]["function_sources"] = {name: source_sha256(target) for name, target in targets.items()}
+        return identity
+
+    def _reward_functions(self) -> dict[str, str]:
+        from igrpo_cli.rewards.functions import resolve_target
+
+        return {name: resolve_target(name, target) for name, target in self.config.reward.functions_in_use.items()}
 
     def problems_of_iteration(self, iteration: int) -> list[Problem]:
         """The problems of one iteration; a problem's position is its `group_id`."""
@@ -158,10 +204,10 @@ class Session:
 
     def close(self) -> None:
         """End the engine and the grading processes."""
-        for resource in (self._engine, self._grader):
+        for resource in (self._engine, self._grader, self._judge):
             if resource is not None:
                 resource.close()
-        self._engine = self._grader = self.warm_trainer = None
+        self._engine = self._grader = self._judge = self._scorer = self.warm_trainer = None
 
     def num_iterations(self) -> int:
         """Iterations of the whole run: as configured, or as many as the epochs over the problems take."""

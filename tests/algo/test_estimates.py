@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from igrpo_cli.algo.estimates import (
     avg_at_k,
     clustered_interval,
+    maj_at_every_k,
     maj_at_k,
     paired_difference,
     pass_at_k,
@@ -26,6 +27,16 @@ from igrpo_cli.algo.estimates import (
 def test_the_average_weighs_problems_alike() -> None:
     assert avg_at_k([[1, 0, 0, 0], [1, 1, 1, 1]]) == 0.625
     assert avg_at_k([0.25, 1.0]) == 0.625
+
+
+@given(
+    st.integers(1, 3).flatmap(
+        lambda k: st.lists(st.lists(st.sampled_from([0, 1]), min_size=k, max_size=k), min_size=1, max_size=4)
+    )
+)
+def test_the_average_is_the_expected_score_of_one_sample_of_each_problem(correct: list[list[int]]) -> None:
+    draws = list(itertools.product(*correct))
+    assert avg_at_k(correct) == pytest.approx(sum(sum(draw) / len(draw) for draw in draws) / len(draws))
 
 
 @given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
@@ -62,6 +73,23 @@ def test_maj_at_k_is_the_mean_over_all_subsets_with_ties_shared(answers: list[st
     worth = {"1": 1.0, "2": 0.0, "3": 0.0, "4": 1.0, None: 0.0}
     expected = majority_by_enumeration(answers, worth, k)
     assert maj_at_k(answers, [worth[answer] for answer in answers], k) == pytest.approx(expected)
+
+
+@given(st.lists(st.sampled_from(["1", "2", "3", "4", None]), min_size=1, max_size=9))
+def test_every_k_at_once_is_each_k_by_itself(answers: list[str | None]) -> None:
+    correct = [float(answer == "1") for answer in answers]
+    one_by_one = [maj_at_k(answers, correct, k) for k in range(1, len(answers) + 1)]
+    assert maj_at_every_k(answers, correct) == pytest.approx(one_by_one)
+
+
+def test_every_k_of_many_samples_ends_with_the_majority_of_all() -> None:
+    answers, correct = ["7"] * 60 + ["8"] * 40 + [None] * 28, [1.0] * 60 + [0.0] * 68
+    every_k = maj_at_every_k(answers, correct)
+    assert (len(every_k), every_k[-1]) == (128, 1.0)
+    assert every_k[0] == pytest.approx(60 / 128)
+    assert every_k[40] == pytest.approx(maj_at_k(answers, correct, 41))
+    with pytest.raises(ValueError, match="at most 1000 samples"):
+        maj_at_every_k(["7"] * 1001, [1.0] * 1001)
 
 
 def test_maj_at_k_by_hand() -> None:
@@ -189,12 +217,12 @@ def test_one_problem_has_no_interval_and_more_than_1_is_no_accuracy() -> None:
 def test_the_interval_covers_the_population_accuracy(num_problems: int, k: int, alpha: float, beta: float) -> None:
     generator = np.random.default_rng(20260209)
     truth, covered = alpha / (alpha + beta), 0
-    for _ in range(400):
+    for _ in range(1000):
         means = generator.binomial(k, generator.beta(alpha, beta, num_problems)) / k
         interval = clustered_interval(means)
         assert interval is not None
         covered += interval.low <= truth <= interval.high
-    assert 0.92 <= covered / 400 <= 0.98
+    assert 0.93 <= covered / 1000 <= 0.97
 
 
 @pytest.mark.parametrize(("num_problems", "k", "gain"), [(30, 8, 0.0), (30, 64, 0.2), (200, 4, 0.2)])

@@ -17,6 +17,7 @@ from igrpo_cli.algo.selection import (
     choose_actions,
     choose_drafts,
     derangement,
+    majority_draft,
     partners,
 )
 from igrpo_cli.seeds import derive_seed
@@ -169,3 +170,28 @@ def test_a_lone_group_is_refined_bare_rather_than_shown_its_own_draft() -> None:
     partner, actions = partners(["drop", "condition", "bare"], 3)
     assert partner.tolist() == [0, 1, 2]
     assert actions == ["drop", "bare", "bare"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        (["5", "4", "4"], 1),
+        (["5", "4", "4", "5"], 0),
+        ([None, None, None, "4"], 3),
+        ([None, "5", "4"], 1),
+        ([None, None], 0),
+        (["4"], 0),
+    ],
+)
+def test_the_majority_draft_is_the_first_with_the_most_frequent_answer(
+    answers: list[str | None], expected: int
+) -> None:
+    assert majority_draft(answers) == expected
+
+
+@given(st.lists(st.sampled_from(["1", "2", "3", None]), min_size=1, max_size=8))
+def test_no_answer_has_more_votes_than_that_of_the_majority_draft(answers: list[str | None]) -> None:
+    index = majority_draft(answers)
+    votes = Counter(answer for answer in answers if answer is not None)
+    assert votes[answers[index]] == max(votes.values(), default=0)
+    assert answers.index(answers[index]) == index

@@ -31,7 +31,8 @@ def test_names_on_disk():
             update.manifest,
             update.policy,
             RUN.eval_shard("aime24", 3, 0, 1).data,
-            RUN.eval_shard("aime24", 3, 0, 1, conditioned=True).manifest,
+            RUN.eval_shard("aime24", 3, 0, 1, conditioned="each").manifest,
+            RUN.eval_shard("aime24", "SmolLM2", 0, 1, conditioned="best").manifest,
             RUN.eval_summary("aime24", "SmolLM2-135M"),
             RUN.eval_problems("aime24").data,
         )
@@ -50,6 +51,7 @@ def test_names_on_disk():
         "runs/first/iteration_0012/update/policy",
         "runs/first/eval/aime24/policy_0003/shard-00000-of-00001.parquet",
         "runs/first/eval/aime24/policy_0003_conditioned/shard-00000-of-00001.json",
+        "runs/first/eval/aime24/SmolLM2_conditioned_best/shard-00000-of-00001.json",
         "runs/first/eval/aime24/SmolLM2-135M/summary.json",
         "runs/first/eval/aime24/problems.parquet",
     ]
@@ -61,7 +63,12 @@ def test_names_on_disk():
     [
         (RUN.shard(2, "draft", 3, 8), "draft shard 3 of 8", "igrpo draft --iteration 2 --shard 3"),
         (RUN.update(2).shard, "the update of iteration 2", "igrpo update --iteration 2"),
-        (RUN.eval_shard("amc23", 1, 0, 2), "eval shard 0 of 2", "igrpo eval --bench amc23 --shard 0"),
+        (RUN.eval_shard("amc23", 1, 0, 2), "eval shard 0 of 2", "igrpo eval --bench amc23 --iteration 1 --shard 0"),
+        (
+            RUN.eval_shard("amc23", "SmolLM2", 1, 2, conditioned="majority"),
+            "eval shard 1 of 2",
+            "igrpo eval --model MODEL --bench amc23 --conditioned --set eval.selection=majority --shard 1",
+        ),
         (RUN.problems(), "the problems file", "igrpo init"),
     ],
 )

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.shards.schema import ADVANTAGES, METRICS, PROBLEMS, ROLLOUTS, SELECTIONS, rollouts_schema
+from igrpo_cli.shards.schema import ADVANTAGES, METRICS, PROBLEMS, ROLLOUTS, SELECTIONS, with_reward_parts
 
 CHOICE = "dictionary<values=string, indices=int8, ordered=0>"
 INTS, FLOATS = "list<element: int32 not null>", "list<element: float not null>"
@@ -37,14 +37,14 @@ def test_columns_types_and_nullability_are_those_agreed_upon(schema):
 
 
 def test_further_reward_parts_stand_sorted_after_the_format():
-    schema = rollouts_schema(["overlong", "judge", "format"])
+    schema = with_reward_parts(ROLLOUTS, ["overlong", "judge", "format"])
     place = schema.get_field_index("reward_format")
     assert schema.names[place + 1 : place + 4] == ["reward_judge", "reward_overlong", "verdict"]
     assert schema.field("reward_judge") == pa.field("reward_judge", pa.float32(), nullable=False)
-    assert rollouts_schema() == ROLLOUTS
+    assert with_reward_parts(ROLLOUTS) == ROLLOUTS
 
 
 @pytest.mark.parametrize("name", ["", "Judge", "a b", "a-b", "1"])
 def test_a_part_that_cannot_be_a_column_is_refused(name):
     with pytest.raises(IgrpoError, match="cannot be a column"):
-        rollouts_schema([name])
+        with_reward_parts(ROLLOUTS, [name])

@@ -207,7 +207,7 @@ def test_leftovers_are_noted_not_blamed(run):
     assert {note.path for note in report.notes} == {temporary, store.directory.parent}
 
 
-@pytest.mark.parametrize(("policy", "conditioned"), [(1, False), (1, True), ("SmolLM2", False)])
+@pytest.mark.parametrize(("policy", "conditioned"), [(1, None), (1, "each"), (1, "best"), ("SmolLM2", None)])
 def test_evaluations_are_checked_like_drafts(run, policy, conditioned):
     path = run.eval_shard("sums", policy, 0, 1, conditioned=conditioned)
     changes = {"iteration": path.iteration, "stage": "eval"}

@@ -91,18 +91,21 @@ def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[float], k: in
         raise ValueError(f"maj@{k} of {num_samples} answers and {len(correct)} verdicts is undefined")
     if k < num_samples > MAX_MAJORITY_SAMPLES:
         raise ValueError(f"maj@{k} over subsets needs at most {MAX_MAJORITY_SAMPLES} samples, not {num_samples}")
-    verdicts: dict[Hashable, list[float]] = {}
-    for answer, verdict in zip(answers, correct, strict=True):
-        if answer is not None:
-            verdicts.setdefault(answer, []).append(float(verdict))
-    classes = [(len(values), sum(values) / len(values)) for values in verdicts.values()]
+    classes = _classes(answers, correct)
     if k == num_samples:
-        lead = max((votes for votes, _ in classes), default=0)
-        leaders = [value for votes, value in classes if votes == lead]
-        return sum(leaders) / len(leaders) if leaders else 0.0
-    most_votes = min(max((votes for votes, _ in classes), default=0), k)
-    won = sum(_value_led_with(lead, classes, num_samples, k) for lead in range(1, most_votes + 1))
-    return won / math.comb(num_samples, k)
+        return _value_of_leaders(classes)
+    return _mean_over_subsets(_value_by_votes(classes, k), classes, num_samples, k)
+
+
+def maj_at_every_k(answers: Sequence[Hashable | None], correct: Sequence[float]) -> list[float]:
+    """maj@1 to maj@n of one problem, as `maj_at_k` gives them one by one, in the time of one of them."""
+    num_samples = len(answers)
+    last = maj_at_k(answers, correct)
+    if num_samples > MAX_MAJORITY_SAMPLES:
+        raise ValueError(f"maj@k over subsets needs at most {MAX_MAJORITY_SAMPLES} samples, not {num_samples}")
+    classes = _classes(answers, correct)
+    value = _value_by_votes(classes, num_samples)
+    return [*(_mean_over_subsets(value, classes, num_samples, k) for k in range(1, num_samples)), last]
 
 
 def paired_difference(before_Pk: ArrayLike, after_Pk: ArrayLike) -> PairedDifference:
@@ -174,8 +177,42 @@ def _wilson(mean: float, num: float, z: float) -> Interval:
     return Interval(max(0.0, min(centre - margin, mean)), min(1.0, max(centre + margin, mean)))
 
 
-def _value_led_with(lead: int, classes: Sequence[tuple[int, float]], num_samples: int, k: int) -> float:
-    """Sum over all k-subsets whose leading answers have `lead` votes of the mean value of those leaders.
+_Classes = Sequence[tuple[int, float]]
+"""(votes, share of them that is correct) of each answer."""
+
+
+def _classes(answers: Sequence[Hashable | None], correct: Sequence[float]) -> _Classes:
+    verdicts: dict[Hashable, list[float]] = {}
+    for answer, verdict in zip(answers, correct, strict=True):
+        if answer is not None:
+            verdicts.setdefault(answer, []).append(float(verdict))
+    return [(len(values), sum(values) / len(values)) for values in verdicts.values()]
+
+
+def _value_of_leaders(classes: _Classes) -> float:
+    lead = max((votes for votes, _ in classes), default=0)
+    leaders = [value for votes, value in classes if votes == lead]
+    return sum(leaders) / len(leaders) if leaders else 0.0
+
+
+def _mean_over_subsets(value: NDArray[np.float64], classes: _Classes, num_samples: int, k: int) -> float:
+    """From the sums of `_value_by_votes` to the mean over all k-subsets, filled up with samples that are no vote."""
+    without_vote = num_samples - sum(votes for votes, _ in classes)
+    ways = np.array([math.comb(without_vote, k - size) for size in range(k + 1)], np.float64)
+    return float(value[: k + 1] @ ways) / math.comb(num_samples, k)
+
+
+def _value_by_votes(classes: _Classes, k: int) -> NDArray[np.float64]:
+    """[k + 1]: sum over all subsets of 0 to k votes of the mean value of the answers that lead there."""
+    most_votes = min(max((votes for votes, _ in classes), default=0), k)
+    value = np.zeros(k + 1)
+    for lead in range(1, most_votes + 1):
+        value += _value_led_with(lead, classes, k)
+    return value
+
+
+def _value_led_with(lead: int, classes: _Classes, k: int) -> NDArray[np.float64]:
+    """[k + 1]: of subsets of 0 to k votes whose leading answers have `lead` of them, as `_value_by_votes`.
 
     A generating function, one answer after the other: `ways[t, s]` counts the choices of s samples in
     which t answers have exactly `lead` votes and none more; `value[t, s]` sums the values of those t.
@@ -194,7 +231,6 @@ def _value_led_with(lead: int, classes: Sequence[tuple[int, float]], num_samples
             next_ways[1:, lead:] += number * ways[:-1, : k + 1 - lead]
             next_value[1:, lead:] += number * (value + worth * ways)[:-1, : k + 1 - lead]
         ways, value = next_ways, next_value
-    without_vote = num_samples - sum(votes for votes, _ in classes)
-    abstain = np.array([math.comb(without_vote, k - size) for size in range(k + 1)], np.float64)
-    led = value[1:] @ abstain
-    return float((led / np.arange(1, len(led) + 1)).sum())
+    tied = np.arange(1, len(value))
+    mean_value: NDArray[np.float64] = (value[1:] / tied[:, None]).sum(axis=0)
+    return mean_value

@@ -8,7 +8,8 @@ Shape suffixes: _B groups, _N drafts of a group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -74,6 +75,15 @@ def choose_actions(rewards_BN: ArrayLike, strategy: Strategy, all_zero: AllZero)
     usual: SelectionAction = "bare" if strategy == "none" else "condition"
     at_zero: SelectionAction = usual if all_zero == "keep" else all_zero
     return [usual if earned else at_zero for earned in earned_B.tolist()]
+
+
+def majority_draft(answers: Sequence[Hashable | None]) -> int:
+    """Position of the first draft of a group with the group's most frequent answer; among equals the earliest wins.
+
+    None is no vote; without any vote it is the first draft. No reward is asked for, and so no reference answer.
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    return answers.index(max(votes, key=votes.__getitem__)) if votes else 0
 
 
 def partners(actions: Sequence[SelectionAction], seed: int) -> tuple[NDArray[np.int64], list[SelectionAction]]:

@@ -1,32 +1,26 @@
-"""`igrpo eval`: a policy on a benchmark. Bare problems, k samples each; `--conditioned` refines each sample once."""
+"""`igrpo eval`: a policy on benchmarks. Bare problems, k samples each; `--conditioned` refines those samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config_files import apply_overrides, check_config
 from igrpo_cli.console import Console
-from igrpo_cli.errors import MissingInputError, UsageError
+from igrpo_cli.errors import UsageError
+from igrpo_cli.eval_results import EvalResults, read_results
+from igrpo_cli.eval_shards import Evaluation, evaluation_shards, require_bare_samples, sharded_evaluation
 from igrpo_cli.frozen_problems import freeze_problems
-from igrpo_cli.open_shard import ShardedRollouts
-from igrpo_cli.prompts import bare_prompt, conditioned_prompt, visible_draft
-from igrpo_cli.records import Problem, Rollout, SamplingSettings, StageReport
+from igrpo_cli.records import Problem, StageReport
 from igrpo_cli.rollout_shards import make_rollout_shards
-from igrpo_cli.rollouts import RolloutPlan, RolloutTask
 from igrpo_cli.session import Session, StageRequest, open_session
-from igrpo_cli.shards.finishing import open_input
-from igrpo_cli.shards.identity import FileHash
-from igrpo_cli.shards.layout import RunDirectory, ShardPath, bench_name, directory_name
+from igrpo_cli.shards.layout import RunDirectory, bench_name, directory_name
 from igrpo_cli.shards.policies import Policy, describe_directory, policy_id
-
-if TYPE_CHECKING:
-    from igrpo_cli.engines.tokenization import PolicyTokenizer
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,8 @@ class EvalRequest:
     """What the command line asked for."""
 
     run: Path
-    bench: str
+    bench: str = ""
+    """The benchmark of `evaluate`."""
     model: str | None = None
     samples: int | None = None
     conditioned: bool = False
@@ -49,52 +44,52 @@ class EvalRequest:
     dry_run: bool = False
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """One policy on one benchmark."""
+def run(request: EvalRequest, benches: Sequence[str], console: Console, *, markdown: bool = False) -> None:
+    """Evaluate on each benchmark and print the figures. All problems are read before anything is sampled."""
+    from igrpo_cli.eval_summary import macro_average
+    from igrpo_cli.eval_tables import markdown_text
 
-    bench: str
-    problems: list[Problem]
-    samples: int
-    policy: Policy
-    model: str | int
-    """How its directory is called: a policy of the run by its number, another model by name."""
-    conditioned: bool = False
-
-
-def run(request: EvalRequest, console: Console) -> None:
-    """Evaluate and print the figures."""
-    if not request.bench:
-        raise UsageError("eval needs a benchmark", hint="igrpo eval --bench aime24")
+    _check_benches(benches)
     with _session(request, console) as session:
-        summary, text = evaluate(session, request)
-        console.data(summary, text)
+        payloads = []
+        for evaluation in _evaluations(session, request, benches):
+            payload, text = _evaluate(session, request, evaluation)
+            payloads.append(payload)
+            if len(benches) > 1 and not (console.as_json or markdown):
+                console.data({}, f"{text}\n")
+    measured = [payload for payload in payloads if payload.get("avg_at_k") is not None]
+    average = macro_average(measured)
+    if len(benches) > 1:
+        payload, text = {"benches": payloads, "macro_average": average}, _text_of_all(payloads, average)
+    console.data(payload, markdown_text(measured, average) if markdown and measured else text)
 
 
 def evaluate(session: Session, request: EvalRequest) -> tuple[dict[str, Any], str]:
-    """The figures of one evaluation as a JSON object and as text; finished shards are not sampled again."""
-    from igrpo_cli.eval_summary import summary_text
+    """The figures on `request.bench` as a JSON object and as text; finished shards are not sampled again."""
+    (evaluation,) = _evaluations(session, request, [request.bench])
+    return _evaluate(session, request, evaluation)
 
-    evaluation = _evaluation(session, request)
-    if evaluation.conditioned and not request.dry_run:
-        _require_bare(session, evaluation)
-    stage = StageRequest(
-        iteration=evaluation.policy.iteration,
-        shards=session.shards_or_all(request.shard),
-        overwrite=request.overwrite,
-        dry_run=request.dry_run,
-        help_others=request.help_others,
-    )
-    report = make_rollout_shards(session, _sharded(session, evaluation), stage)
-    if request.dry_run:
-        return _dry_run(session, evaluation, report)
-    paths = [_path(session, evaluation, shard) for shard in range(session.config.run.num_shards)]
-    missing = [path.shard for path in paths if not path.manifest.exists()]
-    if missing:
-        payload = {**_head(evaluation), **report.payload(), "shards_still_missing": len(missing)}
-        return payload, f"{report.shards} shards are done; the summary follows when the other {len(missing)} are"
-    summary = _summarise(session, evaluation, paths)
-    return summary, summary_text(summary)
+
+def _text_of_all(payloads: Sequence[dict[str, Any]], average: float | None) -> str:
+    """What stands under the texts of several benchmarks: those that are measured in one table, or the whole plan."""
+    from igrpo_cli.eval_tables import all_benches_text
+
+    plans = [payload["plan"] for payload in payloads if "plan" in payload]
+    if plans:
+        completions, tokens = (sum(plan[key] for plan in plans) for key in ("completions", "max_tokens_sampled"))
+        return f"together {completions:,} completions, at most {tokens:,} tokens"
+    measured = [payload for payload in payloads if "avg_at_k" in payload]
+    if not measured:
+        return f"{len(payloads)} benchmarks, none of them complete"
+    return all_benches_text(measured, average)
+
+
+def _check_benches(benches: Sequence[str]) -> None:
+    if not benches or "" in benches:
+        raise UsageError("eval needs a benchmark", hint="igrpo eval --bench aime24; --list names them")
+    name, number = Counter(map(bench_name, benches)).most_common(1)[0]
+    if number > 1:
+        raise UsageError(f"{number} benchmarks are called {name}", hint="name each once; files go by their stem")
 
 
 @contextmanager
@@ -119,25 +114,42 @@ def _config_of_model(model: str, sets: list[str]) -> RunConfig:
     return check_config(settings, "--set")
 
 
-def _evaluation(session: Session, request: EvalRequest) -> Evaluation:
-    from igrpo_cli.problems.loading import load_problems
-    from igrpo_cli.problems.sources import default_repeats, resolve_bench
+def _evaluations(session: Session, request: EvalRequest, benches: Sequence[str]) -> list[Evaluation]:
+    from igrpo_cli.problems.sources import default_repeats
 
-    loaded = load_problems(resolve_bench(request.bench, request.bench_dir), skip_bad_rows=request.skip_bad_rows)
-    bench = bench_name(request.bench)
-    if not request.dry_run:
-        made_from = {"bench": {"sha256": loaded.sha256}}
-        path = session.run.eval_problems(bench)
-        freeze_problems(path, loaded.problems, made_from, loaded.counts, overwrite=request.overwrite)
+    section = session.config.eval
+    problems = [_problems(session, request, bench) for bench in benches]
     policy, model = _policy(session, request)
-    return Evaluation(
-        bench=bench,
-        problems=loaded.problems[: session.config.eval.limit],
-        samples=session.config.eval.repeats or default_repeats(request.bench),
-        policy=policy,
-        model=model,
-        conditioned=request.conditioned,
-    )
+    return [
+        Evaluation(
+            bench=bench_name(bench),
+            problems=problems_of_bench[: section.limit],
+            samples=section.repeats or default_repeats(bench),
+            policy=policy,
+            model=model,
+            selection=section.selection if request.conditioned else None,
+        )
+        for bench, problems_of_bench in zip(benches, problems, strict=True)
+    ]
+
+
+def _problems(session: Session, request: EvalRequest, bench: str) -> list[Problem]:
+    """All problems of a benchmark, frozen beside its results."""
+    from igrpo_cli.problems.loading import load_problems
+    from igrpo_cli.problems.sources import resolve_bench
+
+    loaded = load_problems(resolve_bench(bench, request.bench_dir), skip_bad_rows=request.skip_bad_rows)
+    if not request.dry_run:
+        path, made_from = session.run.eval_problems(bench_name(bench)), {"bench": {"sha256": loaded.sha256}}
+        freeze_problems(
+            path,
+            loaded.problems,
+            made_from,
+            loaded.counts,
+            revision=loaded.revision,
+            overwrite=request.overwrite,
+        )
+    return loaded.problems
 
 
 def _policy(session: Session, request: EvalRequest) -> tuple[Policy, str | int]:
@@ -147,116 +159,62 @@ def _policy(session: Session, request: EvalRequest) -> tuple[Policy, str | int]:
         newest = max(session.run.policy_iterations(), default=0)
         return session.policy(newest), newest
     from igrpo_cli.engines.hub import fetch_model
+    from igrpo_cli.problems.packaged import model_location
 
-    fetched = fetch_model(request.model, session.config.policy.revision)
+    fetched = fetch_model(model_location(request.model), session.config.policy.revision)
     files = describe_directory(fetched.directory)
     policy = Policy(policy_id(files), fetched.directory, 0, None, files, request.model, fetched.revision_commit)
     return policy, directory_name(request.model)
 
 
-def _sharded(session: Session, evaluation: Evaluation) -> ShardedRollouts:
-    bare = replace(evaluation, conditioned=False)
+def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) -> tuple[dict[str, Any], str]:
+    from igrpo_cli.eval_tables import summary_text
 
-    def inputs_of(shard: int) -> list[FileHash]:
-        drafts = (_path(session, bare, shard),) if evaluation.conditioned else ()
-        return session.inputs(session.run.eval_problems(evaluation.bench), *drafts)
-
-    def plan_of(shard: int) -> RolloutPlan:
-        if not evaluation.conditioned:
-            return _plan(session, evaluation, lambda groups, _: _bare_tasks(session, evaluation, groups))
-        drafts = _rollouts([_path(session, bare, shard)])
-        return _plan(session, evaluation, partial(_refine_tasks, session, evaluation, drafts))
-
-    return ShardedRollouts(
-        stage="eval",
-        policy=evaluation.policy,
-        num_groups=len(evaluation.problems),
-        path_of=lambda shard: _path(session, evaluation, shard),
-        inputs_of=inputs_of,
-        plan_of=plan_of,
-    )
-
-
-def _plan(
-    session: Session, evaluation: Evaluation, tasks: Callable[[range, PolicyTokenizer], list[RolloutTask]]
-) -> RolloutPlan:
-    section = session.config.eval
-    return RolloutPlan(
-        stage="eval",
+    if evaluation.selection is not None and not request.dry_run:
+        require_bare_samples(session, evaluation)
+    stage = StageRequest(
         iteration=evaluation.policy.iteration,
-        seed=section.seed,
-        # Without the policy: all policies are evaluated with the same random numbers, which makes them comparable.
-        seed_names=("eval", "conditioned" if evaluation.conditioned else "bare"),
-        sampling=SamplingSettings(section.temperature, section.top_p, section.top_k, section.max_gen_toks),
-        reward_weights=session.config.reward.weights,
-        overlong_cache=session.config.reward.overlong_cache_in_use,
-        num_groups=len(evaluation.problems),
-        groups_per_block=session.config.engine.groups_per_block,
-        tasks=tasks,
+        shards=session.shards_or_all(request.shard),
+        overwrite=request.overwrite,
+        dry_run=request.dry_run,
+        help_others=request.help_others,
     )
+    report = make_rollout_shards(session, sharded_evaluation(session, evaluation), stage)
+    if request.dry_run:
+        return _dry_run(session, evaluation, report)
+    missing = [path for path in evaluation_shards(session, evaluation) if not path.manifest.exists()]
+    if missing:
+        payload = {**_head(evaluation), **report.payload(), "shards_still_missing": len(missing)}
+        done = f"{evaluation.bench}: {report.shards} shards are done"
+        return payload, f"{done}; the summary follows when the other {len(missing)} are"
+    summary = _summarise(session, evaluation)
+    return summary, summary_text(summary)
 
 
-def _bare_tasks(session: Session, evaluation: Evaluation, groups: range) -> list[RolloutTask]:
-    problems, prompts = evaluation.problems, session.config.prompts
-    return [
-        RolloutTask(group, problems[group], bare_prompt(problems[group].problem, prompts), range(evaluation.samples))
-        for group in groups
-    ]
-
-
-def _refine_tasks(
-    session: Session, evaluation: Evaluation, drafts: list[Rollout], groups: range, tokenizer: PolicyTokenizer
-) -> list[RolloutTask]:
-    """One refinement of every bare sample, itself the draft: no reward, and so no reference answer, is used."""
-    prompts, tasks = session.config.prompts, []
-    for draft in drafts:
-        if draft.group_id in groups:
-            problem = evaluation.problems[draft.group_id]
-            shown, cut = visible_draft(draft.completion, draft.extracted_answer, prompts, tokenizer.truncate)
-            prompt = conditioned_prompt(problem.problem, shown, prompts)
-            tasks.append(RolloutTask(draft.group_id, problem, prompt, [draft.sample_id], draft.sample_id, cut))
-    return tasks
-
-
-def _path(session: Session, evaluation: Evaluation, shard: int) -> ShardPath:
-    num_shards, conditioned = session.config.run.num_shards, evaluation.conditioned
-    return session.run.eval_shard(evaluation.bench, evaluation.model, shard, num_shards, conditioned=conditioned)
-
-
-def _require_bare(session: Session, evaluation: Evaluation) -> None:
-    bare = replace(evaluation, conditioned=False)
-    paths = [_path(session, bare, shard) for shard in range(session.config.run.num_shards)]
-    if not all(path.manifest.exists() for path in paths):
-        raise MissingInputError(
-            f"there are no bare samples of {evaluation.bench} to refine: its bare evaluation is not finished",
-            hint=f"first the same command without --conditioned: igrpo eval --bench {evaluation.bench}",
-        )
-
-
-def _rollouts(paths: list[ShardPath]) -> list[Rollout]:
-    from igrpo_cli.shards.tables import read_records
-
-    rollouts: list[Rollout] = []
-    for path in paths:
-        open_input(path)
-        rollouts += read_records(path.data, Rollout)
-    return rollouts
-
-
-def _summarise(session: Session, evaluation: Evaluation, paths: list[ShardPath]) -> dict[str, Any]:
+def _summarise(session: Session, evaluation: Evaluation) -> dict[str, Any]:
     """The figures of all shards, kept as `summary.json` beside them."""
-    from igrpo_cli.eval_summary import conditioned_figures, summarise
+    from igrpo_cli.eval_summary import conditioned_figures
     from igrpo_cli.shards.publish import publish_json
 
-    rollouts = _rollouts(paths)
-    summary = summarise(rollouts, evaluation.bench, _head(evaluation)["model"])
-    summary["conditioned"] = evaluation.conditioned
-    if evaluation.conditioned:
-        bare = replace(evaluation, conditioned=False)
-        summary |= conditioned_figures(rollouts, _rollouts([_path(session, bare, path.shard) for path in paths]))
-    place = session.run.eval_summary(evaluation.bench, evaluation.model, conditioned=evaluation.conditioned)
+    results, summary = _figures(session, evaluation)
+    if evaluation.selection is not None:
+        bare, figures = _figures(session, evaluation.bare)
+        summary |= {"bare": figures, **conditioned_figures(results.rollouts, bare.rollouts)}
+    place = session.run.eval_summary(evaluation.bench, evaluation.model, conditioned=evaluation.selection)
     publish_json(place, summary, replace=True)
     return summary
+
+
+def _figures(session: Session, evaluation: Evaluation) -> tuple[EvalResults, dict[str, Any]]:
+    from igrpo_cli.consensus import consensus
+    from igrpo_cli.eval_summary import summarise
+
+    results = read_results(evaluation_shards(session, evaluation))
+    title = f"comparing answers of {evaluation.bench}"
+    cons_at = results.known_consensus or consensus(session, results.rollouts, title)
+    summary = summarise(results.rollouts, evaluation.bench, _head(evaluation)["model"], cons_at)
+    kind = {"conditioned": evaluation.selection is not None, "selection": evaluation.selection}
+    return results, {**summary, **kind, "shards": results.shards}
 
 
 def _head(evaluation: Evaluation) -> dict[str, Any]:

@@ -1,22 +1,71 @@
-"""`igrpo grade FILE.jsonl`: the grader on rows of one's own, to audit it before its rewards are trusted."""
+"""`igrpo grade`: the grader on rows of one's own, to audit it, or on the completions of a run, to score them anew."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from igrpo_cli.config_files import apply_overrides, check_config
 from igrpo_cli.console import Console
-from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.rewards.workers import GradingLimits, GradingPool
+from igrpo_cli.score_sets import SCORED_STAGES, grade_stage, name_of_weights, parse_weights
+from igrpo_cli.session import StageRequest, open_session
 
 ROWS_PER_BATCH = 256
 
 
-def run(path: Path, sets: list[str], console: Console) -> None:
+@dataclass(frozen=True)
+class GradeRequest:
+    """What the command line asked for, of a run."""
+
+    stage: str | None = None
+    rewards: tuple[str, ...] = ()
+    scores: str | None = None
+    against: str | None = None
+    iteration: int | None = None
+    shard: str | None = None
+    overwrite: bool = False
+    dry_run: bool = False
+
+
+def run(path: Path, request: GradeRequest, sets: list[str], console: Console) -> None:
+    """Grade a file row by row, or a stage of a run into a named set of scores."""
+    if path.is_dir():
+        _grade_run(path, request, sets, console)
+    elif replace(request, shard=None) != GradeRequest():  # a shard may come from the environment of an array task
+        raise UsageError(
+            f"{path} is no run, and only a run has stages and shards", hint="igrpo grade RUN --stage draft"
+        )
+    else:
+        _grade_file(path, sets, console)
+
+
+def _grade_run(path: Path, request: GradeRequest, sets: list[str], console: Console) -> None:
+    if request.stage not in SCORED_STAGES:
+        raise UsageError(
+            f"grading a run needs the stage: --stage {' or '.join(SCORED_STAGES)}",
+            hint=f"igrpo grade {path} --stage draft --reward accuracy",
+        )
+    if request.rewards:
+        weights = ", ".join(f"{name} = {weight}" for name, weight in parse_weights(request.rewards).items())
+        sets = [*sets, f"reward.weights={{{weights}}}"]
+    with open_session(path, sets, console) as session:
+        work = StageRequest(
+            iteration=session.iteration_or_current(request.iteration),
+            shards=session.shards_or_all(request.shard),
+            overwrite=request.overwrite,
+            dry_run=request.dry_run,
+        )
+        name = request.scores or name_of_weights(session.config.reward.weights)
+        grade_stage(session, request.stage, work, name, request.against, console)
+
+
+def _grade_file(path: Path, sets: list[str], console: Console) -> None:
     """Print one JSON line per row of `path`; the counts of verdicts go to stderr."""
     section = check_config(apply_overrides({}, sets), "--set").reward
     counts: Counter[str] = Counter()

@@ -49,12 +49,13 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     from igrpo_cli.engines.hub import fetch_model
     from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.loading import load_problems
+    from igrpo_cli.problems.packaged import model_location
     from igrpo_cli.shards.policies import write_pointer
     from igrpo_cli.shards.publish import publish_bytes
 
     run_directory, content = RunDirectory(path), write_config(config)
     _refuse_other_run(run_directory, content)
-    model = fetch_model(initial_model(config), config.policy.revision)
+    model = fetch_model(model_location(config.policy.model), config.policy.revision)
     data = config.data
     loaded = load_problems(
         data.train,
@@ -63,25 +64,20 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
         problem_column=data.problem_column,
         answer_column=data.answer_column,
         id_column=data.id_column,
+        choices_column=data.choices_column,
         skip_bad_rows=data.skip_bad_rows,
         revision=data.revision,
     )
     tokenizer = PolicyTokenizer(model.directory, trust_remote_code=config.policy.trust_remote_code)
     problems = _short_enough(loaded.problems, config, tokenizer)
     counts = {**loaded.counts, "kept": len(problems), "too_long": len(loaded.problems) - len(problems)}
-    freeze_problems(run_directory.problems(), problems, {"data": data.model_dump(mode="json")}, counts)
+    made_from = {"data": data.model_dump(mode="json")}
+    freeze_problems(run_directory.problems(), problems, made_from, counts, revision=loaded.revision)
     write_pointer(run_directory, config.policy.model, model.revision_commit, model.directory.absolute())
     publish_bytes(run_directory.run_toml, content)
     left_out = {kind: number for kind, number in counts.items() if kind not in ("rows", "kept") and number}
     console.note(f"{counts['kept']} problems from {loaded.source}" + (f", left out: {left_out}" if left_out else ""))
     return counts
-
-
-def initial_model(config: RunConfig) -> str:
-    """The model directory or Hub id of the initial policy; `tiny` stands for the packaged one."""
-    from igrpo_cli.problems.packaged import packaged_data
-
-    return str(packaged_data() / "tiny-policy") if config.policy.model == "tiny" else config.policy.model
 
 
 def _refuse_other_run(run_directory: RunDirectory, content: bytes) -> None:

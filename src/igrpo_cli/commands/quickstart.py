@@ -115,7 +115,7 @@ def _text(payload: dict[str, Any]) -> str:
             "and every policy as a Hugging Face directory. Look at it:",
             f"  igrpo status {run}",
             f"  igrpo verify {run}",
-            f"  igrpo eval {run} --bench {BENCH} --samples 8",
+            f"  igrpo eval {run} --bench {BENCH} --compare 0 {payload['iterations']}",
             f"  ls {run}/iteration_0000/*",
         ]
     )

@@ -36,7 +36,7 @@ def run(session: Session, request: StageRequest) -> StageReport:
             shard=path.shard,
             num_shards=path.num_shards,
             config=stage_identity(session.config, "select"),
-            inputs=session.inputs(*_draft_shards(session, path)),
+            inputs=session.inputs(*_inputs(session, path)),
         )
 
     def make(path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
@@ -51,13 +51,22 @@ def _draft_shards(session: Session, path: ShardPath) -> tuple[ShardPath, ...]:
     return drafts if session.config.select.strategy == "shuffled" else (drafts[path.shard],)
 
 
+def _inputs(session: Session, path: ShardPath) -> tuple[ShardPath, ...]:
+    """The drafts and, where a set of scores decides, their scores."""
+    drafts, name = _draft_shards(session, path), session.config.select.scores
+    return drafts if name is None else (*drafts, *(session.run.scores(draft, name) for draft in drafts))
+
+
 def _make_shard(session: Session, path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
     from igrpo_cli.shards.schema import SELECTIONS
+    from igrpo_cli.shards.scores import open_scores
     from igrpo_cli.shards.tables import write_rows
 
     provenance = Provenance()
-    for draft_shard in _draft_shards(session, path):
-        open_input(draft_shard)
+    for drafts in _draft_shards(session, path):
+        open_input(drafts)
+        if session.config.select.scores is not None:
+            open_scores(session.run.scores(drafts, session.config.select.scores), drafts)
     counts: Counter[str] = Counter()
 
     def write(replace_existing: bool) -> DataFile:
@@ -81,14 +90,20 @@ def _counted(blocks: Iterable[list[Selection]], counts: Counter[str]) -> Iterato
 
 def _selections(session: Session, path: ShardPath) -> Iterator[list[Selection]]:
     """The selections of one shard, block by block."""
-    from igrpo_cli.shards.candidates import iterate_candidates
-
     if session.config.select.strategy == "shuffled":
         yield from _shuffled(session, path)
         return
     (draft_shard,) = _draft_shards(session, path)
-    for block in iterate_candidates(draft_shard.data):
+    for block in _candidates(session, draft_shard):
         yield _choose(session, path.iteration, block)
+
+
+def _candidates(session: Session, draft_shard: ShardPath) -> Iterator[CandidateBlock]:
+    from igrpo_cli.shards.candidates import iterate_candidates
+
+    name = session.config.select.scores
+    scores = None if name is None else session.run.scores(draft_shard, name).data
+    return iterate_candidates(draft_shard.data, scores)
 
 
 def _choose(session: Session, iteration: int, block: CandidateBlock) -> list[Selection]:
@@ -122,12 +137,11 @@ def _choose(session: Session, iteration: int, block: CandidateBlock) -> list[Sel
 def _shuffled(session: Session, path: ShardPath) -> Iterator[list[Selection]]:
     """Every group's best draft goes to another group of the iteration; this shard's groups, block by block."""
     from igrpo_cli.algo.selection import partners
-    from igrpo_cli.shards.candidates import iterate_candidates
 
     blocks = [
         (draft_shard.shard, _choose(session, path.iteration, block))
         for draft_shard in _draft_shards(session, path)
-        for block in iterate_candidates(draft_shard.data)
+        for block in _candidates(session, draft_shard)
     ]
     own = [selection for _, block in blocks for selection in block]
     seed = derive_seed(session.config.run.seed, "shuffle", path.iteration)

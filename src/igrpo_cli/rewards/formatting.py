@@ -32,21 +32,24 @@ def soft_overlong_reward(length: int, max_length: int, cache: int) -> float:
     return min(0.0, max(-1.0, (max_length - cache - length) / cache))
 
 
+def length_reward(length: int, max_length: int) -> float:
+    """Share of the allowed length that is left, of lengths in tokens: 1 for nothing said, 0 from `max_length` on."""
+    return max(0.0, 1 - length / max_length)
+
+
 def _is_visible(text: str) -> bool:
     return any(character.isprintable() and not character.isspace() for character in text)
 
 
 def weighted_reward(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """Sum of weights[name] * parts[name].
+    """Sum of weights[name] * parts[name]; a part without a weight counts nothing.
 
-    Raises UsageError when the two do not name the same parts, or when a term is not finite.
+    Raises UsageError for a weight of a part that is not there, or when the sum is not finite.
     """
-    if parts.keys() != weights.keys():
-        raise UsageError(
-            f"reward parts {sorted(parts)} and reward weights {sorted(weights)} differ",
-            hint="give every part of the reward a weight (0 switches it off) and no other name",
-        )
-    total = math.fsum(weights[name] * parts[name] for name in parts)
+    missing = sorted(weights.keys() - parts.keys())
+    if missing:
+        raise UsageError(f"reward.weights has {missing[0]}, but the reward has only the parts {', '.join(parts)}")
+    total = math.fsum(weights[name] * parts[name] for name in weights)
     if not math.isfinite(total):
         raise UsageError(f"the reward is not finite: parts {dict(parts)}, weights {dict(weights)}")
     return total

@@ -7,16 +7,16 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing import Pipe
 from typing import Any
 
-from igrpo_cli.errors import IgrpoError
+from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.rewards.extraction import MAX_CHARACTERS
 
-Pair = tuple[str, str]
-"""(completion, reference)"""
+Row = tuple[str, str, Mapping[str, Any]]
+"""(completion, reference, what else a user's own functions may ask for)"""
 
 START_SECONDS = 600.0
 """Most wall time that a worker may take to import sympy, on however crowded a machine."""
@@ -50,10 +50,11 @@ class WorkerEnded(Exception):
 class WorkerProcess:
     """One grading process and the pipe to it."""
 
-    def __init__(self, limits: GradingLimits) -> None:
+    def __init__(self, limits: GradingLimits, functions: Mapping[str, str] | None = None) -> None:
+        """`functions`: the user's own, {name: module:function}."""
         self._limits = limits
         self._pipe, theirs = Pipe()
-        arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(asdict(limits))]
+        arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(asdict(limits)), json.dumps(functions or {})]
         # The hash seed orders sympy's sets alike in every run; -P keeps the current directory out of the path.
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -70,10 +71,15 @@ class WorkerProcess:
         self._is_ready = False
 
     def wait_until_ready(self) -> None:
-        """Raises IgrpoError with what the worker says, WorkerEnded when it says nothing."""
+        """Raises UsageError for a function of the user's that is none, IgrpoError with whatever else the worker says.
+
+        Raises WorkerEnded when it says nothing.
+        """
         if self._is_ready:
             return
         message = self._receive(START_SECONDS)
+        if "hint" in message:
+            raise UsageError(message["failed"], hint=message["hint"])
         if "failed" in message:
             raise IgrpoError(
                 f"a grading worker cannot start: {message['failed']}",
@@ -81,9 +87,9 @@ class WorkerProcess:
             )
         self._is_ready = True
 
-    def send(self, pairs: Sequence[Pair]) -> None:
+    def send(self, rows: Sequence[Row]) -> None:
         try:
-            self._pipe.send_bytes(json.dumps(pairs).encode("ascii"))
+            self._pipe.send_bytes(json.dumps(rows).encode("ascii"))
         except OSError:
             raise self._ended() from None
 

@@ -12,16 +12,19 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from queue import SimpleQueue
 from typing import Any
 
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import Grade
-from igrpo_cli.rewards.worker_process import GradingLimits, Pair, WorkerEnded, WorkerProcess
+from igrpo_cli.rewards.worker_process import GradingLimits, Row, WorkerEnded, WorkerProcess
 
 __all__ = ["GradingLimits", "GradingPool"]
+
+Pair = tuple[str, str]
+"""(completion, reference)"""
 
 ROWS_PER_CHUNK = 8
 """Rows that are sent to a worker at once; each is answered by itself."""
@@ -36,7 +39,13 @@ class GradingPool:
     from any thread. Results depend on the pairs alone, not on order, load or number of workers.
     """
 
-    def __init__(self, num_workers: int = 2, limits: GradingLimits | None = None) -> None:
+    def __init__(
+        self,
+        num_workers: int = 2,
+        limits: GradingLimits | None = None,
+        functions: Mapping[str, str] | None = None,
+    ) -> None:
+        """`functions` are the user's own, {name: module:function}: asked of every row, beside the verdict."""
         if num_workers < 1:
             raise UsageError(f"a grading pool needs at least one worker, not {num_workers}")
         self._reasons: list[str] = []
@@ -45,7 +54,9 @@ class GradingPool:
         self._lock = threading.Lock()
         self._closed = False
         limits = limits or GradingLimits()
-        self._keepers = [_Keeper(self._chunks, self._reasons, limits) for _ in range(num_workers)]
+        if functions:
+            _require_functions(limits, functions)
+        self._keepers = [_Keeper(self._chunks, self._reasons, limits, functions) for _ in range(num_workers)]
         for keeper in self._keepers:
             keeper.start()
 
@@ -54,12 +65,14 @@ class GradingPool:
         """How often each reason made a row `ungraded` so far, for the log; no text of a model is in it."""
         return Counter(self._reasons)
 
-    def submit(self, pairs: Sequence[Pair]) -> Future[list[Grade]]:
+    def submit(self, pairs: Sequence[Pair], contexts: Sequence[Mapping[str, Any]] | None = None) -> Future[list[Grade]]:
         """Starts grading `pairs`; the future's result is one grade per pair, in order.
 
+        `contexts`, one per pair, hold what the user's own functions may ask for beyond the pair itself.
         The future raises IgrpoError when workers cannot be started, and is cancelled when the pool closes.
         """
-        batch = _Batch(pairs)
+        contexts = contexts or [{}] * len(pairs)
+        batch = _Batch([(*pair, context) for pair, context in zip(pairs, contexts, strict=True)])
         with self._lock:
             if self._closed:
                 raise IgrpoError("the grading pool is closed")
@@ -95,11 +108,25 @@ class GradingPool:
         self.close()
 
 
+def _require_functions(limits: GradingLimits, functions: Mapping[str, str]) -> None:
+    """Start one worker to see that the user's functions can be called, before anything is sampled for them."""
+    worker = WorkerProcess(limits, functions)
+    try:
+        worker.wait_until_ready()
+    except WorkerEnded as end:
+        raise IgrpoError(
+            f"a grading worker with the functions {', '.join(functions)} ended as it started: {end.reason}",
+            hint="raise reward.memory_mb, or import less in their modules",
+        ) from end
+    finally:
+        worker.close()
+
+
 class _Batch:
     """The rows of one `submit` and their grades so far."""
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = list(pairs)
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
         self.future: Future[list[Grade]] = Future()
         self._grades: dict[int, Grade] = {}
         self._lock = threading.Lock()
@@ -107,10 +134,10 @@ class _Batch:
     def record(self, index: int, grade: Grade) -> None:
         with self._lock:
             self._grades[index] = grade
-            if len(self._grades) < len(self.pairs):
+            if len(self._grades) < len(self.rows):
                 return
         with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
-            self.future.set_result([self._grades[row] for row in range(len(self.pairs))])
+            self.future.set_result([self._grades[row] for row in range(len(self.rows))])
 
     def fail(self, error: Exception) -> None:
         with contextlib.suppress(InvalidStateError):
@@ -128,11 +155,14 @@ class _Stopped(Exception):
 class _Keeper(threading.Thread):
     """The thread that feeds one worker at a time and replaces it when it ends."""
 
-    def __init__(self, chunks: _Chunks, reasons: list[str], limits: GradingLimits) -> None:
+    def __init__(
+        self, chunks: _Chunks, reasons: list[str], limits: GradingLimits, functions: Mapping[str, str] | None
+    ) -> None:
         super().__init__(name="igrpo-grading", daemon=True)
         self._chunks = chunks
         self._reasons = reasons
         self._limits = limits
+        self._functions = functions
         self._worker: WorkerProcess | None = None
         self._stopped = False
         self._lock = threading.Lock()
@@ -165,7 +195,7 @@ class _Keeper(threading.Thread):
             worker = self._ready_worker()
             start = time.perf_counter()
             try:
-                worker.send([batch.pairs[row] for row in rows])
+                worker.send([batch.rows[row] for row in rows])
                 while rows:
                     start = time.perf_counter()
                     reply = worker.receive()
@@ -176,7 +206,7 @@ class _Keeper(threading.Thread):
             except WorkerEnded as end:
                 self._drop_worker()
                 if end.is_final or rows[0] == tried_before:
-                    reply = {"verdict": "ungraded", "extracted_answer": None, "reason": end.reason}
+                    reply = {"verdict": "ungraded", "extracted_answer": None, "reason": end.reason, "parts": {}}
                     self._record(batch, rows.pop(0), {**reply, "seconds": time.perf_counter() - start})
                 else:
                     tried_before = rows[0]
@@ -184,7 +214,8 @@ class _Keeper(threading.Thread):
     def _record(self, batch: _Batch, row: int, reply: dict[str, Any]) -> None:
         if reply["reason"]:
             self._reasons.append(reply["reason"])
-        batch.record(row, Grade(reply["verdict"], reply["extracted_answer"], reply["seconds"]))
+        keys = ("verdict", "extracted_answer", "seconds", "reason", "parts")
+        batch.record(row, Grade(**{key: reply[key] for key in keys}))
 
     def _ready_worker(self) -> WorkerProcess:
         """A worker that has imported everything. Raises IgrpoError when none can be started."""
@@ -204,7 +235,7 @@ class _Keeper(threading.Thread):
             if self._stopped:
                 raise _Stopped
             if self._worker is None:
-                self._worker = WorkerProcess(self._limits)
+                self._worker = WorkerProcess(self._limits, self._functions)
             return self._worker
 
     def _drop_worker(self) -> None:

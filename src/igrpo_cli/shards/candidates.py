@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.shards.schema import ROLLOUTS
+from igrpo_cli.shards.scores import with_scores
 from igrpo_cli.shards.tables import iterate_blocks
 
 COLUMNS = (
@@ -47,12 +48,13 @@ class CandidateBlock:
         return chosen["completion"].to_pylist(), chosen["extracted_answer"].to_pylist()
 
 
-def iterate_candidates(path: Path) -> Iterator[CandidateBlock]:
-    """The groups of a draft shard, a block at a time.
+def iterate_candidates(path: Path, scores: Path | None = None) -> Iterator[CandidateBlock]:
+    """The groups of a draft shard, a block at a time; rewards and extracted answers are those of `scores`, if given.
 
-    Raises DamagedFileError where a group lacks a draft or has one twice.
+    Raises DamagedFileError where a group lacks a draft or has one twice, or where the scores are of other rows.
     """
-    for table in iterate_blocks(path, ROLLOUTS, COLUMNS):
+    blocks = iterate_blocks(path, ROLLOUTS, COLUMNS)
+    for table in blocks if scores is None else with_scores(blocks, scores):
         group_ids, sample_ids = (table[name].to_numpy() for name in ("group_id", "sample_id"))
         num_drafts = int(sample_ids.max()) + 1
         complete = (

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_cli.errors import UsageError
+from igrpo_cli.shards.eval_names import eval_flags, eval_iteration, eval_name
 
 SHARD_STAGES = ("draft", "select", "refine")
 PARTS = ".parts"
+SCORES = "scores"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@=-]{0,99}")
 _SHARD_FILE = re.compile(r"shard-([0-9]{5,})-of-([0-9]{5,})\.(parquet|json)")
@@ -51,7 +53,10 @@ class ShardPath:
         if self.stage == "problems":
             return "igrpo init"
         if self.stage == "eval":
-            return f"igrpo eval --bench {self.data.parent.parent.name} --shard {self.shard}"
+            return f"igrpo eval {eval_flags(self.data.parent)} --shard {self.shard}"
+        if self.stage == "scores":
+            stage, name = self.data.parents[2].name, self.data.parent.name
+            return f"igrpo grade RUN --stage {stage} --iteration {self.iteration} --scores {name} --shard {self.shard}"
         command = f"igrpo {self.stage} --iteration {self.iteration}"
         return command if self.stage == "update" else f"{command} --shard {self.shard}"
 
@@ -121,6 +126,11 @@ class RunDirectory:
         """Directory of all policies."""
         return self.root / "policies"
 
+    @property
+    def judgements(self) -> Path:
+        """What a judge said, kept so that no task pays for it twice."""
+        return self.root / "judge"
+
     def problems(self) -> ShardPath:
         """The training problems, frozen by `init`."""
         return self._problem_file(self.root)
@@ -145,24 +155,39 @@ class RunDirectory:
         """All shards of draft, select or refine, in order."""
         return tuple(self.shard(iteration, stage, shard, num_shards) for shard in range(num_shards))
 
+    def scores(self, rollouts: ShardPath, name: str) -> ShardPath:
+        """The set of scores called `name` of a shard of drafts or refinements, in a folder beside it."""
+        directory = rollouts.data.parent / SCORES / _checked_name(name, "set of scores")
+        return self._shard(directory, SCORES, rollouts.iteration, rollouts.shard, rollouts.num_shards)
+
+    def score_sets(self, iteration: int, stage: str) -> list[str]:
+        """The sets of scores that a stage has, by name."""
+        directory = self.stage(iteration, stage) / SCORES
+        names = (path.name for path in directory.iterdir()) if directory.is_dir() else ()
+        return sorted(name for name in names if _NAME.fullmatch(name))
+
     def update(self, iteration: int) -> UpdatePath:
         """The update of one iteration."""
         return UpdatePath(self.root, iteration, self.stage(iteration, "update"))
 
-    def eval(self, bench: str, policy: int | str, *, conditioned: bool = False) -> Path:
-        """Directory of one evaluation: `policy` is a policy of the run, or a name given to another model."""
-        name = policy if isinstance(policy, str) else f"policy_{policy:04d}"
-        return self._bench(bench) / _checked_name(f"{name}_conditioned" if conditioned else name, "model")
+    def eval(self, bench: str, policy: int | str, *, conditioned: str | None = None) -> Path:
+        """Directory of one evaluation: `policy` is a policy of the run, or a name given to another model.
+
+        `conditioned` is the `eval.selection` of a conditioned one, None for bare problems.
+        """
+        return self._bench(bench) / _checked_name(eval_name(policy, conditioned), "model")
 
     def eval_shard(
-        self, bench: str, policy: int | str, shard: int, num_shards: int, *, conditioned: bool = False
+        self, bench: str, policy: int | str, shard: int, num_shards: int, *, conditioned: str | None = None
     ) -> ShardPath:
         """One shard of an evaluation; its iteration is that of the policy, 0 for other models."""
-        iteration = policy if isinstance(policy, int) else 0
-        directory = self.eval(bench, policy, conditioned=conditioned)
-        return self._shard(directory, "eval", iteration, shard, num_shards)
+        return self.eval_shard_in(self.eval(bench, policy, conditioned=conditioned), shard, num_shards)
 
-    def eval_summary(self, bench: str, policy: int | str, *, conditioned: bool = False) -> Path:
+    def eval_shard_in(self, directory: Path, shard: int, num_shards: int) -> ShardPath:
+        """One shard of the evaluation in `directory`."""
+        return self._shard(directory, "eval", eval_iteration(directory), shard, num_shards)
+
+    def eval_summary(self, bench: str, policy: int | str, *, conditioned: str | None = None) -> Path:
         """The figures of one evaluation."""
         return self.eval(bench, policy, conditioned=conditioned) / "summary.json"
 

@@ -20,13 +20,12 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.records import Rollout
 from igrpo_cli.shards.schema import (
     CHOICES,
     FINITE,
     name_of_schema,
     reward_columns,
-    rollouts_schema,
+    with_reward_parts,
 )
 
 Row = TypeVar("Row")
@@ -35,13 +34,14 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 
 def table_of(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
-    """A table of `schema` (of `ROLLOUTS` with the reward parts of its first row) from records or dicts.
+    """A table of `schema` from records or dicts; one with parts of the reward gets those of its first row.
 
     Raises IgrpoError naming column, row (counted from 0 in `rows`) and kind of the first bad value.
     """
     cells = [_cells(row) for row in rows]
-    if name_of_schema(schema) == "rollouts" and cells:
-        schema = rollouts_schema(name.removeprefix("reward_") for name in cells[0] if name.startswith("reward_"))
+    if cells and reward_columns(schema):
+        further = (name.removeprefix("reward_") for name in cells[0] if name.startswith("reward_"))
+        schema = with_reward_parts(schema, further)
     kind, names = name_of_schema(schema), set(schema.names)
     for index, cell in enumerate(cells):
         if cell.keys() != names:
@@ -60,8 +60,8 @@ def rows_of(table: pa.Table, record: type[Row]) -> list[Row]:
     cells: Iterable[dict[str, Any]] = (
         {name: values[index] for name, values in columns.items()} for index in range(table.num_rows)
     )
-    if record is Rollout:
-        parts = reward_columns(table.schema)
+    parts = reward_columns(table.schema)
+    if parts and record is not dict:
         cells = (_with_parts(cell, parts) for cell in cells)
     return [record(**cell) for cell in cells]
 

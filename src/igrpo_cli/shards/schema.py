@@ -22,6 +22,7 @@ from igrpo_cli.records import (
     Metric,
     Problem,
     Rollout,
+    Score,
     Selection,
 )
 from igrpo_cli.shards.strict_json import UnknownSchemaError
@@ -77,6 +78,25 @@ ROLLOUTS = _schema(
     nullable=("draft_sample_id", "extracted_answer"),
 )
 """One row per completion, in order of group and sample; see `records.Rollout`."""
+
+SCORES = _schema(
+    "scores",
+    1,
+    {
+        "iteration": pa.int32(),
+        "stage": _CHOICE,
+        "problem_id": pa.string(),
+        "group_id": pa.int32(),
+        "sample_id": pa.int16(),
+        "reward": pa.float32(),
+        "reward_accuracy": pa.float32(),
+        "reward_format": pa.float32(),
+        "verdict": _CHOICE,
+        "extracted_answer": pa.string(),
+    },
+    nullable=("extracted_answer",),
+)
+"""One row per completion of a rollout shard, in its order and blocks; see `records.Score`."""
 
 SELECTIONS = _schema(
     "selections",
@@ -136,6 +156,7 @@ ADVANTAGES = _schema(
 
 SCHEMA_OF: dict[type, pa.Schema] = {
     Rollout: ROLLOUTS,
+    Score: SCORES,
     Selection: SELECTIONS,
     Metric: METRICS,
     Problem: PROBLEMS,
@@ -154,25 +175,25 @@ def version_of_schema(schema: pa.Schema) -> int:
     return int(schema.metadata[VERSION_KEY])
 
 
-def rollouts_schema(further_parts: Iterable[str] = ()) -> pa.Schema:
-    """`ROLLOUTS` with a column `reward_<name>` per further part, sorted, after `reward_format`."""
-    names = sorted({f"reward_{name}" for name in further_parts} - set(ROLLOUTS.names))
+def with_reward_parts(schema: pa.Schema, further_parts: Iterable[str] = ()) -> pa.Schema:
+    """`ROLLOUTS` or `SCORES` with a column `reward_<name>` per further part, sorted, after `reward_format`."""
+    names = sorted({f"reward_{name}" for name in further_parts} - set(schema.names))
     strange = [name for name in names if not _REWARD_PART.fullmatch(name)]
     if strange:
         raise IgrpoError(f"{strange[0]!r} cannot be a column: a reward part is named by a-z, 0-9 and _")
-    schema, place = ROLLOUTS, ROLLOUTS.get_field_index("reward_format") + 1
+    place = schema.get_field_index("reward_format") + 1
     for name in reversed(names):
         schema = schema.insert(place, pa.field(name, pa.float32(), nullable=False))
     return schema
 
 
 def reward_columns(schema: pa.Schema) -> list[str]:
-    """The columns that hold parts of the reward, in order."""
+    """The columns that hold parts of the reward, in order; only rollouts and scores have any."""
     return [name for name in schema.names if _REWARD_PART.fullmatch(name)]
 
 
 def check_file_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
-    """Require a file to be of the kind `expected`; rollouts may have further parts of the reward.
+    """Require a file to be of the kind `expected`; rollouts and scores may have further parts of the reward.
 
     Raises UnknownSchemaError for another kind or version, DamagedFileError where the columns are not
     those of the kind and version that the file claims.
@@ -195,8 +216,8 @@ def check_file_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None
 
 
 def _check_columns(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
-    if name_of_schema(expected) == "rollouts":
-        expected = rollouts_schema(name.removeprefix("reward_") for name in reward_columns(found))
+    if reward_columns(expected):
+        expected = with_reward_parts(expected, (name.removeprefix("reward_") for name in reward_columns(found)))
     for theirs, ours in zip_longest(found, expected):
         if theirs is None or ours is None or not theirs.equals(ours):
             column, kind = (ours or theirs).name, name_of_schema(expected)

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.shards.hashed_directory import verify_directory
 from igrpo_cli.shards.identity import identity_differences
-from igrpo_cli.shards.layout import PARTS, SHARD_STAGES, RunDirectory, ShardPath, format_shards, shards_in
+from igrpo_cli.shards.layout import PARTS, SCORES, SHARD_STAGES, RunDirectory, ShardPath, format_shards, shards_in
 from igrpo_cli.shards.manifest import Manifest, read_manifest
 from igrpo_cli.shards.policies import Policy, read_policy, verify_policy
 from igrpo_cli.shards.publish import sha256_file
 from igrpo_cli.shards.temporaries import is_temporary
-from igrpo_cli.shards.verify_rows import IterationRows, check_stage, read_problem_ids, read_shard
+from igrpo_cli.shards.verify_rows import IterationRows, check_stage, read_problem_ids, read_scores, read_shard
 
 MAX_COMPLAINTS = 5
 """Told of one file; a file that is wrong throughout is not told of row by row."""
-_EVAL_OF_POLICY = re.compile(r"policy_([0-9]{4,})(_conditioned)?")
 _SHARED = ("config.", "policy", "template")
 """Facts in which the shards of a stage must agree; positions and inputs are each shard's own."""
 
@@ -131,6 +130,7 @@ class _Verifier:
 
             done = passed or stage != (reached or [stage])[-1]
             self.check_shards(self.run.stage(iteration, stage), stage, path_of, known, done)
+            self.check_scores(iteration, stage, known)
         for directory in (update.optimizer, update.adapter):
             if directory.exists():
                 with self.guarded(directory, f"{update.shard.command} --overwrite"):
@@ -170,6 +170,16 @@ class _Verifier:
         if not missing and all(manifests.values()):
             known.unread.discard(stage)
             self.complain(directory, check_stage(stage, known), None)
+
+    def check_scores(self, iteration: int, stage: str, known: IterationRows) -> None:
+        """All sets of scores of a stage, whole or not: a set serves those shards that it has."""
+        for name in self.run.score_sets(iteration, stage):
+            for shard, num_shards in shards_in(self.run.stage(iteration, stage) / SCORES / name):
+                path = self.run.scores(self.run.shard(iteration, stage, shard, num_shards), name)
+                if path.manifest.exists():
+                    self.check_file(path, partial(read_scores, path, stage=stage, known=known))
+                else:
+                    self.note(path.data, "has no manifest, so it does not count", path.command)
 
     def check_shard(self, path: ShardPath, known: IterationRows) -> Manifest | None:
         return self.check_file(path, lambda manifest: read_shard(path, manifest, known))
@@ -246,19 +256,12 @@ class _Verifier:
         for directory in sorted((self.run.root / "eval").glob("*/*/")):
             if directory.name.startswith(".") or not directory.is_dir():
                 continue
-            bench, match = directory.parent.name, _EVAL_OF_POLICY.fullmatch(directory.name)
 
-            def path_of(
-                shard: int,
-                num_shards: int,
-                bench: str = bench,
-                policy: int | str = int(match[1]) if match else directory.name,
-                conditioned: bool = bool(match and match[2]),
-            ) -> ShardPath:
-                return self.run.eval_shard(bench, policy, shard, num_shards, conditioned=conditioned)
+            def path_of(shard: int, num_shards: int, directory: Path = directory) -> ShardPath:
+                return self.run.eval_shard_in(directory, shard, num_shards)
 
             with self.guarded(directory):
-                problems = self.run.eval_problems(bench)
+                problems = self.run.eval_problems(directory.parent.name)
                 ids = self.check_problems(problems) if problems.manifest.exists() else None
                 summarised = (directory / "summary.json").exists()
                 self.check_shards(directory, "eval", path_of, IterationRows(ids), summarised)

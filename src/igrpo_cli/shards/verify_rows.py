@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from igrpo_cli.shards.layout import ShardPath
 from igrpo_cli.shards.manifest import Manifest
-from igrpo_cli.shards.schema import METRICS, PROBLEMS, ROLLOUTS, SELECTIONS
+from igrpo_cli.shards.schema import METRICS, PROBLEMS, ROLLOUTS, SCORES, SELECTIONS
 from igrpo_cli.shards.tables import iterate_blocks
 
 _ROLLOUT = (
@@ -51,6 +51,8 @@ class IterationRows:
     num_samples: dict[str, int] = field(default_factory=dict)
     drafts: dict[tuple[int, int], tuple[bytes, float]] = field(default_factory=dict)
     """{(group_id, sample_id): (digest of the completion, reward)}."""
+    scores: dict[str, dict[tuple[int, int], float]] = field(default_factory=dict)
+    """{set of scores of the drafts: {(group_id, sample_id): reward}}."""
     selections: dict[int, Chosen] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
     """Stages of which a shard is missing or unreadable: others are not compared with these."""
@@ -81,9 +83,26 @@ def read_rollouts(path: ShardPath, manifest: Manifest, known: IterationRows) -> 
     yield from _count("groups", len(groups) - before, manifest.data.groups)
 
 
+def read_scores(path: ShardPath, manifest: Manifest, *, stage: str, known: IterationRows) -> Iterator[str]:
+    """Reads scores of drafts or refinements into `known`; yields what is wrong with them."""
+    groups, rows = known.groups.get(stage, {}), 0
+    rewards = known.scores.setdefault(path.data.parent.name, {}) if stage == "draft" else {}
+    for block in iterate_blocks(path.data, SCORES):
+        rows += block.num_rows
+        for row in _cells(block, ("iteration", "stage", "problem_id", "group_id", "sample_id", "reward")):
+            which = f"sample {row['sample_id']} of group {row['group_id']}"
+            if (row["iteration"], row["stage"]) != (path.iteration, stage):
+                yield f"{which} is of {row['stage']} in iteration {row['iteration']}"
+            if stage not in known.unread and groups.get(row["group_id"]) != row["problem_id"]:
+                yield f"{which} is of the problem {row['problem_id']}, which its completion is not"
+            rewards[row["group_id"], row["sample_id"]] = row["reward"]
+    yield from _count("rows", rows, manifest.data.rows)
+
+
 def read_selections(path: ShardPath, manifest: Manifest, known: IterationRows) -> Iterator[str]:
     """Reads a shard of selections into `known`; yields what is wrong with it."""
     groups = known.groups.setdefault(path.stage, {})
+    scores = manifest.identity.config.get("select", {}).get("scores")
     rows = 0
     for block in iterate_blocks(path.data, SELECTIONS):
         for row in _cells(block, SELECTIONS.names):
@@ -96,7 +115,7 @@ def read_selections(path: ShardPath, manifest: Manifest, known: IterationRows) -
             groups[group_id] = row["problem_id"]
             known.selections[group_id] = Chosen(row["problem_id"], row["action"], row["draft_sample_id"])
             if "draft" not in known.unread:
-                yield from _check_selection(row, known)
+                yield from _check_selection(row, known, scores)
     yield from _count("rows", rows, manifest.data.rows)
 
 
@@ -171,7 +190,7 @@ def _check_refinements(group_id: int, rows: list[dict[str, Any]], known: Iterati
         yield f"group {group_id} was refined from draft {strange[0]}, its selection says {wanted}"
 
 
-def _check_selection(row: dict[str, Any], known: IterationRows) -> Iterator[str]:
+def _check_selection(row: dict[str, Any], known: IterationRows, scores: str | None) -> Iterator[str]:
     group_id, source = row["group_id"], (row["draft_group_id"], row["draft_sample_id"])
     what = f"group {group_id} selects draft {source[1]} of group {source[0]}"
     if known.groups.get("draft", {}).get(group_id) != row["problem_id"]:
@@ -179,8 +198,13 @@ def _check_selection(row: dict[str, Any], known: IterationRows) -> Iterator[str]
     draft = known.drafts.get(source)
     if draft is None:
         yield f"{what}, which does not exist"
-    elif draft != (_digest(row["draft"]), row["draft_reward"]):
+    elif (draft[0], _reward_of(source, known, scores)) != (_digest(row["draft"]), row["draft_reward"]):
         yield f"{what}, but its text or reward is another"
+
+
+def _reward_of(draft: tuple[int, int], known: IterationRows, scores: str | None) -> float | None:
+    """The reward of a draft that its selection went by; None where it is not known."""
+    return known.drafts[draft][1] if scores is None else known.scores.get(scores, {}).get(draft)
 
 
 def _cells(block: pa.Table, columns: tuple[str, ...] | list[str]) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,46 @@
+"""An evaluation as it lies on disk: its rollouts, checked against their manifests, and what was found out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from igrpo_cli.errors import DamagedFileError, MissingInputError
+from igrpo_cli.records import Rollout
+from igrpo_cli.shards.finishing import open_input
+from igrpo_cli.shards.layout import ShardPath
+from igrpo_cli.shards.strict_json import read_object
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True)
+class EvalResults:
+    """All rollouts of an evaluation."""
+
+    directory: Path
+    rollouts: list[Rollout]
+    shards: list[str]
+    """SHA-256 of its shards, in order."""
+
+    @property
+    def known_consensus(self) -> dict[str, float] | None:
+        """cons@k by k, if the summary beside the shards is of these very shards: comparing answers takes time."""
+        try:
+            summary = read_object(self.directory / SUMMARY)
+        except (MissingInputError, DamagedFileError):
+            return None
+        return summary.get("cons_at") if summary.get("shards") == self.shards else None
+
+
+def read_results(paths: Sequence[ShardPath]) -> EvalResults:
+    """All shards of an evaluation. Raises MissingInputError where one is missing, DamagedFileError as they do."""
+    from igrpo_cli.shards.tables import read_records
+
+    rollouts: list[Rollout] = []
+    shards = []
+    for path in paths:
+        shards.append(open_input(path).data.sha256)
+        rollouts += read_records(path.data, Rollout)
+    return EvalResults(paths[0].data.parent, rollouts, shards)

@@ -1,0 +1,186 @@
+"""`igrpo eval` on several benchmarks, the list of those with a name, and Markdown to paste."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import igrpo_cli.engines.base as engines
+from command_line import igrpo, igrpo_process, make_run, sets
+from igrpo_cli.eval_summary import PAPER_BENCHES
+from igrpo_cli.problems.benches import BENCHES
+
+ASKED = ("--samples", "2", *sets("eval.limit=3"))
+PRODUCTS = "builtin:arithmetic/products"
+FIGURES = {"avg_at_k", "ci95", "pass_at_k", "maj_at_k", "cons_at_k", "truncated_fraction", "ungraded_fraction"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return make_run(tmp_path / "run")
+
+
+@pytest.fixture
+def paper_folder(tmp_path):
+    """Six local files with the names of the paper's benchmarks, two sums each."""
+    folder = tmp_path / "benches"
+    folder.mkdir()
+    for number, bench in enumerate(PAPER_BENCHES, start=1):
+        rows = [{"id": f"{bench}-{i}", "problem": f"{number}+{i}=?", "answer": str(number + i)} for i in (1, 2)]
+        (folder / f"{bench}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def test_the_list_has_every_named_benchmark():
+    result = igrpo_process("eval", "--list", "--json")
+    assert (result.code, result.stderr) == (0, "")
+    benches = {bench["name"]: bench for bench in result.json["benches"]}
+    assert benches.keys() == {"arithmetic", *BENCHES}
+    assert benches["aime24"] == {
+        "name": "aime24",
+        "source": "HuggingFaceH4/aime_2024",
+        "revision": "main",
+        "config": None,
+        "split": "train",
+        "columns": {"problem": "problem", "answer": "answer"},
+        "answer_form": "auto",
+        "samples": 64,
+    }
+    assert (benches["gsm8k"]["config"], benches["gsm8k"]["answer_form"]) == (["main"], "solution")
+    assert benches["mmlu_pro"]["columns"]["choices"] == "options"
+    assert (benches["amc23"]["columns"], benches["arithmetic"]["source"]) == (None, "packaged")
+
+
+def test_the_list_is_a_table_or_markdown():
+    table = igrpo("eval", "--list").stdout.splitlines()
+    assert table[0].split() == [
+        *("name", "source", "revision", "config", "split", "columns", "answer_form", "samples"),
+    ]
+    assert [line.split()[0] for line in table[2:]] == ["arithmetic", *BENCHES]
+    markdown = igrpo("eval", "--list", "--markdown").stdout.splitlines()
+    assert len(markdown) == len(table)
+    assert markdown[3].startswith("| aime24 | HuggingFaceH4/aime_2024 | main | – | train |")
+
+
+def test_several_benchmarks_share_one_engine(run, monkeypatch):
+    started = []
+    create_engine = engines.create_engine
+
+    def count(*arguments):
+        started.append(arguments)
+        return create_engine(*arguments)
+
+    monkeypatch.setattr(engines, "create_engine", count)
+    both = igrpo("eval", run, "--bench", "arithmetic", "--bench", PRODUCTS, *ASKED, "--json")
+    assert both.code == 0, both.stderr
+    assert len(started) == 1
+    assert both.json.keys() == {"benches", "macro_average"}
+    assert both.json["macro_average"] is None
+    assert [bench["bench"] for bench in both.json["benches"]] == ["arithmetic", "builtin--arithmetic--products"]
+    alone = igrpo("eval", run, "--bench", "arithmetic", *ASKED, "--json").json
+    assert alone == both.json["benches"][0]
+    assert alone.keys() >= FIGURES
+    assert len(started) == 1, "the second command sampled nothing"
+
+
+def test_the_text_has_each_benchmark_and_then_all(run):
+    result = igrpo("eval", run, "--bench", "arithmetic", "--bench", PRODUCTS, *ASKED)
+    assert result.code == 0, result.stderr
+    headings = [line for line in result.stdout.splitlines() if " problems x 2 samples" in line]
+    assert [heading.split(":")[0] for heading in headings] == ["arithmetic", "builtin--arithmetic--products"]
+    last = result.stdout.splitlines()[-4:]
+    assert last[0].split()[:3] == ["bench", "model", "samples"]
+    assert [line.split()[0] for line in last[2:]] == ["arithmetic", "builtin--arithmetic--products"]
+
+
+def test_the_macro_average_of_the_papers_six(run, paper_folder):
+    benches = [flag for bench in PAPER_BENCHES for flag in ("--bench", bench)]
+    request = ["eval", run, *benches, "--bench-dir", paper_folder, "--samples", "2"]
+    result = igrpo(*request, "--json")
+    assert result.code == 0, result.stderr
+    accuracies = [bench["avg_at_k"] for bench in result.json["benches"]]
+    assert len(accuracies) == 6
+    assert result.json["macro_average"] == pytest.approx(sum(accuracies) / 6)
+    text = igrpo(*request).stdout
+    average = f"{100 * sum(accuracies) / 6:.1f} %"
+    assert text.splitlines()[-1] == f"macro-average of the paper's six benchmarks: {average}"
+    assert igrpo(*request, "--markdown").stdout.splitlines()[-1] == f"macro-average: {average}"
+
+
+def test_tasks_of_an_array_share_every_benchmark(tmp_path):
+    run = make_run(tmp_path / "run", "run.num_shards=2")
+    request = ["eval", run, "--bench", "arithmetic", "--bench", PRODUCTS, "--samples", "2", *sets("eval.limit=4")]
+    first = igrpo(*request, "--shard", "0", "--json").json
+    assert [bench["shards_still_missing"] for bench in first["benches"]] == [1, 1]
+    text = igrpo(*request, "--shard", "0").stdout
+    assert text.splitlines()[-1] == "2 benchmarks, none of them complete"
+    second = igrpo(*request, "--json", env={"SLURM_ARRAY_TASK_ID": "1"})
+    assert second.code == 0, second.stderr
+    assert [(bench["problems"], bench["samples"]) for bench in second.json["benches"]] == [(4, 2), (4, 2)]
+
+
+def test_a_dry_run_plans_each_benchmark_and_writes_nothing(run):
+    before = sorted(run.rglob("*"))
+    request = ["eval", run, "--bench", "arithmetic", "--bench", PRODUCTS, *ASKED, "--dry-run"]
+    plans = igrpo(*request, "--json").json["benches"]
+    assert [(plan["problems"], plan["plan"]["completions"]) for plan in plans] == [(3, 6), (3, 6)]
+    assert all(plan.keys() >= {"avg_at_k", "ci95", "pass_at_k", "maj_at_k", "verdicts"} for plan in plans)
+    lines = igrpo(*request).stdout.splitlines()
+    assert lines[0].startswith("arithmetic: 3 problems x 2 samples = 6 completions, at most 240 tokens")
+    assert lines[-1] == "together 12 completions, at most 480 tokens"
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_benchmark_that_does_not_exist_is_told_before_any_is_sampled(run):
+    result = igrpo("eval", run, "--bench", "arithmetic", "--bench", "aime42", *ASKED)
+    assert result.code == 3
+    assert "aime42" in result.stderr
+    assert list(run.glob("eval/*/policy_*")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bench", "arithmetic", "--bench", "arithmetic"], "2 benchmarks are called arithmetic"),
+        (["--bench", "a/sums.jsonl", "--bench", "b/sums.jsonl"], "2 benchmarks are called sums"),
+        (["--bench", "arithmetic", "--json", "--markdown"], "--json and --markdown are two outputs"),
+        ([], "eval needs a benchmark"),
+    ],
+)
+def test_what_makes_no_sense_is_a_usage_error(run, arguments, message):
+    result = igrpo("eval", run, *arguments)
+    assert (result.code, result.stdout) == (2, "")
+    assert message in result.stderr
+    assert "hint: " in result.stderr
+
+
+def test_markdown_is_all_of_the_output(run):
+    result = igrpo("eval", run, "--bench", "arithmetic", "--bench", PRODUCTS, *ASKED, "--markdown")
+    assert result.code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 4
+    assert {line.count("|") for line in lines} == {13}
+    assert lines[2].startswith("| arithmetic | tiny | 3 x 2 |")
+
+
+def test_the_packaged_policy_is_a_model_too(tmp_path):
+    settings = sets("eval.limit=2", "eval.max_gen_toks=40", "engine.name=transformers")
+    result = igrpo("eval", "--model", "tiny", "--bench", "arithmetic", "--samples", "1", *settings, cwd=tmp_path)
+    assert result.code == 0, result.stderr
+    assert (tmp_path / "eval/arithmetic/tiny/summary.json").exists()
+
+
+def test_answers_are_compared_once(run, monkeypatch):
+    import igrpo_cli.consensus as module
+
+    request = ["eval", run, "--bench", "arithmetic", *ASKED, "--json"]
+    first = igrpo(*request)
+    assert first.code == 0, first.stderr
+    monkeypatch.setattr(module, "consensus", lambda *_: pytest.fail("compared again"))
+    assert igrpo(*request).json == first.json
+    summary = run / "eval/arithmetic/policy_0000/summary.json"
+    stale = json.loads(summary.read_text())
+    summary.write_text(json.dumps({**stale, "shards": ["0" * 64]}))
+    monkeypatch.setattr(module, "consensus", lambda *_: {"1": 0.125, "2": 0.25})
+    assert igrpo(*request).json["cons_at_k"] == 0.25, "a summary of other shards does not count"

@@ -1,0 +1,100 @@
+"""A judge in whole commands: its scores select and train, and a judge that goes away costs no reward."""
+
+from __future__ import annotations
+
+import json
+
+import pyarrow.parquet as pq
+
+from command_line import files_below, igrpo, make_run, sets
+
+KEY = "key-that-nobody-may-see"
+
+
+def judged_run(path, *overrides):
+    weights = ("reward.weights={accuracy=0.5, judge=2}", "judge.model=judge", "judge.max_retries=1")
+    return make_run(path, "run.num_iterations=1", *weights, *overrides)
+
+
+def rows_of(run, stage):
+    return [
+        row for file in sorted(run.glob(f"iteration_0000/{stage}/*.parquet")) for row in pq.read_table(file).to_pylist()
+    ]
+
+
+def everything(run):
+    return {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+def test_an_iteration_goes_by_the_scores_of_the_judge(server, tmp_path):
+    server.api_key = KEY
+    run = judged_run(tmp_path / "run")
+    result = igrpo("run", run, *sets(f"judge.endpoint={server.url}"), env={"OPENAI_API_KEY": KEY})
+    assert result.code == 0, result.stderr
+    rows = rows_of(run, "draft")
+    assert {row["reward_judge"] for row in rows} == {0.0, 1.0}
+    for row in rows:
+        assert row["reward"] == 0.5 * row["reward_accuracy"] + 2 * row["reward_judge"]
+    for row in rows_of(run, "select"):
+        assert row["draft_reward"] == max(each["reward"] for each in rows if each["group_id"] == row["group_id"])
+    assert not [file for file, content in everything(run).items() if KEY.encode() in content]
+    assert KEY not in result.stdout + result.stderr
+    assert igrpo("verify", run).code == 0
+    asked = len(server.asked)
+    again = igrpo(
+        "draft",
+        run,
+        "--iteration",
+        0,
+        "--overwrite",
+        *sets(f"judge.endpoint={server.url}"),
+        env={"OPENAI_API_KEY": KEY},
+    )
+    assert again.code == 0, again.stderr
+    assert len(server.asked) == asked, "what was judged is not asked for again"
+
+
+def test_a_judge_that_goes_away_stops_the_stage_and_invents_nothing(server, tmp_path):
+    judged, twin = judged_run(tmp_path / "run"), judged_run(tmp_path / "twin")
+    there = sets(f"judge.endpoint={server.url}")
+    assert igrpo("draft", twin, *there).code == 0
+    expected = files_below(twin)
+    server.faults = [*[None] * 5, *["drop"] * 1000]
+    stopped = igrpo("draft", judged, *there)
+    assert stopped.code == 75, stopped.stderr
+    assert "the judge does not answer, after 2 tries" in stopped.stderr
+    assert server.url in stopped.stderr
+    assert not list(judged.glob("iteration_0000/draft/*.json")), "no shard is finished"
+    server.faults = []
+    resumed = igrpo("draft", judged, *there)
+    assert resumed.code == 0, resumed.stderr
+    assert files_below(judged) == expected
+
+
+def test_a_budget_that_is_spent_fails_and_is_raised_by_name(server, tmp_path):
+    run = judged_run(tmp_path / "run", "judge.max_calls=3")
+    there = sets(f"judge.endpoint={server.url}")
+    stopped = igrpo("draft", run, *there)
+    assert stopped.code == 1
+    assert "judge.max_calls" in stopped.stderr
+    assert server.num_answered == 3
+    assert igrpo("draft", run, *there, *sets("judge.max_calls=1000")).code == 0
+    kept = [json.loads(line) for file in run.glob("judge/*.jsonl") for line in file.read_text().splitlines()]
+    assert len({line["key"] for line in kept}) == len(kept) == server.num_answered
+
+
+def test_without_an_endpoint_it_says_what_to_set(tmp_path):
+    result = igrpo("draft", judged_run(tmp_path / "run"))
+    assert result.code == 2
+    assert "judge.endpoint is not set" in result.stderr
+
+
+def test_completions_on_disk_are_judged_later(server, tmp_path):
+    run = make_run(tmp_path / "run", "run.num_iterations=1")
+    assert igrpo("draft", run).code == 0
+    judge = sets(f"judge.endpoint={server.url}", "judge.model=judge")
+    result = igrpo("grade", run, "--stage", "draft", "--reward", "judge", "--json", *judge)
+    assert result.code == 0, result.stderr
+    scores = pq.read_table(next((run / "iteration_0000/draft/scores/judge").glob("*.parquet"))).to_pylist()
+    assert [row["reward"] for row in scores] == [row["reward_judge"] for row in scores]
+    assert igrpo("select", run, "--scores", "judge").code == 0
