@@ -43,6 +43,14 @@ smollm2 run="runs/smollm2" *source:
 grader-agreement *args:
     {{ python }} benchmarks/grader_agreement.py {{ args }}
 
+# A judge model against hacks, forged verdicts and empty answers: `just judge-trial http://node7:8000 MODEL`.
+judge-trial *args:
+    {{ python }} benchmarks/judge_trial.py {{ args }}
+
+# The same completions by our grader and by other harnesses: `just harness-agreement export …`, then `score …`.
+harness-agreement *args:
+    {{ python }} benchmarks/harness_agreement.py {{ args }}
+
 # Files over 300 lines and functions over 60: there should be none.
 sizes:
     {{ python }} benchmarks/sizes.py src

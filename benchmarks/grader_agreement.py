@@ -1,11 +1,14 @@
-"""Measures the grader: agreement with recorded verdicts, hostile answers, golds against themselves, speed.
+"""Measures the grader: agreement with recorded verdicts, hostile answers, golds against themselves, load, speed.
 
 Cases are JSONL rows with `gold`, `answer`, `expected` and `scope`. Hostile rows have `gold`, `must_score` (0: never to
 be rewarded) and a text: `pred`, `pred_parts` ([[text, repeats], …]) or `pred_py` (an expression of literals, +, *,
-`str.join`, `map(str, …)` and `range`). Golds are JSONL rows with an `answer`. With `--pools N` the cases are graded by
-N pools at once as well, which must not change a verdict.
+`str.join`, `map(str, …)` and `range`). Golds are JSONL rows with an `answer`.
 
-    python benchmarks/grader_agreement.py --cases cases.jsonl --hostile hostile.jsonl --golds *.jsonl --pools 8
+    python benchmarks/grader_agreement.py --cases cases.jsonl --hostile hostile.jsonl --golds *.jsonl --load 8
+
+Everything is graded by one pool with a worker per core. Then all of it is graded again by `--load` times as many
+workers at once, by threads that share one pool, and by processes with a pool each: no verdict may change. Ends with a
+line of JSON for each part, and with exit code 1 if a hostile answer or a blank gold was rewarded or a verdict changed.
 """
 
 from __future__ import annotations
@@ -13,109 +16,233 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import multiprocessing
+import os
+import random
 import resource
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from igrpo_cli.records import Grade
 from igrpo_cli.rewards.workers import GradingPool
 
+Pair = tuple[str, str]
+Verdicts = list[tuple[str, str | None]]
+
 INTEGERS = [(f"<think>sum</think><answer>{n}</answer>", str(n + n % 2)) for n in range(20_000)]
+FORMS = ("{}", r"\boxed{{{}}}", "<think>so</think><answer>{}</answer>", "The answer is ${}$.")
+BLANKS = (
+    *(
+        "",
+        " ",
+        "\n",
+        "\u00a0",
+        "\u3000",
+        "\u200b",
+        "\ufeff",
+        ".",
+        "$$",
+        "$ $",
+        "{}",
+        "~",
+        r"\ ",
+        r"\,",
+        r"\;",
+        r"\quad",
+    ),
+    *(r"\text{ }", r"\boxed", r"\boxed{}", r"\boxed{ }", r"$\boxed{}$", r"\boxed{\text{}}", r"\boxed{\,}"),
+)
+NUM_MIXED = 2_000
 
 
 def main() -> None:
+    """Measure what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, help="JSONL with recorded verdicts")
     parser.add_argument("--hostile", type=Path, help="JSONL with hostile answers")
     parser.add_argument(
         "--golds", type=Path, nargs="*", default=[], help="JSONL files whose `answer` must equal itself"
     )
-    parser.add_argument("--workers", type=int, default=2, help="processes of a pool (default 2)")
-    parser.add_argument(
-        "--pools", type=int, default=0, help="pools that grade the cases at the same time (default none)"
-    )
+    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="workers of a pool (default: the cores)")
+    parser.add_argument("--load", type=int, default=0, help="how crowded to grade it all again (default not at all)")
     options = parser.parse_args()
-    with GradingPool(options.workers) as pool:
+    cases = read_rows(options.cases) if options.cases else []
+    hostile = read_rows(options.hostile) if options.hostile else []
+    golds = {path.stem: [row["answer"] for row in read_rows(path)] for path in options.golds}
+    mixed = mixed_pairs([gold for answers in golds.values() for gold in answers])
+    parts = []
+    with GradingPool(options.cores) as pool:
         pool.grade([(r"\boxed{\sqrt{4}}", "2")] * 64)  # sympy is imported and warm
-        if options.cases:
-            report_cases(read_rows(options.cases), pool)
-        for path in options.golds:
-            report_golds(path, pool)
-        _, seconds = timed(pool, INTEGERS)
-        print(f"integers: {len(INTEGERS) / seconds / options.workers:.0f} answers per second and worker")
-    if options.cases and options.pools:
-        report_load(read_rows(options.cases), options.pools, options.workers)
-    if options.hostile:
-        report_hostile(read_rows(options.hostile), options.workers)
+        parts += report_cases(cases, pool)
+        parts += [report_blank_golds([*BLANKS, *(row["answer"] for row in cases)], pool)]
+        parts += [report_golds(name, answers, pool, options.cores) for name, answers in golds.items()]
+        parts += [report_speed("integers", INTEGERS, pool, options.cores)]
+        parts += [report_speed("mixed golds", mixed, pool, options.cores)] if mixed else []
+    parts += report_hostile(hostile, options.cores)
+    if options.load:
+        pairs = [(hostile_text(row), row["gold"]) for row in hostile]
+        pairs += [(row["answer"], row["gold"]) for row in cases]
+        pairs += mixed
+        pairs += [pair for answers in golds.values() for pair in gold_pairs(answers)]
+        parts += report_load(pairs, options.cores, options.load)
+    for part in parts:
+        print(json.dumps(part))
+    sys.exit(any(part.get("failed") for part in parts))
 
 
-def report_cases(rows: Sequence[dict[str, Any]], pool: GradingPool) -> None:
+def report_cases(rows: Sequence[dict[str, Any]], pool: GradingPool) -> list[dict[str, Any]]:
+    """How many recorded verdicts we share by scope, and how many math-verify does where the rows say so."""
     grades, seconds = timed(pool, [(row["answer"], row["gold"]) for row in rows])
-    agreed: Counter[str] = Counter()
+    parts: dict[str, dict[str, Any]] = {
+        scope: {"part": f"cases, {scope}", "rows": total, "agreed": 0, "math_verify_agreed": 0, "differing": []}
+        for scope, total in Counter(row["scope"] for row in rows).items()
+    }
     for row, grade in zip(rows, grades, strict=True):
+        part = parts[row["scope"]]
+        part["math_verify_agreed"] += row.get("math_verify_0_9_0") == row["expected"]
         if (grade.verdict == "correct") == row["expected"]:
-            agreed[row["scope"]] += 1
+            part["agreed"] += 1
         else:
+            part["differing"].append([row["id"], grade.verdict])
             tail = json.dumps([row["gold"][-60:], row["answer"][-60:]], ensure_ascii=True)
             print(f"  differs: {row['id']} ({row['scope']}, options {row.get('options', {})}): {grade.verdict} {tail}")
-    for scope, total in Counter(row["scope"] for row in rows).items():
-        print(f"cases, {scope}: {agreed[scope]} of {total}")
-    print(f"cases: {len(rows)} in {seconds:.1f} s, slowest {max(grade.seconds for grade in grades):.2f} s")
+    for part in parts.values():
+        print(f"{part['part']}: {part['agreed']} of {part['rows']}; math-verify {part['math_verify_agreed']}")
+    if rows:
+        print(f"cases: {len(rows)} in {seconds:.1f} s, slowest {max(grade.seconds for grade in grades):.2f} s")
+    return list(parts.values())
 
 
-def report_golds(path: Path, pool: GradingPool) -> None:
-    golds = [row["answer"] for row in read_rows(path)]
-    forms = ("{}", r"\boxed{{{}}}", "<think>so</think><answer>{}</answer>", "The answer is ${}$.")
-    pairs = [(form.format(gold), gold) for gold in golds for form in forms]
+def report_blank_golds(answers: Sequence[str], pool: GradingPool) -> dict[str, Any]:
+    """Every answer against every blank gold: none may be rewarded."""
+    pairs = [(answer, blank) for blank in BLANKS for answer in answers]
+    rewarded = [pair for pair, grade in zip(pairs, pool.grade(pairs), strict=True) if grade.verdict == "correct"]
+    print(f"blank golds: {len(pairs)} pairs, rewarded {len(rewarded)} {rewarded[:9] or ''}")
+    return {"part": "blank golds", "pairs": len(pairs), "rewarded": len(rewarded), "failed": bool(rewarded)}
+
+
+def gold_pairs(golds: Sequence[str]) -> list[Pair]:
+    """Every gold as an answer to itself, in all forms."""
+    return [(form.format(gold), gold) for gold in golds for form in FORMS]
+
+
+def mixed_pairs(golds: Sequence[str]) -> list[Pair]:
+    """Boxed golds against golds of other problems: what takes algebra, as most texts are not the same."""
+    draw = random.Random(0)
+    return [(rf"\boxed{{{draw.choice(golds)}}}", draw.choice(golds)) for _ in range(NUM_MIXED)] if golds else []
+
+
+def report_golds(name: str, golds: Sequence[str], pool: GradingPool, cores: int) -> dict[str, Any]:
+    """How many golds do not equal themselves in all forms."""
+    pairs = gold_pairs(golds)
     grades, seconds = timed(pool, pairs)
     failed = [pair for pair, grade in zip(pairs, grades, strict=True) if grade.verdict != "correct"]
-    print(
-        f"{path.name}: {len(golds)} golds in {len(forms)} forms, {len(failed)} do not equal themselves, {seconds:.1f} s"
-    )
+    rate = len(pairs) / seconds / cores
+    print(f"{name}: {len(golds)} golds in {len(FORMS)} forms, {len(failed)} do not equal themselves, {seconds:.1f} s")
     for completion, _ in failed:
         print(f"  {json.dumps(completion)}")
+    return {"part": f"golds, {name}", "golds": len(golds), "not_themselves": len(failed), "per_second_and_core": rate}
 
 
-def report_load(rows: Sequence[dict[str, Any]], num_pools: int, num_workers: int) -> None:
-    pairs = [(row["answer"], row["gold"]) for row in rows]
-    with GradingPool(num_workers) as pool:
-        alone = essence(pool.grade(pairs))
-    start = time.perf_counter()
-    with ExitStack() as stack:
-        pools = [stack.enter_context(GradingPool(num_workers)) for _ in range(num_pools)]
-        crowded = [essence(future.result()) for future in [pool.submit(pairs) for pool in pools]]
-    differing = sum(grades != alone for grades in crowded)
-    print(f"load: {num_pools} pools at once, {differing} with another verdict, {time.perf_counter() - start:.1f} s")
+def report_speed(name: str, pairs: Sequence[Pair], pool: GradingPool, cores: int) -> dict[str, Any]:
+    """Answers graded per second and core."""
+    grades, seconds = timed(pool, pairs)
+    rate, counts = len(pairs) / seconds / cores, dict(Counter(grade.verdict for grade in grades))
+    print(f"{name}: {rate:.0f} answers per second and core, {counts}")
+    slowest = max(grade.seconds for grade in grades)
+    return {"part": f"speed, {name}", "per_second_and_core": rate, "slowest_s": slowest, "verdicts": counts}
 
 
-def report_hostile(rows: Sequence[dict[str, Any]], num_workers: int) -> None:
+def report_hostile(rows: Sequence[dict[str, Any]], cores: int) -> list[dict[str, Any]]:
+    """Seconds and peak memory of each row, in a pool of its own."""
     pairs = [(hostile_text(row), row["gold"]) for row in rows]
-    with GradingPool(num_workers) as pool:
-        grades, seconds = timed(pool, pairs)
-        reasons = dict(pool.ungraded_reasons)
-    rewarded = [
-        row["id"]
-        for row, grade in zip(rows, grades, strict=True)
-        if row["must_score"] == 0 and grade.verdict == "correct"
-    ]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cores, mp_context=spawn, max_tasks_per_child=1) as processes:
+        found = list(processes.map(grade_alone, pairs))
+    parts = []
+    for row, figures in zip(rows, found, strict=True):
+        failed = row["must_score"] == 0 and figures["verdict"] == "correct"
+        parts.append({"part": "hostile", "id": row["id"], "must_score": row["must_score"], **figures, "failed": failed})
+    if rows:
+        rewarded = [part["id"] for part in parts if part["failed"]]
+        print(f"hostile: {len(rows)} rows, {dict(Counter(part['verdict'] for part in parts))}")
+        print(f"hostile: rewarded against the rule {rewarded or 'none'}")
+        print(f"hostile: longest {max(part['seconds'] for part in parts):.1f} s of a row")
+        print(f"hostile: peak memory {max(part['peak_mb'] for part in parts):.0f} MiB of a worker")
+    return parts
+
+
+def grade_alone(pair: Pair) -> dict[str, Any]:
+    """Verdict, seconds and peak memory in MiB of one pair; runs in a process that has had no other child."""
+    with GradingPool(1) as pool:
+        grade = pool.grade([pair])[0]
+        reasons = list(pool.ungraded_reasons)
     peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"hostile: {len(rows)} rows in {seconds:.1f} s, verdicts {dict(Counter(grade.verdict for grade in grades))}")
-    print(f"hostile: rewarded against the rule {rewarded or 'none'}; ungraded because of {reasons}")
-    longest = max(grade.seconds for grade in grades)
-    print(f"hostile: longest row {longest:.1f} s, peak memory of a worker {peak_mb:.0f} MiB")
+    return {"verdict": grade.verdict, "reason": (reasons or [None])[0], "seconds": grade.seconds, "peak_mb": peak_mb}
 
 
-def timed(pool: GradingPool, pairs: Sequence[tuple[str, str]]) -> tuple[list[Grade], float]:
+def report_load(pairs: Sequence[Pair], cores: int, load: int) -> list[dict[str, Any]]:
+    """Verdicts and answers of one pool on an idle machine against those of three crowded ways to grade the same."""
+    slices = [pairs[first::load] for first in range(load)]
+    ways: dict[str, Callable[[], list[Verdicts]]] = {
+        f"one pool of {load * cores} workers": lambda: [grade_in_pool(load * cores, pairs)],
+        f"{load} threads, one pool of {cores}": lambda: grade_in_threads(cores, slices),
+        f"{load} processes, a pool of {cores} each": lambda: grade_in_processes(cores, slices),
+    }
+    alone = grade_in_pool(cores, pairs)
+    parts = []
+    for name, grade in ways.items():
+        start = time.perf_counter()
+        graded = grade()
+        changed = [
+            (pair, was, became)
+            for first, became_slice in enumerate(graded)
+            for pair, was, became in zip(
+                pairs[first :: len(graded)], alone[first :: len(graded)], became_slice, strict=True
+            )
+            if was != became
+        ]
+        print(f"load, {name}: {len(pairs)} rows, {len(changed)} changed, {time.perf_counter() - start:.0f} s")
+        for (completion, gold), was, became in changed:
+            print(f"  {json.dumps([completion[-60:], gold[-60:], was[0], became[0]])}")
+        parts.append({"part": f"load, {name}", "rows": len(pairs), "changed": len(changed), "failed": bool(changed)})
+    return parts
+
+
+def grade_in_pool(num_workers: int, pairs: Sequence[Pair]) -> Verdicts:
+    """What a new pool says."""
+    with GradingPool(num_workers) as pool:
+        return verdicts(pool.grade(pairs))
+
+
+def grade_in_threads(num_workers: int, slices: Sequence[Sequence[Pair]]) -> list[Verdicts]:
+    """What one pool says when a thread for each slice asks it, none of them the main one."""
+    with GradingPool(num_workers) as pool, ThreadPoolExecutor(len(slices)) as threads:
+        return [verdicts(grades) for grades in threads.map(pool.grade, slices)]
+
+
+def grade_in_processes(num_workers: int, slices: Sequence[Sequence[Pair]]) -> list[Verdicts]:
+    """What a pool in each of as many processes as slices says, all at once."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(slices), mp_context=spawn) as processes:
+        return list(processes.map(partial(grade_in_pool, num_workers), slices))
+
+
+def timed(pool: GradingPool, pairs: Sequence[Pair]) -> tuple[list[Grade], float]:
+    """The grades of `pairs`, and the wall time that they took."""
     start = time.perf_counter()
     grades = pool.grade(pairs)
     return grades, time.perf_counter() - start
 
 
-def essence(grades: Iterable[Grade]) -> list[tuple[str, str | None]]:
+def verdicts(grades: Sequence[Grade]) -> Verdicts:
+    """What must not depend on the machine."""
     return [(grade.verdict, grade.extracted_answer) for grade in grades]
 
 
