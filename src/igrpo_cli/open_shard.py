@@ -15,6 +15,7 @@ from igrpo_cli.provenance import Provenance
 from igrpo_cli.records import Rollout, RolloutStage
 from igrpo_cli.rollouts import BlockJob, RolloutPlan
 from igrpo_cli.session import Session
+from igrpo_cli.shard_work import UngradedNotes
 from igrpo_cli.shards.finishing import finished, publish_shard
 from igrpo_cli.shards.identity import FileHash, Identity
 from igrpo_cli.shards.layout import ShardPath
@@ -23,10 +24,6 @@ from igrpo_cli.shards.policies import Policy
 
 if TYPE_CHECKING:
     from igrpo_cli.shards.manifest import DataFile
-
-
-NOTES_OF_A_KIND = 3
-"""How often the same reason why a row is ungraded is told; the manifest counts all of them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class OpenShard:
         self._plan = work.plan_of(path.shard)
         self._parts = PartStore(path.parts, identity.sha256())
         self._missing = set(blocks)
-        self._told: Counter[str] = Counter()
+        self._note = UngradedNotes(path.name, session.console.note)
 
     @property
     def is_complete(self) -> bool:
@@ -123,12 +120,6 @@ class OpenShard:
             progress.advance(tokens=sum(len(row.completion_ids) for row in rows))
 
         return BlockJob(self._plan, block, keep, self._note)
-
-    def _note(self, row: Rollout, reason: str) -> None:
-        self._told[reason] += 1
-        if self._told[reason] <= NOTES_OF_A_KIND:
-            which = f"sample {row.sample_id} of group {row.group_id} (problem {row.problem_id})"
-            self._session.console.note(f"{self._path.name}: {which} is ungraded: {reason}")
 
     def _is_finished_by_another(self) -> bool:
         return not self._overwrite and finished(self._path, self._identity) is not None

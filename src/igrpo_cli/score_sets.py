@@ -14,7 +14,7 @@ from igrpo_cli.records import VERDICTS, Problem, Rollout, Score, StageReport
 from igrpo_cli.rewards.scorer import Answered, Scored
 from igrpo_cli.rollout_shards import refuse_ungraded
 from igrpo_cli.session import Session, StageRequest
-from igrpo_cli.shard_work import ShardWork, work_through
+from igrpo_cli.shard_work import ShardWork, UngradedNotes, work_through
 from igrpo_cli.shards.finishing import open_input, publish_shard
 from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath
@@ -104,18 +104,14 @@ class ScoreSet:
         assert source.sampling is not None
         longest = int(source.sampling["max_completion_length"])
         problems = {problem.problem_id: problem for problem in self.session.problems()}
-        scorer = self.session.scorer()
+        scorer, note = self.session.scorer(), UngradedNotes(path.name, self.session.console.note)
         for rollouts in iterate_records(self.rollouts(path.shard).data, Rollout):
             scored = scorer.score([_answered(row, problems[row.problem_id], longest) for row in rollouts])
             for row, each in zip(rollouts, scored, strict=True):
                 counts[f"verdict_{each.grade.verdict}"] += 1
                 if each.grade.reason is not None:
-                    self._note(path, row, each.grade.reason)
+                    note(row, each.grade.reason)
             yield [_score(row, each) for row, each in zip(rollouts, scored, strict=True)]
-
-    def _note(self, path: ShardPath, row: Rollout, reason: str) -> None:
-        which = f"sample {row.sample_id} of group {row.group_id} (problem {row.problem_id})"
-        self.session.console.note(f"{path.name}: {which} is ungraded: {reason}")
 
 
 class Flips:

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from igrpo_cli.errors import MissingInputError
-from igrpo_cli.records import StageReport
+from igrpo_cli.records import Rollout, StageReport
 from igrpo_cli.session import StageRequest
 from igrpo_cli.shards.finishing import finished
 from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath, format_shards
 from igrpo_cli.shards.manifest import Manifest
 from igrpo_cli.shards.publish import remove_stale_temporaries
+
+NOTES_OF_A_KIND = 3
+"""How often the same reason why a row is ungraded is told of one shard."""
 
 
 class MakeShard(Protocol):
@@ -31,6 +34,22 @@ class ShardWork:
     path_of: Callable[[int], ShardPath]
     identity_of: Callable[[ShardPath], Identity]
     """What a shard is made from now; raises MissingInputError where an input is not there yet."""
+
+
+class UngradedNotes:
+    """Says which rows of a shard could not be graded, and why; the manifest counts those that are not told."""
+
+    def __init__(self, shard: str, note: Callable[[str], None]) -> None:
+        self._shard = shard
+        self._note = note
+        self._told: Counter[str] = Counter()
+
+    def __call__(self, row: Rollout, reason: str) -> None:
+        """Tell of one row, unless the same reason was told `NOTES_OF_A_KIND` times."""
+        self._told[reason] += 1
+        if self._told[reason] <= NOTES_OF_A_KIND:
+            which = f"sample {row.sample_id} of group {row.group_id} (problem {row.problem_id})"
+            self._note(f"{self._shard}: {which} is ungraded: {reason}")
 
 
 class StageLedger:
