@@ -186,13 +186,31 @@ def test_tiny_numbers_do_not_equal_zero():
     assert are_equal("3 \\times 10^{-12}", "\\frac{3}{10^{12}}")
 
 
-@pytest.mark.parametrize("text", ["", "  ", "$ $", "\\boxed{}", "\\boxed", "\\(\\)", "{}", ".", "\n"])
+BLANK = [
+    "",
+    "  ",
+    "$ $",
+    "\\boxed{}",
+    "\\boxed",
+    "\\(\\)",
+    "{}",
+    ".",
+    "\n",
+    "\u200b",
+    "\ufeff",
+    "\\,",
+    "\\quad",
+    "\\boxed{\\;}",
+]
+
+
+@pytest.mark.parametrize("text", BLANK)
 def test_what_holds_no_answer_is_blank(text):
     assert is_blank(text)
     assert not are_equal(text, text)
 
 
-@pytest.mark.parametrize("text", ["0", "x", "\\emptyset", "\\{\\}", "-", "解"])
+@pytest.mark.parametrize("text", ["0", "x", "\\emptyset", "\\{\\}", "-", "解", "\\,x", "\\quadratic"])
 def test_what_holds_one_is_not(text):
     assert not is_blank(text)
 

@@ -55,6 +55,7 @@ _UNIT = re.compile(r"(?<=\d)\s+((?!(?:pi|i|e)\b)[A-Za-z]{2,}(?:[ -][A-Za-z]+)*)$
 _NO_UNIT = re.compile(
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|percent|pct|squared|cubed|and|or)\b", re.IGNORECASE
 )
+_EMPTY = re.compile(r"\\(?:boxed|fbox|quad|qquad)(?![a-zA-Z])|\\[,;:! ]")
 _CONSTANT_FUNCTION = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\([a-z]\)(?=\s*=\s*-?[\d.]+\s*(?:,|;|and\b|or\b|$))")
 
 
@@ -84,8 +85,9 @@ def are_equal(answer: str, reference: str) -> bool:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing is left of `text` without white space, delimiters and empty boxes."""
-    return not _canonical(_tidy(re.sub(r"\\(?:boxed|fbox)(?![a-z])", "", text))).strip("{}")
+    """Whether nothing that can be seen is left of `text` without white space, delimiters and empty boxes."""
+    left = _canonical(_tidy(_EMPTY.sub("", text))).strip("{}")
+    return not any(character.isprintable() and not character.isspace() for character in left)
 
 
 def _tidy(text: str) -> str:
