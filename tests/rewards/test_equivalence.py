@@ -160,6 +160,20 @@ def test_an_echo_of_the_question_is_no_answer_to_it(answer):
     assert are_equal(f"{answer} = 56", "56")
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "equal"),
+    [
+        ("-" * 4000 + "42", "42", True),
+        ("-" * 4001 + "42", "42", False),
+        ("- - - 42", "-42", True),
+        ("x --- 1", "x - 1", True),
+        ("x - + - 1", "x + 1", True),
+    ],
+)
+def test_a_chain_of_signs_is_one_sign(answer, reference, equal):
+    assert are_equal(answer, reference) is equal
+
+
 @pytest.mark.parametrize(("answer", "reference"), [("2^3", "8"), ("\\sqrt{64}", "8"), ("\\frac{16}{2}", "8")])
 def test_powers_roots_and_typeset_fractions_are_numbers(answer, reference):
     assert are_equal(answer, reference)

@@ -102,6 +102,12 @@ def test_only_a_final_answer_outranks_an_earlier_box(completion, answer):
         ("**Answer:** 4", "4"),
         ("The answer is **4**.", "4"),
         ("The answer is:\n\n$$\nx + 4\n$$\nGood luck, 7!", "$$\nx + 4\n$$"),
+        ("The answer is $\nx + 4\n$.\nGood luck, 7!", "$\nx + 4\n$"),
+        (
+            "The answer is $\\begin{pmatrix} 0 \\\\\n1 \\end{pmatrix}$, 7!",
+            "$\\begin{pmatrix} 0 \\\\\n1 \\end{pmatrix}$",
+        ),
+        ("The answer is $5.\nShe paid $6 before.", "$5"),
         ("The answer is $x$ and $y$.", "$x$ and $y$"),
         ("The answer is 2x + 3.", "2x + 3"),
         ("The answer is 1/2.", "1/2"),
@@ -176,6 +182,8 @@ def test_any_text_has_an_answer_that_stands_in_it_or_none(completion):
     extract_reference(completion)
 
 
-@pytest.mark.parametrize("unit", ["\\", "{", "\\boxed{", "\\boxed{4} ", "$", "\\[", "<think>", "1,", "answer", "- "])
+@pytest.mark.parametrize(
+    "unit", ["\\", "{", "\\boxed{", "\\boxed{4} ", "$", "\\[", "<think>", "1,", "answer", "answer is $\n", "- "]
+)
 def test_long_repetitions_need_no_backtracking(unit):
     extract_answer(unit * (400_000 // len(unit)))

@@ -20,6 +20,8 @@ MAX_MAJORITY_SAMPLES = 1000
 """Beyond this, numbers of subsets overflow a float."""
 NO_SPREAD = 1e-12
 """Means and differences of means that lie this close are equal but for rounding."""
+LEAST_P_VALUE = 1e-12
+"""Below it, one minus a probability is rounding."""
 
 
 class Interval(NamedTuple):
@@ -37,7 +39,7 @@ class PairedDifference:
     ci95: Interval | None
     """None for a single problem: one cluster says nothing about its spread."""
     p_value: float | None
-    """Two-sided, of no difference; None for a single problem."""
+    """Two-sided, of no difference; `LEAST_P_VALUE` stands for all below it. None for a single problem."""
 
 
 def avg_at_k(correct_Pk: ArrayLike) -> float:
@@ -131,7 +133,7 @@ def paired_difference(before_Pk: ArrayLike, after_Pk: ArrayLike) -> PairedDiffer
         return PairedDifference(difference, ends, p_value)
     error = float(differences_P.std(ddof=1)) / math.sqrt(num_problems)
     margin = t_quantile(0.95, num_problems - 1) * error
-    p_value = max(0.0, 1 - t_central_mass(abs(difference) / error, num_problems - 1))
+    p_value = max(LEAST_P_VALUE, 1 - t_central_mass(abs(difference) / error, num_problems - 1))
     ends = Interval(max(-1.0, difference - margin), min(1.0, difference + margin))
     return PairedDifference(difference, ends, p_value)
 

@@ -41,6 +41,8 @@ _TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm|mathbf|mathit|operatorname)\s*\{([
 _ALTERNATIVE = re.compile(r"\d|\b(?:and|or)\b", re.IGNORECASE)
 _GLUED = re.compile(r"(?<=\d)(or|and)(?=[A-Z\d(\\-])")
 _SPACE = re.compile(r"\s+")
+# One sign at a time, math-verify takes seconds for a long chain: then the CPU's load would decide.
+_SIGN_CHAIN = re.compile(r"[-+](?:\s*[-+]){2,}")
 
 _INVISIBLE = re.compile(r"\\(?:left|right|displaystyle|limits)(?![a-zA-Z])|\\!")
 _LATEX_SPACE = re.compile(r"\\[,;: ]|~")
@@ -96,6 +98,7 @@ def _tidy(text: str) -> str:
     if r"\begin" not in text:  # where a doubled backslash is the end of a row
         text = _ESCAPED_TWICE.sub("", text)
     text = _TEXT.sub(lambda match: match[1] if _ALTERNATIVE.search(match[1]) else match[0], text)
+    text = _SIGN_CHAIN.sub(lambda chain: "-" if chain[0].count("-") % 2 else "+", text)
     text = _GLUED.sub(r" \1 ", _THOUSANDS.sub("", text))
     return _SPACE.sub(" ", text).rstrip("\\ ").rstrip(" .,;*").lstrip(" *")
 

@@ -28,7 +28,9 @@ _NUMBER = (
 _ITEM = rf"(?:(?<![\w\\])[A-Za-z]\w?\s*=\s*)?(?:{_SPAN}|{_NUMBER})"
 _LIST = re.compile(rf"{_ITEM}(?:\s*(?:,?\s*\b(?:and|or)\b|[,;])\s*{_ITEM})*", re.DOTALL)
 _SPANS = re.compile(_SPAN, re.DOTALL)
-_DISPLAY = re.compile(r"\s*(\$\$[^$]+\$\$|\\\[.+?\\\])", re.DOTALL)
+# A dollar may be a price, so it opens a formula of several lines only where its line ends like one.
+_SPAN_OF_LINES = r"\$(?=[^\S\n]*(?:\n|\\begin\{[a-z]*\}[^$\n]*\n))(?:\\.|[^$\\])+\$"
+_DISPLAY = re.compile(rf"\s*(\$\$[^$]+\$\$|\\\[.+?\\\]|{_SPAN_OF_LINES})", re.DOTALL)
 
 _MARK = re.compile(r"\banswers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])[\s*:]*|####(?=\s*[-$]?\d)", re.IGNORECASE)
 _FINAL_MARK = re.compile(r"\bfinal\s+answers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])", re.IGNORECASE)
