@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--max-completion-tokens", type=int, default=512)
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds that a request may take")
+    parser.add_argument("--extra-body", type=json.loads, default={}, help="further fields of a request, as JSON")
     options = parser.parse_args()
     settings = JudgeSettings(
         options.endpoint,
@@ -111,6 +112,7 @@ def main() -> None:
         temperature=options.temperature,
         max_completion_tokens=options.max_completion_tokens,
         timeout=options.timeout,
+        extra_body=options.extra_body,
     )
     cases = hostile_cases(options.hostile, options.kinds) + made_up_cases()
     start = time.perf_counter()

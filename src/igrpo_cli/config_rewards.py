@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -82,6 +82,8 @@ class JudgeSection(Section):
     """Most tokens of a judgement."""
     max_answer_characters: PositiveInt = 4096
     """A longer answer is not judged."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, as the server knows them: vLLM's `structured_outputs`, for example."""
     max_concurrency: PositiveInt = 16
     """Requests under way at a time."""
     max_retries: Natural = 5
@@ -91,3 +93,11 @@ class JudgeSection(Section):
     """Budget of the whole run, of all its tasks together; unset means no limit."""
     max_tokens: PositiveInt | None = None
     """The same of tokens, prompts and judgements together, as the endpoint counts them."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _check_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        ours = {"model", "messages", "temperature", "max_completion_tokens", "max_tokens", "seed", "n", "stream"}
+        if taken := sorted(ours & fields.keys()):
+            raise ValueError(f"{taken[0]} is not for extra_body: the request has it already, or needs it as it is")
+        return fields

@@ -52,6 +52,7 @@ def test_answer_tags_outrank_everything(completion, answer):
         ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
         ("\\boxed{ \\{1, 2\\} }", "\\{1, 2\\}"),
         ("\\fbox{4}", "4"),
+        ("$1 + 3 = \\framebox{4}$", "4"),
         ("\\boxed {4}", "4"),
         ("\\\\boxed{4}", "4"),
         ("\\boxed{\\boxed{4}}", "4"),

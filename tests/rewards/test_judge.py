@@ -9,6 +9,7 @@ from fake_judge import COMPLETION_TOKENS, PROMPT_TOKENS, sections, tagged
 from hypothesis import given, settings
 from test_extraction import WILD
 
+from igrpo_cli.config_rewards import JudgeSection
 from igrpo_cli.errors import EXIT_USAGE, UsageError
 from igrpo_cli.rewards.judge import Judge, JudgeRequest, JudgeScore, JudgeSettings
 from igrpo_cli.seeds import derive_seed
@@ -166,3 +167,16 @@ def test_a_judge_makes_no_request_before_it_is_needed(tmp_path):
         Judge(JudgeSettings("node7", "m"), tmp_path)
     with pytest.raises(UsageError, match="max_concurrency"):
         Judge(JudgeSettings("http://node7", "m", max_concurrency=0), tmp_path)
+
+
+def test_further_fields_reach_the_server_and_decide_the_judgement(server, judge_of, tmp_path):
+    plain, held = judge_of(tmp_path), judge_of(tmp_path, extra_body={"structured_outputs": {"regex": "Score: [01]"}})
+    for judge in (plain, held, held):
+        judge.score([tagged("41")])
+    assert ["structured_outputs" in asked for asked in server.asked] == [False, True]
+    assert server.asked[1]["structured_outputs"] == {"regex": "Score: [01]"}
+
+
+def test_fields_that_a_request_has_already_are_refused():
+    with pytest.raises(ValueError, match="messages is not for extra_body"):
+        JudgeSection(extra_body={"messages": []})

@@ -21,7 +21,7 @@ from igrpo_cli.problems.rows import BadRow, text_of
 GSM8K_ANSWER = re.compile(r"####([^\n#]*)\Z")
 THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?")
 WHOLE_DECIMAL = re.compile(r"([+-]?\d+)\.0+")
-BOX = re.compile(r"\\(?:boxed|fbox)(?:\s*\{|\s+(?P<bare>[^\s${}][^$\n]*))")
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*\{|\s+(?P<bare>[^\s${}][^$\n]*))")
 TEX_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 EXACT_FLOATS = 2.0**53
 
@@ -40,7 +40,7 @@ def reference_answer(value: object, form: AnswerForm) -> str:
 
 
 def boxed_answers(text: str) -> list[str]:
-    """What stands in each outermost `\\boxed{…}` or `\\fbox{…}`; a box that never closes is left out.
+    """What stands in each outermost `\\boxed{…}`, `\\fbox{…}` or `\\framebox{…}`; a box that never closes is left out.
 
     `\\boxed 42$`, as some solutions of MATH write it, runs to the dollar or the end of the line.
     """

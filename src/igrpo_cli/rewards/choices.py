@@ -10,7 +10,7 @@ import re
 import unicodedata
 
 _MARKUP = re.compile(
-    r"\\(?:text\w*|mbox|math[a-z]+|operatorname|boxed|fbox|left|right|q?quad|bf|rm)(?![a-z])"
+    r"\\(?:text\w*|mbox|math[a-z]+|operatorname|boxed|fbox|framebox|left|right|q?quad|bf|rm)(?![a-z])"
     r"|\\[()\[\],;:!]|\\(?= )|[{}$*~`\"“”]"
 )
 _REFERENCE = re.compile(r"\(([A-Z])\)")

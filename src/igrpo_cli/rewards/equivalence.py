@@ -57,7 +57,7 @@ _UNIT = re.compile(r"(?<=\d)\s+((?!(?:pi|i|e)\b)[A-Za-z]{2,}(?:[ -][A-Za-z]+)*)$
 _NO_UNIT = re.compile(
     r"\b(?:hundred|thousand|million|billion|trillion|dozen|percent|pct|squared|cubed|and|or)\b", re.IGNORECASE
 )
-_EMPTY = re.compile(r"\\(?:boxed|fbox|quad|qquad)(?![a-zA-Z])|\\[,;:! ]")
+_EMPTY = re.compile(r"\\(?:boxed|fbox|framebox|quad|qquad)(?![a-zA-Z])|\\[,;:! ]")
 _CONSTANT_FUNCTION = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\([a-z]\)(?=\s*=\s*-?[\d.]+\s*(?:,|;|and\b|or\b|$))")
 
 

@@ -36,7 +36,7 @@ _MARK = re.compile(r"\banswers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])[\s*:]*|####(?=\s
 _FINAL_MARK = re.compile(r"\bfinal\s+answers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|$)")
 
-_BRACE = re.compile(r"\\{1,4}(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
+_BRACE = re.compile(r"\\{1,4}(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 _SEPARATOR_COMMAND = re.compile(r"\\(?:quad|qquad|text|mbox|mathrm)(?![a-z])")
 _WORDS = re.compile(r"[^\W_]+")
 _MOST_HEDGES = 1

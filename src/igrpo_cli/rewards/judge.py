@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -54,6 +54,8 @@ class JudgeSettings:
     """Budget of the whole run, over all its processes."""
     max_tokens: int | None = None
     """The same for prompt and completion tokens together, as the server counts them."""
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields of a request, as the server knows them; they decide a judgement too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ class Judge:
             "messages": messages,
             "temperature": float(self._settings.temperature),
             "max_completion_tokens": self._settings.max_completion_tokens,
+            "extra_body": dict(self._settings.extra_body),
             "parser_version": PARSER_VERSION,
         }
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -227,6 +230,7 @@ class Judge:
 
     def _request(self, task: _Task) -> dict[str, Any]:
         request = {
+            **self._settings.extra_body,
             "model": self._named_model(),
             "messages": task.messages,
             "temperature": self._settings.temperature,
