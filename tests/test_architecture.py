@@ -19,6 +19,7 @@ ROOMS = {
     "engines": LIGHT | {"devices", "http_client"},
     "training": LIGHT | {"algo", "devices", "torchrun"},
     "problems": LIGHT | {"shards"},
+    "inspection": LIGHT | {"algo", "shards"},
 }
 OWNERS = {
     "pyarrow": {"shards"},

@@ -12,7 +12,8 @@ from igrpo_cli.commands.init import create_run, resolve_config
 from igrpo_cli.commands.run import run_iteration, unfinished
 from igrpo_cli.console import Console, percent, sparkline, table
 from igrpo_cli.eval_summary import correct_matrix
-from igrpo_cli.records import Metric, Rollout
+from igrpo_cli.inspection.metrics import metrics_by_iteration
+from igrpo_cli.records import Rollout
 from igrpo_cli.session import Session, open_session
 from igrpo_cli.shards.tables import read_records
 
@@ -66,7 +67,7 @@ def _payload(session: Session, path: Path, before: dict[str, Any], after: dict[s
         "before": before,
         "after": after,
         "iterations": last,
-        "curves": _curves(session, last),
+        "curves": _curves(session),
     }
 
 
@@ -76,16 +77,13 @@ def _correct(session: Session, policy: int) -> list[list[float]]:
     return correct_matrix([row for path in paths for row in read_records(path.data, Rollout)])
 
 
-def _curves(session: Session, last: int) -> dict[str, list[float]]:
+def _curves(session: Session) -> dict[str, list[float]]:
     """The metrics of `CURVES` by iteration, as the updates recorded them."""
     curves: dict[str, list[float]] = {}
-    for iteration in range(last):
-        metrics = read_records(session.run.update(iteration).metrics, Metric)
-        values = {metric.name: metric.value for metric in metrics if metric.step == -1}
-        for name in CURVES:
-            if name in values:
-                curves.setdefault(name, []).append(values[name])
-    return curves
+    for metrics in metrics_by_iteration(session.run):
+        for name in CURVES.keys() & metrics.whole.keys():
+            curves.setdefault(name, []).append(metrics.whole[name])
+    return {name: curves[name] for name in CURVES if name in curves}
 
 
 def _text(payload: dict[str, Any]) -> str:
