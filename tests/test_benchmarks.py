@@ -59,3 +59,14 @@ def test_the_update_benchmark_counts_every_operation_once():
     pairs = 10 * 10 / 2 + (4 * 10 + 4 * 4 / 2) + (6 * 10 + 6 * 6 / 2)
     attention = 4 * 3 * 2 * 4 * pairs
     assert update.count_flops(Config, 1000, shape) == 3 * (body + head + attention)
+
+
+def test_the_report_benchmark_reports_on_the_run_that_it_was_asked_for():
+    shape = ["--iterations", "2", "--problems", "3", "--samples", "2", "--tokens", "5", "--shards", "2"]
+    command = [sys.executable, str(BENCHMARKS / "report.py"), *shape]
+    result = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    figures = json.loads(result.stdout)
+    assert (figures["iterations"], figures["rollouts"]) == (2, 2 * 2 * 3 * 2)
+    assert 0 < figures["peak_gib"] < 4
+    assert figures["bytes"] > 50_000

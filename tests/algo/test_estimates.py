@@ -19,6 +19,7 @@ from igrpo_cli.algo.estimates import (
     maj_at_k,
     paired_difference,
     pass_at_k,
+    ratio_interval,
     t_central_mass,
     t_quantile,
 )
@@ -280,3 +281,16 @@ def test_one_problem_has_a_difference_but_no_interval_and_strangers_have_none() 
     assert (paired.difference, paired.ci95, paired.p_value) == (0.5, None, None)
     with pytest.raises(ValueError, match="2 problems before, 1 after"):
         paired_difference([[0], [1]], [[1]])
+
+
+def test_the_interval_of_a_ratio_by_hand():
+    low, high = ratio_interval([1, 2, 3], [1, 1, 1])
+    assert (low, high) == pytest.approx((2 - 4.30265 / math.sqrt(3), 2 + 4.30265 / math.sqrt(3)), abs=1e-4)
+    # Ratio 1, residuals 1 and -1: error sqrt(2 / 1 * 2) / 4 = 0.5, t(1) = 12.7062.
+    assert ratio_interval([2, 2], [1, 3]) == pytest.approx((1 - 6.3531, 1 + 6.3531), abs=1e-4)
+
+
+def test_problems_that_count_nothing_are_no_evidence():
+    assert ratio_interval([1, 0, 2, 3], [1, 0, 1, 1]) == ratio_interval([1, 2, 3], [1, 1, 1])
+    assert ratio_interval([1, 0], [1, 0]) is None
+    assert ratio_interval([], []) is None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +69,27 @@ def clustered_interval(correct: ArrayLike, confidence: float = 0.95) -> Interval
         # Values in [0, 1] cannot vary more than p(1-p), so P problems are worth at least P samples.
         num_effective = max(mean * (1 - mean) / variance, num_effective)
     return _wilson(mean, num_effective, t_quantile(confidence, num_problems - 1))
+
+
+def ratio_interval(totals_P: ArrayLike, counts_P: ArrayLike, confidence: float = 0.95) -> Interval | None:
+    """Confidence interval of sum(totals) / sum(counts), as of rewards per completion or nats per token.
+
+    Problems are the unit of chance: Student's t with the variance of the ratio estimate (Cochran, Sampling
+    Techniques, 1977, chapter 6), P / (P - 1) * sum((total - ratio * count)^2) / sum(counts)^2. With equal counts
+    that is mean ± t * standard error of the problem means. Problems that count nothing are left out; None where
+    fewer than two are left.
+    """
+    totals_P, counts_P = np.asarray(totals_P, np.float64), np.asarray(counts_P, np.float64)
+    totals_P, counts_P = totals_P[counts_P > 0], counts_P[counts_P > 0]
+    num_problems = len(totals_P)
+    if num_problems < 2:
+        return None
+    total_count = float(counts_P.sum())
+    ratio = float(totals_P.sum()) / total_count
+    squares = float(np.square(totals_P - ratio * counts_P).sum())
+    error = math.sqrt(num_problems / (num_problems - 1) * squares) / total_count
+    margin = t_quantile(confidence, num_problems - 1) * error
+    return Interval(ratio - margin, ratio + margin)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -153,6 +175,7 @@ def t_central_mass(t: float, degrees: int) -> float:
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
+@cache
 def t_quantile(confidence: float, degrees: int) -> float:
     """The t with P(|T| <= t) = `confidence`, in (0, 1): 1.96 for 0.95 and many degrees of freedom."""
     if not 0 < confidence < 1 or degrees < 1:

@@ -1,0 +1,1 @@
+"""The report of runs as one HTML file: figures, tables and sample problems, with nothing fetched from elsewhere."""
