@@ -1,0 +1,60 @@
+"""`igrpo log`: send what a run recorded to trackers. What they have already is not sent again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from igrpo_cli.console import Console
+from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.loggers.trackers import TrackerSettings, only_sender, open_tracker, require_trackers, send_new
+from igrpo_cli.session import Session, open_session
+
+NOT_TOLD: dict[str, Any] = {"log": True, "judge": {"endpoint"}, "engine": {"endpoints"}}
+"""Settings that no tracker is sent: the addresses of servers are nobody else's business."""
+
+
+def run(path: Path, trackers: list[str], sets: list[str], *, follow: bool, console: Console) -> None:
+    """Send to each of `trackers`, or of `log.report_to`; with `follow` again at each line of stdin."""
+    asked = [f"log.report_to={json.dumps(trackers)}"] if trackers else []
+    with open_session(path, [*sets, *asked], console) as session:
+        names = list(dict.fromkeys(session.config.log.report_to))
+        if not names:
+            raise UsageError("no tracker is named", hint="igrpo log RUN --to tensorboard, or trackio, or wandb")
+        require_trackers(names)
+        sent = {name: _send(session, name, follow=follow) for name in names}
+    console.data({"run": str(path), "trackers": sent}, "\n".join(_text(name, each) for name, each in sent.items()))
+
+
+def _send(session: Session, name: str, *, follow: bool) -> dict[str, Any]:
+    settings = _settings(session)
+    with only_sender(settings.directory / f"{name}.lock") as alone:
+        if not alone:
+            raise IgrpoError(
+                f"another process is sending this run to {name}", hint="it sends what is new with its next update"
+            )
+        with open_tracker(name, settings) as tracker:
+            sent = send_new(session.run, tracker)
+            if follow:
+                for _ in sys.stdin:
+                    sent += send_new(session.run, tracker)
+            return {"sent": sent, "where": tracker.where}
+
+
+def _settings(session: Session) -> TrackerSettings:
+    section, root = session.config.log, session.run.root
+    name = section.run_name or root.resolve().name
+    return TrackerSettings(
+        project=section.project,
+        run_name=name,
+        directory=root.resolve() / "log" if section.logging_dir is None else Path(section.logging_dir).resolve() / name,
+        config=session.config.model_dump(mode="json", exclude=NOT_TOLD),
+    )
+
+
+def _text(name: str, sent: dict[str, Any]) -> str:
+    evaluations = sum(key.startswith("eval/") for key in sent["sent"])
+    updates = len(sent["sent"]) - evaluations
+    return f"{name}: {updates} updates and {evaluations} evaluations sent; {sent['where']}"

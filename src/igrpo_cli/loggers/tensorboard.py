@@ -1,0 +1,54 @@
+"""TensorBoard: an event file for each entry, whole or not there, so the files themselves say what was sent."""
+
+from __future__ import annotations
+
+import time
+from io import BytesIO
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from igrpo_cli.loggers.entries import Entry
+from igrpo_cli.loggers.trackers import TrackerSettings
+from igrpo_cli.shards.publish import publish_bytes, remove_stale_temporaries
+
+
+class TensorBoardTracker:
+    """Event files in the folder `tensorboard`."""
+
+    def __init__(self, settings: TrackerSettings) -> None:
+        self._directory = settings.directory / "tensorboard"
+        self.where = f"tensorboard --logdir {self._directory}"
+        remove_stale_temporaries(self._directory)
+
+    def is_sent(self, key: str) -> bool:
+        return any(self._directory.glob(f"events.out.tfevents.*.{_name(key)}"))
+
+    def send(self, entry: Entry) -> None:
+        # TensorBoard reads files in the order of their names, and never goes back.
+        name = f"events.out.tfevents.{time.time_ns():020d}.{_name(entry.key)}"
+        publish_bytes(self._directory / name, _events(entry))
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _name(key: str) -> str:
+    return key.replace("/", "-")
+
+
+def _events(entry: Entry) -> bytes:
+    """The bytes of an event file. Values are float32 there."""
+    content = BytesIO()
+    writer = RecordWriter(content)
+    events = [Event(wall_time=entry.finished, file_version="brain.Event:2")]
+    for row in entry.rows:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.values.items()]
+        events.append(Event(wall_time=entry.finished, step=row.x, summary=Summary(value=values)))
+    for event in events:
+        writer.write(event.SerializeToString())
+    return content.getvalue()
