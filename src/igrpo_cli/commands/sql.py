@@ -1,0 +1,88 @@
+"""`igrpo sql`: a query over the rollouts, selections and metrics of a run."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from igrpo_cli.console import Console, printable, table
+from igrpo_cli.errors import UsageError
+from igrpo_cli.inspection.database import RunDatabase
+from igrpo_cli.session import open_session
+
+WIDTH_WITHOUT_TERMINAL = 120
+SHORTEST_CUT = 8
+"""Characters that are left of a text at least, however many columns there are."""
+
+
+def run(path: Path, query: str, num_rows: int, console: Console, *, as_csv: bool) -> None:
+    """Print what `query` returns: at most `num_rows` rows as a table (0: all), or all of them as JSON or CSV."""
+    if os.path.isdir(query):  # Path.is_dir raises where a text is too long for a name
+        raise UsageError(f"{query} is a directory, and the query comes first", hint="igrpo sql 'SELECT …' RUN")
+    with open_session(path, [], console) as session:
+        columns, rows = RunDatabase(session.run, session.config.run.num_shards).ask(query)
+        if as_csv:
+            _print_csv(columns, rows)
+        elif console.as_json:
+            console.data({"columns": columns, "rows": _objects(columns, rows)}, "")
+        else:
+            console.data({}, _text(columns, rows, num_rows))
+
+
+def _print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    shown = printable if sys.stdout.isatty() else str  # what a program reads it gets as it is
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    for row in chain([columns], rows):
+        writer.writerow("" if value is None else shown(str(value)) for value in row)
+
+
+def _objects(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise UsageError(f"two columns are called {twice}", hint="SELECT … AS another_name")
+    return [dict(zip(columns, map(_json_value, row), strict=True)) for row in rows]
+
+
+def _json_value(value: Any) -> Any:
+    """Numbers, lists and structs as they are, what JSON has no word for (a date) as text."""
+    if isinstance(value, Decimal):
+        return float(value)
+    if isinstance(value, list | tuple):
+        return [_json_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _json_value(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _text(columns: Sequence[str], rows: Iterator[Sequence[Any]], num_rows: int) -> str:
+    shown = list(islice(rows, num_rows or None))
+    more = sum(1 for _ in rows)
+    text = _fitted(columns, shown, shutil.get_terminal_size((WIDTH_WITHOUT_TERMINAL, 0)).columns)
+    return f"{text}\n… {more:,} more rows: --rows 0, --json or --csv" if more else text
+
+
+def _fitted(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int) -> str:
+    """A table of at most `width` characters, texts cut where they are too long; wider where there are many columns."""
+    cells = [[value if isinstance(value, int | float | None) else _line(value, width) for value in row] for row in rows]
+    names = [_line(name, width) for name in columns]
+    widths = [max(len(str(cell)) for cell in (name, *(row[i] for row in cells))) for i, name in enumerate(names)]
+    room = width - 2 * (len(widths) - 1)
+    longest = max(widths)
+    while longest > SHORTEST_CUT and sum(min(each, longest) for each in widths) > room:
+        longest -= 1
+    return table([_cut(name, longest) for name in names], [[_cut(cell, longest) for cell in row] for row in cells])
+
+
+def _line(value: object, width: int) -> str:
+    return printable(str(value)[: width + 1].replace("\n", "\\n").replace("\t", "\\t"))
+
+
+def _cut(cell: Any, longest: int) -> Any:
+    return f"{cell[: longest - 1]}…" if isinstance(cell, str) and len(cell) > longest else cell
