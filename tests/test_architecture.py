@@ -20,6 +20,8 @@ ROOMS = {
     "training": LIGHT | {"algo", "devices", "torchrun"},
     "problems": LIGHT | {"shards"},
     "inspection": LIGHT | {"algo", "shards"},
+    "report": LIGHT | {"console", "inspection", "quotation", "shards"},
+    "loggers": LIGHT | {"inspection", "shards"},
 }
 OWNERS = {
     "pyarrow": {"shards"},
@@ -29,9 +31,15 @@ OWNERS = {
     "datasets": {"problems"},
     "transformers": {"engines", "training"},
     "torch": {"engines", "training", "algo", "devices"},
-    "typer": {"cli", "cli_eval", "exit_codes", "flags"},
-    "rich": {"console"},
-    "pydantic": {"config", "config_files", "config_rewards", "config_sections"},
+    "typer": {"cli", "cli_eval", "cli_inspection", "exit_codes", "flags"},
+    "duckdb": {"inspection"},
+    "jinja2": {"engines", "report"},
+    "resvg_py": {"report"},
+    "tensorboard": {"loggers"},
+    "trackio": {"loggers"},
+    "wandb": {"loggers"},
+    "rich": {"quotation", "terminal"},
+    "pydantic": {"config", "config_files", "config_log", "config_rewards", "config_sections"},
 }
 COMPOSITIONS = {"stage", "run", "quickstart"}
 """Commands made of other commands; no other command imports one."""
@@ -81,7 +89,7 @@ def test_no_command_imports_another_but_the_compositions(path):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["draft", "--help"], ["eval", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments):
-    heavy = "torch", "vllm", "transformers", "pyarrow", "sympy", "math_verify", "numpy"
+    heavy = "torch", "vllm", "transformers", "pyarrow", "sympy", "math_verify", "numpy", "duckdb"
     code = (
         "import sys\n"
         "from igrpo_cli.cli import main\n"

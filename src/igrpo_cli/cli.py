@@ -12,6 +12,7 @@ import typer
 
 from igrpo_cli import __version__
 from igrpo_cli.cli_eval import evaluate
+from igrpo_cli.cli_inspection import diff, log, report, show, sql
 from igrpo_cli.exit_codes import exit_code
 from igrpo_cli.flags import (
     Bench,
@@ -19,6 +20,7 @@ from igrpo_cli.flags import (
     DryRun,
     Endpoints,
     Engine,
+    Every,
     HelpOthers,
     Iteration,
     Json,
@@ -32,6 +34,7 @@ from igrpo_cli.flags import (
     Shard,
     SkipBadRows,
     Verbose,
+    Watch,
     with_engine,
 )
 from igrpo_cli.flags import console_of as _console
@@ -179,17 +182,20 @@ def status(
     missing: Missing = None,
     bench: Bench = "",
     iteration: Iteration = None,
+    watch: Watch = False,
+    every: Every = 2.0,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
-) -> None:
-    """Show where a run stands: stages, shards and policies.
+) -> int:
+    """Show where a run stands: shards, policies, evaluations, accuracy by iteration, tokens and time.
 
-    Example: igrpo status runs/first --missing draft
+    Example: igrpo status runs/first --iteration 0
     """
     from igrpo_cli.commands import status as command
 
-    command.run(run, missing, bench, iteration, _console(as_json, quiet, verbose))
+    asked = command.Asked(iteration, missing, bench, every if watch else None)
+    return command.run(run, asked, _console(as_json, quiet, verbose))
 
 
 @app.command()
@@ -201,6 +207,13 @@ def verify(run: Run = HERE, as_json: Json = False, quiet: Quiet = False, verbose
     from igrpo_cli.commands import verify as command
 
     command.run(run, _console(as_json, quiet, verbose))
+
+
+app.command()(log)
+app.command()(report)
+app.command()(show)
+app.command()(diff)
+app.command()(sql)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from igrpo_cli.flags import (
     HelpOthers,
     Iteration,
     Json,
+    Markdown,
     Overwrite,
     Quiet,
     Run,
@@ -46,7 +47,6 @@ Comparison = Annotated[
     ),
 ]
 List = Annotated[bool, typer.Option("--list", help="List the benchmarks that have a name.")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print the figures as a Markdown table to paste.")]
 
 
 def evaluate(
@@ -77,7 +77,7 @@ def evaluate(
 
     Example: igrpo eval runs/first --bench arithmetic --samples 2 --set eval.limit=8
     """
-    console = _console(as_json, markdown, quiet, verbose)
+    console = console_of(as_json, quiet, verbose, markdown=markdown)
     if list_benches:
         _list(console, markdown=markdown)
         return
@@ -107,12 +107,6 @@ def evaluate(
         console,
         markdown=markdown,
     )
-
-
-def _console(as_json: bool, markdown: bool, quiet: bool, verbose: bool) -> Console:
-    if as_json and markdown:
-        raise UsageError("--json and --markdown are two outputs", hint="ask for one of them")
-    return console_of(as_json, quiet, verbose)
 
 
 def _list(console: Console, *, markdown: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from igrpo_cli.config_log import LogSection
 from igrpo_cli.config_rewards import JudgeSection, RewardSection
 from igrpo_cli.config_sections import (
     DataSection,
@@ -39,6 +40,7 @@ class RunConfig(Section):
     update: UpdateSection = UpdateSection()
     engine: EngineSection = EngineSection()
     eval: EvalSection = EvalSection()
+    log: LogSection = LogSection()
 
     @model_validator(mode="before")
     @classmethod

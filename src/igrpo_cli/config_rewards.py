@@ -30,9 +30,11 @@ class RewardSection(Section):
     cpu_seconds: Positive = 5.0
     """CPU time that the grader may spend on one completion; more is recorded as `ungraded`."""
     memory_mb: PositiveInt = 2048
+    """Memory of a grading worker."""
     max_ungraded_share: Share = 0.02
     """A stage whose share of ungraded completions is higher fails."""
     num_workers: PositiveInt = 2
+    """Processes that grade."""
 
     @field_validator("functions")
     @classmethod

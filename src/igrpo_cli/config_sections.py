@@ -37,6 +37,7 @@ class RunSection(Section):
     """What holds for the whole run."""
 
     seed: Natural = 0
+    """Of every random choice; the seed of a completion is made of it and of its place in the run."""
     method: Literal["igrpo", "grpo"] = "igrpo"
     """`grpo` is the plain baseline: the same loop without select and refine, trained on its drafts."""
     num_shards: PositiveInt = 1
@@ -53,9 +54,13 @@ class DataSection(Section):
     train: str = "arithmetic"
     """A packaged set, a JSONL or Parquet file, a folder of such files, or a Hub id."""
     split: str | None = None
+    """Of a folder or a Hub set; unset means that of a named set, `train` of a folder, or the only one there is."""
     config: str | None = None
+    """Configuration of a Hub set, or a subfolder of a folder."""
     revision: str | None = None
+    """Branch, tag or commit of a Hub set."""
     problem_column: str | None = None
+    """Unset, like the next two: the column that goes by one of the usual names."""
     answer_column: str | None = None
     id_column: str | None = None
     choices_column: str | None = None
@@ -63,9 +68,11 @@ class DataSection(Section):
     skip_bad_rows: bool = False
     """Count and skip rows that cannot be used (empty answer, duplicate, wrong type) instead of refusing the file."""
     problems_per_iteration: PositiveInt = 32
+    """Problems that one iteration trains on."""
     spare_problems: Natural = 0
     """Problems sampled in every iteration beyond those, to train on where a group gives no gradient."""
     num_train_epochs: Positive = 1.0
+    """Passes over the problems, where `run.num_iterations` is unset."""
 
     @property
     def problems_sampled(self) -> int:
@@ -79,7 +86,9 @@ class PolicySection(Section):
     model: str = "tiny"
     """`tiny` (packaged), a Hugging Face model directory, or a Hub id."""
     revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
     trust_remote_code: bool = False
+    """Whether Python code that comes with the model may be run."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of published policies. Training keeps float32 master weights beside the optimiser state either way."""
 
@@ -88,6 +97,7 @@ class PromptsSection(Section):
     """How problems and drafts become prompts. Both stages share the system prompt, as in the paper."""
 
     system_prompt: str = ""
+    """Empty means no system turn."""
     refine_template: str = "{problem}\n\n[draft]\n{draft}\n[/draft]"
     """User turn of a refinement; `{problem}` and `{draft}` stand exactly once each."""
     draft_view: Literal["full", "answer_only", "no_think"] = "full"
@@ -102,10 +112,14 @@ class GenerationSection(Section):
     """How the completions of one stage are sampled."""
 
     num_generations: PositiveInt = 4
+    """Completions of a problem: the N of drafts, the G of refinements."""
     temperature: NonNegative = 1.0
+    """0 is greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     top_k: Natural = 0
+    """0 keeps all tokens."""
     max_completion_length: PositiveInt = 256
+    """Most tokens of a completion, EOS included."""
 
 
 class SelectSection(Section):
@@ -114,6 +128,7 @@ class SelectSection(Section):
     strategy: Literal["best", "random", "worst", "shuffled", "none"] = "best"
     """`shuffled` takes another problem's best draft, `none` refines bare: controls for what the draft contributes."""
     ties: Literal["first", "random", "shortest"] = "first"
+    """Which of equally good drafts; `random` is seeded."""
     all_zero: Literal["keep", "bare", "drop"] = "keep"
     """What to do when every draft scores zero: `keep` is the literal algorithm, a wrong draft still conditions."""
     scores: str | None = None
@@ -154,12 +169,16 @@ class UpdateSection(Section):
         "cosine_with_min_lr"
     )
     warmup_ratio: Share = 0.1
+    """Share of the optimiser steps of the run over which the learning rate rises from 0."""
     min_lr_rate: Share = 0.1
+    """Share of `learning_rate` at which `cosine_with_min_lr` ends."""
     adam_beta1: Share = 0.9
     adam_beta2: Share = 0.999
     adam_epsilon: Positive = 1e-8
     weight_decay: NonNegative = 0.0
+    """Of AdamW."""
     max_grad_norm: Positive = 1.0
+    """A longer gradient is cut to this length."""
     num_minibatches: PositiveInt = 1
     """Optimiser steps in one pass over the iteration's groups."""
     num_epochs: PositiveInt = 1
@@ -175,9 +194,11 @@ class UpdateSection(Section):
     lora_target_modules: list[str] = Field(default_factory=list)
     """Names of the layers with adapters; empty means all linear ones but the output matrix."""
     gradient_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass in place of being kept."""
     max_tokens_per_batch: PositiveInt = 4096
     """Tokens of one packed row: the memory knob. Does not change the objective."""
     optimizer_state: Literal["carry", "fresh"] = "carry"
+    """`fresh` begins every iteration with an empty one."""
     keep_optimizer_states: Natural = 0
     """Optimiser states kept on disk, newest first; 0 keeps all. Only the newest is needed to go on."""
     save_steps: Natural = 1
@@ -205,6 +226,7 @@ class EngineSection(Section):
     """`auto` is vLLM where it is installed for the device at hand, else transformers; `server` needs `endpoints`."""
     dtype: Dtype = "auto"
     device: str = "auto"
+    """`auto` is a GPU where there is one; or `cpu`, `cuda`, `cuda:1`."""
     max_num_seqs: PositiveInt = 256
     """Most completions sampled at a time."""
     max_model_len: PositiveInt | None = None
@@ -212,17 +234,21 @@ class EngineSection(Section):
     groups_per_block: PositiveInt = 16
     """Groups of one batch: the unit of resumption. transformers decodes a batch at a time, for the same bits always."""
     tensor_parallel_size: PositiveInt = 1
+    """GPUs that share one model."""
     data_parallel_size: PositiveInt = 1
     """Replicas in one process; for vLLM it is 1: replicas are shards, one task each."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Share of a GPU that vLLM takes for weights and KV cache."""
     kv_cache_memory_bytes: PositiveInt | None = None
     enforce_eager: bool = False
+    """Whether vLLM does without CUDA graphs."""
     kv_cache_dtype: str = "auto"
     batch_invariant: bool = False
     """vLLM's batch-invariant kernels: the same bits whatever else is being sampled; slower."""
     endpoints: list[str] = Field(default_factory=list)
     """Base URLs of running `vllm serve` processes, for `name = "server"`."""
     max_retries: Natural = 5
+    """Times that a failed request to a server is tried again."""
     timeout: Positive = 600.0
     """Seconds that one request to a server may take."""
 
@@ -239,9 +265,11 @@ class EvalSection(Section):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     top_k: Natural = 0
     max_gen_toks: PositiveInt = 4096
+    """Most tokens of a completion."""
     limit: PositiveInt | None = None
     """Evaluate only the first problems of the benchmark."""
     seed: Natural = 1234
+    """Of sampling, in place of `run.seed`: all policies are evaluated with the same random numbers."""
     selection: Literal["each", "majority", "best"] = "each"
     """The draft of a conditioned evaluation: every bare sample is the draft of one refinement (`each`), or all
     refinements of a problem see the first sample with its most frequent answer (`majority`), or the one with the

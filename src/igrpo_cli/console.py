@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
+import re
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.progress import Display, Progress, can_redraw
 from igrpo_cli.torchrun import rank_and_size
 
 QUIET, NORMAL, VERBOSE = 0, 1, 2
-SECONDS_BETWEEN_LINES = 5.0
-"""Without a terminal a progress line is written this often: enough for a log, not a flood."""
 SPARKS = "▁▂▃▄▅▆▇█"
-
-
-class Progress(Protocol):
-    """What a long stage reports while it works."""
-
-    def advance(self, amount: int = 1, **counts: float) -> None:
-        """`amount` more units of work are done; `counts` are shown beside the bar."""
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+"""Characters without width that Python calls printable: what Unicode lists as default ignorable."""
 
 
 class Console:
@@ -36,15 +30,16 @@ class Console:
         self._is_first_rank = rank_and_size()[0] == 0
         """Of the processes that torchrun started one speaks; errors come from whichever has them."""
         self.verbosity = verbosity if self._is_first_rank else QUIET
+        self._display = Display()
 
     def data(self, payload: dict[str, Any], text: str) -> None:
         """The result on stdout: one JSON object with `--json`, `text` otherwise."""
         if not self._is_first_rank:
             return
         if self.as_json:
-            print(json.dumps(_finite(payload), ensure_ascii=False))
+            print(json.dumps(_finite(payload), ensure_ascii=False), flush=True)
         else:
-            print(text)
+            print(text, flush=True)
 
     def note(self, message: str) -> None:
         """A line of log, left out by `-q`."""
@@ -57,15 +52,28 @@ class Console:
             print(message, file=sys.stderr, flush=True)
 
     @contextmanager
-    def progress(self, title: str, total: int, unit: str) -> Iterator[Progress]:
-        """A bar on a terminal, a line every few seconds elsewhere, nothing with `-q`."""
-        if self.verbosity == QUIET or total == 0:
-            yield _NoProgress()
-        elif sys.stderr.isatty():
-            with _bar(title, total, unit) as progress:
-                yield progress
-        else:
-            yield _Lines(self, title, total, unit)
+    def progress(self, title: str, total: float | None, unit: str) -> Iterator[Progress]:
+        """A bar on a terminal, a line every few seconds elsewhere, nothing with `-q`; None for an unknown total."""
+        progress = Progress(title, total, unit)
+        with nullcontext() if self.verbosity == QUIET or total == 0 else self._display.showing(progress):
+            yield progress
+
+    @contextmanager
+    def activity(self, title: str) -> Iterator[None]:
+        """The same of something of which nobody knows how long it takes, such as loading a model."""
+        with self.progress(title, None, ""):
+            yield
+
+    @contextmanager
+    def redrawn(self) -> Iterator[Callable[[str], None] | None]:
+        """What shows a text in place of the one before; None for `--json` and where stdout is no terminal."""
+        if self.as_json or not can_redraw(sys.stdout.isatty()):
+            yield None
+            return
+        from igrpo_cli.terminal import redrawn
+
+        with redrawn() as draw:
+            yield draw
 
 
 def print_error(error: IgrpoError) -> None:
@@ -76,8 +84,16 @@ def print_error(error: IgrpoError) -> None:
 
 
 def printable(text: str) -> str:
-    """`text` without control characters that a terminal would obey; line feeds and tabs stay."""
-    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    """`text` with its escape, such as `\\u202e`, for each character that a terminal would obey or show as nothing.
+
+    These are controls, marks that turn the direction of writing, fillers and joiners without width, lone surrogates
+    and unassigned code points. Line feeds, tabs and spaces of any width stay.
+    """
+    return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_shown(c: str) -> bool:
+    return c in "\n\t" or (c.isprintable() and not _INVISIBLE.match(c)) or unicodedata.category(c) == "Zs"
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -125,56 +141,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-class _NoProgress:
-    def advance(self, amount: int = 1, **counts: float) -> None:
-        pass
-
-
-class _Lines:
-    def __init__(self, console: Console, title: str, total: int, unit: str) -> None:
-        self._console, self._title, self._total, self._unit = console, title, total, unit
-        self._done = 0
-        self._sums: dict[str, float] = {}
-        self._started = self._last = time.monotonic()
-
-    def advance(self, amount: int = 1, **counts: float) -> None:
-        self._done += amount
-        for name, value in counts.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        now = time.monotonic()
-        if now - self._last < SECONDS_BETWEEN_LINES:
-            return
-        self._last = now
-        rates = "".join(f", {v / (now - self._started):,.0f} {n}/s" for n, v in self._sums.items())
-        self._console.note(f"{self._title}: {self._done} of {self._total} {self._unit}{rates}")
-
-
-@contextmanager
-def _bar(title: str, total: int, unit: str) -> Iterator[Progress]:
-    from rich.console import Console as RichConsole
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as RichProgress
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit + "{task.fields[rates]}"),
-        TimeRemainingColumn(),
-    )
-    rich_console = RichConsole(stderr=True, no_color="NO_COLOR" in os.environ)
-    with RichProgress(*columns, console=rich_console, transient=True) as progress:
-        task = progress.add_task(title, total=total, rates="")
-        started, sums = time.monotonic(), dict[str, float]()
-
-        class _Bar:
-            def advance(self, amount: int = 1, **counts: float) -> None:
-                elapsed = max(time.monotonic() - started, 1e-9)
-                for name, value in counts.items():
-                    sums[name] = sums.get(name, 0.0) + value
-                rates = "".join(f", {v / elapsed:,.0f} {n}/s" for n, v in sums.items())
-                progress.update(task, advance=amount, rates=rates)
-
-        yield _Bar()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from igrpo_cli.console import NORMAL, QUIET, VERBOSE, Console
+from igrpo_cli.errors import UsageError
 
 Run = Annotated[Path, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="current directory")]
 Iteration = Annotated[
@@ -30,6 +31,7 @@ Scores = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make finished results anew, replacing what is there.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; sample and write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown to paste instead of plain text.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors only on stderr.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="More detail on stderr.")]
 Preset = Annotated[str | None, typer.Option("--preset", help="quickstart, smollm2 or paper.")]
@@ -55,6 +57,8 @@ Missing = Annotated[
         "as sbatch --array takes them (3,7,12-15), and nothing when all are there.",
     ),
 ]
+Watch = Annotated[bool, typer.Option("--watch", help="Show it again and again until the run is finished.")]
+Every = Annotated[float, typer.Option("--every", min=0.2, metavar="SECONDS", help="How often --watch looks.")]
 Engine = Annotated[
     str | None,
     typer.Option("--engine", metavar="NAME", help="auto, transformers, vllm or server: short for --set engine.name."),
@@ -66,8 +70,10 @@ Endpoints = Annotated[
 HelpOthers = Annotated[bool, typer.Option("--help-others", help="Then sample blocks that other shards have not begun.")]
 
 
-def console_of(as_json: bool, quiet: bool, verbose: bool) -> Console:
-    """The output that `--json`, `-q` and `-v` ask for."""
+def console_of(as_json: bool, quiet: bool, verbose: bool, *, markdown: bool = False) -> Console:
+    """The output that `--json`, `-q` and `-v` ask for. Raises UsageError for JSON and Markdown at once."""
+    if as_json and markdown:
+        raise UsageError("--json and --markdown are two outputs", hint="ask for one of them")
     return Console(as_json=as_json, verbosity=VERBOSE if verbose else QUIET if quiet else NORMAL)
 
 

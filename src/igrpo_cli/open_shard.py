@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from igrpo_cli.console import Progress
+from igrpo_cli.progress import Progress
 from igrpo_cli.provenance import Provenance
 from igrpo_cli.records import Rollout, RolloutStage
 from igrpo_cli.rollouts import BlockJob, RolloutPlan
@@ -78,7 +78,7 @@ class OpenShard:
         for block in self._blocks:
             if self._parts.has(block):
                 self._missing.discard(block)
-                progress.advance()
+                progress.skip()
             elif self._parts.claim(block):
                 yield self._job(block, progress)
             else:
@@ -89,7 +89,7 @@ class OpenShard:
         for block in claimed_by_others:
             if self._parts.has(block):
                 self._missing.discard(block)
-                progress.advance()
+                progress.skip()
             else:
                 yield self._job(block, progress)
 

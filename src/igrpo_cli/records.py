@@ -104,6 +104,7 @@ class Rollout:
     """One row of a ROLLOUTS shard: a prompt, a completion of it and what was observed."""
 
     iteration: int
+    """Outer pass, from 0; of an evaluation, the number of the policy."""
     stage: RolloutStage
     problem_id: str
     group_id: int
@@ -113,17 +114,25 @@ class Rollout:
     draft_sample_id: int | None
     """The draft that stands in the prompt; None where the prompt is bare."""
     prompt: str
+    """As the sampler saw it, chat template applied."""
     prompt_ids: Sequence[int]
     completion: str
     completion_ids: Sequence[int]
+    """EOS included when it was emitted."""
     sampling_logprobs: Sequence[float]
+    """Nats, one for each of `completion_ids`, of the distribution really sampled from, temperature included."""
     finish_reason: FinishReason
+    """`length`: cut off at the limit; `abort`: ended by the engine."""
     seed: int
+    """Made of the row's place in the run (see `seeds`)."""
     reward: float
+    """The parts, weighted with `reward.weights`."""
     reward_parts: dict[str, float]
     """Unweighted parts by name, each stored as column `reward_<name>`; always has `accuracy` and `format`."""
     verdict: Verdict
+    """What the grader says; `ungraded` was not judged, and is never called wrong."""
     extracted_answer: str | None
+    """The text that was compared with the reference; None when nothing was found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +163,7 @@ class Selection:
     draft_group_id: int
     """Group that the draft comes from: `group_id` itself, or another one under the strategy `shuffled`."""
     draft_sample_id: int
+    """Of the draft in its group."""
     draft: str
     """Completion text of that draft, whole; what of it is shown is decided when the prompt is made."""
     draft_answer: str
@@ -162,6 +172,7 @@ class Selection:
     num_tied: int
     """Number of drafts of the group that share the reward of the chosen one (1 = no tie)."""
     group_reward_mean: float
+    """Over the N drafts of the group."""
     group_reward_std: float
     """Sample standard deviation (ddof 1) over the N drafts; 0 for a single draft."""
 

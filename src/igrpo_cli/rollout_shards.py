@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config_sections import GenerationSection
-from igrpo_cli.console import Progress
 from igrpo_cli.errors import IgrpoError, MissingInputError
 from igrpo_cli.open_shard import OpenShard, ShardedRollouts
+from igrpo_cli.progress import Progress
 from igrpo_cli.prompts import template_hash
 from igrpo_cli.records import SamplingSettings, StageReport
 from igrpo_cli.rollouts import BlockJob, RolloutPlan, RolloutTask, roll_out
@@ -60,7 +60,8 @@ def make_rollout_shards(session: Session, work: ShardedRollouts, request: StageR
         for shard in request.shards:
             making.ledger.take(shard)
         return making.ledger.report()
-    with session.console.progress(work.stage, making.num_blocks, "blocks") as progress:
+    title = work.path_of(0).data.parent.relative_to(session.run.root).as_posix()
+    with session.console.progress(title, making.num_blocks, "blocks") as progress:
         roll_out_in(session, work.policy, making.jobs(progress))
     return making.finish()
 
@@ -106,7 +107,7 @@ class RolloutShards:
         """The blocks of one shard that are still to be sampled; none when it is finished."""
         todo = self.ledger.take(shard)
         if todo is None:
-            progress.advance(len(self._blocks_of(shard)))
+            progress.skip(len(self._blocks_of(shard)))
             self._finished.add(shard)
             return
         making = self._open[shard] = OpenShard(

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from igrpo_cli.console import Console, Progress, table
+from igrpo_cli.console import Console, table
 from igrpo_cli.errors import UsageError
+from igrpo_cli.progress import Progress
 from igrpo_cli.provenance import Provenance
 from igrpo_cli.records import VERDICTS, Problem, Rollout, Score, StageReport
 from igrpo_cli.rewards.scorer import Answered, Scored
@@ -18,7 +19,7 @@ from igrpo_cli.shard_work import ShardWork, UngradedNotes, work_through
 from igrpo_cli.shards.finishing import open_input, publish_shard
 from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath
-from igrpo_cli.shards.manifest import DataFile, Manifest
+from igrpo_cli.shards.manifest import DataFile, Manifest, read_manifest
 
 SCORED_STAGES = ("draft", "refine")
 SHOWN_FLIPS = 10
@@ -44,8 +45,8 @@ class ScoreSet:
 
     def make(self, request: StageRequest) -> StageReport:
         """Score those of the requested shards that have no scores of this name yet."""
-        blocks = len(request.shards)
-        with self.session.console.progress("grade", blocks, "shards") as progress:
+        title = self.path(0).data.parent.relative_to(self.session.run.root).as_posix()
+        with self.session.console.progress(title, self._num_rows(request), "rows") as progress:
             work = ShardWork("scores", self.path, self._identity)
 
             def make(path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
@@ -88,17 +89,23 @@ class ScoreSet:
 
         def write(replace_existing: bool) -> DataFile:
             counts.clear()
-            blocks = self._scores(path, source, counts)
+            blocks = self._scores(path, source, counts, progress)
             return write_rows(path.data, SCORES, blocks, replace=replace_existing)
 
         def describe(data: DataFile) -> Manifest:
             return provenance.manifest(identity, data, counts=counts)
 
-        manifest = publish_shard(path, identity, write, describe, overwrite=overwrite)
-        progress.advance()
-        return manifest
+        return publish_shard(path, identity, write, describe, overwrite=overwrite)
 
-    def _scores(self, path: ShardPath, source: Manifest, counts: Counter[str]) -> Iterator[list[Score]]:
+    def _num_rows(self, request: StageRequest) -> int:
+        """Rows of the requested shards that have no scores of this name yet, as far as they are there."""
+        shards = (each for each in request.shards if request.overwrite or not self.path(each).manifest.exists())
+        sources = (self.rollouts(shard) for shard in shards)
+        return sum(read_manifest(source).data.rows for source in sources if source.manifest.exists())
+
+    def _scores(
+        self, path: ShardPath, source: Manifest, counts: Counter[str], progress: Progress
+    ) -> Iterator[list[Score]]:
         from igrpo_cli.shards.tables import iterate_records
 
         assert source.sampling is not None
@@ -111,6 +118,7 @@ class ScoreSet:
                 counts[f"verdict_{each.grade.verdict}"] += 1
                 if each.grade.reason is not None:
                     note(row, each.grade.reason)
+            progress.advance(len(rollouts))
             yield [_score(row, each) for row, each in zip(rollouts, scored, strict=True)]
 
 

@@ -20,9 +20,11 @@ from igrpo_cli.shards.identity import FileHash
 from igrpo_cli.shards.layout import RunDirectory, ShardPath, parse_shards
 from igrpo_cli.shards.policies import Policy, read_policy, settle_update
 from igrpo_cli.shards.problem_file import count_problems
+from igrpo_cli.torchrun import rank_and_size
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.base import Engine, EngineSettings
+    from igrpo_cli.loggers.beside import TrackersBeside
     from igrpo_cli.records import Problem
     from igrpo_cli.rewards.judge import Judge
     from igrpo_cli.rewards.scorer import Scorer
@@ -90,6 +92,7 @@ class Session:
         self._scorer: Scorer | None = None
         self._problems: list[Problem] | None = None
         self._chosen: dict[int, list[Problem]] = {}
+        self._trackers: TrackersBeside | None = None
         self.warm_trainer: tuple[str, PolicyTrainer] | None = None
         """The trainer as the last update of this process left it, and the id of the policy that it published."""
         limit_cpu_threads(config.run.cpu_threads)
@@ -107,13 +110,16 @@ class Session:
 
         if self._engine_policy == policy.id and self._engine is not None:
             return self._engine
-        verify_policy(policy)
+        with self.console.activity("hashing the policy"):
+            verify_policy(policy)
         section = self.config.engine
         if self._engine is None:
             settings = engine_settings(section, self.config.policy.trust_remote_code)
-            self._engine = create_engine(section.name, policy.directory, settings)
+            with self.console.activity(f"starting the {section.name} engine"):
+                self._engine = create_engine(section.name, policy.directory, settings)
         else:
-            self._engine.load_policy(policy.directory)
+            with self.console.activity("loading the policy"):
+                self._engine.load_policy(policy.directory)
         self._engine_policy = policy.id
         self.console.detail(f"{self._engine.name} engine on {self._engine.device} samples from {policy.id}")
         return self._engine
@@ -202,12 +208,29 @@ class Session:
         """
         return list(inputs_on_disk(*paths))
 
+    def require_trackers(self) -> None:
+        """Raises UsageError where `log.report_to` names a tracker that is not installed."""
+        from igrpo_cli.loggers.trackers import require_trackers
+
+        require_trackers(self.config.log.report_to)
+
+    def report(self) -> None:
+        """Let the trackers of `log.report_to` know that there are new figures; does not wait for them."""
+        from igrpo_cli.loggers.beside import TrackersBeside
+
+        if not self.config.log.report_to or rank_and_size()[0] != 0:
+            return
+        if self._trackers is None:
+            section = self.config.log.model_dump(exclude_none=True)
+            self._trackers = TrackersBeside(self.run.root, section, self.console.note)
+        self._trackers.wake()
+
     def close(self) -> None:
-        """End the engine and the grading processes."""
-        for resource in (self._engine, self._grader, self._judge):
+        """End the engine and the grading processes, then wait a while for trackers."""
+        for resource in (self._engine, self._grader, self._judge, self._trackers):
             if resource is not None:
                 resource.close()
-        self._engine = self._grader = self._judge = self._scorer = self.warm_trainer = None
+        self._engine = self._grader = self._judge = self._scorer = self.warm_trainer = self._trackers = None
 
     def num_iterations(self) -> int:
         """Iterations of the whole run: as configured, or as many as the epochs over the problems take."""

@@ -98,6 +98,7 @@ def _session(request: EvalRequest, console: Console) -> Iterator[Session]:
     sets = [*request.sets, *([f"eval.repeats={request.samples}"] if request.samples else [])]
     if request.model is None:
         with open_session(request.run, sets, console) as session:
+            session.require_trackers()
             yield session
         return
     if request.run != Path():
@@ -111,7 +112,12 @@ def _session(request: EvalRequest, console: Console) -> Iterator[Session]:
 
 def _config_of_model(model: str, sets: list[str]) -> RunConfig:
     settings = apply_overrides({"policy": {"model": model}}, sets)
-    return check_config(settings, "--set")
+    config = check_config(settings, "--set")
+    if config.log.report_to:
+        raise UsageError(
+            "what --model is measured at belongs to no run, and is not logged", hint="leave out log.report_to"
+        )
+    return config
 
 
 def _evaluations(session: Session, request: EvalRequest, benches: Sequence[str]) -> list[Evaluation]:
@@ -202,6 +208,7 @@ def _summarise(session: Session, evaluation: Evaluation) -> dict[str, Any]:
         summary |= {"bare": figures, **conditioned_figures(results.rollouts, bare.rollouts)}
     place = session.run.eval_summary(evaluation.bench, evaluation.model, conditioned=evaluation.selection)
     publish_json(place, summary, replace=True)
+    session.report()
     return summary
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -71,7 +73,9 @@ def _grade_file(path: Path, sets: list[str], console: Console) -> None:
     counts: Counter[str] = Counter()
     limits = GradingLimits(cpu_seconds=section.cpu_seconds, memory_mb=section.memory_mb)
     rows = _rows(path)
-    with GradingPool(section.num_workers, limits) as pool:
+    # Rows that appear on a terminal are progress enough, and a bar would run through them.
+    shown = nullcontext() if sys.stdout.isatty() else console.progress(f"grade {path.name}", None, "rows")
+    with GradingPool(section.num_workers, limits) as pool, shown as progress:
         while batch := list(islice(rows, ROWS_PER_BATCH)):
             grades = pool.grade([(answer, gold) for _, answer, gold in batch])
             for (row_id, _, _), grade in zip(batch, grades, strict=True):
@@ -84,6 +88,8 @@ def _grade_file(path: Path, sets: list[str], console: Console) -> None:
                     "seconds": round(grade.seconds, 4),
                 }
                 print(json.dumps(result))
+            if progress is not None:
+                progress.advance(len(batch), rows=len(batch))
     console.note(", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items())))
 
 

@@ -27,6 +27,7 @@ def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, c
             hint="igrpo draft, select and refine as usual, then torchrun … -m igrpo_cli update RUN",
         )
     with open_session(path, sets, console) as session:
+        session.require_trackers()
         todo = unfinished(session)[:iterations]
         if dry_run:
             lines = [

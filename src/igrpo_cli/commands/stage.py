@@ -37,6 +37,7 @@ class Asked:
 def run(name: str, path: Path, asked: Asked, sets: list[str], console: Console) -> None:
     """Open the run at `path`, do the stage `name` and print its report."""
     with open_session(path, sets, console) as session:
+        session.require_trackers()
         request = StageRequest(
             iteration=_iteration(session, name, asked.iteration),
             shards=session.shards_or_all(asked.shard),
@@ -60,6 +61,8 @@ def perform(session: Session, name: str, request: StageRequest) -> StageReport:
     started = time.monotonic()
     report = STAGES[name](session, request)
     report.seconds = round(time.monotonic() - started, 3)
+    if name == "update" and not request.dry_run:
+        session.report()
     if request.dry_run:
         report.details["plan"] = iteration_arithmetic(session.config)
         report.details["config"] = session.config.model_dump(mode="json", exclude_none=True)

@@ -1,70 +1,85 @@
-"""`igrpo status`: where a run stands, from its directory listing alone."""
+"""`igrpo status`: where a run stands, from its listings, its manifests and what its updates measured."""
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from igrpo_cli.console import Console, table
-from igrpo_cli.errors import UsageError
+from igrpo_cli.console import Console
+from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, UsageError
+from igrpo_cli.run_status import RunStatus, paths_of_stage
 from igrpo_cli.session import Session, open_session
 from igrpo_cli.shards.layout import ShardPath, bench_name, format_shards
+from igrpo_cli.status_text import status_line, status_text
+
+SECONDS_UNTIL_SECOND_LOOK = 0.1
 
 
-def run(path: Path, missing: str | None, bench: str, iteration: int | None, console: Console) -> None:
-    """Print the stages of an iteration and the newest policy; with `missing` only that stage's missing shards."""
-    if bench and missing != "eval":
-        raise UsageError("--bench goes with --missing eval", hint=f"igrpo status --missing eval --bench {bench}")
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asked for."""
+
+    iteration: int | None
+    missing: str | None
+    """The stage whose missing shards are printed, and nothing else."""
+    bench: str
+    every: float | None
+    """Seconds between two looks, to watch the run; None for a single look."""
+
+
+def run(path: Path, asked: Asked, console: Console) -> int:
+    """Print the state of a run, or only the missing shards of a stage; returns the exit code."""
+    if asked.bench and asked.missing != "eval":
+        raise UsageError("--bench goes with --missing eval", hint=f"igrpo status --missing eval --bench {asked.bench}")
+    if asked.every is not None and asked.missing is not None:
+        raise UsageError("--watch shows all stages, --missing the shards of one", hint="igrpo status --watch")
     with open_session(path, [], console) as session:
-        if missing is None:
-            payload = _payload(session, path, session.iteration_or_current(iteration))
-            console.data(payload, _text(payload))
-            return
-        shards = format_shards(_missing(_paths_asked_for(session, missing, bench, iteration)))
-        if console.as_json:
-            shown = None if missing == "eval" else iteration
-            console.data(_payload(session, path, session.iteration_or_current(shown)) | {"missing": shards}, "")
-        elif shards:
-            console.data({}, shards)
+        status = RunStatus(session, path)
+        if asked.every is not None:
+            return _watch(status, asked.iteration, asked.every, console)
+        if asked.missing is not None:
+            _print_missing(session, status, asked.missing, asked)
+        else:
+            payload = status.read(asked.iteration)
+            console.data(payload, status_text(payload))
+    return EXIT_DONE
 
 
-def _payload(session: Session, path: Path, iteration: int) -> dict[str, Any]:
-    total = session.num_iterations()
-    newest = max(session.run.policy_iterations(), default=None)
-    return {
-        "run": str(path),
-        "iteration": iteration,
-        "num_iterations": total,
-        "num_shards": session.config.run.num_shards,
-        "finished": session.run.update(total - 1).manifest.exists(),
-        "unfinished": [number for number in range(total) if not session.run.update(number).manifest.exists()],
-        "stages": {stage: _stage(session, iteration, stage) for stage in session.config.stages()},
-        "policy": None if newest is None else str(session.run.policy(newest)),
-    }
+def _print_missing(session: Session, status: RunStatus, stage: str, asked: Asked) -> None:
+    shards = format_shards(_missing(_paths_asked_for(session, stage, asked.bench, asked.iteration)))
+    if session.console.as_json:
+        payload = status.read(None if stage == "eval" else asked.iteration)
+        session.console.data(payload | {"missing": shards}, "")
+    elif shards:
+        session.console.data({}, shards)
 
 
-def _text(payload: dict[str, Any]) -> str:
-    rows = [(name, stage["done"], stage["total"], stage["missing"] or "–") for name, stage in payload["stages"].items()]
-    place = f"iteration {payload['iteration']} of {payload['num_iterations']}"
-    heading = f"{payload['run']}: {place}, newest policy {payload['policy']}"
-    return f"{heading}\n\n{table(('stage', 'done', 'of', 'missing shards'), rows)}"
-
-
-def _stage(session: Session, iteration: int, stage: str) -> dict[str, Any]:
-    paths = _paths(session, iteration, stage)
-    missing = _missing(paths)
-    return {"done": len(paths) - len(missing), "total": len(paths), "missing": format_shards(missing)}
+def _watch(status: RunStatus, iteration: int | None, seconds: float, console: Console) -> int:
+    """Until the run is finished, or Ctrl-C. Without a terminal only changes are told, each in a line."""
+    told = None
+    with suppress(KeyboardInterrupt), console.redrawn() as draw:
+        while True:
+            try:
+                payload = status.read(iteration)
+            except FileNotFoundError:
+                time.sleep(SECONDS_UNTIL_SECOND_LOOK)  # A command has just taken away what it has finished.
+                continue
+            if draw is not None:
+                draw(status_text(payload))
+            elif (line := status_line(payload)) != told:
+                console.data(payload, f"{time.strftime('%H:%M:%S')} {line}")
+                told = line
+            if not payload["unfinished"]:
+                return EXIT_DONE
+            time.sleep(seconds)
+    return EXIT_CTRL_C
 
 
 def _missing(paths: tuple[ShardPath, ...]) -> list[int]:
     """A shard exists when its manifest exists; whether its bytes are right is for `igrpo verify` to say."""
     return [path.shard for path in paths if not path.manifest.exists()]
-
-
-def _paths(session: Session, iteration: int, stage: str) -> tuple[ShardPath, ...]:
-    if stage == "update":
-        return (session.run.update(iteration).shard,)
-    return session.run.shards(iteration, stage, session.config.run.num_shards)
 
 
 def _paths_asked_for(session: Session, stage: str, bench: str, iteration: int | None) -> tuple[ShardPath, ...]:
@@ -77,7 +92,7 @@ def _paths_asked_for(session: Session, stage: str, bench: str, iteration: int | 
             f'run.method = "{session.config.run.method}" has no stage {stage!r}',
             hint=f"its stages: {', '.join(stages)}; an evaluation: --missing eval --bench aime24",
         )
-    return _paths(session, session.iteration_or_current(iteration), stage)
+    return paths_of_stage(session, session.iteration_or_current(iteration), stage)
 
 
 def _eval_paths(session: Session, bench: str, iteration: int | None) -> tuple[ShardPath, ...]:

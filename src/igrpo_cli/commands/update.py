@@ -96,11 +96,13 @@ def _make_update(
     observations = read_observations(session, path.iteration, policy)
     groups = observations.training_groups(session.config.update, session.config.data.problems_per_iteration)
     with joined_ranks() as ranks:
-        trainer = _restore(session, policy, path.iteration, ranks)
+        with session.console.activity(f"update of iteration {path.iteration}: loading the policy"):
+            trainer = _restore(session, policy, path.iteration, ranks)
         steps = _train(session, trainer, groups, path.iteration, StepCheckpoints(path, identity, session.console))
         standing = manifest = None
         with shared_staging_directory(path.directory, ranks) as staged:
-            update_files.stage_trainer(session, trainer, policy, path.iteration, staged)
+            with session.console.activity(f"update of iteration {path.iteration}: writing policy and optimiser"):
+                update_files.stage_trainer(session, trainer, policy, path.iteration, staged)
             if ranks.is_first:
                 outputs = update_files.record_policy(session, policy, path.iteration, staged)
                 outputs.append(update_files.stage_advantages(path, staged, steps))
@@ -223,15 +225,21 @@ def _train(
     section = session.config.update
     minibatches = _minibatches(groups, section.num_minibatches, session.config.run.seed, iteration)
     per_iteration = section.num_minibatches * section.num_epochs
-    progress = _begin(trainer, minibatches, per_iteration, checkpoints)
-    with session.console.progress(f"update of iteration {iteration}", per_iteration, "steps") as bar:
-        bar.advance(len(progress.results))
+    title, num_tokens = f"update of iteration {iteration}", section.num_epochs * _num_tokens(groups)
+    with session.console.activity(f"{title}: log-probs before the first step"):
+        progress = _begin(trainer, minibatches, per_iteration, checkpoints)
+    with session.console.progress(title, num_tokens, "tokens") as bar:
+
+        def advance(num_tokens: int) -> None:
+            on_all_ranks = num_tokens * trainer.ranks.size
+            bar.advance(on_all_ranks, tokens=on_all_ranks)
+
+        bar.skip(sum(result.metrics["num_tokens"] for result in progress.results))
         for index in range(len(progress.results), per_iteration):
             part = index % section.num_minibatches
             rate = _learning_rate(session, iteration * per_iteration + index)
             old_logprobs = progress.old_logprobs[part] if per_iteration > 1 else None
-            progress.results.append(trainer.step(minibatches[part], rate, old_logprobs))
-            bar.advance(tokens=progress.results[-1].metrics["num_tokens"])
+            progress.results.append(trainer.step(minibatches[part], rate, old_logprobs, advance))
             is_due = section.save_steps and (index + 1) % section.save_steps == 0
             if is_due and index + 1 < per_iteration:
                 checkpoints.save(trainer, progress)
@@ -239,6 +247,10 @@ def _train(
         Step(iteration * per_iteration + index, minibatches[index % section.num_minibatches], result)
         for index, result in enumerate(progress.results)
     ]
+
+
+def _num_tokens(groups: list[TrainingGroup]) -> int:
+    return sum(len(completion_ids) for group in groups for completion_ids in group.completion_ids)
 
 
 def _begin(

@@ -11,11 +11,17 @@ from igrpo_cli.shards.layout import RunDirectory
 
 def run(path: Path, console: Console) -> None:
     """Print what is wrong with the run at `path`; raises DamagedFileError (exit 1) when anything is."""
-    from igrpo_cli.shards.verify import verify_run
+    from igrpo_cli.shards.verify import bytes_to_hash, verify_run
 
     if not path.is_dir():
         raise MissingInputError(f"{path} is not a directory", hint="igrpo verify RUN")
-    report = verify_run(RunDirectory(path), lambda file: console.detail(f"checking {file}"))
+    directory = RunDirectory(path)
+    with console.progress("verify", bytes_to_hash(directory) / 1e6, "MB") as progress:
+        report = verify_run(
+            directory,
+            lambda file: console.detail(f"checking {file}"),
+            lambda num_bytes: progress.advance(num_bytes / 1e6, MB=num_bytes / 1e6),
+        )
     found = [{"path": str(each.path), "what": each.what, "hint": each.hint} for each in report.problems]
     notes = [{"path": str(each.path), "what": each.what, "hint": each.hint} for each in report.notes]
     lines = [f"{each.path}: {each.what}" + (f" (hint: {each.hint})" if each.hint else "") for each in report.problems]

@@ -22,6 +22,13 @@ def eval_iteration(directory: Path) -> int:
     return int(_parts(directory)[0] or 0)
 
 
+def read_eval_name(name: str) -> tuple[int | str, str | None]:
+    """What `eval_name` made the name of a directory from: policy of the run or name of a model, and how conditioned."""
+    policy, conditioned, selection = _parts(Path(name))
+    model = name.removesuffix(conditioned or "")
+    return (model if policy is None else int(policy)), (selection or "each") if conditioned else None
+
+
 def eval_flags(directory: Path) -> str:
     """The flags of `igrpo eval` that lead to these results."""
     policy, conditioned, selection = _parts(directory)

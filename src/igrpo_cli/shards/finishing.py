@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.shards.identity import FileHash, Identity, require_same
 from igrpo_cli.shards.layout import ShardPath
 from igrpo_cli.shards.manifest import DataFile, Manifest, manifest_json, read_manifest
@@ -42,6 +42,14 @@ def finished(path: ShardPath, identity: Identity, on_damage: Callable[[str], Non
     if on_damage is not None:
         on_damage(damage)
     return None
+
+
+def damage_of(path: ShardPath) -> str | None:
+    """Why a shard that has a manifest does not count as finished; None for one that does. The data is not read."""
+    try:
+        return _damage(path, read_manifest(path))
+    except IgrpoError as error:
+        return error.message
 
 
 def publish_shard(

@@ -151,7 +151,9 @@ ADVANTAGES = _schema(
         "policy_entropy_mean": pa.float32(),
     },
 )
-"""What the gradient step was given, one row per completion and optimiser step. No stage reads it."""
+"""What the gradient step was given, one row per completion and optimiser step. No stage reads it.
+
+`old_logprob_mean` and `policy_entropy_mean` are means over the `num_tokens` tokens of the completion, in nats."""
 
 
 SCHEMA_OF: dict[type, pa.Schema] = {

@@ -94,11 +94,16 @@ def iterate_records(path: Path, record: type[Record]) -> Iterator[list[Record]]:
         yield rows_of(block, record)
 
 
+def file_schema(path: Path, schema: pa.Schema) -> pa.Schema:
+    """The columns of a file of the kind `schema`, further parts of the reward included, without reading any rows."""
+    with _reading(path), _open(path, schema) as file:
+        return file.schema_arrow
+
+
 def file_metadata(path: Path, schema: pa.Schema) -> dict[str, str]:
     """The metadata that `write_tables` was given, without reading any rows."""
-    with _reading(path), _open(path, schema) as file:
-        found = file.schema_arrow.metadata
-        return {key.decode(): value.decode() for key, value in found.items() if key not in schema.metadata}
+    found = file_schema(path, schema).metadata
+    return {key.decode(): value.decode() for key, value in found.items() if key not in schema.metadata}
 
 
 def _write(path: Path, schema: pa.Schema, blocks: Iterable[pa.Table], metadata: Mapping[str, str]) -> tuple[int, int]:

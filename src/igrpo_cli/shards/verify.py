@@ -22,6 +22,8 @@ from igrpo_cli.shards.verify_rows import IterationRows, check_stage, read_proble
 
 MAX_COMPLAINTS = 5
 """Told of one file; a file that is wrong throughout is not told of row by row."""
+HASHED = ("*.parquet", "*.safetensors", "tokenizer.json")
+"""What makes up nearly all bytes of a run."""
 _SHARED = ("config.", "policy", "template")
 """Facts in which the shards of a stage must agree; positions and inputs are each shard's own."""
 
@@ -46,15 +48,26 @@ class VerifyReport:
     """Data files and policies that were read and compared with their manifests."""
 
 
-def verify_run(run: RunDirectory, on_file: Callable[[Path], None] | None = None) -> VerifyReport:
-    """Check a whole run, block by block; `on_file` is told of each file before it is read."""
-    return _Verifier(run, on_file or (lambda path: None)).verify()
+def verify_run(
+    run: RunDirectory,
+    on_file: Callable[[Path], None] | None = None,
+    on_hashed: Callable[[int], None] | None = None,
+) -> VerifyReport:
+    """Check a whole run, block by block; `on_file` is told of each file before it is read, `on_hashed` of its bytes."""
+    return _Verifier(run, on_file or (lambda path: None), on_hashed or (lambda num_bytes: None)).verify()
+
+
+def bytes_to_hash(run: RunDirectory) -> int:
+    """About how many bytes `verify_run` will hash: those of all data files and weights in the run."""
+    sizes = (path.stat().st_size for name in HASHED for path in run.root.rglob(name) if path.is_file())
+    return sum(sizes)
 
 
 class _Verifier:
-    def __init__(self, run: RunDirectory, on_file: Callable[[Path], None]) -> None:
+    def __init__(self, run: RunDirectory, on_file: Callable[[Path], None], on_hashed: Callable[[int], None]) -> None:
         self.run = run
         self.on_file = on_file
+        self.on_hashed = on_hashed
         self.report = VerifyReport()
         self.policies: dict[int, Policy] = {}
         self._hashes: dict[Path, str] = {}
@@ -135,6 +148,7 @@ class _Verifier:
             if directory.exists():
                 with self.guarded(directory, f"{update.shard.command} --overwrite"):
                     verify_directory(directory)
+                self.on_hashed(sum(path.stat().st_size for path in directory.iterdir()))
         if update.directory.exists():
             self.check_file(update.shard, lambda manifest: read_shard(update.shard, manifest, known))
         elif passed:
@@ -250,6 +264,7 @@ class _Verifier:
         """SHA-256 of a file, computed once: many manifests speak of the same file."""
         if path not in self._hashes:
             self._hashes[path] = sha256_file(path)
+            self.on_hashed(path.stat().st_size)
         return self._hashes[path]
 
     def check_evals(self) -> None:

@@ -8,7 +8,7 @@ Shapes: T tokens of a row, K completion tokens that it predicts, S completions a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -70,6 +70,8 @@ class _Work:
     """[N]"""
     measures: TokenMeasures
     """Filled row by row."""
+    on_tokens: Callable[[int], None]
+    """Told of the completion tokens of each row that is through."""
 
 
 class PolicyTrainer:
@@ -121,21 +123,26 @@ class PolicyTrainer:
         return self.ranks.add_up(logprobs_N)
 
     def step(
-        self, groups: Sequence[TrainingGroup], learning_rate: float, old_logprobs: FloatArray | None = None
+        self,
+        groups: Sequence[TrainingGroup],
+        learning_rate: float,
+        old_logprobs: FloatArray | None = None,
+        on_tokens: Callable[[int], None] = lambda num_tokens: None,
     ) -> StepResult:
         """One AdamW step on the objective of `groups`, which are the whole optimiser batch.
 
         Without `old_logprobs` the ratio is taken against the policy itself, detached: exactly 1, and
-        no extra forward pass. Raises IgrpoError, with weights and optimiser as they were, for groups
-        that cannot be trained on (see `flatten_groups`) and for log-probs, a loss or gradients that
-        are not finite.
+        no extra forward pass. `on_tokens` is told of the completion tokens of each row of this rank.
+
+        Raises IgrpoError, with weights and optimiser as they were, for groups that cannot be trained on
+        (see `flatten_groups`) and for log-probs, a loss or gradients that are not finite.
         """
         batch = flatten_groups(groups, self.policy.vocab_size)
         if old_logprobs is not None and len(old_logprobs) != len(batch.token_ids):
             raise IgrpoError(f"{len(old_logprobs)} old log-probs for {len(batch.token_ids)} completion tokens")
         rows = self._plan(batch)
         measures = TokenMeasures.empty(len(batch.token_ids))
-        work = _Work(batch, self._sequences(batch), old_logprobs, measures)
+        work = _Work(batch, self._sequences(batch), old_logprobs, measures, on_tokens)
         self.optimizer.zero_grad(set_to_none=True)
         loss = 0.0
         # One autocast region for all rows: it keeps the bfloat16 copy of each weight until it ends.
@@ -204,6 +211,7 @@ class PolicyTrainer:
             return output.loss * 0.0
         for name, values_K in found.items():
             getattr(work.measures, name)[row.token] = values_K.detach().cpu().numpy()
+        work.on_tokens(len(row.token))
         return output.loss
 
     def _sequences(self, batch: TrainingBatch) -> SequenceBatch:

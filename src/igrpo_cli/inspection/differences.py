@@ -1,0 +1,164 @@
+"""How two iterations differ, of one run or of two: problem by problem, in their settings, in their evaluations."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from igrpo_cli.algo.estimates import PairedDifference, paired_difference
+from igrpo_cli.inspection.evaluations import EvaluationState, read_evaluations
+from igrpo_cli.inspection.stories import finished_shards, read_stories
+from igrpo_cli.records import Problem
+from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.shards.manifest import read_manifest
+
+SAMPLED_STAGES = ("draft", "refine")
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of two that are compared: a policy of a run, by its number, and the iteration that it sampled."""
+
+    run: RunDirectory
+    iteration: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A problem that one side solved and the other did not."""
+
+    problem: Problem
+    a: float
+    """Share of its completions that is right."""
+    b: float
+
+
+@dataclass
+class Transitions:
+    """What became of the problems that both sides sampled. Solved means right more often than not."""
+
+    num_shared: int = 0
+    num_solved: int = 0
+    """Solved by both sides."""
+    num_unsolved: int = 0
+    """Solved by neither."""
+    gained: list[Flip] = field(default_factory=list)
+    """Solved by B alone, the widest difference first."""
+    lost: list[Flip] = field(default_factory=list)
+    """Solved by A alone, the widest difference first."""
+    difference: PairedDifference | None = None
+    """Of accuracy, B minus A, over the shared problems; None where there are none."""
+
+
+def read_transitions(a: Side, b: Side) -> dict[str, Transitions]:
+    """By stage, `draft` (bare) and `refine` (conditioned). Raises as `read_stories`."""
+    first, second = _read_accuracies(a), _read_accuracies(b)
+    return {stage: transitions(first[stage], second[stage]) for stage in SAMPLED_STAGES}
+
+
+Accuracies = Mapping[tuple[str, str], tuple[Problem, Sequence[float]]]
+"""Each problem, and 1.0 (right) or 0.0 of each of its completions, by its text and its answer: ids may differ."""
+
+
+def transitions(a: Accuracies, b: Accuracies) -> Transitions:
+    """What became of the problems that are in both."""
+    found = Transitions()
+    flips = [Flip(a[key][0], float(np.mean(a[key][1])), float(np.mean(b[key][1]))) for key in a if key in b]
+    for flip in flips:
+        solved = (flip.a > 0.5, flip.b > 0.5)
+        found.num_solved += solved == (True, True)
+        found.num_unsolved += solved == (False, False)
+        if solved == (False, True):
+            found.gained.append(flip)
+        elif solved == (True, False):
+            found.lost.append(flip)
+    for changed in (found.gained, found.lost):
+        changed.sort(key=lambda flip: (-abs(flip.b - flip.a), flip.problem.problem_id))
+    found.num_shared = len(flips)
+    if flips:
+        found.difference = paired_difference([flip.a for flip in flips], [flip.b for flip in flips])
+    return found
+
+
+Settings = Mapping[str, Mapping[str, Any]]
+"""{section: {key: value}}"""
+
+
+def changed_settings(a: Side, b: Side, of_runs: Sequence[Settings]) -> dict[str, tuple[Any, Any]]:
+    """The settings, versions and devices that differ, by name: what both iterations were really made with.
+
+    `of_runs` are those of both runs, for what no manifest records; a key that is missing on one side is None there.
+    A name that differs in several stages in several ways is followed by the stage.
+    """
+    changed: dict[str, tuple[Any, Any]] = {}
+    recorded: set[str] = set()
+    for stage in ("draft", "select", "refine", "update"):
+        both = [_recorded(side, stage) for side in (a, b)]
+        if not all(both):
+            continue
+        for name, values in _changed(*both):
+            changed[name if changed.get(name, values) == values else f"{name} ({stage})"] = values
+        recorded.update(both[0], both[1])
+    unrecorded = {name: values for name, values in _changed(*map(_flat, of_runs)) if name not in recorded}
+    return {**changed, **unrecorded}
+
+
+def evaluations_of_both(a: Side, b: Side, *, newest: bool) -> Iterator[tuple[EvaluationState, EvaluationState]]:
+    """Evaluations of the same benchmark and kind that have an accuracy: of the policies `a` and `b`.
+
+    With `newest`, of the newest policy by number that both runs have evaluated.
+    """
+    first, second = _evaluations(a), _evaluations(b)
+    for key in [key for key in first if key in second]:
+        pair = (a.iteration, b.iteration)
+        if newest:
+            pair = (max(first[key].keys() & second[key].keys(), default=-1),) * 2
+        if pair[0] in first[key] and pair[1] in second[key]:
+            yield first[key][pair[0]], second[key][pair[1]]
+
+
+def _read_accuracies(side: Side) -> dict[str, dict[tuple[str, str], tuple[Problem, list[float]]]]:
+    found: dict[str, dict[tuple[str, str], tuple[Problem, list[float]]]] = {stage: {} for stage in SAMPLED_STAGES}
+    for story in read_stories(side.run, side.iteration):
+        for rollout in story.completions:
+            key = (story.problem.problem, story.problem.answer)
+            _, correct = found[rollout.stage].setdefault(key, (story.problem, []))
+            correct.append(float(rollout.verdict == "correct"))
+    return found
+
+
+def _recorded(side: Side, stage: str) -> dict[str, Any]:
+    """The settings and versions of a stage, from the manifest of its first finished shard; {} where there is none."""
+    update = side.run.update(side.iteration)
+    if stage == "update":
+        shards = [update.shard] if update.manifest.exists() else []
+    else:
+        shards = finished_shards(side.run, side.iteration, stage)
+    if not shards:
+        return {}
+    manifest = read_manifest(shards[0])
+    versions = {f"versions.{name}": version for name, version in manifest.versions.items()}
+    return {**_flat(manifest.identity.config), **versions, "device": manifest.device}
+
+
+def _flat(sections: Settings) -> dict[str, Any]:
+    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+
+
+def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    for name in sorted({*a, *b}):
+        if a.get(name) != b.get(name):
+            yield name, (a.get(name), b.get(name))
+
+
+def _evaluations(side: Side) -> dict[tuple[str, str | None], dict[int, EvaluationState]]:
+    """Those of the run's own policies by benchmark and kind, then by policy."""
+    found: defaultdict[tuple[str, str | None], dict[int, EvaluationState]] = defaultdict(dict)
+    for each in read_evaluations(side.run, num_shards=1):
+        if isinstance(each.model, int) and each.accuracy is not None:
+            found[each.bench, each.conditioned][each.model] = each
+    return found
