@@ -16,8 +16,8 @@ test *args:
 
 # Check style.
 lint:
-    {{ python }} -m ruff check src tests data benchmarks
-    {{ python }} -m ruff format --check src tests data benchmarks
+    {{ python }} -m ruff check src tests data benchmarks docs
+    {{ python }} -m ruff format --check src tests data benchmarks docs
 
 # Check types: strict on the pure rooms.
 types:
@@ -25,8 +25,12 @@ types:
 
 # Format.
 fmt:
-    {{ python }} -m ruff check --fix src tests data benchmarks
-    {{ python }} -m ruff format src tests data benchmarks
+    {{ python }} -m ruff check --fix src tests data benchmarks docs
+    {{ python }} -m ruff format src tests data benchmarks docs
+
+# Write the pages of docs/reference/ that are made from the code.
+reference:
+    {{ python }} docs/make_reference.py
 
 # A tiny policy learns arithmetic in a few minutes.
 quickstart *args:
@@ -78,3 +82,7 @@ gpu output="runs/gpu" model="":
 # vLLM against transformers: log-probs of the same completions, accuracy on the same problems.
 engine-agreement model="models/smollm2" *args:
     {{ python }} benchmarks/engine_agreement.py {{ model }} {{ args }}
+
+# `igrpo report` on a run of half a million rollouts: seconds, memory, size.
+bench-report *args:
+    {{ python }} benchmarks/report.py {{ args }}

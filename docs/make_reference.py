@@ -1,0 +1,213 @@
+"""Write the pages of `docs/reference/` that follow from the code: commands, settings, schemas, exit codes.
+
+`python docs/make_reference.py` writes them, `--check` fails where one is not what the code says.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, get_args
+
+import pyarrow as pa
+from typer.models import OptionInfo
+
+from igrpo_cli import errors
+from igrpo_cli.cli import app
+from igrpo_cli.config import STAGE_READS, RunConfig
+from igrpo_cli.config_sections import Section
+from igrpo_cli.errors import IgrpoError
+from igrpo_cli.shards import schema as schemas
+from igrpo_cli.shards.schema import CHOICES, SCHEMA_OF, name_of_schema, version_of_schema
+
+REFERENCE = Path(__file__).parent / "reference"
+GENERATED = "<!-- Made from the code: `just reference`. -->"
+
+
+def pages() -> dict[str, str]:
+    """The text of each page by the name of its file."""
+    made = {"commands": commands(), "settings": settings(), "schemas": columns(), "exit-codes": exit_codes()}
+    return {f"{name}.md": f"{GENERATED}\n{text}\n" for name, text in made.items()}
+
+
+def commands() -> str:
+    """Every command with its arguments and flags, in the order of `igrpo --help`."""
+    parts = ["# Commands", "`igrpo COMMAND --help` says the same. [What the exit codes mean](exit-codes.md)."]
+    for command in app.registered_commands:
+        assert command.callback is not None
+        text, _, example = (inspect.getdoc(command.callback) or "").partition("Example: ")
+        rows = [_parameter(each) for each in inspect.signature(command.callback, eval_str=True).parameters.values()]
+        parts += [f"## igrpo {command.name or command.callback.__name__}", _joined(text)]
+        parts += [f"```text\n{example.strip()}\n```", _table(("flag", "default", "meaning"), rows)]
+    return "\n\n".join(parts)
+
+
+def settings() -> str:
+    """Every key of `run.toml`."""
+    parts = [
+        "# Settings",
+        "The sections of `run.toml`, in its order. `--set section.key=value` overrides one. "
+        "The last column names the stages whose shards depend on a key: with another value they are a conflict "
+        "(exit 4) until `--overwrite`. A dash: `igrpo init` fixes the key for the run, or it changes no result.",
+    ]
+    for name, field in RunConfig.model_fields.items():
+        section: type[Section] = field.annotation  # type: ignore[assignment]
+        described, properties = _attribute_docs(section), section.model_json_schema()["properties"]
+        rows = [
+            (f"`{key}`", _type(properties[key]), _default(each.get_default(call_default_factory=True)),
+             described.get(key, ""), ", ".join(_stages_that_read(name, section, key)) or "–")
+            for key, each in section.model_fields.items()
+        ]  # fmt: skip
+        parts += [f"## {name}", _joined(inspect.getdoc(section) or "")]
+        parts += [_table(("key", "value", "default", "meaning", "decides"), rows)]
+    return "\n\n".join(parts)
+
+
+def columns() -> str:
+    """Every kind of Parquet file."""
+    described = _module_docs(Path(schemas.__file__))
+    records = {name_of_schema(schema): record for record, schema in SCHEMA_OF.items()}
+    shared = {column: text for record in records.values() for column, text in _attribute_docs(record).items()}
+    parts = [
+        "# Schemas",
+        "What the Parquet files of a run hold. A file says in its metadata which kind and version it is "
+        "(`igrpo.schema`, `igrpo.schema_version`). `igrpo sql` reads them all.",
+    ]
+    for variable, schema in vars(schemas).items():
+        if not (isinstance(schema, pa.Schema) and variable.isupper()):
+            continue
+        name = name_of_schema(schema)
+        own = _attribute_docs(records[name]) if name in records else shared
+        rows = [
+            (
+                f"`{field.name}`",
+                _column_type(field),
+                "yes" if field.nullable else "",
+                own.get(field.name) or shared.get(field.name, ""),
+            )
+            for field in schema
+        ]
+        parts += [f"## {name}", f"Version {version_of_schema(schema)}. {described[variable]}"]
+        parts += [_table(("column", "type", "may be null", "meaning"), rows)]
+    return "\n\n".join(parts)
+
+
+def exit_codes() -> str:
+    """Every exit code, with what raises it."""
+    meanings = {
+        errors.EXIT_DONE: ["Done, or done before."],
+        errors.EXIT_CTRL_C: ["Stopped by Ctrl-C; running it again goes on."],
+    }
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, IgrpoError):
+            text = (
+                "Something failed."
+                if error is IgrpoError
+                else (inspect.getdoc(error) or "").splitlines()[0].replace(f" (exit {error.exit_code})", "")
+            )
+            meanings.setdefault(error.exit_code, []).append(text)
+    rows = [(str(code), " ".join(texts)) for code, texts in sorted(meanings.items())]
+    intro = "An error is two lines on stderr: `error: ` what and where, `hint: ` what to type next."
+    return "\n\n".join(["# Exit codes", intro, _table(("code", "meaning"), rows)])
+
+
+def _parameter(parameter: inspect.Parameter) -> tuple[str, str, str]:
+    kind, info = get_args(parameter.annotation)
+    is_option, is_flag = isinstance(info, OptionInfo), kind is bool
+    value = info.metavar or (parameter.name if not is_option else _value_name(kind)).upper()
+    if is_option:
+        # Within `Annotated` typer takes the first name of a flag for its default.
+        flags = ", ".join(each for each in (info.default, *(info.param_decls or ())) if isinstance(each, str))
+        name = flags if is_flag else f"{flags} {value}"
+    else:
+        name = value
+    default = info.show_default if isinstance(info.show_default, str) else parameter.default
+    shown = "" if default in (None, False, "", inspect.Parameter.empty) else str(default)
+    return f"`{name}`", shown, (info.help or "") + (f" Also `${info.envvar}`." if info.envvar else "")
+
+
+def _value_name(kind: Any) -> str:
+    """What a flag without a metavar takes: `INTEGER`, `TEXT`, `PATH`, `FLOAT`."""
+    words = {int: "integer", str: "text"}
+    plain = next((each for each in get_args(kind) if each is not type(None)), kind)
+    plain = next(iter(get_args(plain)), plain)  # of a list, what it is a list of
+    return words.get(plain, plain.__name__)
+
+
+def _stages_that_read(section_name: str, section: type[Section], key: str) -> list[str]:
+    def reads(names: Iterable[str]) -> bool:
+        whole = section_name in names and key not in section.WITHOUT_EFFECT
+        return whole or f"{section_name}.{key}" in names
+
+    return [stage for stage, names in STAGE_READS.items() if reads(names)]
+
+
+def _type(value: Mapping[str, Any]) -> str:
+    """A JSON schema in words."""
+    if "anyOf" in value:
+        return " or ".join(_type(each) for each in value["anyOf"] if each.get("type") != "null")
+    if "enum" in value or "const" in value:
+        return ", ".join(f'`"{each}"`' for each in value.get("enum", [value.get("const")]))
+    if value["type"] == "array":
+        return f"list of {_type(value['items'])}"
+    names = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "object": "table"}
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {value[name]:g}" for name, sign in signs.items() if name in value]
+    return " ".join([names[value["type"]], ", ".join(bounds)]).strip()
+
+
+def _default(value: object) -> str:
+    return "unset" if value is None else f"`{json.dumps(value, ensure_ascii=False)}`"
+
+
+def _column_type(field: pa.Field) -> str:
+    if field.name in CHOICES:
+        return ", ".join(f"`{each}`" for each in CHOICES[field.name])
+    return f"list of {field.type.value_type}" if pa.types.is_list(field.type) else str(field.type)
+
+
+def _attribute_docs(cls: type) -> dict[str, str]:
+    """The docstrings that follow the attributes of a class."""
+    return _docs_after(ast.parse(inspect.getsource(cls)).body[0].body)  # type: ignore[attr-defined]
+
+
+def _module_docs(path: Path) -> dict[str, str]:
+    return _docs_after(ast.parse(path.read_text("utf-8")).body)
+
+
+def _docs_after(body: list[ast.stmt]) -> dict[str, str]:
+    found = {}
+    for statement, following in pairwise(body):
+        target = statement.targets[0] if isinstance(statement, ast.Assign) else getattr(statement, "target", None)
+        if isinstance(target, ast.Name) and isinstance(following, ast.Expr):
+            found[target.id] = _joined(inspect.cleandoc(ast.literal_eval(following.value)))
+    return found
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _table(headers: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+    return "\n".join([line(headers), "|---" * len(headers) + "|", *map(line, rows)])
+
+
+if __name__ == "__main__":
+    stale = [
+        name
+        for name, text in pages().items()
+        if not (REFERENCE / name).is_file() or (REFERENCE / name).read_text("utf-8") != text
+    ]
+    if "--check" in sys.argv[1:]:
+        sys.exit(f"docs/reference is stale ({', '.join(stale)}): just reference" if stale else 0)
+    REFERENCE.mkdir(exist_ok=True)
+    for name in stale:
+        (REFERENCE / name).write_text(pages()[name], "utf-8")
