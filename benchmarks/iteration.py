@@ -33,9 +33,9 @@ TIMED = {
     "igrpo_cli.engines.vllm.VllmEngine.load_policy": "load policy",
     "igrpo_cli.training.step.PolicyTrainer.step": "gradient",
     "igrpo_cli.commands.update._restore": "restore trainer",
-    "igrpo_cli.update_files.stage_trainer": "write policy",
-    "igrpo_cli.update_files.record_policy": "write policy",
-    "igrpo_cli.update_files.publish_update": "write policy",
+    "igrpo_cli.pipeline.update_files.stage_trainer": "write policy",
+    "igrpo_cli.pipeline.update_files.record_policy": "write policy",
+    "igrpo_cli.pipeline.update_files.publish_update": "write policy",
 }
 """What is measured as which part of an iteration; anything else is `other`."""
 PARTS = ("sampling", "gradient", "load policy", "restore trainer", "write policy", "other")

@@ -20,7 +20,7 @@ from typer.models import OptionInfo
 from igrpo_cli import errors
 from igrpo_cli.cli import app
 from igrpo_cli.config import STAGE_READS, RunConfig
-from igrpo_cli.config_sections import Section
+from igrpo_cli.config.sections import Section
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.shards import schema as schemas
 from igrpo_cli.shards.schema import CHOICES, SCHEMA_OF, name_of_schema, version_of_schema

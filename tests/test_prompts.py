@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igrpo_cli.config_sections import PromptsSection
+from igrpo_cli.config.sections import PromptsSection
 from igrpo_cli.prompts import bare_prompt, conditioned_prompt, template_hash, visible_draft
 from igrpo_cli.records import PromptSegment
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
+from igrpo_cli.display.progress import Display, Progress, can_redraw
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.progress import Display, Progress, can_redraw
 from igrpo_cli.torchrun import rank_and_size
 
 QUIET, NORMAL, VERBOSE = 0, 1, 2
@@ -70,7 +70,7 @@ class Console:
         if self.as_json or not can_redraw(sys.stdout.isatty()):
             yield None
             return
-        from igrpo_cli.terminal import redrawn
+        from igrpo_cli.display.terminal import redrawn
 
         with redrawn() as draw:
             yield draw

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable
 
-from igrpo_cli.config_sections import PromptsSection
+from igrpo_cli.config.sections import PromptsSection
 from igrpo_cli.records import ChatPrompt, PromptSegment
 
 Truncate = Callable[[str, int], tuple[str, bool]]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igrpo_cli.config import RunConfig, stage_identity
-from igrpo_cli.config_files import apply_overrides, check_config, parse_override, read_toml
-from igrpo_cli.config_sections import EngineSection
+from igrpo_cli.config.files import apply_overrides, check_config, parse_override, read_toml
+from igrpo_cli.config.sections import EngineSection
 from igrpo_cli.console import Console
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.shards.finishing import inputs_on_disk

@@ -8,7 +8,7 @@ import pytest
 
 import igrpo_cli.engines.base as engines
 from command_line import igrpo, igrpo_process, make_run, sets
-from igrpo_cli.eval_summary import PAPER_BENCHES
+from igrpo_cli.evaluation.summary import PAPER_BENCHES
 from igrpo_cli.problems.benches import BENCHES
 
 ASKED = ("--samples", "2", *sets("eval.limit=3"))
@@ -172,7 +172,7 @@ def test_the_packaged_policy_is_a_model_too(tmp_path):
 
 
 def test_answers_are_compared_once(run, monkeypatch):
-    import igrpo_cli.consensus as module
+    import igrpo_cli.evaluation.consensus as module
 
     request = ["eval", run, "--bench", "arithmetic", *ASKED, "--json"]
     first = igrpo(*request)

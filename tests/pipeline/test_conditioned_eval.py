@@ -9,7 +9,7 @@ import pytest
 
 from command_line import igrpo, make_run, sets
 from igrpo_cli.algo.estimates import paired_difference
-from igrpo_cli.eval_summary import by_problem, correct_matrix
+from igrpo_cli.evaluation.summary import by_problem, correct_matrix
 from igrpo_cli.records import Rollout
 from igrpo_cli.shards.tables import read_records
 

@@ -9,7 +9,7 @@ from fake_judge import COMPLETION_TOKENS, PROMPT_TOKENS, sections, tagged
 from hypothesis import given, settings
 from test_extraction import WILD
 
-from igrpo_cli.config_rewards import JudgeSection
+from igrpo_cli.config.rewards import JudgeSection
 from igrpo_cli.errors import EXIT_USAGE, UsageError
 from igrpo_cli.rewards.judge import Judge, JudgeRequest, JudgeScore, JudgeSettings
 from igrpo_cli.seeds import derive_seed

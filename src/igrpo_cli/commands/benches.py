@@ -7,7 +7,7 @@ from textwrap import shorten
 from typing import Any
 
 from igrpo_cli.console import Console
-from igrpo_cli.eval_tables import markdown_table, plain_table
+from igrpo_cli.evaluation.tables import markdown_table, plain_table
 from igrpo_cli.problems.benches import BENCHES, OTHER_REPEATS, NamedSet, ProblemSource
 from igrpo_cli.problems.packaged import PACKAGED_SETS
 

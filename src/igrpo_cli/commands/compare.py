@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.config_files import apply_overrides, check_config, read_toml
+from igrpo_cli.config.files import apply_overrides, check_config, read_toml
 from igrpo_cli.console import Console, percent, table
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
-from igrpo_cli.eval_results import EvalResults, read_results
-from igrpo_cli.eval_summary import paired_figures, summarise
-from igrpo_cli.eval_tables import difference_text, markdown_table, plain_table, summary_row
+from igrpo_cli.evaluation.results import EvalResults, read_results
+from igrpo_cli.evaluation.summary import paired_figures, summarise
+from igrpo_cli.evaluation.tables import difference_text, markdown_table, plain_table, summary_row
 from igrpo_cli.records import Problem
 from igrpo_cli.shards.eval_names import eval_flags
 from igrpo_cli.shards.layout import RunDirectory, bench_name, directory_name, shards_in

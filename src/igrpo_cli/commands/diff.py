@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.console import Console
-from igrpo_cli.difference_text import iterations_markdown, iterations_text
+from igrpo_cli.display.difference_text import iterations_markdown, iterations_text
 from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.inspection.curves import IterationFigures, Point, read_figures
 from igrpo_cli.inspection.differences import (

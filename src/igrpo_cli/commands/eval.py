@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.config import RunConfig
-from igrpo_cli.config_files import apply_overrides, check_config
+from igrpo_cli.config.files import apply_overrides, check_config
 from igrpo_cli.console import Console
 from igrpo_cli.errors import UsageError
-from igrpo_cli.eval_results import EvalResults, read_results
-from igrpo_cli.eval_shards import Evaluation, evaluation_shards, require_bare_samples, sharded_evaluation
-from igrpo_cli.frozen_problems import freeze_problems
+from igrpo_cli.evaluation.frozen_problems import freeze_problems
+from igrpo_cli.evaluation.results import EvalResults, read_results
+from igrpo_cli.evaluation.shards import Evaluation, evaluation_shards, require_bare_samples, sharded_evaluation
+from igrpo_cli.pipeline.rollout_shards import make_rollout_shards
 from igrpo_cli.records import Problem, StageReport
-from igrpo_cli.rollout_shards import make_rollout_shards
 from igrpo_cli.session import Session, StageRequest, open_session
 from igrpo_cli.shards.layout import RunDirectory, bench_name, directory_name
 from igrpo_cli.shards.policies import Policy, describe_directory, policy_id
@@ -46,8 +46,8 @@ class EvalRequest:
 
 def run(request: EvalRequest, benches: Sequence[str], console: Console, *, markdown: bool = False) -> None:
     """Evaluate on each benchmark and print the figures. All problems are read before anything is sampled."""
-    from igrpo_cli.eval_summary import macro_average
-    from igrpo_cli.eval_tables import markdown_text
+    from igrpo_cli.evaluation.summary import macro_average
+    from igrpo_cli.evaluation.tables import markdown_text
 
     _check_benches(benches)
     with _session(request, console) as session:
@@ -72,7 +72,7 @@ def evaluate(session: Session, request: EvalRequest) -> tuple[dict[str, Any], st
 
 def _text_of_all(payloads: Sequence[dict[str, Any]], average: float | None) -> str:
     """What stands under the texts of several benchmarks: those that are measured in one table, or the whole plan."""
-    from igrpo_cli.eval_tables import all_benches_text
+    from igrpo_cli.evaluation.tables import all_benches_text
 
     plans = [payload["plan"] for payload in payloads if "plan" in payload]
     if plans:
@@ -174,7 +174,7 @@ def _policy(session: Session, request: EvalRequest) -> tuple[Policy, str | int]:
 
 
 def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) -> tuple[dict[str, Any], str]:
-    from igrpo_cli.eval_tables import summary_text
+    from igrpo_cli.evaluation.tables import summary_text
 
     if evaluation.selection is not None and not request.dry_run:
         require_bare_samples(session, evaluation)
@@ -199,7 +199,7 @@ def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) ->
 
 def _summarise(session: Session, evaluation: Evaluation) -> dict[str, Any]:
     """The figures of all shards, kept as `summary.json` beside them."""
-    from igrpo_cli.eval_summary import conditioned_figures
+    from igrpo_cli.evaluation.summary import conditioned_figures
     from igrpo_cli.shards.publish import publish_json
 
     results, summary = _figures(session, evaluation)
@@ -213,8 +213,8 @@ def _summarise(session: Session, evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _figures(session: Session, evaluation: Evaluation) -> tuple[EvalResults, dict[str, Any]]:
-    from igrpo_cli.consensus import consensus
-    from igrpo_cli.eval_summary import summarise
+    from igrpo_cli.evaluation.consensus import consensus
+    from igrpo_cli.evaluation.summary import summarise
 
     results = read_results(evaluation_shards(session, evaluation))
     title = f"comparing answers of {evaluation.bench}"

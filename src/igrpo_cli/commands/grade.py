@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
-from igrpo_cli.config_files import apply_overrides, check_config
+from igrpo_cli.config.files import apply_overrides, check_config
 from igrpo_cli.console import Console
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
+from igrpo_cli.pipeline.score_sets import SCORED_STAGES, grade_stage, name_of_weights, parse_weights
 from igrpo_cli.rewards.workers import GradingLimits, GradingPool
-from igrpo_cli.score_sets import SCORED_STAGES, grade_stage, name_of_weights, parse_weights
 from igrpo_cli.session import StageRequest, open_session
 
 ROWS_PER_BATCH = 256

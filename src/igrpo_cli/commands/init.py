@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igrpo_cli.config import RunConfig
-from igrpo_cli.config_files import apply_overrides, check_config, merge, read_preset, read_toml, write_config
+from igrpo_cli.config.files import apply_overrides, check_config, merge, read_preset, read_toml, write_config
 from igrpo_cli.console import Console
 from igrpo_cli.errors import ConflictError, IgrpoError
-from igrpo_cli.frozen_problems import freeze_problems
-from igrpo_cli.plan import describe_arithmetic, iteration_arithmetic
+from igrpo_cli.evaluation.frozen_problems import freeze_problems
+from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.prompts import bare_prompt
 from igrpo_cli.records import Problem
 from igrpo_cli.shards.layout import RunDirectory

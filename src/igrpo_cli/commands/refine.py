@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from igrpo_cli.open_shard import ShardedRollouts
+from igrpo_cli.pipeline.open_shard import ShardedRollouts
+from igrpo_cli.pipeline.rollout_shards import make_rollout_shards, training_plan
 from igrpo_cli.prompts import bare_prompt, conditioned_prompt, visible_draft
 from igrpo_cli.records import Selection, StageReport
-from igrpo_cli.rollout_shards import make_rollout_shards, training_plan
 from igrpo_cli.rollouts import RolloutPlan, RolloutTask
 from igrpo_cli.session import Session, StageRequest
 from igrpo_cli.shards.finishing import open_input

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.console import Console
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
-from igrpo_cli.eval_tables import summary_row
+from igrpo_cli.evaluation.tables import summary_row
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.strict_json import read_object
 

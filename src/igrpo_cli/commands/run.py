@@ -8,12 +8,12 @@ from pathlib import Path
 
 from igrpo_cli.commands import draft, refine
 from igrpo_cli.commands.stage import perform, summary_line
-from igrpo_cli.config_files import write_config
+from igrpo_cli.config.files import write_config
 from igrpo_cli.console import Console
 from igrpo_cli.errors import UsageError
-from igrpo_cli.plan import describe_arithmetic, iteration_arithmetic
+from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
+from igrpo_cli.pipeline.rollout_shards import RolloutShards, roll_out_in
 from igrpo_cli.records import StageReport
-from igrpo_cli.rollout_shards import RolloutShards, roll_out_in
 from igrpo_cli.rollouts import BlockJob
 from igrpo_cli.session import Session, StageRequest, open_session
 from igrpo_cli.torchrun import rank_and_size

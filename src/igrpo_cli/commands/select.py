@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from igrpo_cli.config import stage_identity
-from igrpo_cli.provenance import Provenance
+from igrpo_cli.pipeline.provenance import Provenance
+from igrpo_cli.pipeline.shard_work import ShardWork, work_through
 from igrpo_cli.records import Selection, SelectionAction, StageReport
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.session import Session, StageRequest
-from igrpo_cli.shard_work import ShardWork, work_through
 from igrpo_cli.shards.finishing import open_input, publish_shard
 from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath

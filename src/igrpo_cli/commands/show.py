@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.console import Console
+from igrpo_cli.display.story_text import story_markdown, story_text
 from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.inspection.stories import GroupStory, finished_shards, read_stories, selection_settings
 from igrpo_cli.inspection.word_changes import word_changes
 from igrpo_cli.records import VERDICTS, Rollout
 from igrpo_cli.session import Session, open_session
-from igrpo_cli.story_text import story_markdown, story_text
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_cli.commands import draft, refine, select, update
-from igrpo_cli.config_files import write_config
+from igrpo_cli.config.files import write_config
 from igrpo_cli.console import Console
 from igrpo_cli.errors import UsageError
-from igrpo_cli.plan import describe_arithmetic, iteration_arithmetic
+from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.records import StageReport
 from igrpo_cli.session import Session, StageRequest, open_session
 

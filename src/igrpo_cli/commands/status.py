@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_cli.console import Console
+from igrpo_cli.display.status_text import status_line, status_text
 from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, UsageError
-from igrpo_cli.run_status import RunStatus, paths_of_stage
+from igrpo_cli.pipeline.run_status import RunStatus, paths_of_stage
 from igrpo_cli.session import Session, open_session
 from igrpo_cli.shards.layout import ShardPath, bench_name, format_shards
-from igrpo_cli.status_text import status_line, status_text
 
 SECONDS_UNTIL_SECOND_LOOK = 0.1
 

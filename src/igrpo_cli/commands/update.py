@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.algo.schedules import learning_rate_at
 from igrpo_cli.config import stage_identity
-from igrpo_cli.config_sections import UpdateSection
+from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import MissingInputError, UsageError
-from igrpo_cli.observations import input_shards, read_observations
-from igrpo_cli.provenance import Provenance
+from igrpo_cli.pipeline.observations import input_shards, read_observations
+from igrpo_cli.pipeline.provenance import Provenance
+from igrpo_cli.pipeline.shard_work import ShardWork, work_through
 from igrpo_cli.records import StageReport, TrainingGroup
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.session import Session, StageRequest
-from igrpo_cli.shard_work import ShardWork, work_through
 from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath, UpdatePath
 from igrpo_cli.shards.manifest import Manifest
@@ -21,12 +21,12 @@ from igrpo_cli.shards.policies import Policy, settle_update
 from igrpo_cli.shards.publish import withdraw_directory
 
 if TYPE_CHECKING:
-    from igrpo_cli.step_checkpoints import StepCheckpoints
+    from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints
+    from igrpo_cli.pipeline.update_files import Step
     from igrpo_cli.training.adapters import LoraSettings
     from igrpo_cli.training.progress import UpdateProgress
     from igrpo_cli.training.ranks import Ranks
     from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
-    from igrpo_cli.update_files import Step
 
 ONLY_SHARD = (0,)
 """An update is one piece of work, whatever the number of shards it reads."""
@@ -86,9 +86,9 @@ def _make_update(
     session: Session, path: UpdatePath, policy: Policy, identity: Identity, *, overwrite: bool
 ) -> Manifest:
     """The update by this process, or by all that torchrun started: then the first one writes what is not sharded."""
-    from igrpo_cli import update_files
+    from igrpo_cli.pipeline import update_files
+    from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints, shared_staging_directory
     from igrpo_cli.shards.publish import remove_stale_temporaries
-    from igrpo_cli.step_checkpoints import StepCheckpoints, shared_staging_directory
     from igrpo_cli.training.ranks import joined_ranks
 
     provenance = Provenance()
@@ -220,7 +220,7 @@ def _train(
     checkpoints: StepCheckpoints,
 ) -> list[Step]:
     """All optimiser steps of the iteration: `num_epochs` passes over `num_minibatches` parts of the groups."""
-    from igrpo_cli.update_files import Step
+    from igrpo_cli.pipeline.update_files import Step
 
     section = session.config.update
     minibatches = _minibatches(groups, section.num_minibatches, session.config.run.seed, iteration)

@@ -15,8 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from igrpo_cli.console import printable
+from igrpo_cli.display.quotation import in_line, shortened
 from igrpo_cli.inspection.curves import IterationFigures, Point, StageCost
-from igrpo_cli.quotation import in_line, shortened
 from igrpo_cli.records import VERDICTS
 from igrpo_cli.report.figures import SECTIONS, Figure
 from igrpo_cli.report.samples import KINDS, Samples

@@ -1,0 +1,96 @@
+"""The settings of a run, as one model of all sections of `run.toml`, and which of them decide what a stage makes.
+
+What the paper leaves open is a named option here, never a silent choice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from igrpo_cli.config.log import LogSection
+from igrpo_cli.config.rewards import JudgeSection, RewardSection
+from igrpo_cli.config.sections import (
+    DataSection,
+    EngineSection,
+    EvalSection,
+    GenerationSection,
+    PolicySection,
+    PromptsSection,
+    RunSection,
+    Section,
+    SelectSection,
+    UpdateSection,
+)
+
+
+class RunConfig(Section):
+    """All of `run.toml`."""
+
+    run: RunSection = RunSection()
+    data: DataSection = DataSection()
+    policy: PolicySection = PolicySection()
+    prompts: PromptsSection = PromptsSection()
+    draft: GenerationSection = GenerationSection()
+    select: SelectSection = SelectSection()
+    refine: GenerationSection = GenerationSection()
+    reward: RewardSection = RewardSection()
+    judge: JudgeSection = JudgeSection()
+    update: UpdateSection = UpdateSection()
+    engine: EngineSection = EngineSection()
+    eval: EvalSection = EvalSection()
+    log: LogSection = LogSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_grpo_trains_on_drafts(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("run", {}).get("method") != "grpo":
+            return values
+        return {**values, "update": {**values.get("update", {}), "train_on": "drafts"}}
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> RunConfig:
+        if "judge" in self.reward.weights and not self.judge.model:
+            raise ValueError("reward.weights has judge: set judge.model, and judge.endpoint")
+        if self.data.spare_problems and self.update.groups_without_gradient == "keep":
+            raise ValueError('data.spare_problems are of use only with update.groups_without_gradient = "drop"')
+        template = self.prompts.refine_template
+        if template.count("{problem}") != 1 or template.count("{draft}") != 1:
+            raise ValueError("prompts.refine_template must hold {problem} and {draft} exactly once each")
+        return self
+
+    def stages(self) -> tuple[str, ...]:
+        """Stages of one iteration, in order."""
+        if self.run.method == "grpo":
+            return ("draft", "update")
+        return ("draft", "select", "refine", "update")
+
+
+_SAMPLED = ("data.problems_per_iteration", "data.spare_problems")
+_EVALUATED = ("run.cpu_threads", "prompts", "eval", "reward", "judge", "engine")
+STAGE_READS: dict[str, tuple[str, ...]] = {
+    "draft": ("run.seed", "run.cpu_threads", *_SAMPLED, "prompts", "draft", "reward", "judge", "engine"),
+    "select": ("run.seed", "select"),
+    "refine": ("run.seed", "run.cpu_threads", "prompts", "refine", "reward", "judge", "engine"),
+    "scores": ("reward", "judge"),
+    "update": ("run.seed", "run.cpu_threads", "run.method", "run.num_iterations", "policy.dtype", "update"),
+    "eval": _EVALUATED,
+    "conditioned": (*_EVALUATED, "eval.selection"),
+}
+"""The sections, or single keys, that decide what a stage makes. A finished shard made with others is a conflict.
+
+A key that is named counts even where its section calls it without effect."""
+
+
+def stage_identity(config: RunConfig, stage: str) -> dict[str, dict[str, Any]]:
+    """The settings that `stage` reads, as {section: {key: value}}; None stands for unset keys."""
+    identity: dict[str, dict[str, Any]] = {}
+    for name in STAGE_READS[stage]:
+        section_name, _, key = name.partition(".")
+        if section_name == "judge" and "judge" not in config.reward.weights:
+            continue  # what nobody asks decides nothing
+        section: Section = getattr(config, section_name)
+        values = {key: section.model_dump(mode="json")[key]} if key else section.identity()
+        identity.setdefault(section_name, {}).update(values)
+    return identity

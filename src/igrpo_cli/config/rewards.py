@@ -1,0 +1,105 @@
+"""The sections of `run.toml` that decide what a completion earns: `reward` and `judge`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+from pydantic import Field, field_validator, model_validator
+
+from igrpo_cli.config.sections import Natural, NonNegative, Positive, PositiveInt, Section, Share
+
+REWARD_PARTS = ("accuracy", "format", "overlong", "length", "judge")
+"""The built-in parts that a reward may be made of, by name."""
+_PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class RewardSection(Section):
+    """The scalar reward: a weighted sum of named parts, used for selection and for the update alike."""
+
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"num_workers", "max_ungraded_share"})
+
+    weights: dict[str, float] = Field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    """Of `accuracy`, `format`, `overlong`, `length`, `judge` and the names of `functions`; no weight counts as 0."""
+    functions: dict[str, str] = Field(default_factory=dict)
+    """Parts of one's own: name = "module:function", or the name of an entry point of the group `igrpo.rewards`.
+
+    One without a weight is not called."""
+    overlong_cache: PositiveInt | None = None
+    """Last tokens before `max_completion_length` over which the part `overlong` falls from 0 to -1."""
+    cpu_seconds: Positive = 5.0
+    """CPU time that the grader may spend on one completion; more is recorded as `ungraded`."""
+    memory_mb: PositiveInt = 2048
+    """Memory of a grading worker."""
+    max_ungraded_share: Share = 0.02
+    """A stage whose share of ungraded completions is higher fails."""
+    num_workers: PositiveInt = 2
+    """Processes that grade."""
+
+    @field_validator("functions")
+    @classmethod
+    def _check_names(cls, functions: dict[str, str]) -> dict[str, str]:
+        for name in functions:
+            if name in REWARD_PARTS:
+                raise ValueError(f"{name} is a built-in part of the reward: call the function something else")
+            if not _PART_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name a part: it becomes the column reward_<name>, of a-z, 0-9 and _")
+        return functions
+
+    @model_validator(mode="after")
+    def _check_parts(self) -> RewardSection:
+        known = (*REWARD_PARTS, *self.functions)
+        for name in sorted(self.weights.keys() - set(known)):
+            raise ValueError(f"weights has no part {name!r}: there are {', '.join(known)}")
+        if "overlong" in self.weights and self.overlong_cache is None:
+            raise ValueError("weights has overlong: set reward.overlong_cache, for example to 512")
+        return self
+
+    @property
+    def functions_in_use(self) -> dict[str, str]:
+        """The functions that have a weight."""
+        return {name: target for name, target in self.functions.items() if name in self.weights}
+
+    @property
+    def overlong_cache_in_use(self) -> int | None:
+        """`overlong_cache` where the part has a weight."""
+        return self.overlong_cache if "overlong" in self.weights else None
+
+
+class JudgeSection(Section):
+    """The model that gives the part `judge` of the reward, behind an OpenAI-compatible endpoint."""
+
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
+        {"endpoint", "api_key_variable", "max_concurrency", "max_retries", "timeout", "max_calls", "max_tokens"}
+    )
+
+    endpoint: str = ""
+    """Base URL, for example `http://node7:8000`."""
+    model: str = ""
+    """As the endpoint calls it."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """The environment variable that holds the key; the key itself stands in no file."""
+    temperature: NonNegative = 0.0
+    max_completion_tokens: PositiveInt = 512
+    """Most tokens of a judgement."""
+    max_answer_characters: PositiveInt = 4096
+    """A longer answer is not judged."""
+    extra_body: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, as the server knows them: vLLM's `structured_outputs`, for example."""
+    max_concurrency: PositiveInt = 16
+    """Requests under way at a time."""
+    max_retries: Natural = 5
+    timeout: Positive = 120.0
+    """Seconds that one request may take."""
+    max_calls: PositiveInt | None = None
+    """Budget of the whole run, of all its tasks together; unset means no limit."""
+    max_tokens: PositiveInt | None = None
+    """The same of tokens, prompts and judgements together, as the endpoint counts them."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _check_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        ours = {"model", "messages", "temperature", "max_completion_tokens", "max_tokens", "seed", "n", "stream"}
+        if taken := sorted(ours & fields.keys()):
+            raise ValueError(f"{taken[0]} is not for extra_body: the request has it already, or needs it as it is")
+        return fields

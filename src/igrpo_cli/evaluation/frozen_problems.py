@@ -1,0 +1,39 @@
+"""Problems as a run or an evaluation found them, kept in a file of its own, so that the source may change."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from igrpo_cli.pipeline.provenance import Provenance
+from igrpo_cli.records import Problem
+from igrpo_cli.shards.finishing import publish_shard
+from igrpo_cli.shards.identity import Identity
+from igrpo_cli.shards.layout import ShardPath
+from igrpo_cli.shards.problem_file import write_problems
+
+
+def freeze_problems(
+    path: ShardPath,
+    problems: Sequence[Problem],
+    made_from: Mapping[str, Mapping[str, Any]],
+    counts: Mapping[str, int],
+    *,
+    revision: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Publish `problems`, unless they are there already.
+
+    `made_from` says what they were read from. Raises ConflictError where the file was made from something else.
+    `revision`, the commit of a Hub set, is recorded beside: a later commit with the same problems is no conflict.
+    """
+    provenance = Provenance()
+    read_from = {} if revision is None else {"problems": revision}
+    identity = Identity("problems", path.iteration, path.shard, path.num_shards, made_from)
+    publish_shard(
+        path,
+        identity,
+        lambda replace: write_problems(path, problems, replace=replace),
+        lambda data: provenance.manifest(identity, data, engine_versions=read_from, counts=counts),
+        overwrite=overwrite,
+    )

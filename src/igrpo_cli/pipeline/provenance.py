@@ -1,0 +1,83 @@
+"""Who made a shard, with what, where and when: the part of a manifest that results do not depend on."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from igrpo_cli import __version__
+from igrpo_cli.records import SamplingSettings
+from igrpo_cli.shards.identity import FileHash, Identity
+from igrpo_cli.shards.manifest import DataFile, Manifest, utc_now
+
+PACKAGES = {"torch": "torch", "transformers": "transformers", "vllm": "vllm", "math_verify": "math-verify"}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Taken when the work on a shard begins; `manifest` is called when it is done."""
+
+    started: str = field(default_factory=utc_now)
+    clock: float = field(default_factory=time.monotonic)
+
+    def manifest(
+        self,
+        identity: Identity,
+        data: DataFile,
+        *,
+        device: str = "cpu",
+        num_devices: int = 1,
+        engine_versions: Mapping[str, str] | None = None,
+        sampling: SamplingSettings | None = None,
+        tokens: int = 0,
+        counts: Mapping[str, float] | None = None,
+        outputs: Sequence[FileHash] = (),
+    ) -> Manifest:
+        """The manifest of a shard made since; `device` says in words which, and what is no cpu counts as GPU time."""
+        seconds = round(time.monotonic() - self.clock, 3)
+        return Manifest(
+            identity=identity,
+            data=data,
+            sampling=None if sampling is None else asdict(sampling),
+            versions={**_installed(), **(engine_versions or {})},
+            host=platform.node(),
+            device=device,
+            started=self.started,
+            finished=utc_now(),
+            seconds=seconds,
+            tokens=tokens,
+            gpu_seconds=0.0 if device.startswith("cpu") else round(seconds * num_devices, 3),
+            counts=counts or {},
+            outputs=outputs,
+        )
+
+
+@cache
+def _installed() -> dict[str, str]:
+    found = {"igrpo": __version__}
+    if commit := _git_commit():
+        found["git"] = commit
+    for name, package in PACKAGES.items():
+        try:
+            found[name] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout this file lies in; None when installed as a package."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None

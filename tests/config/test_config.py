@@ -1,0 +1,139 @@
+"""Settings: presets, overrides, refusals that name the nearest key, and what a stage's identity holds."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from igrpo_cli.config import RunConfig, stage_identity
+from igrpo_cli.config.files import (
+    apply_overrides,
+    check_config,
+    merge,
+    parse_override,
+    preset_names,
+    read_preset,
+    read_toml,
+    write_config,
+)
+from igrpo_cli.errors import UsageError
+
+
+def test_the_selection_of_drafts_counts_in_conditioned_evaluations_alone():
+    each, best = config_of(), config_of("eval.selection=best")
+    assert stage_identity(each, "eval") == stage_identity(best, "eval")
+    assert "selection" not in stage_identity(best, "eval")["eval"]
+    conditioned = stage_identity(best, "conditioned")
+    assert conditioned["eval"].pop("selection") == "best"
+    assert conditioned == stage_identity(best, "eval")
+
+
+def config_of(*overrides: str) -> RunConfig:
+    return check_config(apply_overrides({}, overrides), "--set")
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_survives_run_toml(name):
+    config = check_config(read_preset(name), name)
+    assert check_config(tomllib.loads(write_config(config).decode()), "run.toml") == config
+
+
+def test_paper_preset_carries_the_settings_of_the_paper():
+    paper = check_config(read_preset("paper"), "paper")
+    assert (paper.draft.num_generations, paper.refine.num_generations) == (4, 4)
+    assert (paper.draft.temperature, paper.refine.temperature) == (0.7, 0.7)
+    assert paper.update.learning_rate == 1e-6
+    assert paper.update.lr_scheduler_type == "cosine_with_min_lr"
+    assert (paper.update.min_lr_rate, paper.update.warmup_ratio, paper.update.beta) == (0.1, 0.1, 0.0)
+    assert (paper.prompts.max_prompt_length, paper.refine.max_completion_length) == (1024, 4096)
+    assert paper.data.problems_per_iteration * paper.refine.num_generations == 1024
+    assert (paper.eval.temperature, paper.eval.top_p) == (0.6, 0.95)
+    assert paper.update.train_on == "refinements"
+
+
+def test_defaults_are_the_named_answers_to_what_the_paper_leaves_open():
+    config = RunConfig()
+    assert (config.select.strategy, config.select.ties, config.select.all_zero) == ("best", "first", "keep")
+    assert (config.prompts.draft_view, config.update.train_on) == ("full", "refinements")
+    assert config.update.constants() == {"scale_rewards": "sample_std", "epsilon": 0.2, "epsilon_high": 0.2}
+    assert (config.update.groups_without_gradient, config.update.old_logprobs) == ("keep", "policy")
+    assert (config.update.optimizer_state, config.update.max_grad_norm) == ("carry", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("draft.temprature=1", "unknown key draft.temprature; did you mean draft.temperature?"),
+        ("drft.temperature=1", "unknown key drft; did you mean draft?"),
+        ("update.temperature=1", "did you mean draft.temperature?"),
+        ("draft.temperature=-1", "draft.temperature = -1: input should be greater than or equal to 0"),
+        ("select.strategy=bset", "select.strategy = 'bset'"),
+        ("reward.weights={speed=1}", "reward.weights has no part 'speed': there are accuracy, format"),
+        ('reward.functions={judge="a:b"}', "reward.functions: judge is a built-in part"),
+        ('reward.functions={"a-b"="a:b"}', "reward.functions: 'a-b' cannot name a part"),
+        ("reward.weights={judge=1}", "reward.weights has judge: set judge.model, and judge.endpoint"),
+        ("reward.weights={overlong=1}", "reward.weights has overlong: set reward.overlong_cache"),
+        ("prompts.refine_template={problem}", "exactly once each"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name(override, expected):
+    with pytest.raises(UsageError) as caught:
+        config_of(override)
+    assert expected in caught.value.message
+
+
+def test_an_override_is_toml_and_a_bare_word_is_a_string():
+    assert parse_override("select.strategy=worst") == ("select", "strategy", "worst")
+    assert parse_override("draft.temperature = 0.8") == ("draft", "temperature", 0.8)
+    assert parse_override("data.skip_bad_rows=true") == ("data", "skip_bad_rows", True)
+    assert parse_override("prompts.system_prompt=a = b") == ("prompts", "system_prompt", "a = b")
+
+
+@pytest.mark.parametrize("text", ["draft.temperature", "temperature=1", "=1", "draft.=1"])
+def test_an_override_of_another_shape_is_refused_with_an_example(text):
+    with pytest.raises(UsageError) as caught:
+        parse_override(text)
+    assert caught.value.hint == "--set draft.temperature=0.8"
+
+
+def test_later_settings_lie_over_earlier_ones_key_by_key():
+    assert merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}, "b": {"z": 4}}) == {"a": {"x": 1, "y": 3}, "b": {"z": 4}}
+
+
+def test_plain_grpo_trains_on_its_drafts_and_has_two_stages():
+    config = config_of("run.method=grpo")
+    assert config.update.train_on == "drafts"
+    assert config.stages() == ("draft", "update")
+    assert config_of("run.method=grpo", "update.train_on=both").update.train_on == "drafts"
+
+
+def test_igrpo_has_four_stages():
+    assert config_of().stages() == ("draft", "select", "refine", "update")
+
+
+def test_identity_holds_what_decides_a_result_and_nothing_else():
+    identity = stage_identity(config_of("run.num_shards=8", "reward.num_workers=7"), "draft")
+    assert identity["run"] == {"seed": 0, "cpu_threads": 0}
+    assert identity["draft"]["temperature"] == 1.0
+    assert "num_workers" not in identity["reward"]
+    assert "update" not in identity
+    assert stage_identity(config_of("run.num_shards=1"), "draft") == identity
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "bad.toml").write_text("[draft\n")
+    with pytest.raises(UsageError, match=r"bad\.toml is not valid TOML"):
+        read_toml(tmp_path / "bad.toml")
+    with pytest.raises(UsageError, match="there is no config file"):
+        read_toml(tmp_path / "absent.toml")
+    with pytest.raises(UsageError, match="did you mean quickstart"):
+        read_preset("quikstart")
+
+
+def test_the_constants_in_use_are_recorded_with_an_update_whether_they_are_set_or_not():
+    published = RunConfig(update={"loss_type": "gspo"})
+    assert stage_identity(published, "update")["update"]["epsilon_high"] == 4e-4
+    spelled_out = RunConfig(update={"loss_type": "gspo", "epsilon": 3e-4, "epsilon_high": 4e-4})
+    assert stage_identity(published, "update") == stage_identity(spelled_out, "update")
+    assert stage_identity(RunConfig(update={"loss_type": "dr_grpo"}), "update")["update"]["scale_rewards"] == "none"
