@@ -113,8 +113,9 @@ def _text(payload: dict[str, Any]) -> str:
             f"\nEverything is in {run}: problems, drafts, selections, refinements and updates as Parquet,",
             "and every policy as a Hugging Face directory. Look at it:",
             f"  igrpo status {run}",
-            f"  igrpo verify {run}",
+            f"  igrpo show {run} --broken",
+            f"  igrpo report {run}",
             f"  igrpo eval {run} --bench {BENCH} --compare 0 {payload['iterations']}",
-            f"  ls {run}/iteration_0000/*",
+            f"  igrpo verify {run}",
         ]
     )

@@ -101,7 +101,7 @@ def _curves(status: Mapping[str, Any]) -> str:
         if values:
             show = percent if "accuracy" in name else "{:.3f}".format
             curve = sparkline(values, SPARKLINE_COLUMNS)
-            lines.append(f"{label:<21}  {show(values[0]):>7} {curve:<{SPARKLINE_COLUMNS}} {show(values[-1]):>7}")
+            lines.append(f"{label:<21}  {show(values[0]):>7} {curve} {show(values[-1]):>7}")
     if not lines:
         return ""
     return "\n".join(["by iteration, from the first to the last that is finished", *lines])
