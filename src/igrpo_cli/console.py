@@ -37,7 +37,8 @@ class Console:
         if not self._is_first_rank:
             return
         if self.as_json:
-            print(json.dumps(_finite(payload), ensure_ascii=False), flush=True)
+            # A terminal would obey characters that change its direction or state; the object stays the same.
+            print(json.dumps(_finite(payload), ensure_ascii=sys.stdout.isatty()), flush=True)
         else:
             print(text, flush=True)
 
