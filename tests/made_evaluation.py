@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_cli.evaluation.frozen_problems import freeze_problems
+from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.records import Problem, Rollout, Verdict
 from igrpo_cli.shards.finishing import publish_shard

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.evaluation.frozen_problems import freeze_problems
+from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.records import Metric, Problem, Rollout, Selection, SelectionAction
 from igrpo_cli.shards.finishing import publish_shard

@@ -13,9 +13,9 @@ from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import apply_overrides, check_config
 from igrpo_cli.console import Console
 from igrpo_cli.errors import UsageError
-from igrpo_cli.evaluation.frozen_problems import freeze_problems
 from igrpo_cli.evaluation.results import EvalResults, read_results
 from igrpo_cli.evaluation.shards import Evaluation, evaluation_shards, require_bare_samples, sharded_evaluation
+from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.rollout_shards import make_rollout_shards
 from igrpo_cli.records import Problem, StageReport
 from igrpo_cli.session import Session, StageRequest, open_session

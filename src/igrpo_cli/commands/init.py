@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igrpo_cli.config import RunConfig
-from igrpo_cli.config.files import apply_overrides, check_config, merge, read_preset, read_toml, write_config
+from igrpo_cli.config.files import (
+    apply_overrides,
+    check_config,
+    merge,
+    read_preset,
+    read_toml,
+    settings_that_differ,
+    write_config,
+)
 from igrpo_cli.console import Console
 from igrpo_cli.errors import ConflictError, IgrpoError
-from igrpo_cli.evaluation.frozen_problems import freeze_problems
+from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.prompts import bare_prompt
 from igrpo_cli.records import Problem
@@ -17,6 +26,9 @@ from igrpo_cli.shards.layout import RunDirectory
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
+
+SHOWN_SETTINGS = 3
+"""Of those that differ from a run that is there already."""
 
 
 def run(
@@ -83,8 +95,9 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
 def _refuse_other_run(run_directory: RunDirectory, content: bytes) -> None:
     path = run_directory.run_toml
     if path.exists() and path.read_bytes() != content:
+        differing = settings_that_differ(read_toml(path), tomllib.loads(content.decode()))
         raise ConflictError(
-            f"{run_directory.root} is a run already, with other settings",
+            f"{run_directory.root} is a run already, with other settings ({'; '.join(differing[:SHOWN_SETTINGS])})",
             hint=f"go on with it (igrpo status {run_directory.root}), or name another directory",
         )
 

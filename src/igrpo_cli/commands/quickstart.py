@@ -12,6 +12,7 @@ from igrpo_cli.commands.init import create_run, resolve_config
 from igrpo_cli.commands.run import run_iteration, unfinished
 from igrpo_cli.console import Console, percent, sparkline, table
 from igrpo_cli.evaluation.summary import correct_matrix
+from igrpo_cli.evaluation.tables import difference_text
 from igrpo_cli.inspection.metrics import metrics_by_iteration
 from igrpo_cli.records import Rollout
 from igrpo_cli.session import Session, open_session
@@ -96,7 +97,6 @@ def _text(payload: dict[str, Any]) -> str:
             low, high = figures["ci95"] or (None, None)
             row.append(f"{percent(figures['avg_at_k'])}  ({percent(low)} to {percent(high)})")
         rows.append(row)
-    low, high = payload["difference_ci95"] or (None, None)
     held_out = table(("held-out accuracy", "before (95 % interval)", "after (95 % interval)"), rows)
     plots = [
         f"{CURVES[name]:<40} {percent(values[0]):>8} {sparkline(values)} {percent(values[-1])}"
@@ -107,8 +107,7 @@ def _text(payload: dict[str, Any]) -> str:
         [
             "",
             held_out,
-            f"\nbare accuracy changed by {percent(payload['difference'])} in {payload['iterations']} iterations, "
-            f"95 % interval {percent(low)} to {percent(high)}\n",
+            f"\nbare accuracy, {payload['iterations']} iterations on: {difference_text(payload)}\n",
             *plots,
             f"\nEverything is in {run}: problems, drafts, selections, refinements and updates as Parquet,",
             "and every policy as a Hugging Face directory. Look at it:",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from igrpo_cli.errors import ConflictError
-from igrpo_cli.evaluation.frozen_problems import freeze_problems
+from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.records import Problem
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.manifest import read_manifest
