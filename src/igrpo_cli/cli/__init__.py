@@ -217,6 +217,17 @@ app.command()(sql)
 
 
 @app.command()
+def doctor(run: Run = HERE, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
+    """Try what a run needs here: device, engine, grading, files.
+
+    Example: igrpo doctor runs/first
+    """
+    from igrpo_cli.commands import doctor as command
+
+    command.run(run, _console(as_json, quiet, verbose))
+
+
+@app.command()
 def grade(
     path: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="JSONL with `gold` and `answer` in rows, or a run.")],
     stage: Annotated[str | None, typer.Option("--stage", help="Of a run: draft or refine.")] = None,

@@ -1,0 +1,83 @@
+"""`igrpo doctor`: what it tries, and what it says of what does not work."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+
+from command_line import igrpo, make_run
+from igrpo_cli.commands import doctor
+from igrpo_cli.rewards import workers
+
+
+@pytest.fixture(autouse=True)
+def _vllm_is_not_tried(monkeypatch):
+    monkeypatch.setattr(doctor, "_why_not_importable", lambda package: None)
+
+
+def by_name(result):
+    return {check["what"]: check for check in result.json["checks"]}
+
+
+def test_a_sound_machine_is_told_so_and_nothing_is_left_behind(tmp_path):
+    result = igrpo("doctor", tmp_path, "--json")
+    assert (result.code, result.json["ok"]) == (0, True)
+    checks = by_name(result)
+    assert {"igrpo", "packages", "device", "sampling", "grading", f"files in {tmp_path}", "extras", "Slurm"} == set(
+        checks
+    )
+    assert "to publish a file" in checks[f"files in {tmp_path}"]["found"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_in_a_run_its_settings_are_tried_too(tmp_path):
+    run = make_run(tmp_path / "run")
+    result = igrpo("doctor", run)
+    assert result.code == 0
+    assert "tiny, 1 shards, engine transformers" in result.stdout
+    with (run / "run.toml").open("a") as file:
+        file.write("[nonsense]\n")
+    result = igrpo("doctor", run)
+    assert result.code == 1
+    assert "error: run.toml: " in result.stderr
+
+
+def test_a_directory_that_takes_no_files_is_a_problem_and_the_rest_is_still_tried(tmp_path):
+    (tmp_path / "file").touch()
+    result = igrpo("doctor", tmp_path / "file", "--json")
+    assert result.code == 1
+    assert by_name(result)["grading"]["state"] == "ok"
+    assert by_name(result)[f"files in {tmp_path / 'file'}"]["state"] == "problem"
+    assert "error: files in" in result.stderr
+
+
+def test_missing_hard_links_are_a_note(tmp_path, monkeypatch):
+    def refuse(*names):
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    result = igrpo("doctor", tmp_path, "--json")
+    check = by_name(result)[f"files in {tmp_path}"]
+    assert (result.code, check["state"]) == (0, "note")
+    assert "no hard links" in check["found"]
+
+
+def test_a_grader_that_fails_and_an_engine_that_cannot_be_imported_are_problems(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("no process may be started")
+
+    monkeypatch.setattr(workers, "GradingPool", fail)
+    monkeypatch.setattr(doctor, "_why_not_importable", lambda package: "libcuda.so: no such file")
+    monkeypatch.setattr("igrpo_cli.engines.availability.vllm_fits", lambda device: True)
+    result = igrpo("doctor", tmp_path, "--json")
+    assert result.code == 1
+    assert by_name(result)["grading"]["found"] == "RuntimeError: no process may be started"
+    assert "libcuda.so" in by_name(result)["sampling"]["found"]
+
+
+def test_an_import_that_fails_says_its_last_line(monkeypatch):
+    monkeypatch.undo()
+    assert doctor._why_not_importable("json") is None
+    assert doctor._why_not_importable("no_such_package") == "ModuleNotFoundError: No module named 'no_such_package'"
