@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 
 from igrpo_cli.cli import main
 
-os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+TRACKIO_DIRECTORY = tempfile.TemporaryDirectory()
+# trackio reads its folder when it is imported, by whomever: TRL does so, too.
+os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TRACKIO_DIR=TRACKIO_DIRECTORY.name)
 os.environ.pop("SLURM_ARRAY_TASK_ID", None)
 # One thread, before torch is imported: sums are then the same however many cores the machine has.
 ONE_THREAD = dict(os.environ)

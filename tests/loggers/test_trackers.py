@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 from read_back import read_trackio, tensorboard_curves, trackio_curves, wandb_curves, wandb_records
 
-from command_line import Result, igrpo, sets
+from command_line import TRACKIO_DIRECTORY, Result, igrpo, sets
 from igrpo_cli.loggers import trackers
 from igrpo_cli.records import Metric
 from igrpo_cli.shards.layout import RunDirectory
@@ -25,9 +23,6 @@ pytestmark = pytest.mark.skipif(
 
 KEY = "a" * 40
 PROJECT = "read-back"
-TRACKIO_DIRECTORY = tempfile.TemporaryDirectory()
-os.environ["TRACKIO_DIR"] = TRACKIO_DIRECTORY.name
-"""trackio reads it when it is imported, by whomever, so all tests share one folder."""
 
 
 @pytest.fixture(scope="module")
