@@ -55,7 +55,7 @@ def rewrite(shard, changes):
 
 def test_the_file_says_everything_the_design_lists(shard):
     value = json.loads(shard.manifest.read_text())
-    assert set(value) == set(KEYS)
+    assert set(value) == {*KEYS, "manifest_sha256"}
     assert value["schema"] == "rollouts"
     assert value["rows"] == 6
     assert value["groups"] == 2
@@ -162,6 +162,23 @@ def test_what_other_readers_let_pass_is_damage(shard, written, instead, told):
     shard.manifest.write_text(text.replace(written, instead))
     with pytest.raises(DamagedFileError, match=told):
         read_manifest(shard)
+
+
+@pytest.mark.parametrize(("key", "value"), [("host", "node-8"), ("seconds", 9.5), ("counts", {}), ("policy", None)])
+def test_a_value_that_could_be_another_one_is_held_by_the_hash_of_all(shard, key, value):
+    rewrite(shard, {key: value})
+    with pytest.raises(DamagedFileError, match="manifest_sha256 is not the hash of the other keys"):
+        read_manifest(shard)
+
+
+def test_every_flipped_bit_of_a_manifest_is_damage(shard):
+    content = shard.manifest.read_bytes().replace(b"9.25,", b"1e-06,")
+    for bit in range(0, len(content) * 8, 5):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        shard.manifest.write_bytes(damaged)
+        with pytest.raises(DamagedFileError):
+            read_manifest(shard)
 
 
 def test_bytes_that_are_no_text_are_damaged(shard):

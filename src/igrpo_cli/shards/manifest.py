@@ -33,6 +33,8 @@ from igrpo_cli.shards.strict_json import (
 )
 
 MANIFEST_VERSION = 1
+OWN_HASH = "manifest_sha256"
+"""SHA-256 of the other keys but the version: most of what a manifest says, nothing else on disk says again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +136,16 @@ def read_manifest(path: ShardPath) -> Manifest:
     value = read_object(path.manifest)
     check_version(path.manifest, value, "manifest_version", MANIFEST_VERSION)
     value.pop("manifest_version")
+    sha256 = value.pop(OWN_HASH, None)
     check_keys(path.manifest, value, _FIELDS)
+    own_sha256 = sha256_json(value)
     if value.pop("config_sha256") != sha256_json(value["config"]):
         raise DamagedFileError(f"{path.manifest}: config_sha256 is not the hash of config")
     manifest = _from_json(path.manifest, value)
     _check_place(path, manifest.identity)
+    # Last, so that whatever can be named is named. Manifests of the first igrpo have no hash of their own.
+    if sha256 not in (None, own_sha256):
+        raise DamagedFileError(f"{path.manifest}: {OWN_HASH} is not the hash of the other keys")
     return manifest
 
 
@@ -190,7 +197,7 @@ def manifest_json(manifest: Manifest) -> dict[str, Any]:
         "gpu_seconds": manifest.gpu_seconds,
         "counts": dict(manifest.counts),
     }
-    return {"manifest_version": MANIFEST_VERSION, **facts}
+    return {"manifest_version": MANIFEST_VERSION, **facts, OWN_HASH: sha256_json(facts)}
 
 
 def _from_json(path: Path, value: dict[str, Any]) -> Manifest:

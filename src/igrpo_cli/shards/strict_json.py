@@ -61,7 +61,9 @@ def read_object(path: Path) -> dict[str, Any]:
     if len(content) > MAX_BYTES:
         raise DamagedFileError(f"{path} is larger than any file of its kind")
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+        value = json.loads(
+            content.decode("utf-8"), object_pairs_hook=_unique, parse_float=_float, parse_constant=_no_constant
+        )
     except (ValueError, RecursionError) as error:
         raise DamagedFileError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -150,6 +152,14 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
         raise ValueError(f"the key {twice} stands twice")
+    return value
+
+
+def _float(text: str) -> float:
+    """As Python writes it: 1E-6 for 1e-06 is a flipped bit."""
+    value = float(text)
+    if repr(value) != text:
+        raise ValueError(f"{text} is no number as igrpo writes it")
     return value
 
 
