@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from igrpo_cli.config import stage_identity
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.pipeline.shard_work import ShardWork, work_through
+from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups
 from igrpo_cli.records import Selection, SelectionAction, StageReport
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.session import Session, StageRequest
@@ -103,7 +104,11 @@ def _candidates(session: Session, draft_shard: ShardPath) -> Iterator[CandidateB
 
     name = session.config.select.scores
     scores = None if name is None else session.run.scores(draft_shard, name).data
-    return iterate_candidates(draft_shard.data, scores)
+    found: list[int] = []
+    for block in iterate_candidates(draft_shard.data, scores):
+        found += block.group_ids
+        yield block
+    require_groups(draft_shard, found, groups_of_shard(session.config, draft_shard.shard))
 
 
 def _choose(session: Session, iteration: int, block: CandidateBlock) -> list[Selection]:

@@ -13,6 +13,7 @@ from igrpo_cli.algo.advantages import group_advantages
 from igrpo_cli.algo.diagnostics import refinement_metrics, rollout_metrics, selection_metrics
 from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import ConflictError
+from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups, require_whole
 from igrpo_cli.records import Rollout, Selection, TrainingGroup
 from igrpo_cli.session import Session
 from igrpo_cli.shards.finishing import open_input
@@ -93,8 +94,8 @@ def _scores_of(session: Session, shard: ShardPath) -> ShardPath | None:
 def read_observations(session: Session, iteration: int, policy: Policy) -> Observations:
     """Read and check everything that `iteration` observed.
 
-    Raises MissingInputError for an unfinished shard, DamagedFileError for one that is not what it was, and
-    ConflictError for one sampled from another policy than the one that is to be trained.
+    Raises MissingInputError for an unfinished shard, DamagedFileError for one that is not what it was or lacks a row,
+    and ConflictError for one sampled from another policy than the one that is to be trained.
     """
     from igrpo_cli.shards.scores import open_scores, read_scored
     from igrpo_cli.shards.tables import read_records
@@ -103,9 +104,11 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
     selections: list[Selection] = []
     sampling: dict[str, Mapping[str, Any]] = {}
     for shard in _observed(session, iteration):
-        manifest = open_input(shard)
+        manifest, groups = open_input(shard), groups_of_shard(session.config, shard.shard)
         if shard.stage == "select":
-            selections += read_records(shard.data, Selection)
+            chosen = read_records(shard.data, Selection)
+            require_groups(shard, [selection.group_id for selection in chosen], groups)
+            selections += chosen
             continue
         if manifest.identity.policy != policy.id:
             raise ConflictError(
@@ -122,7 +125,10 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
         scores = _scores_of(session, shard)
         if scores is not None:
             open_scores(scores, shard)
-        rollouts[shard.stage] += read_scored(shard.data, None if scores is None else scores.data)
+        rows = read_scored(shard.data, None if scores is None else scores.data)
+        dropped = {each.group_id for each in selections if each.action == "drop"} if shard.stage == "refine" else ()
+        require_whole(shard, manifest, rows, [group_id for group_id in groups if group_id not in dropped])
+        rollouts[shard.stage] += rows
     return Observations(dict(rollouts), sampling, selections)
 
 

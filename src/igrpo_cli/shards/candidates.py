@@ -54,9 +54,10 @@ def iterate_candidates(path: Path, scores: Path | None = None) -> Iterator[Candi
     Raises DamagedFileError where a group lacks a draft or has one twice, or where the scores are of other rows.
     """
     blocks = iterate_blocks(path, ROLLOUTS, COLUMNS)
+    num_drafts = 0
     for table in blocks if scores is None else with_scores(blocks, scores):
         group_ids, sample_ids = (table[name].to_numpy() for name in ("group_id", "sample_id"))
-        num_drafts = int(sample_ids.max()) + 1
+        num_drafts = num_drafts or int(sample_ids.max()) + 1
         complete = (
             table.num_rows % num_drafts == 0
             and (sample_ids == np.tile(np.arange(num_drafts), table.num_rows // num_drafts)).all()

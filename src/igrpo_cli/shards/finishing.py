@@ -142,7 +142,11 @@ def write_manifest(path: ShardPath, manifest: Manifest) -> Manifest:
 def _manifest_of(path: ShardPath) -> Manifest:
     if not path.manifest.exists():
         raise MissingInputError(f"{path.name} is not finished: {path.manifest} does not exist", hint=path.command)
-    return read_manifest(path)
+    try:
+        return read_manifest(path)
+    except DamagedFileError as error:
+        error.hint = error.hint or f"`{path.command} --overwrite` makes it anew"
+        raise
 
 
 def _damage(path: ShardPath, manifest: Manifest) -> str | None:

@@ -22,7 +22,7 @@ import pyarrow as pa
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.shards.schema import (
     CHOICES,
-    FINITE,
+    is_always_finite,
     name_of_schema,
     reward_columns,
     with_reward_parts,
@@ -117,7 +117,7 @@ def _plain(field: pa.Field, value: Any) -> Any:
             raise TypeError(f"expected text, got {_described(value)}")
         return storable(value)
     number = _number(type_, value)
-    if (field.name in FINITE or field.name.startswith("reward_")) and not math.isfinite(number):
+    if is_always_finite(field.name) and not math.isfinite(number):
         raise ValueError(f"expected a finite number, got {number}")
     return number
 

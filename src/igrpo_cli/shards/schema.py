@@ -189,6 +189,11 @@ def with_reward_parts(schema: pa.Schema, further_parts: Iterable[str] = ()) -> p
     return schema
 
 
+def is_always_finite(column: str) -> bool:
+    """Whether NaN or infinity in a column of that name can only be a defect; parts of the reward are such columns."""
+    return column in FINITE or _REWARD_PART.fullmatch(column) is not None
+
+
 def reward_columns(schema: pa.Schema) -> list[str]:
     """The columns that hold parts of the reward, in order; only rollouts and scores have any."""
     return [name for name in schema.names if _REWARD_PART.fullmatch(name)]
@@ -204,9 +209,9 @@ def check_file_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None
     name, version = metadata.get(NAME_KEY), metadata.get(VERSION_KEY)
     kind, ours = name_of_schema(expected), version_of_schema(expected)
     if name is None or version is None:
-        raise UnknownSchemaError(f"{path} was not written by igrpo: its metadata names no schema")
+        raise UnknownSchemaError(f"{path} was not written by igrpo: its metadata names no schema", hint="igrpo verify")
     if name.decode(errors="replace") != kind:
-        raise UnknownSchemaError(f"{path} holds {name.decode(errors='replace')!r}, not {kind}")
+        raise UnknownSchemaError(f"{path} holds {name.decode(errors='replace')!r}, not {kind}", hint="igrpo verify")
     if version != str(ours).encode():
         theirs = version.decode(errors="replace")
         age = "a newer" if version.isdigit() and int(version) > ours else "an older or unknown"

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.shards.manifest import DataFile
 from igrpo_cli.shards.publish import publish_file, sha256_file
 from igrpo_cli.shards.rows import rows_of, table_of
-from igrpo_cli.shards.schema import SCHEMA_OF, check_file_schema, name_of_schema, version_of_schema
+from igrpo_cli.shards.schema import SCHEMA_OF, check_file_schema, is_always_finite, name_of_schema, version_of_schema
 
 Record = TypeVar("Record")
 
@@ -168,6 +169,8 @@ def _checked(path: Path, table: pa.Table) -> pa.Table:
     for field, column in zip(table.schema, table.columns, strict=True):
         if column.null_count and not field.nullable:
             raise DamagedFileError(f"{path}: the column {field.name} has nulls")
+        if is_always_finite(field.name) and not pc.all(pc.is_finite(column), min_count=0).as_py():
+            raise DamagedFileError(f"{path}: the column {field.name} has NaN or infinity", hint="igrpo verify")
     return table
 
 

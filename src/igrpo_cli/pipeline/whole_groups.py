@@ -1,0 +1,48 @@
+"""Whether a shard holds the groups that are its own, each whole: fewer rows than were asked for never go on unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from itertools import chain, zip_longest
+
+from igrpo_cli.config import RunConfig
+from igrpo_cli.errors import DamagedFileError
+from igrpo_cli.records import Rollout
+from igrpo_cli.shards.layout import ShardPath, block_range
+from igrpo_cli.shards.manifest import Manifest
+
+
+def groups_of_shard(config: RunConfig, shard: int) -> range:
+    """Group ids of one shard of an iteration."""
+    num_groups, size = config.data.problems_sampled, config.engine.groups_per_block
+    blocks = block_range(-(-num_groups // size), shard, config.run.num_shards)
+    return range(blocks.start * size, min(blocks.stop * size, num_groups))
+
+
+def require_groups(path: ShardPath, found: Sequence[int], expected: Collection[int]) -> None:
+    """Raise DamagedFileError, naming shard and group, unless `found` are the groups `expected`, in order."""
+    for group_id, wanted in zip_longest(found, expected):
+        if wanted is None:
+            raise _damaged(path, f"group {group_id} does not belong there, or stands twice")
+        if group_id != wanted:
+            raise _damaged(path, f"group {wanted} is missing, or not in its place")
+
+
+def require_whole(path: ShardPath, manifest: Manifest, rows: Sequence[Rollout], expected: Collection[int]) -> None:
+    """Raise DamagedFileError unless each of the groups `expected` has all of its samples, in order, and no other."""
+    num_samples = manifest.identity.config[path.stage]["num_generations"]
+    wanted = chain.from_iterable(((group_id, sample) for sample in range(num_samples)) for group_id in expected)
+    for row, which in zip_longest(rows, wanted):
+        if row is None or which is None or (row.group_id, row.sample_id) != which:
+            what = (
+                f"sample {which[1]} of group {which[0]} is missing"
+                if which
+                else f"a row too many in group {row.group_id}"
+            )
+            raise _damaged(path, what)
+
+
+def _damaged(path: ShardPath, what: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"{path.data}: {what}", hint=f"`{path.command} --overwrite` makes the shard anew; `igrpo verify` checks all"
+    )
