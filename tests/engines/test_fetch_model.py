@@ -11,13 +11,15 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from igrpo_cli.engines.hub import FetchedModel, fetch_model
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 
+NO_TENSORS = b"\x02" + b"\0" * 7 + b"{}"
+"""A file of safetensors: the length of its table, and an empty table."""
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture
 def model_directory(tmp_path: Path) -> Path:
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "model.safetensors").write_bytes(NO_TENSORS)
     return tmp_path
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
+from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, UsageError
 
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
 _FOREIGN_COPIES = ("original/*", "onnx/*", "consolidated*")
+_READ_AS_JSON = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_GET_AGAIN = "download or copy the model again"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -66,22 +69,50 @@ def _first_line(error: Exception) -> str:
 
 
 def check_model_directory(directory: Path) -> None:
-    """Raise unless `directory` has a config and complete safetensors weights."""
+    """Raise unless `directory` has a config and complete safetensors weights; none is loaded.
+
+    DamagedFileError names the first file that is no JSON object, or whose table of tensors cannot be read.
+    """
     if not (directory / "config.json").is_file():
         raise MissingInputError(
             f"{directory} is no model directory: it has no config.json",
             hint="name the directory that `save_pretrained` or `hf download` wrote",
         )
+    for name in _READ_AS_JSON:
+        if (directory / name).is_file():
+            _read_object(directory / name)
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        files = set(json.loads(index.read_text())["weight_map"].values())
+        files = set(_read_object(index)["weight_map"].values())
         if missing := sorted(name for name in files if not (directory / name).is_file()):
             raise MissingInputError(
                 f"{directory} lacks {len(missing)} of {len(files)} weight files, {missing[0]} first",
-                hint="download or copy the model again",
+                hint=_GET_AGAIN,
             )
     elif not any(directory.glob("*.safetensors")):
         _refuse_other_weights(directory)
+    for weights in sorted(directory.glob("*.safetensors")):
+        _check_weights(weights)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"{path} is not valid JSON: {error}", hint=_GET_AGAIN) from error
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"{path} holds no JSON object", hint=_GET_AGAIN)
+    return value
+
+
+def _check_weights(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise DamagedFileError(f"{path} holds no safetensors weights: {error}", hint=_GET_AGAIN) from error
 
 
 def _refuse_other_weights(directory: Path) -> None:

@@ -59,6 +59,11 @@ class PolicyTokenizer:
         self.eos_token_ids: tuple[int, ...] = _find_eos_token_ids(directory, self._tokenizer)
         """Ids that end a completion: those of the generation config, and the tokenizer's own."""
 
+    @property
+    def largest_id(self) -> int:
+        """The largest id of its vocabulary, added tokens included."""
+        return int(max(self._tokenizer.get_vocab().values()))
+
     def encode_prompt(self, prompt: ChatPrompt) -> tuple[str, list[int]]:
         """The rendered prompt, ready for the assistant's first token, and its token ids.
 

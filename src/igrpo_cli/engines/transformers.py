@@ -13,12 +13,12 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from igrpo_cli.devices import describe_device, find_device
+from igrpo_cli.devices import describe_device, find_device, memory_for
 from igrpo_cli.engines.base import EngineSettings, logits_not_finite, require_room, resolve_dtype
 from igrpo_cli.engines.decoding import Decoding, NonFiniteLogitsError, Part
 from igrpo_cli.engines.hub import check_model_directory
 from igrpo_cli.engines.tokenization import PolicyTokenizer
-from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.errors import DamagedFileError, IgrpoError, UsageError
 from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
 
 
@@ -44,6 +44,7 @@ class TransformersEngine:
         self._policy = directory
         self.tokenizer = PolicyTokenizer(directory, self._settings.trust_remote_code)
         self._model = _load_model(directory, self._settings, self._torch_device)
+        _check_tokenizer(directory, self.tokenizer, self._model)
         self.dtype = str(self._model.dtype).removeprefix("torch.")
         self._max_model_len = _find_max_model_len(self._model.config, self._settings.max_model_len)
 
@@ -101,17 +102,14 @@ class TransformersEngine:
                     yield index, collected.pop(index)
 
     def _sample_wave(self, wave: Sequence[Part], settings: SamplingSettings) -> Iterator[tuple[int, list[Completion]]]:
+        rows = sum(len(part.seeds) for part in wave)
         try:
-            decoding = Decoding(self._model, wave, settings, self.tokenizer.eos_token_ids)
-            while not decoding.is_over:
-                yield from decoding.step()
+            with memory_for(f"{rows} completions at a time on {self.device}", "lower engine.max_num_seqs"):
+                decoding = Decoding(self._model, wave, settings, self.tokenizer.eos_token_ids)
+                while not decoding.is_over:
+                    yield from decoding.step()
         except NonFiniteLogitsError as error:
             raise logits_not_finite(f"policy {self._policy} ({error}; {self.dtype})") from error
-        except torch.OutOfMemoryError as error:
-            rows = sum(len(part.seeds) for part in wave)
-            raise IgrpoError(
-                f"{self.device} has no memory for {rows} completions at a time", hint="lower max_num_seqs"
-            ) from error
 
 
 def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int) -> list[list[Part]]:
@@ -135,16 +133,38 @@ def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int) -> list[list[
 def _load_model(directory: Path, settings: EngineSettings, device: torch.device) -> Any:
     check_model_directory(directory)
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
             dtype=resolve_dtype(settings.dtype, device),
             use_safetensors=True,
             trust_remote_code=settings.trust_remote_code,
             local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to be named below, which transformers' own refusal does not
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         raise IgrpoError(f"{directory} cannot be loaded as a language model: {error}") from error
+    model, loading = loaded
+    # transformers would go on with random numbers in their place.
+    for what, names in (("lacks", loading["missing_keys"]), ("has another shape of", loading["mismatched_keys"])):
+        if names:
+            first = min(name if isinstance(name, str) else name[0] for name in names)
+            raise DamagedFileError(
+                f"the model in {directory} {what} {len(names)} tensors that its config.json asks for, {first} first",
+                hint="download or copy the model again",
+            )
     return model.to(device).eval()
+
+
+def _check_tokenizer(directory: Path, tokenizer: PolicyTokenizer, model: Any) -> None:
+    """The tokenizer of another model would be found out by the first id that there is no embedding for."""
+    num_embeddings = len(model.get_input_embeddings().weight)
+    if tokenizer.largest_id >= num_embeddings:
+        raise DamagedFileError(
+            f"the tokenizer of {directory} has the token id {tokenizer.largest_id}, its weights only {num_embeddings} "
+            "embeddings: one of them belongs to another model",
+            hint="download or copy the model again",
+        )
 
 
 def _find_max_model_len(config: Any, asked: int | None) -> int:
