@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from igrpo_cli.errors import UsageError
+from igrpo_cli.errors import IgrpoError, UsageError
 
 
 def find_device(name: str) -> torch.device:
@@ -30,3 +33,15 @@ def describe_device(device: torch.device) -> str:
 def has_fast_bfloat16(device: torch.device) -> bool:
     """Not on a CPU without AVX-512, where bfloat16 products are emulated, many times slower than float32."""
     return device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "DEFAULT")
+
+
+@contextmanager
+def memory_for(what: str, hint: str) -> Iterator[None]:
+    """Turns a failed allocation, of the accelerator or of the machine, into an IgrpoError; also a decorator."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # For the machine's own memory torch has no class of error.
+        if not (isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)):
+            raise
+        raise IgrpoError(f"there is no memory for {what} ({str(error).partition(chr(10))[0]})", hint=hint) from error

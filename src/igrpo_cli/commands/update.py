@@ -18,7 +18,7 @@ from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath, UpdatePath
 from igrpo_cli.shards.manifest import Manifest
 from igrpo_cli.shards.policies import Policy, settle_update
-from igrpo_cli.shards.publish import withdraw_directory
+from igrpo_cli.shards.publish import remove_stale_temporaries, withdraw_directory
 
 if TYPE_CHECKING:
     from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints
@@ -37,6 +37,9 @@ def run(session: Session, request: StageRequest) -> StageReport:
     update = session.run.update(request.iteration)
     policy = session.policy(request.iteration)
     settle_update(session.run, request.iteration)
+    if not request.dry_run:
+        # Of a finished update too: it may have been killed while it cleared away its checkpoints.
+        remove_stale_temporaries(update.directory.parent)
 
     def identity_of(path: ShardPath) -> Identity:
         return _identity(session, path, policy)
@@ -88,11 +91,9 @@ def _make_update(
     """The update by this process, or by all that torchrun started: then the first one writes what is not sharded."""
     from igrpo_cli.pipeline import update_files
     from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints, shared_staging_directory
-    from igrpo_cli.shards.publish import remove_stale_temporaries
     from igrpo_cli.training.ranks import joined_ranks
 
     provenance = Provenance()
-    remove_stale_temporaries(path.directory.parent)
     observations = read_observations(session, path.iteration, policy)
     groups = observations.training_groups(session.config.update, session.config.data.problems_per_iteration)
     with joined_ranks() as ranks:

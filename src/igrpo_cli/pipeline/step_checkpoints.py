@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from igrpo_cli.console import Console
-from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, Interrupted, MissingInputError
 from igrpo_cli.shards.hashed_directory import record_directory, verify_directory
 from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import UpdatePath
@@ -42,10 +42,17 @@ class StepCheckpoints:
     def save(self, trainer: PolicyTrainer, progress: UpdateProgress) -> None:
         """Keep the state after the last step of `progress`, in place of earlier ones; every rank must ask."""
         final = self._directory / f"step_{len(progress.results):06d}"
-        with shared_staging_directory(final, trainer.ranks) as staged:
-            save_progress(staged, trainer, progress)
-            if trainer.ranks.is_first:
-                self._publish(staged, final)
+        try:
+            with shared_staging_directory(final, trainer.ranks) as staged:
+                save_progress(staged, trainer, progress)
+                if trainer.ranks.is_first:
+                    self._publish(staged, final)
+        except Interrupted:
+            raise
+        except IgrpoError:
+            # A twin of this task that finishes the update takes all checkpoints away, also those being written.
+            if trainer.ranks.size > 1 or self._directory.exists():
+                raise
 
     def _publish(self, staged: Path, final: Path) -> None:
         record_directory(staged)

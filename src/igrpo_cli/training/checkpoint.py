@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,15 @@ def gather_weights(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         state[name] = gathered[key]
     refuse_non_finite(state, "policy not saved")
     return state
+
+
+@contextmanager
+def writing_into(directory: Path) -> Iterator[None]:
+    """Raises IgrpoError, naming `directory`, where the file system refuses what is written within."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise IgrpoError(f"cannot write into {directory}: {error}", hint="make room there and run it again") from error
 
 
 def write_policy(model: Any, state: dict[str, Tensor], source_directory: Path, target_directory: Path) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from igrpo_cli.training.batch import FloatArray
-from igrpo_cli.training.checkpoint import load_optimizer, load_weights, save_optimizer
+from igrpo_cli.training.checkpoint import load_optimizer, load_weights, save_optimizer, writing_into
 from igrpo_cli.training.measures import CompletionAudit
 from igrpo_cli.training.step import PolicyTrainer, StepResult
 
@@ -32,7 +32,8 @@ class UpdateProgress:
 
 def save_progress(directory: Path, trainer: PolicyTrainer, progress: UpdateProgress) -> None:
     """Fill `directory` with the state after the last step of `progress`; every rank must ask."""
-    save_optimizer(directory, trainer.optimizer, trainer.policy.model, with_master_weights=True)
+    with writing_into(directory):
+        save_optimizer(directory, trainer.optimizer, trainer.policy.model, with_master_weights=True)
     trainer.ranks.wait()
     if not trainer.ranks.is_first:
         return
@@ -41,9 +42,10 @@ def save_progress(directory: Path, trainer: PolicyTrainer, progress: UpdateProgr
     }
     for step, result in enumerate(progress.results):
         arrays |= {f"audit.{step}.{each.name}": getattr(result.audit, each.name) for each in fields(CompletionAudit)}
-    save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, directory / ARRAYS_FILE)
-    metrics = [result.metrics for result in progress.results]
-    (directory / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
+    with writing_into(directory):
+        save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, directory / ARRAYS_FILE)
+        metrics = [result.metrics for result in progress.results]
+        (directory / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def load_progress(directory: Path, trainer: PolicyTrainer) -> UpdateProgress:

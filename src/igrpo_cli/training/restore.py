@@ -19,6 +19,7 @@ from igrpo_cli.training.checkpoint import (
     load_weights,
     save_optimizer,
     write_policy,
+    writing_into,
 )
 from igrpo_cli.training.policy import load_policy
 from igrpo_cli.training.ranks import Ranks
@@ -89,17 +90,18 @@ def save_trainer(
     """
     model, is_first = trainer.policy.model, trainer.ranks.is_first
     is_adapted = has_adapters(model)
-    if is_adapted:
-        adapter = adapter_weights(model)
-        if is_first:
-            write_adapter(model, adapter, base_model, places.adapter)
-    weights = gather_weights(model, DTYPES[policy_dtype])
-    with ThreadPoolExecutor(1) as beside:
-        saving = beside.submit(write_policy, model, weights, source, places.policy) if is_first else None
-        with_master = policy_dtype != "float32" or is_adapted
-        save_optimizer(places.optimizer, trainer.optimizer, model, with_master_weights=with_master)
-        if saving is not None:
-            saving.result()
+    with writing_into(places.policy.parent):
+        if is_adapted:
+            adapter = adapter_weights(model)
+            if is_first:
+                write_adapter(model, adapter, base_model, places.adapter)
+        weights = gather_weights(model, DTYPES[policy_dtype])
+        with ThreadPoolExecutor(1) as beside:
+            saving = beside.submit(write_policy, model, weights, source, places.policy) if is_first else None
+            with_master = policy_dtype != "float32" or is_adapted
+            save_optimizer(places.optimizer, trainer.optimizer, model, with_master_weights=with_master)
+            if saving is not None:
+                saving.result()
     trainer.ranks.wait()
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from igrpo_cli.algo.losses import LossSettings, SequenceBatch, TokenLogprobs, policy_loss
+from igrpo_cli.devices import memory_for
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import TrainingGroup
 from igrpo_cli.training.batch import FloatArray, TrainingBatch, flatten_groups
@@ -28,6 +29,9 @@ from igrpo_cli.training.ranks import Ranks, reshard
 
 JOINED_TOKENS_ON_CPU = 512
 """Row length from which on joining gains little: 10 % of the time at three times the tokens and their memory."""
+
+LESS_EXTREME = "lower update.learning_rate, or set update.dtype = float32"
+LESS_MEMORY = "lower update.max_tokens_per_batch, or set update.gradient_checkpointing = true"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,23 +109,26 @@ class PolicyTrainer:
         """Single weights that a step moves."""
         return sum(parameter.numel() for parameter in trainable_parameters(self.policy.model).values())
 
+    @memory_for("the log-probs before the first step", LESS_MEMORY)
     def compute_old_logprobs(self, groups: Sequence[TrainingGroup]) -> FloatArray:
         """Log-probs [N] under the policy as it is now, to be given to `step` with the same groups.
 
         Needed only where the policy takes several steps on its samples. The rows are those of the
-        step, so on an unchanged policy the ratio is exactly 1.
+        step, so on an unchanged policy the ratio is exactly 1. Raises as `step` does for what is not finite.
         """
         batch = flatten_groups(groups, self.policy.vocab_size)
         rows = self._plan(batch)
         logprobs_N = np.zeros(len(batch.token_ids), dtype=np.float32)
         with torch.no_grad(), self._autocast():
             for row, counts in (*self._deal(rows.trained), *self._deal(rows.measured)):
-                found_K = _row_logprobs(self.policy, batch, row)[0].cpu().numpy()
+                found_K = _row_logprobs(self.policy, batch, row)[0]
+                _refuse_non_finite(batch, row, old=found_K)
                 if counts:
-                    logprobs_N[row.token] = found_K
+                    logprobs_N[row.token] = found_K.cpu().numpy()
         reshard(self.policy.logprobs)
         return self.ranks.add_up(logprobs_N)
 
+    @memory_for("the gradient step", LESS_MEMORY)
     def step(
         self,
         groups: Sequence[TrainingGroup],
@@ -135,7 +142,8 @@ class PolicyTrainer:
         no extra forward pass. `on_tokens` is told of the completion tokens of each row of this rank.
 
         Raises IgrpoError, with weights and optimiser as they were, for groups that cannot be trained on
-        (see `flatten_groups`) and for log-probs, a loss or gradients that are not finite.
+        (see `flatten_groups`) and for log-probs, a loss or gradients that are not finite. Where memory runs out
+        the IgrpoError says which setting to lower, and optimiser and weights may be half way.
         """
         batch = flatten_groups(groups, self.policy.vocab_size)
         if old_logprobs is not None and len(old_logprobs) != len(batch.token_ids):
@@ -197,7 +205,7 @@ class PolicyTrainer:
         output = policy_loss(self.settings.loss, work.sequences, tokens)
         if not torch.isfinite(output.loss):
             first = batch.describe(int(batch.sequence[row.token[0]]))
-            raise IgrpoError(f"loss is {output.loss.item()} in the row that starts with {first}")
+            raise IgrpoError(f"loss is {output.loss.item()} in the row that starts with {first}", hint=LESS_EXTREME)
         found = {
             "policy_logprobs": policy_K,
             "old_logprobs": old_K,
@@ -269,5 +277,5 @@ def _refuse_non_finite(batch: TrainingBatch, row: PackedRow, **logprobs: Tensor 
             where = f"token {position} of {batch.describe(sequence)}"
             raise IgrpoError(
                 f"{whose} log-prob of {where} is {values_K[first].item()}",
-                hint="lower update.learning_rate, or set update.dtype = float32",
+                hint=LESS_EXTREME,
             )
