@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from igrpo_cli.console import print_error
-from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError
+from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError, UsageError
 from igrpo_cli.interrupts import clean_interrupts
 
 # typer does not export the root of its errors, of which BadParameter is one.
@@ -19,6 +19,7 @@ USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ 
 def exit_code(app: typer.Typer, arguments: list[str]) -> int:
     """Run the command line `arguments`, say on stderr what went wrong, and return the exit code."""
     try:
+        _refuse_what_is_no_text(arguments)
         with clean_interrupts():
             code = app(args=arguments, prog_name="igrpo", standalone_mode=False)
         return code if isinstance(code, int) else EXIT_DONE
@@ -39,6 +40,15 @@ def exit_code(app: typer.Typer, arguments: list[str]) -> int:
         return EXIT_FAILED
     except USAGE_ERROR as error:
         return _usage_error(error)
+
+
+def _refuse_what_is_no_text(arguments: list[str]) -> None:
+    """File names may be any bytes; settings, manifests and Parquet hold Unicode text alone."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{argument} is not UTF-8", hint="rename it") from None
 
 
 def _usage_error(error: Any) -> int:

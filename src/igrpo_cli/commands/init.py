@@ -16,7 +16,7 @@ from igrpo_cli.config.files import (
     settings_that_differ,
     write_config,
 )
-from igrpo_cli.console import Console
+from igrpo_cli.console import Console, printable
 from igrpo_cli.errors import ConflictError, IgrpoError
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
@@ -125,4 +125,5 @@ def _plan(config: RunConfig) -> dict[str, object]:
 
 
 def _next_steps(path: Path) -> str:
-    return f"{path} is ready. Next: igrpo run {path}, or stage by stage: cd {path} && igrpo draft"
+    shown = printable(str(path))
+    return f"{shown} is ready. Next: igrpo run {shown}, or stage by stage: cd {shown} && igrpo draft"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igrpo_cli.console import Console
+from igrpo_cli.console import Console, printable
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.evaluation.tables import summary_row
 from igrpo_cli.shards.layout import RunDirectory
@@ -65,7 +65,7 @@ def run(request: ReportRequest, console: Console) -> None:
         console.note(f"not in the report: {message}")
     told = f"{payload['iterations']} iterations, {payload['rollouts']:,} rollouts, {len(page) / 1e6:.1f} MB"
     drawn = f"\n{output.with_suffix('')}: {len(figures)} figures" if figures else ""
-    console.data(payload, f"{output}: {told}{drawn}")
+    console.data(payload, printable(f"{output}: {told}{drawn}"))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

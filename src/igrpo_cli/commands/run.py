@@ -9,7 +9,7 @@ from pathlib import Path
 from igrpo_cli.commands import draft, refine
 from igrpo_cli.commands.stage import perform, summary_line
 from igrpo_cli.config.files import write_config
-from igrpo_cli.console import Console
+from igrpo_cli.console import Console, printable
 from igrpo_cli.errors import UsageError
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.pipeline.rollout_shards import RolloutShards, roll_out_in
@@ -44,7 +44,8 @@ def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, c
         payload = {"run": str(path), "iterations": todo, "seconds": seconds}
         payload["stages"] = [report.payload() for report in reports]
         payload["policy"] = str(session.run.policy(todo[-1] + 1 if todo else session.num_iterations()))
-        console.data(payload, f"{len(todo)} iterations in {seconds:.1f} s; the newest policy is {payload['policy']}")
+        newest = printable(str(payload["policy"]))
+        console.data(payload, f"{len(todo)} iterations in {seconds:.1f} s; the newest policy is {newest}")
 
 
 def unfinished(session: Session) -> list[int]:

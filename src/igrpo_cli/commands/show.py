@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.console import Console
+from igrpo_cli.console import Console, printable
 from igrpo_cli.display.story_text import story_markdown, story_text
 from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.inspection.stories import GroupStory, finished_shards, read_stories, selection_settings
@@ -125,7 +125,8 @@ def _find(session: Session, request: ShowRequest, console: Console) -> Found:
 
 def _heading(request: ShowRequest, found: Found) -> str:
     """Which stories these are, of how many."""
-    where = f"{request.run}" if found.iteration is None else f"{request.run}, iteration {found.iteration}"
+    run = printable(str(request.run))
+    where = run if found.iteration is None else f"{run}, iteration {found.iteration}"
     if not found.stories:
         return f"{where}: no problem matches {request.filters}"
     matching = f" of {found.groups} problems match {request.filters}" if request.filters else " problems"

@@ -42,7 +42,7 @@ def status_line(status: Mapping[str, Any]) -> str:
 
 def _heading(status: Mapping[str, Any]) -> str:
     total, left = status["num_iterations"], len(status["unfinished"])
-    lines = [f"{status['run']}: {total - left} of {total} iterations finished"]
+    lines = [f"{printable(status['run'])}: {total - left} of {total} iterations finished"]
     if status["policies"]:
         numbers = format_shards(each["policy"] for each in status["policies"])
         newest = status["policies"][-1]

@@ -29,7 +29,7 @@ def read_foreign_parquet(path: Path) -> Iterator[dict[str, Any]]:
                 columns = {name: _values(batch.column(name)) for name in batch.schema.names}
                 for row in range(batch.num_rows):
                     yield {name: values[row] for name, values in columns.items()}
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns that are no text
         raise DamagedFileError(
             f"{path.name} is not a readable Parquet file ({_first_line(error)})",
             hint="copy or download it again",
