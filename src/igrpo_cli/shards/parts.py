@@ -23,6 +23,8 @@ from igrpo_cli.shards.tables import file_metadata, read_table, write_tables
 
 IDENTITY_KEY = "igrpo.identity"
 BLOCK_KEY = "igrpo.block"
+MOST_CLEARINGS = 64
+"""How often the directory may be taken away while a part is written: once by each task that shares the shard."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class PartStore:
 
     def _write(self, block: int, table: pa.Table, *, replace: bool = False) -> None:
         metadata = {IDENTITY_KEY: self.identity_sha256, BLOCK_KEY: str(block)}
-        for clearings_left in reversed(range(3)):
+        for clearings_left in reversed(range(MOST_CLEARINGS)):
             try:
                 write_tables(self.path(block), self.schema, [table], metadata=metadata, replace=replace)
                 return
