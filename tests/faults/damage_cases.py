@@ -1,0 +1,110 @@
+"""Files of a finished run that are damaged, one at a time: `verify` must refuse each and name the file."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from fault_cases import lost, require, require_sound, same_as_undisturbed
+from forked import COMMANDS, Fork, WarmRun
+
+from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.shards.verify import verify_run
+
+KINDS = {
+    "shard": "iteration_0000/*/*.parquet",
+    "manifest": "iteration_0000/*/*.json",
+    "weights": "policies/0001/*.safetensors",
+    "optimiser state": "iteration_0000/update/optimizer/*.safetensors",
+}
+"""Which files are damaged."""
+
+
+def bit_flips(warm: WarmRun, kind: str, tries: int) -> Iterator[str | None]:
+    """One bit of one file is another one."""
+    rng, files = random.Random(kind), _files(warm, kind)
+    for n in range(tries):
+        path = files[n % len(files)]
+        content = path.read_bytes()
+        bit = rng.randrange(len(content) * 8)
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        yield _refused(warm, path, content, bytes(damaged), f"bit {bit}")
+
+
+def truncations(warm: WarmRun, kind: str) -> Iterator[str | None]:
+    """Each file ends too early, at six places; the newline that ends a JSON file says nothing and is none of them."""
+    for path in _files(warm, kind):
+        content = path.read_bytes()
+        size = len(content)
+        for length in (0, 1, size // 3, size // 2, size - 8, size - 2):
+            yield _refused(warm, path, content, content[:length], f"cut to {length} of {size} bytes")
+
+
+def _files(warm: WarmRun, kind: str) -> list[Path]:
+    files = sorted(warm.reset("update", finished=True).glob(KINDS[kind]))
+    require_sound(warm)
+    require(files, f"no {kind} to damage")
+    return files
+
+
+def _refused(warm: WarmRun, path: Path, content: bytes, damaged: bytes, how: str) -> str | None:
+    def check() -> None:
+        path.write_bytes(damaged)
+        try:
+            problems = verify_run(RunDirectory(warm.work)).problems
+        finally:
+            path.write_bytes(content)
+        said = " ".join(f"{problem.path} {problem.what}" for problem in problems)
+        require(problems, "read as valid")
+        require(path.stem in said, f"not named: {said}")
+
+    return lost(check, f"{path.relative_to(warm.work)}, {how}")
+
+
+def file_times(warm: WarmRun, seconds: Iterable[float]) -> Iterator[str | None]:
+    """All files are of 1970, or of 2100: each command finds its work done, and makes the same when it is not."""
+    for moment in seconds:
+        for name in COMMANDS:
+            for finished in (False, True):
+                run = warm.reset(name, finished=finished)
+                for path in [run, *run.rglob("*")]:
+                    os.utime(path, (moment, moment))
+                yield lost(lambda c=name: _runs(warm, c), f"{name}, files of {moment:.0f} s")
+
+
+def clocks(warm: WarmRun, days: Iterable[int]) -> Iterator[str | None]:
+    """The clock goes wrong by some days in the middle of an iteration."""
+    from igrpo_cli.shards import manifest
+
+    right = manifest.datetime
+    for number in days:
+
+        class WrongClock(right):  # type: ignore[misc, valid-type]
+            @classmethod
+            def now(cls, tz=None, by=number):
+                return right.now(tz) + by * (right(2026, 1, 2) - right(2026, 1, 1))
+
+        for name in COMMANDS:
+            warm.reset(name)
+            manifest.datetime = WrongClock  # type: ignore[misc]
+            try:
+                yield lost(lambda c=name: _runs(warm, c), f"{name}, {number} days off")
+            finally:
+                manifest.datetime = right  # type: ignore[misc]
+
+
+def without_hard_links(warm: WarmRun) -> Iterator[str | None]:
+    """Each command on a file system that has none."""
+    for name in COMMANDS:
+        warm.reset(name)
+        yield lost(lambda c=name: _runs(warm, c, "nolinks@1"), f"{name} without hard links")
+
+
+def _runs(warm: WarmRun, name: str, fault: str | None = None) -> None:
+    process = Fork(*warm.command(name), fault=fault, below=warm.work)
+    code = process.wait()
+    require(code == 0, f"exit {code}: {process.stderr}")
+    same_as_undisturbed(warm, name)

@@ -1,0 +1,229 @@
+"""Commands that fail, are killed or are stopped, and what must hold of the run afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from forked import Fork, WarmRun, timed
+
+from command_line import files_below
+from igrpo_cli.shards.layout import PARTS, RunDirectory
+from igrpo_cli.shards.temporaries import is_temporary
+from igrpo_cli.shards.verify import verify_run
+
+SECONDS_TO_STOP = 10.0
+SIGNALS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+
+
+class LostError(AssertionError):
+    """A promise that was not kept."""
+
+
+def require(condition: object, what: str) -> None:
+    if not condition:
+        raise LostError(what)
+
+
+def every_operation(warm: WarmRun, name: str, kind: str, step: int = 1) -> Iterator[str | None]:
+    """`kind` at the n-th file operation, n = 1, 1 + step, … until none is left; yields None, or what was lost."""
+    n = 1
+    while True:
+        run = warm.reset(name)
+        process = Fork(*warm.command(name), fault=f"{kind}@{n}", below=run)
+        code = process.wait()
+        if not process.has_reached:
+            require(code == 0, f"{name} without a fault exits {code}: {process.stderr}")
+            return
+        yield lost(lambda p=process, c=code: _after_fault(warm, name, kind, c, p.stderr), f"{name}, {kind}@{n}")
+        n += step
+
+
+def _after_fault(warm: WarmRun, name: str, kind: str, code: int, stderr: str) -> None:
+    if kind == "kill":
+        require(code == -signal.SIGKILL, f"exit {code}")
+    elif code != 0:
+        require_said(warm, code, stderr)
+    goes_on(warm, name)
+
+
+def require_said(warm: WarmRun, code: int, stderr: str) -> None:
+    """A documented exit code, and an error that names a file of the run."""
+    require(code == 1, f"exit {code}: {stderr}")
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    require(len(errors) == 1 and "Traceback" not in stderr, f"stderr is {stderr!r}")
+    require(str(warm.work) in errors[0], f"no file is named: {errors[0]}")
+
+
+def goes_on(warm: WarmRun, name: str) -> None:
+    """Nothing partial is there, `verify` has nothing to say, and the same command finishes with the same bytes."""
+    whole_or_not_there(warm, name)
+    again = Fork(*warm.command(name))
+    code = again.wait()
+    require(code == 0, f"run again, it exits {code}: {again.stderr}")
+    same_as_undisturbed(warm, name)
+
+
+def whole_or_not_there(warm: WarmRun, name: str) -> None:
+    expected = warm.result(name)
+    for path in sorted(warm.work.rglob("*")):
+        relative = path.relative_to(warm.work)
+        if any(is_temporary(part) for part in relative.parts) or not path.is_file():
+            continue
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        elif (content := expected.get(relative.as_posix())) is not None:
+            require(path.read_bytes() == content, f"{relative} is partial")
+    require_sound(warm)
+
+
+def same_as_undisturbed(warm: WarmRun, name: str) -> None:
+    # The finished blocks of a shard whose writer died after its manifest lie there still; `verify` notes them.
+    found = {name: content for name, content in files_below(warm.work).items() if PARTS not in name.split("/")}
+    expected = warm.result(name)
+    differing = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
+    require(not differing, f"other bytes than undisturbed: {differing}")
+    require_sound(warm)
+
+
+def require_sound(warm: WarmRun) -> None:
+    problems = verify_run(RunDirectory(warm.work)).problems
+    require(not problems, f"verify: {[f'{each.path}: {each.what}' for each in problems]}")
+
+
+def lost(check, where: str) -> str | None:
+    """None when `check` passes, else where and why it did not."""
+    try:
+        check()
+    except (LostError, TimeoutError, OSError, ValueError) as error:
+        return f"{where}: {error}"
+    return None
+
+
+def random_kills(warm: WarmRun, tries: int, seed: int = 0) -> Iterator[str | None]:
+    """`igrpo run` killed at random times and started again, over and over; each finished run is compared."""
+    rng, command = random.Random(seed), ["run", warm.work, "-q"]
+    warm.reset("draft")
+    seconds = timed(lambda: require(Fork(*command).wait() == 0, "run fails"))
+    warm.reset("draft")
+    for n in range(tries):
+        process, doomed = Fork(*command), rng.uniform(0, seconds)
+        try:
+            code = process.wait(doomed)
+        except TimeoutError:
+            yield lost(lambda: require_sound(warm), f"kill {n} after {doomed:.3f} s")
+            continue
+        # It got to its end before the killer came: compare, begin anew, and count no kill.
+        finished = lost(lambda c=code: (require(c == 0, f"exit {c}"), same_as_undisturbed(warm, "update")), f"run {n}")
+        warm.reset("draft")
+        yield finished
+    yield lost(lambda: (require(Fork(*command).wait() == 0, "run fails"), same_as_undisturbed(warm, "update")), "end")
+
+
+def signals(warm: WarmRun, name: str, times: int, seed: int = 0) -> Iterator[str | None]:
+    """SIGTERM, SIGUSR1 and SIGINT before some file operation, `times` times in a row."""
+    rng = random.Random(f"{name} {times} {seed}")
+    for number, expected in SIGNALS.items():
+        warm.reset(name)
+        yield lost(lambda n=number, e=expected: _signalled(warm, name, n, e, times, rng), f"{name}, {number!r}")
+
+
+def _signalled(warm: WarmRun, name: str, number: int, expected: int, times: int, rng: random.Random) -> None:
+    # Stopped there first, so that the signal meets it at work however fast the machine is.
+    process = Fork(*warm.command(name), fault=f"stop@{rng.randint(2, 12)}", below=warm.work)
+    require(process.is_stopped, "ended before the signal came")
+    for _ in range(times):
+        process.send(number)
+        process.send(signal.SIGCONT)
+        time.sleep(rng.uniform(0, 0.05))
+    code = process.wait(SECONDS_TO_STOP)
+    require(code == expected, f"exit {code}, not {expected}: {process.stderr}")
+    require("Traceback" not in process.stderr, process.stderr)
+    goes_on(warm, name)
+
+
+def late_twins(warm: WarmRun, name: str, step: int = 1) -> Iterator[str | None]:
+    """A task stops before its n-th operation, its requeued twin does all of it, and the task comes back."""
+    n = 1
+    while True:
+        run = warm.reset(name)
+        process = Fork(*warm.command(name), fault=f"stop@{n}", below=run)
+        if not process.is_stopped:
+            require(process.wait() == 0, process.stderr)
+            return
+        yield lost(lambda p=process: _comes_back(warm, name, p), f"{name}, stop@{n}")
+        n += step
+
+
+def _comes_back(warm: WarmRun, name: str, process: Fork) -> None:
+    twin = Fork(*warm.command(name))
+    code = twin.wait()
+    process.send(signal.SIGCONT)
+    late = process.wait()
+    require(code == 0, f"the twin exits {code}: {twin.stderr}")
+    require(late == 0, f"the late task exits {late}: {process.stderr}")
+    same_as_undisturbed(warm, name)
+
+
+def file_size_limits(warm: WarmRun, name: str, limits: Iterable[int]) -> Iterator[str | None]:
+    """No file of the process may be larger than a limit (RLIMIT_FSIZE), as under a quota; then the limit goes."""
+    for limit in limits:
+        warm.reset(name)
+        yield lost(lambda n=limit: _limited(warm, name, n), f"{name}, files of {limit} bytes at most")
+
+
+def _limited(warm: WarmRun, name: str, limit: int) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        process = Fork(*warm.command(name))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    code = process.wait()
+    if code != 0:
+        require_said(warm, code, process.stderr)
+    goes_on(warm, name)
+
+
+def full_disks(warm: WarmRun, kilobytes: Iterable[int]) -> Iterator[str | None]:
+    """The run lies on a tmpfs of 1 MB that has so many kB left, all of it is run, and room is made.
+
+    Nothing is tried where this process may not mount.
+    """
+    disk, work = warm.directory / "disk", warm.work
+    disk.mkdir(exist_ok=True)
+    for free in kilobytes:
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True).returncode:
+            return
+        try:
+            warm.work = disk / "run"
+            shutil.copytree(warm.before("draft"), warm.work)
+            yield lost(lambda n=free: _filled(warm, disk, n), f"a disk with {free} kB left")
+        finally:
+            warm.work = work
+            subprocess.run(["umount", disk], check=True)
+
+
+def _filled(warm: WarmRun, disk: Path, free: int) -> None:
+    room = os.statvfs(disk)
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(room.f_bavail * room.f_bsize - free * 1024))
+    process = Fork("run", warm.work, "-q")
+    code = process.wait()
+    require_said(warm, code, process.stderr)
+    require("No space left" in process.stderr, f"stderr is {process.stderr!r}")
+    whole_or_not_there(warm, "update")
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+    again = Fork("run", warm.work, "-q")
+    code = again.wait()
+    require(code == 0, f"with room, it exits {code}: {again.stderr}")
+    same_as_undisturbed(warm, "update")

@@ -1,0 +1,64 @@
+"""A sample of every fault of `just faults`, and that a promise that is broken is seen."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from command_line import ONE_THREAD
+
+HERE = Path(__file__).parent
+TABLE = HERE / "table.py"
+
+
+def run_table(*arguments: str, before: str = "") -> tuple[int, dict[str, int], str]:
+    """The table in a process of its own, since it forks; `before` is run ahead of it. Exit code, last line, stderr."""
+    prepare = f"import runpy, sys; sys.argv = {[str(TABLE), *arguments]!r}"
+    code = f"{prepare}\n{before}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], env=ONE_THREAD, capture_output=True, text=True, timeout=600)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.mark.slow
+def test_a_sample_of_every_fault_loses_nothing():
+    code, totals, stderr = run_table("--small")
+    lost = [line for line in stderr.splitlines() if line.startswith("lost: ")]
+    assert not lost
+    assert code == 0
+    assert set(totals) == {"faults", "tries", "survived", "lost"}
+    assert totals["faults"] >= 40
+    assert totals["survived"] == totals["tries"] >= 180
+
+
+BROKEN = {
+    "kill at operation n of select": """
+import os, shutil
+from pathlib import Path
+from igrpo_cli.shards import publish
+def install_in_two_steps(temporary, path):
+    path.write_bytes(temporary.read_bytes()[:100])
+    os.fsync(os.open(path, os.O_RDONLY))
+    shutil.copyfile(temporary, path)
+    return True
+publish._install = install_in_two_steps
+""",
+    "bit flip: weights": """
+import igrpo_cli.shards.verify as verify
+verify.verify_policy = lambda policy, hash_of=None: None
+""",
+}
+"""What breaks a promise, and the fault that shows it."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_promise_is_seen(fault):
+    code, totals, stderr = run_table("--only", fault, before=BROKEN[fault])
+    assert code == 1
+    assert totals["lost"] >= 1
+    assert "lost: " in stderr
