@@ -107,13 +107,3 @@ def test_help_imports_nothing_heavy(arguments):
     )
     result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "HEAVY []"
-
-
-def test_nothing_unpickles_or_evaluates():
-    forbidden = {"eval", "exec", "torch.load", "os.system", "pickle.load", "pickle.loads", "yaml.load"}
-    for path in FILES:
-        source = path.read_text("utf-8")
-        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)}
-        assert not calls & forbidden, path
-        assert "import pickle" not in source, path
-        assert "shell=True" not in source, path

@@ -1,0 +1,128 @@
+"""Nothing unpickles, evaluates, reaches a shell or trusts code unasked; secrets of the environment stay there.
+
+What is fed in at run time is tested where it comes in: pickles in `test_foreign_policies`, texts of models on a
+terminal and a page in `test_hostile_texts`, keys in the tests of the server engine and the judge.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from command_line import igrpo, make_run
+from igrpo_cli.config.sections import PolicySection
+from igrpo_cli.engines.base import EngineSettings
+from igrpo_cli.engines.tokenization import PolicyTokenizer
+from igrpo_cli.problems.packaged import packaged_data
+from igrpo_cli.training.policy import load_policy
+
+PACKAGE = Path(__file__).parents[2] / "src" / "igrpo_cli"
+TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
+RUNS_CODE = {"eval", "exec", "compile", "__import__", "execfile"}
+RUNS_COMMANDS = {"os.system", "os.popen", "os.startfile", "subprocess.getoutput", "subprocess.getstatusoutput"}
+UNPICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
+PICKLED_READERS = {"torch.load", "np.load", "numpy.load", "pd.read_pickle", "torch.jit.load", "torch.hub.load"}
+
+
+def calls() -> Iterator[tuple[str, ast.Call, str]]:
+    """(file, call, what is called) of the whole package."""
+    for file, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield file, node, ast.unparse(node.func)
+
+
+def keywords(call: ast.Call) -> dict[str, str]:
+    return {word.arg: ast.unparse(word.value) for word in call.keywords if word.arg}
+
+
+def test_no_call_runs_code_or_a_shell_or_reads_a_pickle():
+    forbidden = RUNS_CODE | RUNS_COMMANDS | PICKLED_READERS
+    assert [(file, name) for file, _, name in calls() if name in forbidden] == []
+    assert [(file, name) for file, call, name in calls() if keywords(call).get("shell", "False") != "False"] == []
+
+
+def test_nothing_imports_what_unpickles():
+    imported = {
+        (file, name.split(".")[0])
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+    }
+    assert {(file, name) for file, name in imported if name in UNPICKLES} == set()
+
+
+def test_processes_are_started_with_a_list_of_arguments():
+    starters = {"subprocess.run", "subprocess.Popen", "subprocess.check_output", "subprocess.check_call"}
+    started = [(file, call) for file, call, name in calls() if name in starters]
+    assert started, "the walk finds them"
+    for file, call in started:
+        assert not isinstance(call.args[0], ast.JoinedStr | ast.Constant | ast.BinOp), file
+
+
+def test_code_that_comes_with_a_model_is_never_trusted_unless_a_setting_says_so():
+    words = [(file, keywords(call)) for file, call, _ in calls()]
+    passed = [(file, of_call["trust_remote_code"]) for file, of_call in words if "trust_remote_code" in of_call]
+    assert passed, "the walk finds them"
+    assert [(file, value) for file, value in passed if value == "True"] == []
+    defaults = [
+        PolicySection.model_fields["trust_remote_code"].default,
+        EngineSettings().trust_remote_code,
+        inspect.signature(PolicyTokenizer).parameters["trust_remote_code"].default,
+        inspect.signature(load_policy).parameters["trust_remote_code"].default,
+    ]
+    assert defaults == [False] * 4
+
+
+def test_weights_are_loaded_from_safetensors_alone():
+    loaders = [(file, keywords(call)) for file, call, name in calls() if name.endswith("CausalLM.from_pretrained")]
+    assert loaders, "the walk finds them"
+    assert [file for file, words in loaders if words.get("use_safetensors") != "True"] == []
+
+
+def test_pages_escape_all_that_they_are_given():
+    """Jinja2 escapes nothing unless it is told to; chat templates are rendered by transformers' own sandbox."""
+    environments = [(file, keywords(call)) for file, call, name in calls() if name.split(".")[-1] == "Environment"]
+    assert environments, "the walk finds them"
+    assert [file for file, words in environments if words.get("autoescape") not in ("True",)] == []
+    page = (PACKAGE / "report" / "page.html").read_text("utf-8")
+    assert "autoescape" not in page
+    # Drawings escape for themselves (`test_svg`), and a constant.
+    assert re.findall(r"[{%]\s*([^{}%]*?)\|\s*safe", page) == ["' class=\"several\"'", "svg"]
+
+
+def test_a_model_that_brings_code_is_not_run(tmp_path):
+    """`auto_map` names a Python file beside the weights: without `trust_remote_code` it must not be imported."""
+    model = shutil.copytree(packaged_data() / "tiny-policy", tmp_path / "model", ignore=shutil.ignore_patterns("*.py"))
+    config = json.loads((model / "config.json").read_text())
+    config["model_type"] = "foreign"
+    config["auto_map"] = {"AutoConfig": "foreign.Config", "AutoModelForCausalLM": "foreign.Model"}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "foreign.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').write('x')\n")
+    result = igrpo(
+        "init", tmp_path / "run", "--preset", "quickstart", "--set", f"policy.model={json.dumps(str(model))}"
+    )
+    if result.code == 0:
+        result = igrpo("draft", tmp_path / "run", "-q")
+    assert result.code == 1
+    assert str(model) in result.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_secrets_of_the_environment_reach_no_file_and_no_stream(tmp_path):
+    secrets = {
+        name: f"hf_{name.lower()}_that_nobody_may_read" for name in ("HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY")
+    }
+    run = make_run(tmp_path / "run", "data.problems_per_iteration=2")
+    result = igrpo("draft", run, "-v", "--json", env=secrets)
+    assert result.code == 0, result.stderr
+    written = [path for path in run.rglob("*") if path.is_file()]
+    assert len(written) >= 5
+    everything = b"".join([(result.stdout + result.stderr).encode(), *(path.read_bytes() for path in written)])
+    assert [name for name, value in secrets.items() if value.encode() in everything] == []
