@@ -86,3 +86,15 @@ engine-agreement model="models/smollm2" *args:
 # `igrpo report` on a run of half a million rollouts: seconds, memory, size.
 bench-report *args:
     {{ python }} benchmarks/report.py {{ args }}
+
+# Every fault, tried to the end: kills, signals, full disks, flipped bits, races; `--small` tries a sample of each.
+faults *args:
+    {{ python }} tests/faults/table.py {{ args }}
+
+# Damaged configs, problems, manifests, policies and shards for the readers: `just fuzz 10` goes on for ten minutes.
+fuzz minutes="10":
+    {{ python }} tests/faults/fuzz.py {{ minutes }}
+
+# `igrpo select` over ten thousand, a hundred thousand and a million drafts: rows a second, peak memory.
+bench-select *args:
+    {{ python }} benchmarks/selection.py {{ args }}
