@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 
 from command_line import igrpo, make_run
 from igrpo_cli.commands import doctor
 from igrpo_cli.rewards import workers
+
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +86,20 @@ def test_an_import_that_fails_says_its_last_line(monkeypatch):
     monkeypatch.undo()
     assert doctor._why_not_importable("json") is None
     assert doctor._why_not_importable("no_such_package") == "ModuleNotFoundError: No module named 'no_such_package'"
+
+
+def test_a_directory_that_is_not_there_is_a_problem_and_is_not_made(tmp_path):
+    result = igrpo("doctor", tmp_path / "typo")
+    assert result.code == 1
+    assert f"{tmp_path / 'typo'} is no directory" in result.stderr
+    assert f"hint: mkdir {tmp_path / 'typo'}" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_extras_are_those_that_the_package_declares():
+    declared = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+    names = {extra: tuple(re.split(r"[><=]", each)[0] for each in declared[extra]) for extra in doctor.EXTRAS}
+    assert names == doctor.EXTRAS
+    of_others = {"vllm", "vllm-cpu", "log", "trl", "test", "dev"}
+    """Tried by itself, made of others, or for those who work on igrpo."""
+    assert declared.keys() - doctor.EXTRAS.keys() == of_others

@@ -16,7 +16,7 @@ from typing import Literal
 from igrpo_cli import __version__
 from igrpo_cli.config.files import check_config, read_toml
 from igrpo_cli.console import Console, table
-from igrpo_cli.errors import IgrpoError
+from igrpo_cli.errors import IgrpoError, MissingInputError
 from igrpo_cli.shards.layout import RunDirectory
 
 PACKAGES = ("torch", "transformers", "pyarrow", "math-verify")
@@ -25,7 +25,7 @@ EXTRAS = {
     "hub": ("datasets",),
     "gguf": ("gguf",),
     "sql": ("duckdb",),
-    "png": ("resvg-py",),
+    "png": ("resvg-py", "font-roboto"),
     "trackio": ("trackio",),
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
@@ -136,6 +136,8 @@ def _grading() -> Check:
 def _files(path: Path) -> Check:
     from igrpo_cli.shards.file_system import probe_file_system
 
+    if not path.is_dir():
+        raise MissingInputError(f"{path} is no directory", hint=f"mkdir {path}, or name another one")
     what, found = f"files in {path}", probe_file_system(path)
     milliseconds = 1000 * found.seconds_to_publish
     text = f"{found.free_bytes / 1e9:.0f} GB free, {milliseconds:.1f} ms to publish a file"
