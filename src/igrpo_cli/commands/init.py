@@ -13,11 +13,11 @@ from igrpo_cli.config.files import (
     merge,
     read_preset,
     read_toml,
-    settings_that_differ,
     write_config,
 )
 from igrpo_cli.console import Console, printable
 from igrpo_cli.errors import ConflictError, IgrpoError
+from igrpo_cli.inspection.differences import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.prompts import bare_prompt
@@ -95,7 +95,8 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
 def _refuse_other_run(run_directory: RunDirectory, content: bytes) -> None:
     path = run_directory.run_toml
     if path.exists() and path.read_bytes() != content:
-        differing = settings_that_differ(read_toml(path), tomllib.loads(content.decode()))
+        both = [flat_settings(sections) for sections in (read_toml(path), tomllib.loads(content.decode()))]
+        differing = [f"{name} {old!r} on disk, {new!r} now" for name, (old, new) in differing_values(*both).items()]
         raise ConflictError(
             f"{run_directory.root} is a run already, with other settings ({'; '.join(differing[:SHOWN_SETTINGS])})",
             hint=f"go on with it (igrpo status {run_directory.root}), or name another directory",

@@ -101,7 +101,7 @@ def _evaluations(run: RunDirectory) -> tuple[list[Mapping[str, str]], list[str]]
     """The rows of all summaries, and what is wrong with the others."""
     rows: list[Mapping[str, str]] = []
     unreadable = []
-    for path in sorted(run.root.glob("eval/*/*/summary.json")):
+    for path in run.eval_summaries():
         try:
             rows.append({"bench": path.parent.parent.name, **summary_row(read_object(path))})
         except IgrpoError as error:

@@ -11,7 +11,7 @@ from typing import Any
 from igrpo_cli.console import Console, printable
 from igrpo_cli.display.story_text import story_markdown, story_text
 from igrpo_cli.errors import MissingInputError, UsageError
-from igrpo_cli.inspection.stories import GroupStory, finished_shards, read_stories, selection_settings
+from igrpo_cli.inspection.stories import GroupStory, finished_shards, problems_by_id, read_stories, selection_settings
 from igrpo_cli.inspection.word_changes import word_changes
 from igrpo_cli.records import VERDICTS, Rollout
 from igrpo_cli.session import Session, open_session
@@ -108,10 +108,11 @@ def _find(session: Session, request: ShowRequest, console: Console) -> Found:
         if request.iteration is not None:
             what = f"iteration {request.iteration} of {request.run} has no finished draft shard"
         raise MissingInputError(what, hint=f"igrpo draft {request.run} --iteration {request.iteration or 0}")
+    problems = problems_by_id(session.run)
     with console.progress("searching", len(iterations), "iterations") as progress:
         for iteration in iterations:
             found = Found(iteration)
-            for story in read_stories(session.run, iteration):
+            for story in read_stories(session.run, iteration, problems):
                 found.groups += 1
                 if request.matches(story):
                     found.matched += 1

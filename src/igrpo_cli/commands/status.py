@@ -10,6 +10,7 @@ from pathlib import Path
 from igrpo_cli.console import Console
 from igrpo_cli.display.status_text import status_line, status_text
 from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, UsageError
+from igrpo_cli.inspection.shard_states import missing_shards
 from igrpo_cli.pipeline.run_status import RunStatus, paths_of_stage
 from igrpo_cli.session import Session, open_session
 from igrpo_cli.shards.layout import ShardPath, bench_name, format_shards
@@ -48,7 +49,7 @@ def run(path: Path, asked: Asked, console: Console) -> int:
 
 
 def _print_missing(session: Session, status: RunStatus, stage: str, asked: Asked) -> None:
-    shards = format_shards(_missing(_paths_asked_for(session, stage, asked.bench, asked.iteration)))
+    shards = format_shards(missing_shards(_paths_asked_for(session, stage, asked.bench, asked.iteration)))
     if session.console.as_json:
         payload = status.read(None if stage == "eval" else asked.iteration)
         session.console.data(payload | {"missing": shards}, "")
@@ -75,11 +76,6 @@ def _watch(status: RunStatus, iteration: int | None, seconds: float, console: Co
                 return EXIT_DONE
             time.sleep(seconds)
     return EXIT_CTRL_C
-
-
-def _missing(paths: tuple[ShardPath, ...]) -> list[int]:
-    """A shard exists when its manifest exists; whether its bytes are right is for `igrpo verify` to say."""
-    return [path.shard for path in paths if not path.manifest.exists()]
 
 
 def _paths_asked_for(session: Session, stage: str, bench: str, iteration: int | None) -> tuple[ShardPath, ...]:

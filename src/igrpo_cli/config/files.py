@@ -41,17 +41,6 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
 
 
-def settings_that_differ(on_disk: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """`run.seed 0 on disk, 5 now` for each key of two `run.toml`s that differs; None stands for an unset one."""
-    found = []
-    for section in sorted(on_disk.keys() | now.keys()):
-        old, new = on_disk.get(section, {}), now.get(section, {})
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                found.append(f"{section}.{key} {old.get(key)!r} on disk, {new.get(key)!r} now")
-    return found
-
-
 def parse_override(text: str) -> tuple[str, str, Any]:
     """`section.key=value` as (section, key, value); the value is TOML, a bare word is a string."""
     name, equals, raw = text.partition("=")

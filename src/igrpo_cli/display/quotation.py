@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from igrpo_cli.console import printable
+from igrpo_cli.display.progress import can_redraw
 
 Piece = tuple[Literal["same", "removed", "added"], str]
 """Text, and whether it is new; text that is compared with nothing is `same`."""
@@ -38,7 +38,7 @@ def heading(line: str) -> str:
     """A line of ours: bold on a terminal, so that it is found between quotations."""
     from rich.style import Style
 
-    return Style(bold=True).render(line) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else line
+    return Style(bold=True).render(line) if can_redraw(sys.stdout.isatty()) else line
 
 
 def fenced(pieces: Sequence[Piece]) -> str:

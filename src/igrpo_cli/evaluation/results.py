@@ -9,10 +9,8 @@ from pathlib import Path
 from igrpo_cli.errors import DamagedFileError, MissingInputError
 from igrpo_cli.records import Rollout
 from igrpo_cli.shards.finishing import open_input
-from igrpo_cli.shards.layout import ShardPath
+from igrpo_cli.shards.layout import SUMMARY, ShardPath
 from igrpo_cli.shards.strict_json import read_object
-
-SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)

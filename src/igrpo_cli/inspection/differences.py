@@ -100,11 +100,11 @@ def changed_settings(a: Side, b: Side, of_runs: Sequence[Settings]) -> dict[str,
         both = [_recorded(side, stage) for side in (a, b)]
         if not all(both):
             continue
-        for name, values in _changed(*both):
+        for name, values in differing_values(*both).items():
             changed[name if changed.get(name, values) == values else f"{name} ({stage})"] = values
         recorded.update(both[0], both[1])
-    unrecorded = {name: values for name, values in _changed(*map(_flat, of_runs)) if name not in recorded}
-    return {**changed, **unrecorded}
+    unrecorded = differing_values(*map(flat_settings, of_runs)).items()
+    return changed | {name: values for name, values in unrecorded if name not in recorded}
 
 
 def evaluations_of_both(a: Side, b: Side, *, newest: bool) -> Iterator[tuple[EvaluationState, EvaluationState]]:
@@ -142,17 +142,17 @@ def _recorded(side: Side, stage: str) -> dict[str, Any]:
         return {}
     manifest = read_manifest(shards[0])
     versions = {f"versions.{name}": version for name, version in manifest.versions.items()}
-    return {**_flat(manifest.identity.config), **versions, "device": manifest.device}
+    return {**flat_settings(manifest.identity.config), **versions, "device": manifest.device}
 
 
-def _flat(sections: Settings) -> dict[str, Any]:
+def flat_settings(sections: Settings) -> dict[str, Any]:
+    """{`section.key`: value}."""
     return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 
-def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    for name in sorted({*a, *b}):
-        if a.get(name) != b.get(name):
-            yield name, (a.get(name), b.get(name))
+def differing_values(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Both values of each name that differs, in order; None where one side has none."""
+    return {name: (a.get(name), b.get(name)) for name in sorted({*a, *b}) if a.get(name) != b.get(name)}
 
 
 def _evaluations(side: Side) -> dict[tuple[str, str | None], dict[int, EvaluationState]]:

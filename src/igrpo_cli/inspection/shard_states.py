@@ -47,14 +47,19 @@ class StageState:
 
 def stage_state(paths: Sequence[ShardPath]) -> StageState:
     """The state of some shards of one stage, such as draft."""
-    missing = [path for path in paths if not path.manifest.exists()]
-    found = {path.shard: damage_of(path) for path in paths if path not in missing}
+    missing = missing_shards(paths)
+    found = {path.shard: damage_of(path) for path in paths if path.shard not in missing}
     return StageState(
         total=len(paths),
-        missing=tuple(path.shard for path in missing),
+        missing=tuple(missing),
         damaged={shard: damage for shard, damage in found.items() if damage is not None},
-        under_way=tuple(each for path in missing if (each := _unfinished_shard(path))),
+        under_way=tuple(each for path in missing.values() if (each := _unfinished_shard(path))),
     )
+
+
+def missing_shards(paths: Sequence[ShardPath]) -> dict[int, ShardPath]:
+    """Those without a manifest, by number; whether the others' bytes are right is for `igrpo verify` to say."""
+    return {path.shard: path for path in paths if not path.manifest.exists()}
 
 
 def update_state(update: UpdatePath) -> StageState:

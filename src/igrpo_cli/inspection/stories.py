@@ -67,14 +67,23 @@ class GroupStory:
         return len({rollout.reward for rollout in self.refinements or self.drafts}) > 1
 
 
-def read_stories(run: RunDirectory, iteration: int) -> Iterator[GroupStory]:
+def problems_by_id(run: RunDirectory) -> dict[str, Problem]:
+    """The run's problems. Raises MissingInputError where they are gone, DamagedFileError where they changed."""
+    return {problem.problem_id: problem for problem in read_problems(run.problems())}
+
+
+def read_stories(
+    run: RunDirectory, iteration: int, problems: Mapping[str, Problem] | None = None
+) -> Iterator[GroupStory]:
     """The stories of an iteration in order of its groups, one block of them in memory at a time.
+
+    Whoever reads many iterations reads `problems_by_id` once.
 
     What is finished is told: groups whose draft shard is missing are left out, and a stage that has not come to
     a group yet leaves its part empty. Raises DamagedFileError for a file that is not what it was, ConflictError
     where a stage lies there in two numbers of shards, MissingInputError where the problems are gone.
     """
-    problems = {problem.problem_id: problem for problem in read_problems(run.problems())}
+    problems = problems_by_id(run) if problems is None else problems
     shards = {stage: finished_shards(run, iteration, stage) for stage in ("draft", "select", "refine")}
     verdicts = _verdicts(shards["draft"])
     advantages = _advantages(run, iteration)

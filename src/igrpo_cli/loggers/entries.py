@@ -72,7 +72,7 @@ def read_entries(run: RunDirectory, is_sent: Callable[[str], bool]) -> Iterator[
         metrics = None if is_sent(key) else read_metrics(run, iteration)
         if metrics is not None:
             yield Entry(key, update.manifest.stat().st_mtime, _update_rows(metrics))
-    for summary in sorted(run.root.glob("eval/*/*/summary.json")):
+    for summary in run.eval_summaries():
         key = _key(run, summary.parent)
         policy, conditioned = read_eval_name(summary.parent.name)
         if isinstance(policy, int) and not is_sent(key):

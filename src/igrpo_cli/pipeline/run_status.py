@@ -63,7 +63,7 @@ class RunStatus:
                 for number, policy in chain.policies.items()
             ],
             "policies_waiting": chain.waiting,
-            "scores": {stage: self._scores(shown, stage) for stage in states if run.score_sets(shown, stage)},
+            "scores": {stage: scores for stage in states if (scores := self._scores(shown, stage))},
             "evaluations": [_evaluation(each) for each in read_evaluations(run, session.config.run.num_shards)],
             "curves": curves,
             "spent": {stage: asdict(_spent_on(stage, costs)) for stage in states},

@@ -10,7 +10,6 @@ Unit = Literal[
     "% of groups",
     "% of refinements",
     "reward",
-    "nats a token",
     "tokens",
     "nats a token",
     "L2 norm",

@@ -13,6 +13,7 @@ from igrpo_cli.shards.eval_names import eval_flags, eval_iteration, eval_name
 SHARD_STAGES = ("draft", "select", "refine")
 PARTS = ".parts"
 SCORES = "scores"
+SUMMARY = "summary.json"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@=-]{0,99}")
 _SHARD_FILE = re.compile(r"shard-([0-9]{5,})-of-([0-9]{5,})\.(parquet|json)")
@@ -189,7 +190,11 @@ class RunDirectory:
 
     def eval_summary(self, bench: str, policy: int | str, *, conditioned: str | None = None) -> Path:
         """The figures of one evaluation."""
-        return self.eval(bench, policy, conditioned=conditioned) / "summary.json"
+        return self.eval(bench, policy, conditioned=conditioned) / SUMMARY
+
+    def eval_summaries(self) -> list[Path]:
+        """Those of all finished evaluations."""
+        return sorted(self.root.glob(f"eval/*/*/{SUMMARY}"))
 
     def eval_problems(self, bench: str) -> ShardPath:
         """The problems of a benchmark as they were evaluated."""

@@ -13,7 +13,16 @@ from pathlib import Path
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.shards.hashed_directory import verify_directory
 from igrpo_cli.shards.identity import identity_differences
-from igrpo_cli.shards.layout import PARTS, SCORES, SHARD_STAGES, RunDirectory, ShardPath, format_shards, shards_in
+from igrpo_cli.shards.layout import (
+    PARTS,
+    SCORES,
+    SHARD_STAGES,
+    SUMMARY,
+    RunDirectory,
+    ShardPath,
+    format_shards,
+    shards_in,
+)
 from igrpo_cli.shards.manifest import Manifest, read_manifest
 from igrpo_cli.shards.policies import Policy, read_policy, verify_policy
 from igrpo_cli.shards.publish import sha256_file
@@ -278,7 +287,7 @@ class _Verifier:
             with self.guarded(directory):
                 problems = self.run.eval_problems(directory.parent.name)
                 ids = self.check_problems(problems) if problems.manifest.exists() else None
-                summarised = (directory / "summary.json").exists()
+                summarised = (directory / SUMMARY).exists()
                 self.check_shards(directory, "eval", path_of, IterationRows(ids), summarised)
 
     def note_leftovers(self) -> None:
