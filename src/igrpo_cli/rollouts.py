@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from igrpo_cli.errors import IgrpoError
+from igrpo_cli.errors import Interrupted
 from igrpo_cli.records import (
     ChatPrompt,
     Completion,
@@ -32,6 +32,8 @@ FINISHING_THREADS = 4
 """Blocks that are graded and written at the same time: one slow completion must not hold up the others."""
 MAX_BLOCKS_IN_GRADING = 64
 """Sampled blocks that may wait for their grades before sampling pauses: what bounds the memory they take."""
+MAX_TRIES = 3
+"""How often a block is sampled of which the engine gives back something else than was asked for."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class _Sampled:
     job: BlockJob
     tasks: list[RolloutTask]
     prompts: list[tuple[str, list[int]]]
+    tries: int
 
 
 def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, scorer: Scorer) -> None:
@@ -104,6 +107,7 @@ def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, scorer: Scorer) ->
     Blocks are drawn from `jobs` when the engine has room for them; None means that none is ready before another
     one is kept. The engine goes on sampling while earlier blocks are decoded, graded and written: it waits for
     them only when it has nothing else to do, or when more than `MAX_BLOCKS_IN_GRADING` are behind.
+    Raises Interrupted where the engine keeps giving back something else than was asked for.
     """
     source = iter(jobs)
     all_drawn = False
@@ -120,14 +124,22 @@ def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, scorer: Scorer) ->
                     all_drawn = True
             for sampled, completions in engine.step() if engine.num_unfinished else ():
                 assert isinstance(sampled, _Sampled)
-                finishing.start(sampled, completions)
+                if (what := _unlike_asked(sampled.tasks, completions)) is None:
+                    finishing.start(sampled, completions)
+                elif sampled.tries < MAX_TRIES:
+                    _submit(sampled.job, engine, sampled.tries + 1)
+                else:
+                    raise Interrupted(
+                        f"the engine returned {what}, {MAX_TRIES} times",
+                        hint="run the same command again; finished blocks are kept",
+                    )
             finishing.wait(for_one=not engine.num_unfinished)
 
 
 _END = object()
 
 
-def _submit(job: BlockJob, engine: Engine) -> None:
+def _submit(job: BlockJob, engine: Engine, tries: int = 1) -> None:
     plan = job.plan
     tasks = plan.tasks(plan.groups_of(job.block), engine.tokenizer)
     prompts = [engine.tokenizer.encode_prompt(task.prompt) for task in tasks]
@@ -135,7 +147,7 @@ def _submit(job: BlockJob, engine: Engine) -> None:
         SamplingGroup(prompt_ids, [plan.seed_of(task.group_id, sample_id) for sample_id in task.sample_ids])
         for task, (_, prompt_ids) in zip(tasks, prompts, strict=True)
     ]
-    engine.submit(_Sampled(job, tasks, prompts), groups, plan.sampling)
+    engine.submit(_Sampled(job, tasks, prompts, tries), groups, plan.sampling)
 
 
 class _Finishing:
@@ -169,7 +181,6 @@ class _Finishing:
             future.result()
 
     def _finish(self, sampled: _Sampled, completions: list[list[Completion]]) -> None:
-        _check_counts(sampled.tasks, completions)
         texts = [[self._tokenizer.decode(c.completion_ids) for c in drawn] for drawn in completions]
         scored = self._scorer.score(_answered(sampled, completions, texts))
         rows = _rows(sampled, completions, texts, scored)
@@ -179,14 +190,18 @@ class _Finishing:
         sampled.job.keep(sampled.job.block, rows)
 
 
-def _check_counts(tasks: Sequence[RolloutTask], completions: Sequence[Sequence[Completion]]) -> None:
+def _unlike_asked(tasks: Sequence[RolloutTask], completions: Sequence[Sequence[Completion]]) -> str | None:
+    """What is wrong with what came back; None where it is a completion for each sample of each task."""
+    if len(completions) != len(tasks):
+        return f"{len(completions)} groups where {len(tasks)} were asked for"
     for task, drawn in zip(tasks, completions, strict=True):
+        of_group = f"of group {task.group_id} (problem {task.problem.problem_id})"
         if len(drawn) != len(task.sample_ids):
-            raise IgrpoError(
-                f"the engine returned {len(drawn)} completions of group {task.group_id} "
-                f"(problem {task.problem.problem_id}) where {len(task.sample_ids)} were asked for",
-                hint="run the same command again; finished blocks are kept",
-            )
+            return f"{len(drawn)} completions {of_group} where {len(task.sample_ids)} were asked for"
+        for each in drawn:
+            if len(each.sampling_logprobs) != len(each.completion_ids):
+                return f"{len(each.completion_ids)} tokens with {len(each.sampling_logprobs)} log-probs {of_group}"
+    return None
 
 
 def _answered(sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]]) -> list[Answered]:

@@ -17,7 +17,7 @@ from igrpo_cli.engines.base import EngineSettings, require_room, resolve_dtype
 from igrpo_cli.engines.batches import Batch, to_completion
 from igrpo_cli.engines.hub import check_model_directory
 from igrpo_cli.engines.tokenization import PolicyTokenizer
-from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
 
 _CPU_KV_CACHE_BYTES = 4 * 2**30
@@ -96,11 +96,27 @@ class VllmEngine:
     def step(self) -> list[tuple[Hashable, list[list[Completion]]]]:
         """One step of decoding for all completions under way."""
         if any(batch.num_missing for batch in self._batches.values()):
-            for output in self._llm.step():
+            for output in self._decode():
                 if output.finished:
                     self._collect(output)
         done = [number for number, batch in self._batches.items() if not batch.num_missing]
         return [self._batches.pop(number).given_back() for number in done]
+
+    def _decode(self) -> list[Any]:
+        """vLLM's own step; after a failure of it the engine is of no use any more."""
+        try:
+            outputs: list[Any] = self._llm.step()
+        except torch.OutOfMemoryError as error:
+            what = f"vLLM has no memory for {self._settings.max_num_seqs} completions at a time on {self.device}"
+            raise IgrpoError(what, hint="lower engine.max_num_seqs or engine.gpu_memory_utilization") from error
+        except IgrpoError:
+            raise  # A signal came.
+        except Exception as error:
+            raise Interrupted(
+                f"vLLM failed ({type(error).__name__}: {error}); finished blocks are kept",
+                hint="run the same command again, it goes on where it stopped",
+            ) from error
+        return outputs
 
     def load_policy(self, directory: Path) -> None:
         """Read the weights of another policy into the running engine; nothing of the old one's cache is kept."""
