@@ -10,6 +10,8 @@ import igrpo_cli.engines.base as engines
 from command_line import igrpo, igrpo_process, make_run, sets
 from igrpo_cli.evaluation.summary import PAPER_BENCHES
 from igrpo_cli.problems.benches import BENCHES
+from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.shards.problem_file import read_problems
 
 ASKED = ("--samples", "2", *sets("eval.limit=3"))
 PRODUCTS = "builtin:arithmetic/products"
@@ -184,3 +186,15 @@ def test_answers_are_compared_once(run, monkeypatch):
     summary.write_text(json.dumps({**stale, "shards": ["0" * 64]}))
     monkeypatch.setattr(module, "consensus", lambda *_: {"1": 0.125, "2": 0.25})
     assert igrpo(*request).json["cons_at_k"] == 0.25, "a summary of other shards does not count"
+
+
+def test_problems_that_the_run_trains_on_are_counted(run, tmp_path):
+    first = read_problems(RunDirectory(run).problems())[0]
+    rows = [{"problem": f" {first.problem}\n", "answer": "1"}, {"problem": "1 + 1 + 1 = ?", "answer": "3"}]
+    (tmp_path / "seen.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = igrpo("eval", run, "--bench", tmp_path / "seen.jsonl", *ASKED, "--json")
+    assert (result.code, result.json["trained_on"]) == (0, 1)
+    assert "1 of the 2 problems of seen are training problems of the run" in result.stderr
+    unseen = igrpo("eval", run, "--bench", "arithmetic", *ASKED, "--json")
+    assert unseen.json["trained_on"] == 0
+    assert "training problems" not in unseen.stderr

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from problem_files import GOOD, OTHER, Row, pairs, write_lines
 
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.problems.loading import load_problems
+from igrpo_cli.problems.loading import load_problems, problems_in_both
 
 
 def test_json_lines_an_array_and_parquet_of_the_same_rows_load_alike(tmp_path: Path) -> None:
@@ -193,3 +193,14 @@ def test_whatever_the_bytes_every_row_is_a_problem_or_counted(
     assert counts["kept"] == len(loaded.problems)
     assert all(row.problem.strip() and row.answer.strip() for row in loaded.problems)
     assert len({row.problem_id for row in loaded.problems}) == len({row.problem for row in loaded.problems})
+
+
+def test_problems_of_two_sets_are_the_same_but_for_white_space(tmp_path: Path) -> None:
+    train = [{"problem": "Add 1\nand  2.", "answer": "3"}, {"problem": "Add 1 and 3.", "answer": "4"}]
+    test = [{"problem": "Add 1 and 2.", "answer": "3"}, {"problem": "add 1 and 3.", "answer": "4"}]
+    train_set, test_set = (
+        load_problems(str(write_lines(tmp_path / f"{name}.jsonl", list(rows)))).problems
+        for name, rows in (("train", train), ("test", test))
+    )
+    assert [problem.problem for problem in problems_in_both(test_set, train_set)] == ["Add 1 and 2."]
+    assert problems_in_both(test_set, []) == []

@@ -175,6 +175,7 @@ def _policy(session: Session, request: EvalRequest) -> tuple[Policy, str | int]:
 
 def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) -> tuple[dict[str, Any], str]:
     from igrpo_cli.evaluation.tables import summary_text
+    from igrpo_cli.problems.loading import problems_in_both
 
     if evaluation.selection is not None and not request.dry_run:
         require_bare_samples(session, evaluation)
@@ -188,21 +189,29 @@ def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) ->
     report = make_rollout_shards(session, sharded_evaluation(session, evaluation), stage)
     if request.dry_run:
         return _dry_run(session, evaluation, report)
+    trained_on = 0 if request.model else len(problems_in_both(evaluation.problems, session.problems()))
+    if trained_on:
+        among = f"{trained_on} of the {len(evaluation.problems)} problems of {evaluation.bench}"
+        session.console.note(f"{among} are training problems of the run: their accuracy may be memory")
     missing = [path for path in evaluation_shards(session, evaluation) if not path.manifest.exists()]
     if missing:
         payload = {**_head(evaluation), **report.payload(), "shards_still_missing": len(missing)}
         done = f"{evaluation.bench}: {report.shards} shards are done"
         return payload, f"{done}; the summary follows when the other {len(missing)} are"
-    summary = _summarise(session, evaluation)
+    summary = _summarise(session, evaluation, trained_on)
     return summary, summary_text(summary)
 
 
-def _summarise(session: Session, evaluation: Evaluation) -> dict[str, Any]:
-    """The figures of all shards, kept as `summary.json` beside them."""
+def _summarise(session: Session, evaluation: Evaluation, trained_on: int) -> dict[str, Any]:
+    """The figures of all shards, kept as `summary.json` beside them.
+
+    `trained_on` is the number of problems that are training problems of the run, too.
+    """
     from igrpo_cli.evaluation.summary import conditioned_figures
     from igrpo_cli.shards.publish import publish_json
 
     results, summary = _figures(session, evaluation)
+    summary["trained_on"] = trained_on
     if evaluation.selection is not None:
         bare, figures = _figures(session, evaluation.bare)
         summary |= {"bare": figures, **conditioned_figures(results.rollouts, bare.rollouts)}

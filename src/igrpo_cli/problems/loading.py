@@ -175,6 +175,12 @@ def _problem(number: int, values: dict[str, Any], columns: Columns, table: Table
     )
 
 
+def problems_in_both(problems: Sequence[Problem], others: Sequence[Problem]) -> list[Problem]:
+    """Those of `problems` whose text, but for white space, is the text of one of `others`."""
+    texts = {" ".join(other.problem.split()) for other in others}
+    return [problem for problem in problems if " ".join(problem.problem.split()) in texts]
+
+
 def _digest_of_problems(problems: Sequence[Problem]) -> str:
     rows = [[row.problem_id, row.problem, row.answer] for row in problems]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
