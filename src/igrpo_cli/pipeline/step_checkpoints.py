@@ -26,6 +26,7 @@ class StepCheckpoints:
     """The checkpoints of an update of this identity; those of any other are of no use to it."""
 
     def __init__(self, path: UpdatePath, identity: Identity, console: Console) -> None:
+        self._update = path
         self._directory = path.checkpoints / identity.sha256()[:16]
         self._console = console
         remove_stale_temporaries(self._directory)
@@ -50,8 +51,8 @@ class StepCheckpoints:
         except Interrupted:
             raise
         except IgrpoError:
-            # A twin of this task that finishes the update takes all checkpoints away, also those being written.
-            if trainer.ranks.size > 1 or self._directory.exists():
+            # A twin of this task that finished the update has taken all checkpoints away, also those being written.
+            if trainer.ranks.size > 1 or not self._update.manifest.exists():
                 raise
 
     def _publish(self, staged: Path, final: Path) -> None:
