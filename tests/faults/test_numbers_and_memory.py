@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +15,7 @@ import pytest
 import torch
 from test_inputs_of_stages import change_file, change_rows
 
-from command_line import files_below, igrpo, make_run
+from command_line import ONE_THREAD, files_below, igrpo, make_run
 from igrpo_cli.engines.decoding import Decoding
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.training import step as training_step
@@ -112,6 +115,29 @@ def test_memory_that_runs_out_while_sampling_names_the_setting_and_the_same_comm
     assert "hint: lower engine.max_num_seqs" in result.stderr
     assert igrpo("draft", run.root).code == 0
     assert files_below(run.stage(0, "draft")) == files_below(RunDirectory(sampled[1]).stage(0, "draft"))
+
+
+WITH_LITTLE_MEMORY = """
+import resource, sys
+from igrpo_cli.cli import main
+import torch, transformers, igrpo_cli.training.restore, igrpo_cli.pipeline.update_files
+in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (in_use + int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much is in use is read from /proc")
+@pytest.mark.parametrize("mebibytes", [4, 48])
+def test_memory_that_really_runs_out_is_an_error_in_words_and_the_same_command_finishes(sampled, run, mebibytes):
+    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, str(mebibytes << 20), "update", str(run.root), "-q"]
+    done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert done.stderr.startswith("error: there is no memory ")
+    assert "hint: " in done.stderr
+    assert igrpo("verify", run.root).code == 0
+    assert igrpo("update", run.root).code == 0
+    assert files_below(run.root) == files_below(sampled[1])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

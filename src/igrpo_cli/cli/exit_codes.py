@@ -15,6 +15,8 @@ from igrpo_cli.interrupts import clean_interrupts
 # typer does not export the root of its errors, of which BadParameter is one.
 USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
+LESS_MEMORY = "give the command more, or lower engine.max_num_seqs (sampling), update.max_tokens_per_batch (update)"
+
 
 def exit_code(app: typer.Typer, arguments: list[str]) -> int:
     """Run the command line `arguments`, say on stderr what went wrong, and return the exit code."""
@@ -31,6 +33,13 @@ def exit_code(app: typer.Typer, arguments: list[str]) -> int:
         return EXIT_CTRL_C
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't start new thread" not in str(error):
+            raise
+        print_error(
+            IgrpoError(f"there is no memory left {f'({error})' if str(error) else ''}".rstrip(), hint=LESS_MEMORY)
+        )
         return EXIT_FAILED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

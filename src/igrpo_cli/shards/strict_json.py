@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,12 +54,13 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises MissingInputError or DamagedFileError."""
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            is_large = os.fstat(file.fileno()).st_size > MAX_BYTES
+            content = b"" if is_large else file.read()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInputError(f"{path} does not exist") from error
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read: {error.strerror}") from error
-    if len(content) > MAX_BYTES:
+    if is_large:
         raise DamagedFileError(f"{path} is larger than any file of its kind")
     try:
         value = json.loads(

@@ -182,4 +182,7 @@ def _reading(path: Path) -> Iterator[None]:
         raise MissingInputError(f"{path} does not exist") from error
     except _UNREADABLE as error:
         reason = str(error).strip().partition("\n")[0]
+        if isinstance(error, MemoryError) or "worker thread" in reason:
+            hint = "give the command more memory and threads (ulimit -v, -u); `igrpo verify` says whether it is damaged"
+            raise IgrpoError(f"there is no memory to read {path} ({reason})", hint=hint) from error
         raise DamagedFileError(f"{path} is damaged: {reason}", hint="igrpo verify") from error
