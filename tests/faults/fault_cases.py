@@ -33,9 +33,9 @@ def require(condition: object, what: str) -> None:
         raise LostError(what)
 
 
-def every_operation(warm: WarmRun, name: str, kind: str, step: int = 1) -> Iterator[str | None]:
-    """`kind` at the n-th file operation, n = 1, 1 + step, … until none is left; yields None, or what was lost."""
-    n = 1
+def every_operation(warm: WarmRun, name: str, kind: str, first: int = 1) -> Iterator[str | None]:
+    """`kind` at the n-th file operation, n = `first`, … until none is left; yields None, or what was lost."""
+    n = first
     while True:
         run = warm.reset(name)
         process = Fork(*warm.command(name), fault=f"{kind}@{n}", below=run)
@@ -44,7 +44,7 @@ def every_operation(warm: WarmRun, name: str, kind: str, step: int = 1) -> Itera
             require(code == 0, f"{name} without a fault exits {code}: {process.stderr}")
             return
         yield lost(lambda p=process, c=code: _after_fault(warm, name, kind, c, p.stderr), f"{name}, {kind}@{n}")
-        n += step
+        n += 1
 
 
 def _after_fault(warm: WarmRun, name: str, kind: str, code: int, stderr: str) -> None:
@@ -114,18 +114,25 @@ def random_kills(warm: WarmRun, tries: int, seed: int = 0) -> Iterator[str | Non
     warm.reset("draft")
     seconds = timed(lambda: require(Fork(*command).wait() == 0, "run fails"))
     warm.reset("draft")
-    for n in range(tries):
+    kills = 0
+    while kills < tries:
         process, doomed = Fork(*command), rng.uniform(0, seconds)
         try:
             code = process.wait(doomed)
         except TimeoutError:
-            yield lost(lambda: require_sound(warm), f"kill {n} after {doomed:.3f} s")
-            continue
-        # It got to its end before the killer came: compare, begin anew, and count no kill.
-        finished = lost(lambda c=code: (require(c == 0, f"exit {c}"), same_as_undisturbed(warm, "update")), f"run {n}")
-        warm.reset("draft")
-        yield finished
-    yield lost(lambda: (require(Fork(*command).wait() == 0, "run fails"), same_as_undisturbed(warm, "update")), "end")
+            kills += 1
+            yield lost(lambda: require_sound(warm), f"kill {kills} after {doomed:.3f} s")
+        else:
+            yield from _finished(warm, code, f"after {kills} kills")
+            warm.reset("draft")
+    yield from _finished(warm, Fork(*command).wait(), "at the end")
+
+
+def _finished(warm: WarmRun, code: int, where: str) -> Iterator[str]:
+    """A run that got to its end before the killer came is no try of its own, but may have lost something."""
+    what = lost(lambda: (require(code == 0, f"exit {code}"), same_as_undisturbed(warm, "update")), where)
+    if what is not None:
+        yield what
 
 
 def signals(warm: WarmRun, name: str, times: int, seed: int = 0) -> Iterator[str | None]:
@@ -150,9 +157,9 @@ def _signalled(warm: WarmRun, name: str, number: int, expected: int, times: int,
     goes_on(warm, name)
 
 
-def late_twins(warm: WarmRun, name: str, step: int = 1) -> Iterator[str | None]:
+def late_twins(warm: WarmRun, name: str, first: int = 1) -> Iterator[str | None]:
     """A task stops before its n-th operation, its requeued twin does all of it, and the task comes back."""
-    n = 1
+    n = first
     while True:
         run = warm.reset(name)
         process = Fork(*warm.command(name), fault=f"stop@{n}", below=run)
@@ -160,7 +167,7 @@ def late_twins(warm: WarmRun, name: str, step: int = 1) -> Iterator[str | None]:
             require(process.wait() == 0, process.stderr)
             return
         yield lost(lambda p=process: _comes_back(warm, name, p), f"{name}, stop@{n}")
-        n += step
+        n += 1
 
 
 def _comes_back(warm: WarmRun, name: str, process: Fork) -> None:

@@ -24,7 +24,7 @@ def races(directory: Path, num_writers: int, tries: int) -> Iterator[str | None]
     _write(alone)
     expected = _shard(alone).data.read_bytes()
     for n in range(tries):
-        root = directory / f"race-{n}"
+        root = directory / f"{num_writers}-writers-{n}"
         yield lost(lambda r=root: _race(r, num_writers, expected), f"race {n} of {num_writers} writers")
         shutil.rmtree(root)
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from xml.etree import ElementTree
 
 sys.path += [str(Path(__file__).parents[1] / room) for room in ("", "faults", "shards")]
 
@@ -24,52 +27,82 @@ from race_cases import races
 from igrpo_cli.console import table
 
 Tries = Iterator[str | None]
+TESTS = Path(__file__).parents[1]
+
+
+TESTED = {
+    "NaN, Inf, no memory at step k": "faults/test_numbers_and_memory.py",
+    "shard missing, doubled, foreign, short": "faults/test_inputs_of_stages.py",
+    "policy damaged or foreign": "faults/test_foreign_policies.py",
+    "malformed problems": "problems",
+    "hostile completions and drafts": "faults/test_hostile_texts.py",
+    "engine short, wrong or dead": "faults/test_engine_faults.py engines/test_server_engine.py",
+    "more work than CPUs": "faults/test_oversubscription.py",
+    "odd paths and directories": "faults/test_odd_paths.py",
+    "forbidden calls, secrets": "faults/test_security.py",
+}
+"""Faults that are tests of the suite; each test is a try."""
+SAMPLE = 2
+"""Tries of each fault with `--small`."""
+IN_THE_MIDDLE = 11
+"""The operation where a sample begins: a shard or a policy is half made."""
 
 
 def faults(warm: WarmRun, small: bool) -> dict[str, Callable[[], Tries]]:
-    """All of them by name; each try yields None, or what was lost. `small` is a sample of each."""
-    # Far apart; the update has the most kinds of operations.
-    steps = {name: 47 if name == "update" else 61 for name in COMMANDS} if small else dict.fromkeys(COMMANDS, 1)
+    """All of them by name; each try yields None, or what was lost."""
+    first = IN_THE_MIDDLE if small else 1
     found: dict[str, Callable[[], Tries]] = {}
     for kind in ("kill", "eio", "enospc"):
         for name in COMMANDS:
-            found[f"{kind} at operation n of {name}"] = lambda k=kind, n=name: fault_cases.every_operation(
-                warm, n, k, steps[n]
-            )
-    found["kill at a random time of run"] = lambda: fault_cases.random_kills(warm, 2 if small else 200)
-    for times in (1, 2):
+            found[f"{kind} at operation n of {name}"] = partial(fault_cases.every_operation, warm, name, kind, first)
+    found["kill at a random time of run"] = partial(fault_cases.random_kills, warm, 200)
+    for times, often in ((1, "once"), (2, "twice")):
         for name in ("draft", "update"):
-            key = f"SIGTERM, SIGUSR1, SIGINT in {name}, {'once' if times == 1 else 'twice'}"
-            found[key] = lambda t=times, n=name: islice(fault_cases.signals(warm, n, t), 1 if small else None)
-    found["full disk of 1 MB"] = lambda: fault_cases.full_disks(warm, (8,) if small else (0, 4, 16, 64, 256, 900))
+            found[f"SIGTERM, SIGUSR1, SIGINT in {name}, {often}"] = partial(fault_cases.signals, warm, name, times)
+    found["full disk of 1 MB"] = partial(fault_cases.full_disks, warm, (16, 0, 4, 64, 256, 900))
     for name in COMMANDS:
-        sizes = (2048,) if small else (64, 1024, 4096, 16384, 1 << 20)
-        found[f"file size limit in {name}"] = lambda n=name, s=sizes: fault_cases.file_size_limits(warm, n, s)
+        sizes = (1024, 64, 4096, 16384, 1 << 20)
+        found[f"file size limit in {name}"] = partial(fault_cases.file_size_limits, warm, name, sizes)
     for kind in damage_cases.KINDS:
-        found[f"bit flip: {kind}"] = lambda k=kind: damage_cases.bit_flips(warm, k, 6 if small else 600)
-        found[f"truncation: {kind}"] = lambda k=kind: damage_cases.truncations(warm, k)
+        found[f"bit flip: {kind}"] = partial(damage_cases.bit_flips, warm, kind, 600)
+        found[f"truncation: {kind}"] = partial(damage_cases.truncations, warm, kind)
     for writers in (2, 8):
-        number = 3 if small else 75
-        found[f"{writers} writers of one shard"] = lambda w=writers, n=number: races(warm.directory / "races", w, n)
+        found[f"{writers} writers of one shard"] = partial(races, warm.directory / "races", writers, 75)
     for name in ("draft", "update"):
-        found[f"late twin in {name}"] = lambda n=name: fault_cases.late_twins(warm, n, steps[n])
-    found["files of 1970 and 2100"] = lambda: damage_cases.file_times(warm, (0.0,) if small else (0.0, 4102444800.0))
-    found["clock a day off"] = lambda: damage_cases.clocks(warm, (-1,) if small else (-1, 1))
-    found["no hard links"] = lambda: damage_cases.without_hard_links(warm)
+        found[f"late twin in {name}"] = partial(fault_cases.late_twins, warm, name, first)
+    found["files of 1970 and 2100"] = partial(damage_cases.file_times, warm, (0.0, 4102444800.0))
+    found["clock a day off"] = partial(damage_cases.clocks, warm, (-1, 1))
+    found["no hard links"] = partial(damage_cases.without_hard_links, warm)
     return found
+
+
+def tests_of(files: str) -> Tries:
+    """A try for each test of `files`, in a process of its own; one that is skipped is none."""
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory, "report.xml")
+        command = [sys.executable, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        subprocess.run([*command, *(str(TESTS / file) for file in files.split())], stdout=subprocess.DEVNULL)
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    for case in cases:
+        outcomes = {outcome.tag: outcome.get("message", "") for outcome in case}
+        if "skipped" not in outcomes:
+            bad = outcomes.get("failure", outcomes.get("error"))
+            yield None if bad is None else f"{case.get('name')}: {bad}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--small", action="store_true", help="a sample of each fault, as the tests run it")
+    parser.add_argument("--small", action="store_true", help="two tries of each fault, as the tests run it")
     parser.add_argument("--only", default="", help="faults whose name holds this text")
     arguments = parser.parse_args()
+    rows = []
     with tempfile.TemporaryDirectory() as directory:
-        warm = WarmRun(Path(directory))
-        rows = []
-        for name, tries in faults(warm, arguments.small).items():
+        found = faults(WarmRun(Path(directory)), arguments.small)
+        if not arguments.small:
+            found |= {name: partial(tests_of, files) for name, files in TESTED.items()}
+        for name, tries in found.items():
             if arguments.only in name:
-                results = list(_told(tries()))
+                results = list(_told(islice(tries(), SAMPLE) if arguments.small else tries()))
                 num_lost = sum(result is not None for result in results)
                 rows.append((name, len(results), len(results) - num_lost, num_lost))
                 print(*rows[-1], file=sys.stderr)

@@ -32,7 +32,7 @@ def test_a_sample_of_every_fault_loses_nothing():
     assert code == 0
     assert set(totals) == {"faults", "tries", "survived", "lost"}
     assert totals["faults"] >= 40
-    assert totals["survived"] == totals["tries"] >= 180
+    assert totals["survived"] == totals["tries"] >= 80
 
 
 BROKEN = {
@@ -48,8 +48,11 @@ def install_in_two_steps(temporary, path):
 publish._install = install_in_two_steps
 """,
     "bit flip: weights": """
-import igrpo_cli.shards.verify as verify
-verify.verify_policy = lambda policy, hash_of=None: None
+from igrpo_cli.shards.verify import _Verifier
+known = {}
+def hash_once(self, path, compute=_Verifier.hash_of):
+    return known.get(path) or known.setdefault(path, compute(self, path))
+_Verifier.hash_of = hash_once
 """,
 }
 """What breaks a promise, and the fault that shows it."""
@@ -58,7 +61,8 @@ verify.verify_policy = lambda policy, hash_of=None: None
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", BROKEN)
 def test_a_broken_promise_is_seen(fault):
-    code, totals, stderr = run_table("--only", fault, before=BROKEN[fault])
+    sample = ["--small"] if fault == "bit flip: weights" else []
+    code, totals, stderr = run_table(*sample, "--only", fault, before=BROKEN[fault])
     assert code == 1
     assert totals["lost"] >= 1
     assert "lost: " in stderr
