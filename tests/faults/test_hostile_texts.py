@@ -5,9 +5,14 @@ They are sampled by a policy that says what the test wants, and go through the c
 
 from __future__ import annotations
 
+import importlib
+import json
+import random
 import re
 import shutil
 from dataclasses import replace
+from itertools import cycle
+from pathlib import Path
 
 import pytest
 from test_inputs_of_stages import change_rows
@@ -34,27 +39,77 @@ HOSTILE = (
 FEW = ("data.problems_per_iteration=3", "reward.cpu_seconds=1", "reward.max_ungraded_share=1.0")
 
 
+RECORDED = Path(__file__).parents[3] / "shared" / "grader" / "hostile.jsonl"
+"""Beside the repository, of which it is no part: answers that other graders took, or died of."""
+PIECES = (
+    *(re.sub(r"\d", "", text) for text in HOSTILE[:6]),
+    *"\\{}[]()$^_<>/=-+,.:;|&%#@!?*'\"`~ \n\t\r\0\x1b\x9b\u202e\u2028\ufeff\udc80é中",
+    *("boxed{", "<answer>", "**"),
+)
+"""Of which texts are put together; without digits, none of which may be right by luck."""
+
+
+def say(run, texts, problems):
+    """Draft, select, refine, update and evaluate with a policy whose every completion is one of `texts`."""
+    with pytest.MonkeyPatch.context() as patch:
+        said = cycle(texts)
+        patch.setattr(PolicyTokenizer, "decode", lambda *_: next(said))
+        for stage in ("draft", "select", "refine", "update", "eval"):
+            more = (
+                ["--bench", "arithmetic", *sets(f"eval.limit={problems}")] if stage == "eval" else ["--iteration", "0"]
+            )
+            require_harmless(igrpo(stage, run, *more))
+
+
+def require_harmless(done):
+    assert done.code == 0, done.stderr
+    assert not re.search("[\x00\x07\x08\x1b\x9b\u200b\u202e\u2066\ud800-\udfff]", done.stdout + done.stderr)
+
+
+def require_unrewarded(run):
+    """No completion of any stage is right; returns all of them."""
+    shards = [run.shard(0, stage, 0, 1).data for stage in ("draft", "refine")]
+    rows = [row for data in (*shards, *run.root.glob("eval/*/*/*.parquet")) for row in read_records(data, Rollout)]
+    assert {row.verdict for row in rows} <= {"wrong", "no_answer", "ungraded"}
+    assert {row.reward_parts["accuracy"] for row in rows} == {0.0}
+    return rows
+
+
 @pytest.fixture(scope="module")
 def hostile_run(tmp_path_factory):
     """An iteration, and an evaluation, whose every completion is one of HOSTILE: the tokenizer's `decode` says so."""
     run = make_run(tmp_path_factory.mktemp("runs") / "hostile", *FEW)
-    with pytest.MonkeyPatch.context() as patch:
-        said = iter(HOSTILE * 100)
-        patch.setattr(PolicyTokenizer, "decode", lambda *_: next(said))
-        for arguments in (["draft"], ["select"], ["refine"], ["update"], ["eval", "--bench", "arithmetic"]):
-            extra = sets("eval.limit=2", "eval.repeats=4") if arguments[0] == "eval" else ["--iteration", "0"]
-            done = igrpo(arguments[0], run, *arguments[1:], *extra)
-            assert done.code == 0, done.stderr
-            assert not re.search("[\x00\x1b\u202e\ud800]", done.stdout + done.stderr)
+    say(run, HOSTILE, problems=2)
     return RunDirectory(run)
+
+
+def test_fuzzed_texts_go_through_every_command(tmp_path):
+    chance = random.Random(0)
+    texts = ["".join(chance.choices(PIECES, k=chance.randrange(200))) for _ in range(40)]
+    run = RunDirectory(make_run(tmp_path / "run", *FEW, "data.problems_per_iteration=7"))
+    say(run.root, texts, problems=5)
+    assert len({row.completion for row in require_unrewarded(run)}) >= 35
+    for command in ("show", "status", "verify", "report"):
+        require_harmless(igrpo(command, run.root))
+
+
+@pytest.mark.skipif(not RECORDED.exists(), reason="needs recorded hostile answers, which are no part of the repository")
+def test_recorded_hostile_answers_go_through_every_command(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    text_of = importlib.import_module("grader_agreement").hostile_text
+    texts = [text_of(json.loads(line)) for line in RECORDED.read_text("utf-8").splitlines()]
+    run = RunDirectory(make_run(tmp_path / "run", *FEW, f"data.problems_per_iteration={-(-len(texts) // 3)}"))
+    say(run.root, texts, problems=5)
+    assert len({row.completion for row in require_unrewarded(run)}) == len(set(texts))
+    for command in ("show", "status", "verify", "report"):
+        require_harmless(igrpo(command, run.root))
 
 
 @pytest.mark.parametrize("stage", ["draft", "refine"])
 def test_every_one_is_a_row_and_none_is_rewarded(hostile_run, stage):
+    require_unrewarded(hostile_run)
     rows = read_records(hostile_run.shard(0, stage, 0, 1).data, Rollout)
     assert len(rows) == 3 * 3
-    assert {row.verdict for row in rows} <= {"wrong", "no_answer", "ungraded"}
-    assert {row.reward_parts["accuracy"] for row in rows} == {0.0}
     assert len({row.completion for row in rows}) == len(HOSTILE)
 
 
