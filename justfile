@@ -91,6 +91,10 @@ bench-report *args:
 faults *args:
     {{ python }} tests/faults/table.py {{ args }}
 
+# `igrpo run` killed every 20 to 60 seconds for so many minutes, beside an undisturbed twin: the bytes must be the same.
+killed-run minutes="30":
+    {{ python }} tests/faults/killed_run.py {{ minutes }}
+
 # Damaged configs, problems, manifests, policies and shards for the readers: `just fuzz 10` goes on for ten minutes.
 fuzz minutes="10":
     {{ python }} tests/faults/fuzz.py {{ minutes }}
