@@ -63,10 +63,12 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     from igrpo_cli.problems.loading import load_problems
     from igrpo_cli.problems.packaged import model_location
     from igrpo_cli.shards.policies import write_pointer
-    from igrpo_cli.shards.publish import publish_bytes
+    from igrpo_cli.shards.publish import publish_bytes, remove_stale_temporaries
 
     run_directory, content = RunDirectory(path), write_config(config)
     _refuse_other_run(run_directory, content)
+    for directory in (path, run_directory.policy(0)):
+        remove_stale_temporaries(directory)
     model = fetch_model(model_location(config.policy.model), config.policy.revision)
     data = config.data
     loaded = load_problems(
