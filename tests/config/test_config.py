@@ -137,3 +137,12 @@ def test_the_constants_in_use_are_recorded_with_an_update_whether_they_are_set_o
     spelled_out = RunConfig(update={"loss_type": "gspo", "epsilon": 3e-4, "epsilon_high": 4e-4})
     assert stage_identity(published, "update") == stage_identity(spelled_out, "update")
     assert stage_identity(RunConfig(update={"loss_type": "dr_grpo"}), "update")["update"]["scale_rewards"] == "none"
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 5000])
+def test_toml_beyond_what_python_reads_is_not_valid(tmp_path, value):
+    path = tmp_path / "large.toml"
+    path.write_text(f"[draft]\ntemperature = {value}\n")
+    with pytest.raises(UsageError, match=r"large\.toml is not valid TOML"):
+        read_toml(path)
+    assert parse_override(f"draft.temperature={value}") == ("draft", "temperature", value)

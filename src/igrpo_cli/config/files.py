@@ -35,7 +35,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no config file {path}", hint="igrpo init RUN --preset quickstart") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    # A number of thousands of digits is a ValueError of its own, brackets in brackets without end a RecursionError.
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", hint="see https://toml.io for the format") from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
@@ -49,7 +50,7 @@ def parse_override(text: str) -> tuple[str, str, Any]:
         raise UsageError(f"--set {text!r} is not section.key=value", hint="--set draft.temperature=0.8")
     try:
         value = tomllib.loads(f"value = {raw.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = raw.strip()
     return section, key, value
 
