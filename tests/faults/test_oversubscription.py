@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -42,17 +43,16 @@ def grades():
 
 @pytest.fixture(scope="module")
 def quiet(tmp_path_factory):
-    run = make_run(tmp_path_factory.mktemp("runs") / "quiet", "data.problems_per_iteration=2")
+    """A run with nothing done yet, and what grading and drafting it give."""
+    run = make_run(tmp_path_factory.mktemp("runs") / "run", "data.problems_per_iteration=2")
+    drafted = shutil.copytree(run, run.with_name("drafted"))
+    assert igrpo("draft", drafted).code == 0
+    return run, grades(), files_below(drafted)
+
+
+def test_rewards_and_rows_are_the_same(quiet, busy):
+    run, verdicts, files = quiet
+    assert {verdict for verdict, _ in verdicts} >= {"correct", "wrong", "ungraded"}
+    assert grades() == verdicts
     assert igrpo("draft", run).code == 0
-    return grades(), files_below(run / "iteration_0000")
-
-
-def test_verdicts_are_the_same(quiet, busy):
-    assert {verdict for verdict, _ in quiet[0]} >= {"correct", "wrong", "ungraded"}
-    assert grades() == quiet[0]
-
-
-def test_rows_are_the_same(quiet, busy, tmp_path):
-    run = make_run(tmp_path / "run", "data.problems_per_iteration=2")
-    assert igrpo("draft", run).code == 0
-    assert files_below(run / "iteration_0000") == quiet[1]
+    assert files_below(run) == files
