@@ -5,9 +5,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import igrpo_cli
-
-PACKAGE = Path(igrpo_cli.__file__).parent
+PACKAGE = Path(__file__).parents[2] / "src" / "igrpo_cli"
 OF_MODULES = {
     "os": {
         "link",

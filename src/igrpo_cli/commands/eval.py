@@ -203,17 +203,13 @@ def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) ->
 
 
 def _summarise(session: Session, evaluation: Evaluation, trained_on: int) -> dict[str, Any]:
-    """The figures of all shards, kept as `summary.json` beside them.
-
-    `trained_on` is the number of problems that are training problems of the run, too.
-    """
+    """The figures of all shards, kept as `summary.json` beside them."""
     from igrpo_cli.evaluation.summary import conditioned_figures
     from igrpo_cli.shards.publish import publish_json
 
-    results, summary = _figures(session, evaluation)
-    summary["trained_on"] = trained_on
+    results, summary = _figures(session, evaluation, trained_on)
     if evaluation.selection is not None:
-        bare, figures = _figures(session, evaluation.bare)
+        bare, figures = _figures(session, evaluation.bare, trained_on)
         summary |= {"bare": figures, **conditioned_figures(results.rollouts, bare.rollouts)}
     place = session.run.eval_summary(evaluation.bench, evaluation.model, conditioned=evaluation.selection)
     publish_json(place, summary, replace=True)
@@ -221,7 +217,11 @@ def _summarise(session: Session, evaluation: Evaluation, trained_on: int) -> dic
     return summary
 
 
-def _figures(session: Session, evaluation: Evaluation) -> tuple[EvalResults, dict[str, Any]]:
+def _figures(session: Session, evaluation: Evaluation, trained_on: int) -> tuple[EvalResults, dict[str, Any]]:
+    """The rollouts of all shards, and their figures.
+
+    `trained_on` is the number of problems that are training problems of the run, too.
+    """
     from igrpo_cli.evaluation.consensus import consensus
     from igrpo_cli.evaluation.summary import summarise
 
@@ -230,7 +230,7 @@ def _figures(session: Session, evaluation: Evaluation) -> tuple[EvalResults, dic
     cons_at = results.known_consensus or consensus(session, results.rollouts, title)
     summary = summarise(results.rollouts, evaluation.bench, _head(evaluation)["model"], cons_at)
     kind = {"conditioned": evaluation.selection is not None, "selection": evaluation.selection}
-    return results, {**summary, **kind, "shards": results.shards}
+    return results, {**summary, **kind, "trained_on": trained_on, "shards": results.shards}
 
 
 def _head(evaluation: Evaluation) -> dict[str, Any]:
