@@ -54,16 +54,15 @@ SERVED = (
     "engine.max_retries=1",
     "run.num_iterations=1",
     "engine.groups_per_block=1",
-    "data.problems_per_iteration=32",
+    "data.problems_per_iteration=12",
 )
 
 
 class Server:
     """`vllm serve` of a policy on a port of its own; may be killed and started again there."""
 
-    def __init__(self, log: Path, policy: Path = TINY, *, can_load: bool = False) -> None:
+    def __init__(self, log: Path, policy: Path) -> None:
         self.policy = policy
-        self.can_load = can_load
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -76,7 +75,7 @@ class Server:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--host=127.0.0.1", f"--port={self.port}", *FLAGS],
-                env={**ONE_THREAD, **ENVIRONMENT, "VLLM_SERVER_DEV_MODE": str(int(self.can_load))},
+                env={**ONE_THREAD, **ENVIRONMENT, "VLLM_SERVER_DEV_MODE": "1"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -98,9 +97,24 @@ class Server:
         self.process.wait()
 
 
+def untied_policy(directory, change):
+    """The tiny policy with an output matrix of its own: what `change` makes of the tied one."""
+    shutil.copytree(TINY, directory)
+    model = AutoModelForCausalLM.from_pretrained(TINY, tie_word_embeddings=False)
+    model.lm_head.weight = torch.nn.Parameter(change(model.get_input_embeddings().weight.detach().clone()))
+    model.save_pretrained(directory)
+    return directory
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    started = Server(tmp_path_factory.mktemp("server") / "log")
+def policy(tmp_path_factory):
+    """What the server serves; untied, since on a CPU no tied policy can be loaded into a running server."""
+    return untied_policy(tmp_path_factory.mktemp("policies") / "tiny", lambda weight: weight)
+
+
+@pytest.fixture(scope="module")
+def server(policy, tmp_path_factory):
+    started = Server(tmp_path_factory.mktemp("server") / "log", policy)
     yield started
     started.kill()
 
@@ -170,38 +184,28 @@ def killing_at_the_request(number, server):
     front.server_close()
 
 
-def untied_policy(directory, seed):
-    """The tiny policy with an output matrix of its own, drawn from `seed`."""
-    shutil.copytree(TINY, directory)
-    model = AutoModelForCausalLM.from_pretrained(TINY, tie_word_embeddings=False)
-    torch.manual_seed(seed)
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) / 4)
-    model.save_pretrained(directory)
-    return directory
-
-
-def test_it_samples_what_the_engine_in_process_samples(server):
+def test_it_samples_what_the_engine_in_process_samples(policy, server):
     drawn = {}
     for name in ("server", "vllm"):
-        engine = engine_of(name, TINY, server.url)
+        engine = engine_of(name, policy, server.url)
         assert engine.versions["vllm"] != "unknown"
         drawn[name] = sampled(engine)
         engine.close()
     require_same(drawn["server"], drawn["vllm"])
 
 
-def test_a_policy_that_is_loaded_into_a_running_server_is_the_one_sampled_from(tmp_path):
-    first, second = (untied_policy(tmp_path / f"policy-{seed}", seed) for seed in (1, 2))
-    server = Server(tmp_path / "log", first, can_load=True)
-    try:
-        over_http = engine_of("server", first, server.url)
-        before = sampled(over_http)
-        over_http.load_policy(second)
-        after = sampled(over_http)
-        over_http.close()
-    finally:
-        server.kill()
-    in_process = engine_of("vllm", second)
+def test_a_policy_that_is_loaded_into_a_running_server_is_the_one_sampled_from(policy, server, tmp_path):
+    other = untied_policy(
+        tmp_path / "policy", lambda weight: torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)) / 4
+    )
+    over_http = engine_of("server", policy, server.url)
+    before = sampled(over_http)
+    over_http.load_policy(other)
+    after = sampled(over_http)
+    over_http.load_policy(policy)
+    require_same(sampled(over_http), before)
+    over_http.close()
+    in_process = engine_of("vllm", other)
     expected = sampled(in_process)
     in_process.close()
     require_same(after, expected)
@@ -216,20 +220,21 @@ def test_a_server_of_another_policy_is_refused(server, tmp_path):
     assert f"vllm serve {other}" in refused.value.hint
 
 
-def test_an_iteration_goes_on_where_the_server_died(server, tmp_path):
-    undisturbed = make_run(tmp_path / "undisturbed", *SERVED)
+def test_an_iteration_goes_on_where_the_server_died(policy, server, tmp_path):
+    settings = (*SERVED, f"policy.model={policy}")
+    undisturbed = make_run(tmp_path / "undisturbed", *settings)
     result = igrpo("run", undisturbed, "--endpoint", server.url)
     assert result.code == 0, result.stderr
     assert igrpo("verify", undisturbed).code == 0
 
-    run = make_run(tmp_path / "run", *SERVED)
-    with killing_at_the_request(60, server) as url:
+    run = make_run(tmp_path / "run", *settings)
+    with killing_at_the_request(20, server) as url:
         result = igrpo("draft", run, "--endpoint", url)
     assert result.code == 75, result.stderr
     assert "no server is left" in result.stderr
     assert "hint: start the server again" in result.stderr
     kept = len(list((run / "iteration_0000/draft/.parts").rglob("*.parquet")))
-    assert 0 < kept < 32
+    assert 0 < kept < 12
 
     server.start()
     for stage in ("draft", "select", "refine", "update"):

@@ -31,8 +31,7 @@ def test_a_sample_of_every_fault_loses_nothing():
     assert not lost
     assert code == 0
     assert set(totals) == {"faults", "tries", "survived", "lost"}
-    assert totals["faults"] >= 40
-    assert totals["survived"] == totals["tries"] >= 80
+    assert totals["survived"] == totals["tries"] >= 40
 
 
 BROKEN = {

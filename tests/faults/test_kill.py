@@ -18,8 +18,6 @@ STAGES = ("draft", "select", "refine", "update")
 SETTINGS = ("run.num_iterations=1", "engine.groups_per_block=1", "update.num_minibatches=4")
 MARKERS = {
     "draft": "iteration_0000/draft/.parts/*/block-000002.parquet",
-    "select": "iteration_0000/select",
-    "refine": "iteration_0000/refine/.parts/*/block-000002.parquet",
     "update": "iteration_0000/.*update*",
 }
 """What exists when a stage is in the middle of its work."""
@@ -45,13 +43,13 @@ def stop_in_the_middle(run, stage, number):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ["draft", "update"])
 def test_a_killed_stage_is_finished_by_the_same_command(tmp_path, undisturbed, stage):
     run = make_run(tmp_path / "run", *SETTINGS)
     for name in STAGES[: STAGES.index(stage)]:
         assert igrpo(name, run, "--iteration", 0).code == 0
     code, _ = stop_in_the_middle(run, stage, signal.SIGKILL)
-    # The update may die between its two renames, and select may just have finished: both must come out whole too.
+    # The update may die between its two renames, or have finished: it must come out whole too.
     assert code in (-signal.SIGKILL, 0)
     assert not list(run.rglob("policies/0001/model.safetensors")) or stage == "update"
     for name in STAGES[STAGES.index(stage) :]:

@@ -1,4 +1,4 @@
-"""Rewards and rows while eight times as many processes want the CPUs as there are CPUs: the same, only later."""
+"""Rewards and rows while eight other processes want the CPU that grades and samples: the same, only later."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from igrpo_cli.rewards.workers import GradingLimits, GradingPool
 
 LOAD = 8
 PAIRS = [
-    *((rf"so $\boxed{{\frac{{{n}}}{{{n + 2}}}}}$", rf"\frac{{{3 * n}}}{{{3 * n + 6}}}") for n in range(1, 20)),
-    *((rf"\boxed{{\sqrt{{{n}}}}}", f"{n}^{{1/2}}") for n in range(1, 20)),
-    *((rf"<answer>x^2 + {n}x</answer>", rf"x(x + {n})") for n in range(1, 20)),
-    *((f"the answer is {n},000.0", str(1000 * n + n % 2)) for n in range(1, 20)),
+    *((rf"so $\boxed{{\frac{{{n}}}{{{n + 2}}}}}$", rf"\frac{{{3 * n}}}{{{3 * n + 6}}}") for n in range(1, 8)),
+    *((rf"\boxed{{\sqrt{{{n}}}}}", f"{n}^{{1/2}}") for n in range(1, 8)),
+    *((rf"<answer>x^2 + {n}x</answer>", rf"x(x + {n})") for n in range(1, 8)),
+    *((f"the answer is {n},000.0", str(1000 * n + n % 2)) for n in range(1, 8)),
     (r"\boxed{9^{9^{9^{9}}}}", "1"),
     (r"\boxed{" + "-" * 4000 + "1}", "1"),
     ("nothing at all", "1"),
@@ -26,14 +26,16 @@ PAIRS = [
 
 @pytest.fixture
 def busy():
-    """Processes that do nothing but compute, eight for each CPU."""
-    burn = [sys.executable, "-c", "while True: pass"]
-    crowd = [subprocess.Popen(burn) for _ in range(LOAD * (os.cpu_count() or 1))]
+    """Eight processes that do nothing but compute, on the one CPU that is left to the test."""
+    free = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(free)})
+    crowd = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(LOAD)]
     yield
     for process in crowd:
         process.kill()
     for process in crowd:
         process.wait()
+    os.sched_setaffinity(0, free)
 
 
 def grades():
