@@ -12,7 +12,8 @@ from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
-from igrpo_cli.display.progress import Display, Progress, can_redraw
+from igrpo_cli.display.progress import Progress, can_redraw
+from igrpo_cli.display.progress_display import Display
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.torchrun import rank_and_size
 

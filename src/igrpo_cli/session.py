@@ -105,7 +105,7 @@ class Session:
 
     def engine(self, policy: Policy) -> Engine:
         """The engine with the weights of `policy`: started once, later policies are loaded into it."""
-        from igrpo_cli.engines.base import create_engine
+        from igrpo_cli.engines.factory import create_engine
         from igrpo_cli.shards.policies import verify_policy
 
         if self._engine_policy == policy.id and self._engine is not None:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-import igrpo_cli.engines.base as engines
+import igrpo_cli.engines.factory as engines
 from command_line import igrpo, igrpo_process, make_run, sets
 from igrpo_cli.evaluation.summary import PAPER_BENCHES
 from igrpo_cli.problems.benches import BENCHES

@@ -13,7 +13,8 @@ from fake_vllm import FakeVllm, token_of
 
 from command_line import ONE_THREAD, igrpo, make_run
 from igrpo_cli import http_client
-from igrpo_cli.engines.base import EngineSettings, ServerSettings, create_engine
+from igrpo_cli.engines import EngineSettings, create_engine
+from igrpo_cli.engines.base import ServerSettings
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.records import SamplingGroup, SamplingSettings
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from igrpo_cli.console import Console
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.loggers.trackers import TrackerSettings, only_sender, open_tracker, require_trackers, send_new
+from igrpo_cli.loggers.base import TrackerSettings
+from igrpo_cli.loggers.trackers import only_sender, open_tracker, require_trackers, send_new
 from igrpo_cli.session import Session, open_session
 
 NOT_TOLD: dict[str, Any] = {"log": True, "judge": {"endpoint"}, "engine": {"endpoints"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from igrpo_cli.engines.base import ENGINE_NAMES, Engine, EngineSettings, create_engine
+from igrpo_cli.engines.base import Engine, EngineSettings
+from igrpo_cli.engines.factory import ENGINE_NAMES, create_engine
 
 __all__ = ["ENGINE_NAMES", "Engine", "EngineSettings", "create_engine"]

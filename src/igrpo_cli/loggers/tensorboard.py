@@ -9,8 +9,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from igrpo_cli.loggers.base import TrackerSettings
 from igrpo_cli.loggers.entries import Entry
-from igrpo_cli.loggers.trackers import TrackerSettings
 from igrpo_cli.shards.publish import publish_bytes, remove_stale_temporaries
 
 

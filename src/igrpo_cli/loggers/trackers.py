@@ -1,4 +1,4 @@
-"""Trackers, as the rest sees them: which there are, what they are told, and that one process at a time tells them."""
+"""Which trackers there are, what they are told, and that one process at a time tells them."""
 
 from __future__ import annotations
 
@@ -6,50 +6,18 @@ import fcntl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
 
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.loggers.entries import Entry, read_entries
+from igrpo_cli.loggers.base import Tracker, TrackerSettings
+from igrpo_cli.loggers.entries import read_entries
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.publish import make_directory
 
 NAMES = ("trackio", "tensorboard", "wandb")
 SECONDS_FOR_ANOTHER = 10.0
 """A single command is done sending by then; a longer one will see our files itself."""
-
-
-@dataclass(frozen=True)
-class TrackerSettings:
-    """What a tracker needs to know of a run."""
-
-    project: str
-    run_name: str
-    directory: Path
-    """For what it writes, and for what we write of it."""
-    config: dict[str, Any]
-    """The settings of the run, shown beside its curves."""
-
-
-class Tracker(Protocol):
-    """One open record of one run."""
-
-    where: str
-    """Where it is looked at."""
-
-    def is_sent(self, key: str) -> bool:
-        """Whether the record is known to have that entry."""
-
-    def send(self, entry: Entry) -> None:
-        """Hand an entry over; only `flush` or `close` may make it safe."""
-
-    def flush(self) -> None:
-        """The entries of now are all handed over."""
-
-    def close(self) -> None:
-        """Have everything safe, and remember what was sent."""
 
 
 def require_trackers(names: Sequence[str]) -> None:

@@ -9,9 +9,9 @@ from io import StringIO
 import trackio
 
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.loggers.base import TrackerSettings
 from igrpo_cli.loggers.entries import Entry
 from igrpo_cli.loggers.sent import SentEntries
-from igrpo_cli.loggers.trackers import TrackerSettings
 
 
 class TrackioTracker:

@@ -7,9 +7,9 @@ import os
 import wandb
 
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.loggers.base import TrackerSettings
 from igrpo_cli.loggers.entries import ITERATION, STEP, Entry
 from igrpo_cli.loggers.sent import SentEntries
-from igrpo_cli.loggers.trackers import TrackerSettings
 
 AXES = {ITERATION: ("draft/*", "select/*", "refine/*", "eval/*"), STEP: ("update/*", "train/*")}
 
