@@ -105,8 +105,11 @@ def test_the_same_call_gives_the_same_bits_whatever_came_before(make_policy: Mak
 
 def test_equal_seeds_give_equal_completions_and_others_do_not(make_policy: MakePolicy):
     [completions] = sample(engine_of(make_policy("llama")), [SamplingGroup([2, 10, 3], [7, 8, 7])])
-    assert completions[0] == completions[2]
-    assert completions[0] != completions[1]
+    first, other, again = completions
+    assert first.completion_ids == again.completion_ids
+    # A matrix product may round a row by its place in the batch.
+    assert first.sampling_logprobs == pytest.approx(again.sampling_logprobs, abs=1e-5)
+    assert first.completion_ids != other.completion_ids
 
 
 def test_greedy_takes_the_likeliest_token_with_logprob_zero(make_policy: MakePolicy):

@@ -98,7 +98,7 @@ def test_a_row_beyond_the_cpu_limit_is_ungraded_and_costs_no_other_row_its_grade
 
 
 def test_the_cpu_limit_is_counted_anew_for_each_row():
-    nested = ["\\boxed{" + f"\\sqrt{{{digit}+" * 8 + "2" + "}" * 9 for digit in range(3, 15)]
+    nested = ["\\boxed{" + f"\\sqrt{{{digit}+" * 8 + "2" + "}" * 9 for digit in range(3, 33)]
     with GradingPool(1, GradingLimits(cpu_seconds=1.0)) as pool:
         grades = pool.grade([(completion, "2") for completion in nested])
     assert {grade.verdict for grade in grades} == {"wrong"}
