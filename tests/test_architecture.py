@@ -24,6 +24,7 @@ ROOMS = {
     "report": LIGHT | {"console", "display", "inspection", "shards"},
     "loggers": LIGHT | {"inspection", "shards"},
     "config": LIGHT | {"algo"},
+    "watchdog": LIGHT | {"console"},
     "pipeline": LIGHT
     | {"algo", "config", "console", "display", "engines", "inspection", "prompts", "rewards", "rollouts", "session"}
     | {"shards", "training"},

@@ -6,7 +6,7 @@ shards, and a finished block is kept when its shard is interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +22,7 @@ from igrpo_cli.records import (
     SamplingSettings,
 )
 from igrpo_cli.seeds import derive_seed
+from igrpo_cli.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.base import Engine
@@ -107,11 +108,12 @@ def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, scorer: Scorer) ->
     Blocks are drawn from `jobs` when the engine has room for them; None means that none is ready before another
     one is kept. The engine goes on sampling while earlier blocks are decoded, graded and written: it waits for
     them only when it has nothing else to do, or when more than `MAX_BLOCKS_IN_GRADING` are behind.
-    Raises Interrupted where the engine keeps giving back something else than was asked for.
+    Raises Interrupted where the engine keeps giving back something else than was asked for. Where it hangs, the
+    process ends with the same exit code.
     """
     source = iter(jobs)
     all_drawn = False
-    with _Finishing(engine.tokenizer, scorer) as finishing:
+    with _Finishing(engine.tokenizer, scorer) as finishing, _watchdog_of(engine) as watchdog:
         while not all_drawn or engine.num_unfinished or finishing.num_unfinished:
             while not all_drawn and engine.has_room:
                 job = next(source, _END)
@@ -122,7 +124,7 @@ def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, scorer: Scorer) ->
                     _submit(job, engine)
                 else:
                     all_drawn = True
-            for sampled, completions in engine.step() if engine.num_unfinished else ():
+            for sampled, completions in _step(engine, watchdog):
                 assert isinstance(sampled, _Sampled)
                 if (what := _unlike_asked(sampled.tasks, completions)) is None:
                     finishing.start(sampled, completions)
@@ -148,6 +150,22 @@ def _submit(job: BlockJob, engine: Engine, tries: int = 1) -> None:
         for task, (_, prompt_ids) in zip(tasks, prompts, strict=True)
     ]
     engine.submit(_Sampled(job, tasks, prompts, tries), groups, plan.sampling)
+
+
+def _step(engine: Engine, watchdog: Watchdog) -> list[tuple[Hashable, list[list[Completion]]]]:
+    if not engine.num_unfinished:
+        return []
+    with watchdog.watching():
+        return engine.step()
+
+
+def _watchdog_of(engine: Engine) -> Watchdog:
+    seconds = engine.step_timeout
+    hangs = Interrupted(
+        f"{engine.name} has not come back from a step for {seconds} s (engine.timeout); finished blocks are kept",
+        hint="run the same command again, it goes on where it stopped; raise engine.timeout where steps take so long",
+    )
+    return Watchdog(seconds, hangs)
 
 
 class _Finishing:

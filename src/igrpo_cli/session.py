@@ -73,6 +73,7 @@ def engine_settings(section: EngineSection, trust_remote_code: bool) -> EngineSe
             enforce_eager=section.enforce_eager,
             kv_cache_dtype=section.kv_cache_dtype,
             batch_invariant=section.batch_invariant,
+            timeout=section.timeout,
         ),
         server=ServerSettings(tuple(section.endpoints), section.max_retries, section.timeout),
     )

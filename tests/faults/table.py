@@ -36,7 +36,7 @@ TESTED = {
     "policy damaged or foreign": "faults/test_foreign_policies.py",
     "malformed problems": "problems",
     "hostile completions and drafts": "faults/test_hostile_texts.py",
-    "engine short, wrong or dead": "faults/test_engine_faults.py engines/test_server_engine.py",
+    "engine short, wrong, hung or dead": "faults/test_engine_faults.py engines/test_server_engine.py",
     "more work than CPUs": "faults/test_oversubscription.py",
     "odd paths and directories": "faults/test_odd_paths.py",
     "forbidden calls, secrets": "faults/test_security.py",

@@ -5,17 +5,21 @@ What a server may do is in `tests/engines/test_server_engine.py`.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from command_line import files_below, igrpo, make_run
+from command_line import ONE_THREAD, files_below, igrpo, make_run
+from igrpo_cli.config.sections import EngineSection
 from igrpo_cli.engines.transformers import TransformersEngine
 from igrpo_cli.engines.vllm import VllmEngine
 from igrpo_cli.errors import EXIT_INTERRUPTED, IgrpoError, Interrupted
 from igrpo_cli.rollouts import MAX_TRIES
+from igrpo_cli.session import engine_settings
 
 BLOCKS = ("data.problems_per_iteration=4", "engine.groups_per_block=2")
 
@@ -102,3 +106,43 @@ def test_a_vllm_that_fails_is_told_from_one_without_memory(failure, expected, sa
         engine.step()
     assert type(raised.value) is expected
     assert raised.value.message.startswith(said)
+
+
+HANGING = """
+import ctypes, sys
+from igrpo_cli.cli import main
+from igrpo_cli.engines.transformers import TransformersEngine
+
+sound, steps = TransformersEngine.step, []
+
+def step(engine):
+    steps.append(engine)
+    if len(steps) == 3:
+        ctypes.CDLL(None).sigprocmask(0, (ctypes.c_ulong * 16)(*[2**64 - 1] * 16), None)
+        ctypes.CDLL(None).sleep(600)
+    return sound(engine)
+
+TransformersEngine.step, TransformersEngine.step_timeout = step, 2.0
+main(sys.argv[1:])
+"""
+"""The third block is stuck in native code, where no handler of a signal ever runs."""
+
+
+def test_an_engine_that_hangs_ends_in_75_and_the_next_run_goes_on(tmp_path):
+    run = make_run(tmp_path / "run", *BLOCKS, "data.problems_per_iteration=8")
+    command = [sys.executable, "-c", HANGING, "draft", str(run)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ONE_THREAD, check=False)
+    assert (result.returncode, result.stdout) == (EXIT_INTERRUPTED, "")
+    assert "error: transformers has not come back from a step for 2.0 s (engine.timeout)" in result.stderr
+    assert "hint: run the same command again" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert 1 <= len(list(run.rglob("block-*.parquet"))) <= 2, "what was sampled before is kept"
+    assert igrpo("draft", run).code == 0
+    sound = make_run(tmp_path / "sound", *BLOCKS, "data.problems_per_iteration=8")
+    assert igrpo("draft", sound).code == 0
+    assert files_below(run / "iteration_0000") == files_below(sound / "iteration_0000")
+
+
+def test_vllm_has_the_limit_that_is_set():
+    settings = engine_settings(EngineSection(timeout=7), trust_remote_code=False)
+    assert settings.vllm.timeout == settings.server.timeout == 7

@@ -250,7 +250,7 @@ class EngineSection(Section):
     max_retries: Natural = 5
     """Times that a failed request to a server is tried again."""
     timeout: Positive = 600.0
-    """Seconds that one request to a server may take."""
+    """Seconds that a request to a server may take, or a step of vLLM in this process, which are many a completion."""
 
 
 class EvalSection(Section):

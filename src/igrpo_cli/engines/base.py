@@ -31,6 +31,8 @@ class VllmSettings:
     kv_cache_dtype: str = "auto"
     batch_invariant: bool = False
     """Kernels whose results do not depend on what else is in the batch (`VLLM_BATCH_INVARIANT=1`); slower."""
+    timeout: float = 600.0
+    """Seconds that one step may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Engine(Protocol):
     versions: dict[str, str]
     """Versions of the libraries that decide what is sampled, by package name."""
     tokenizer: PolicyTokenizer
+    step_timeout: float | None
+    """Seconds after which a `step` that has not come back never will; None where it may take as long as it likes."""
 
     @property
     def num_unfinished(self) -> int:

@@ -31,6 +31,8 @@ class ServerEngine:
     """An `Engine`: see there. A completion depends on the others of the same server by rounding alone."""
 
     name = "server"
+    step_timeout: float | None = None
+    """Each request has a limit of its own."""
 
     def __init__(self, policy_directory: Path, settings: EngineSettings) -> None:
         if not settings.server.endpoints:

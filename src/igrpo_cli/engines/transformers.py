@@ -26,6 +26,8 @@ class TransformersEngine:
     """An `Engine`: see there."""
 
     name = "transformers"
+    step_timeout: float | None = None
+    """A step is a whole batch, which may take hours."""
 
     def __init__(self, policy_directory: Path, settings: EngineSettings) -> None:
         self._settings = settings

@@ -55,6 +55,7 @@ class VllmEngine:
                 hint='one task per replica, each with its --shard; or `vllm serve` and engine.name = "server"',
             )
         self._settings = settings
+        self.step_timeout: float | None = settings.vllm.timeout
         self._torch_device = find_device(settings.device)
         self._on_cpu = self._torch_device.type == "cpu"
         self.device = describe_device(self._torch_device)
