@@ -6,27 +6,27 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.algo.schedules import learning_rate_at
 from igrpo_cli.config import stage_identity
-from igrpo_cli.config.sections import UpdateSection
-from igrpo_cli.errors import MissingInputError, UsageError
+from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.pipeline.observations import input_shards, read_observations
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.pipeline.shard_work import ShardWork, work_through
+from igrpo_cli.pipeline.update_trainer import previous_update
 from igrpo_cli.records import StageReport, TrainingGroup
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.session import Session, StageRequest
+from igrpo_cli.shards.finishing import finished_update
 from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath, UpdatePath
 from igrpo_cli.shards.manifest import Manifest
 from igrpo_cli.shards.policies import Policy, settle_update
 from igrpo_cli.shards.publish import remove_stale_temporaries, withdraw_directory
+from igrpo_cli.torchrun import rank_and_size
 
 if TYPE_CHECKING:
     from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints
     from igrpo_cli.pipeline.update_files import Step
-    from igrpo_cli.training.adapters import LoraSettings
     from igrpo_cli.training.progress import UpdateProgress
-    from igrpo_cli.training.ranks import Ranks
-    from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
+    from igrpo_cli.training.step import PolicyTrainer
 
 ONLY_SHARD = (0,)
 """An update is one piece of work, whatever the number of shards it reads."""
@@ -45,7 +45,16 @@ def run(session: Session, request: StageRequest) -> StageReport:
         return _identity(session, path, policy)
 
     def make(path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
-        return _make_update(session, update, policy, identity, overwrite=overwrite)
+        try:
+            return _make_update(session, update, policy, identity, overwrite=overwrite)
+        except Interrupted:
+            raise
+        except (IgrpoError, OSError):
+            # A task that has finished the same update clears away what this one was still reading or writing.
+            theirs = None if overwrite or rank_and_size()[1] > 1 else finished_update(session.run, update, identity)
+            if theirs is None:
+                raise
+            return theirs
 
     work = ShardWork("update", lambda _: update.shard, identity_of)
     once = StageRequest(request.iteration, ONLY_SHARD, request.overwrite, request.dry_run)
@@ -59,7 +68,7 @@ def run(session: Session, request: StageRequest) -> StageReport:
 
 def _identity(session: Session, shard: ShardPath, policy: Policy) -> Identity:
     inputs = session.inputs(*input_shards(session, shard.iteration))
-    if _previous(session, shard.iteration) is not None:
+    if previous_update(session, shard.iteration) is not None:
         # The optimiser state that is carried on follows from the previous update and nothing else.
         inputs += session.inputs(session.run.update(shard.iteration - 1).shard)
     return Identity(
@@ -73,24 +82,13 @@ def _identity(session: Session, shard: ShardPath, policy: Policy) -> Identity:
     )
 
 
-def _previous(session: Session, iteration: int) -> UpdatePath | None:
-    """The update whose optimiser directory this iteration goes on from; None where it needs nothing of it.
-
-    A fresh optimiser still needs the weights: those in float32 where the policy was published as their rounding, and
-    adapters, which the policy holds merged.
-    """
-    section = session.config.update
-    needs_weights = session.config.policy.dtype != "float32" or section.lora_r > 0
-    fresh = section.optimizer_state == "fresh" and not needs_weights
-    return None if iteration == 0 or fresh else session.run.update(iteration - 1)
-
-
 def _make_update(
     session: Session, path: UpdatePath, policy: Policy, identity: Identity, *, overwrite: bool
 ) -> Manifest:
     """The update by this process, or by all that torchrun started: then the first one writes what is not sharded."""
     from igrpo_cli.pipeline import update_files
     from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints, shared_staging_directory
+    from igrpo_cli.pipeline.update_trainer import keep_warm, trainer_of
     from igrpo_cli.training.ranks import joined_ranks
 
     provenance = Provenance()
@@ -98,7 +96,7 @@ def _make_update(
     groups = observations.training_groups(session.config.update, session.config.data.problems_per_iteration)
     with joined_ranks() as ranks:
         with session.console.activity(f"update of iteration {path.iteration}: loading the policy"):
-            trainer = _restore(session, policy, path.iteration, ranks)
+            trainer = trainer_of(session, policy, path.iteration, ranks)
         steps = _train(session, trainer, groups, path.iteration, StepCheckpoints(path, identity, session.console))
         standing = manifest = None
         with shared_staging_directory(path.directory, ranks) as staged:
@@ -124,93 +122,10 @@ def _make_update(
                 )
                 standing = update_files.publish_update(session, path, staged, manifest, overwrite=overwrite)
         if standing is manifest and ranks.size == 1:
-            _keep_warm(session, trainer, path.iteration)
+            keep_warm(session, trainer, path.iteration)
         found = ranks.share(standing)
     assert found is not None
     return found
-
-
-def _keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:
-    """Let the next update of this process go on with the trainer in memory, which is what it would restore.
-
-    Not on a GPU, whose memory the sampling needs meanwhile.
-    """
-    if trainer.policy.device.type == "cpu" and session.config.update.optimizer_state == "carry":
-        session.warm_trainer = (session.policy(iteration + 1).id, trainer)
-
-
-def _restore(session: Session, policy: Policy, iteration: int, ranks: Ranks) -> PolicyTrainer:
-    """The trainer of `policy`, with the optimiser as the previous update left it and the reference if beta > 0."""
-    from igrpo_cli.shards.hashed_directory import verify_directory
-    from igrpo_cli.shards.policies import read_policy, verify_policy
-    from igrpo_cli.training.restore import restore_trainer
-
-    warm, session.warm_trainer = session.warm_trainer, None
-    if warm is not None and warm[0] == policy.id:
-        return warm[1]
-    verify_policy(policy)
-    reference = read_policy(session.run, 0) if session.config.update.beta > 0 else None
-    if reference is not None:
-        verify_policy(reference)
-    previous = _previous(session, iteration)
-    if previous is not None:
-        if not previous.optimizer.is_dir():
-            raise MissingInputError(
-                f"the optimiser state of iteration {iteration - 1} is gone: {previous.optimizer} does not exist",
-                hint="--set update.optimizer_state=fresh starts without it",
-            )
-        verify_directory(previous.optimizer)
-    base = read_policy(session.run, 0) if session.config.update.lora_r else policy
-    if base is not policy:
-        verify_policy(base)
-    return restore_trainer(
-        base.directory,
-        _training_settings(session.config.update),
-        policy_dtype=session.config.policy.dtype,
-        previous=None if previous is None else previous.optimizer,
-        carry_optimizer=session.config.update.optimizer_state == "carry",
-        reference=None if reference is None else reference.directory,
-        trust_remote_code=session.config.policy.trust_remote_code,
-        ranks=ranks,
-        lora=_lora_settings(session),
-    )
-
-
-def _lora_settings(session: Session) -> LoraSettings | None:
-    from igrpo_cli.training.adapters import LoraSettings
-
-    section = session.config.update
-    if not section.lora_r:
-        return None
-    targets = tuple(section.lora_target_modules)
-    return LoraSettings(section.lora_r, section.lora_alpha, targets, derive_seed(session.config.run.seed, "lora"))
-
-
-def _training_settings(section: UpdateSection) -> TrainingSettings:
-    from igrpo_cli.algo.losses import LossSettings
-    from igrpo_cli.training.optimizer import OptimizerSettings
-    from igrpo_cli.training.restore import compute_dtype
-    from igrpo_cli.training.step import TrainingSettings
-
-    return TrainingSettings(
-        loss=LossSettings(
-            loss_type=section.loss_type,
-            epsilon=section.epsilon,
-            epsilon_high=section.epsilon_high,
-            beta=section.beta,
-            importance_cap=section.importance_cap if section.old_logprobs == "sampler" else None,
-        ),
-        optimizer=OptimizerSettings(
-            adam_beta1=section.adam_beta1,
-            adam_beta2=section.adam_beta2,
-            adam_epsilon=section.adam_epsilon,
-            weight_decay=section.weight_decay,
-            max_grad_norm=section.max_grad_norm,
-        ),
-        dtype=compute_dtype(section.dtype),
-        gradient_checkpointing=section.gradient_checkpointing,
-        max_tokens_per_batch=section.max_tokens_per_batch,
-    )
 
 
 def _train(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from igrpo_cli.console import Console
@@ -32,13 +32,28 @@ class StepCheckpoints:
         remove_stale_temporaries(self._directory)
 
     def load(self, trainer: PolicyTrainer) -> UpdateProgress | None:
-        """Put the newest sound checkpoint into `trainer`; None, with the trainer untouched, where there is none."""
-        checkpoint = trainer.ranks.share(self._newest_sound() if trainer.ranks.is_first else None)
-        if checkpoint is None:
-            return None
-        progress = load_progress(checkpoint, trainer)
-        self._console.note(f"going on after step {len(progress.results)} of the update")
-        return progress
+        """Put the newest sound checkpoint into `trainer`; None, with the trainer untouched, where there is none.
+
+        Raises MissingInputError or OSError, with the trainer half filled, where another task that makes the same
+        update took away what was being read, and left nothing newer.
+        """
+        vanished: Exception | None = None
+        while True:
+            checkpoint = trainer.ranks.share(self._newest_sound() if trainer.ranks.is_first else None)
+            if checkpoint is None:
+                if vanished is not None:
+                    raise vanished
+                return None
+            try:
+                progress = load_progress(checkpoint, trainer)
+            except (MissingInputError, OSError) as error:
+                # A twin of this task has got further: its checkpoint takes the place of this one.
+                if trainer.ranks.size > 1 or checkpoint.exists():
+                    raise
+                vanished = error
+                continue
+            self._console.note(f"going on after step {len(progress.results)} of the update")
+            return progress
 
     def save(self, trainer: PolicyTrainer, progress: UpdateProgress) -> None:
         """Keep the state after the last step of `progress`, in place of earlier ones; every rank must ask."""
@@ -50,32 +65,35 @@ class StepCheckpoints:
                     self._publish(staged, final)
         except Interrupted:
             raise
-        except IgrpoError:
+        except (IgrpoError, OSError):
             # A twin of this task that finished the update has taken all checkpoints away, also those being written.
             if trainer.ranks.size > 1 or not self._update.manifest.exists():
                 raise
 
     def _publish(self, staged: Path, final: Path) -> None:
         record_directory(staged)
-        try:
-            publish_directory(staged, final)
-        except ConflictError:
-            # Another task makes the same update; or what is there is damaged, and was passed over.
-            withdraw_directory(final)
-            publish_directory(staged, final)
+        with suppress(ConflictError):  # another task, which makes the same update, was faster
+            if not _is_sound(final):
+                withdraw_directory(final)
+                publish_directory(staged, final)
         for earlier in sorted(self._directory.glob("step_*")):
             if earlier.name < final.name:
                 withdraw_directory(earlier)
 
     def _newest_sound(self) -> Path | None:
-        for checkpoint in sorted(self._directory.glob("step_*"), reverse=True):
-            try:
-                verify_directory(checkpoint)
-            except (DamagedFileError, MissingInputError) as error:
-                self._console.note(f"a checkpoint is of no use: {error.message}")
-                continue
-            return checkpoint
-        return None
+        newest_first = sorted(self._directory.glob("step_*"), reverse=True)
+        return next((checkpoint for checkpoint in newest_first if _is_sound(checkpoint, self._console.note)), None)
+
+
+def _is_sound(checkpoint: Path, note: Callable[[str], None] = lambda what: None) -> bool:
+    """Whether a checkpoint is there and whole; `note` is told what is wrong with one that is not."""
+    try:
+        verify_directory(checkpoint)
+    except (DamagedFileError, MissingInputError, OSError) as error:
+        if checkpoint.exists():
+            note(f"a checkpoint is of no use: {error}")
+        return False
+    return True
 
 
 @contextmanager

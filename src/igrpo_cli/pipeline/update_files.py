@@ -11,7 +11,7 @@ from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.pipeline.observations import Observations
 from igrpo_cli.records import Metric, TrainingGroup
 from igrpo_cli.session import Session
-from igrpo_cli.shards.finishing import finished
+from igrpo_cli.shards.finishing import finished_update
 from igrpo_cli.shards.hashed_directory import record_directory
 from igrpo_cli.shards.identity import FileHash
 from igrpo_cli.shards.layout import UpdatePath
@@ -106,7 +106,7 @@ def publish_update(
     """
     publish_json(staged / path.manifest.name, manifest_json(manifest))
     if path.directory.exists():
-        theirs = None if overwrite else _finished(session, path, manifest)
+        theirs = None if overwrite else finished_update(session.run, path, manifest.identity)
         if theirs is not None:
             return theirs
         withdraw_directory(path.directory)
@@ -115,18 +115,13 @@ def publish_update(
     try:
         publish_directory(staged, path.directory)
     except ConflictError:
-        theirs = _finished(session, path, manifest)
+        theirs = finished_update(session.run, path, manifest.identity)
         if theirs is None:
             raise
         return theirs
     settle_update(session.run, path.iteration)
     _prune_optimizer_states(session, path.iteration)
     return manifest
-
-
-def _finished(session: Session, path: UpdatePath, manifest: Manifest) -> Manifest | None:
-    settle_update(session.run, path.iteration)
-    return finished(path.shard, manifest.identity)
 
 
 def _is_damaged(session: Session, iteration: int) -> bool:

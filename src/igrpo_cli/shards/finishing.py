@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.shards.identity import FileHash, Identity, require_same
-from igrpo_cli.shards.layout import ShardPath
+from igrpo_cli.shards.layout import RunDirectory, ShardPath, UpdatePath
 from igrpo_cli.shards.manifest import DataFile, Manifest, manifest_json, read_manifest
+from igrpo_cli.shards.policies import settle_update
 from igrpo_cli.shards.publish import publish_json, sha256_file, withdraw_file
 from igrpo_cli.shards.strict_json import UnknownSchemaError
 
@@ -21,7 +22,7 @@ def finished(path: ShardPath, identity: Identity, on_damage: Callable[[str], Non
 
     A manifest that is damaged, or whose files are gone or of another size, counts as not finished;
     `on_damage` is told why in one sentence. The data is not read here: `open_input` checks its hash.
-    Call `settle_update` before asking for an update.
+    Of an update ask `finished_update`.
 
     Raises ConflictError when the shard was made from something else, UnknownSchemaError when another
     version of igrpo made it.
@@ -42,6 +43,12 @@ def finished(path: ShardPath, identity: Identity, on_damage: Callable[[str], Non
     if on_damage is not None:
         on_damage(damage)
     return None
+
+
+def finished_update(run: RunDirectory, path: UpdatePath, identity: Identity) -> Manifest | None:
+    """`finished` of an update, its policy moved to its place first. Raises as `finished` and `settle_update`."""
+    settle_update(run, path.iteration)
+    return finished(path.shard, identity)
 
 
 def damage_of(path: ShardPath) -> str | None:

@@ -1,0 +1,111 @@
+"""The trainer that an update goes on with: restored from what lies on disk, or kept warm in the process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from igrpo_cli.config.sections import UpdateSection
+from igrpo_cli.errors import MissingInputError
+from igrpo_cli.seeds import derive_seed
+from igrpo_cli.session import Session
+from igrpo_cli.shards.hashed_directory import verify_directory
+from igrpo_cli.shards.layout import UpdatePath
+from igrpo_cli.shards.policies import Policy, read_policy, verify_policy
+
+if TYPE_CHECKING:
+    from igrpo_cli.training.adapters import LoraSettings
+    from igrpo_cli.training.ranks import Ranks
+    from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
+
+
+def previous_update(session: Session, iteration: int) -> UpdatePath | None:
+    """The update whose optimiser directory this iteration goes on from; None where it needs nothing of it.
+
+    A fresh optimiser still needs the weights: those in float32 where the policy was published as their rounding, and
+    adapters, which the policy holds merged.
+    """
+    section = session.config.update
+    needs_weights = session.config.policy.dtype != "float32" or section.lora_r > 0
+    fresh = section.optimizer_state == "fresh" and not needs_weights
+    return None if iteration == 0 or fresh else session.run.update(iteration - 1)
+
+
+def keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:
+    """Let the next update of this process go on with the trainer in memory, which is what it would restore.
+
+    Not on a GPU, whose memory the sampling needs meanwhile.
+    """
+    if trainer.policy.device.type == "cpu" and session.config.update.optimizer_state == "carry":
+        session.warm_trainer = (session.policy(iteration + 1).id, trainer)
+
+
+def trainer_of(session: Session, policy: Policy, iteration: int, ranks: Ranks) -> PolicyTrainer:
+    """The trainer of `policy`, with the optimiser as the previous update left it and the reference if beta > 0."""
+    from igrpo_cli.training.restore import restore_trainer
+
+    warm, session.warm_trainer = session.warm_trainer, None
+    if warm is not None and warm[0] == policy.id:
+        return warm[1]
+    verify_policy(policy)
+    reference = read_policy(session.run, 0) if session.config.update.beta > 0 else None
+    if reference is not None:
+        verify_policy(reference)
+    previous = previous_update(session, iteration)
+    if previous is not None:
+        if not previous.optimizer.is_dir():
+            raise MissingInputError(
+                f"the optimiser state of iteration {iteration - 1} is gone: {previous.optimizer} does not exist",
+                hint="--set update.optimizer_state=fresh starts without it",
+            )
+        verify_directory(previous.optimizer)
+    base = read_policy(session.run, 0) if session.config.update.lora_r else policy
+    if base is not policy:
+        verify_policy(base)
+    return restore_trainer(
+        base.directory,
+        _training_settings(session.config.update),
+        policy_dtype=session.config.policy.dtype,
+        previous=None if previous is None else previous.optimizer,
+        carry_optimizer=session.config.update.optimizer_state == "carry",
+        reference=None if reference is None else reference.directory,
+        trust_remote_code=session.config.policy.trust_remote_code,
+        ranks=ranks,
+        lora=_lora_settings(session),
+    )
+
+
+def _lora_settings(session: Session) -> LoraSettings | None:
+    from igrpo_cli.training.adapters import LoraSettings
+
+    section = session.config.update
+    if not section.lora_r:
+        return None
+    targets = tuple(section.lora_target_modules)
+    return LoraSettings(section.lora_r, section.lora_alpha, targets, derive_seed(session.config.run.seed, "lora"))
+
+
+def _training_settings(section: UpdateSection) -> TrainingSettings:
+    from igrpo_cli.algo.losses import LossSettings
+    from igrpo_cli.training.optimizer import OptimizerSettings
+    from igrpo_cli.training.restore import compute_dtype
+    from igrpo_cli.training.step import TrainingSettings
+
+    return TrainingSettings(
+        loss=LossSettings(
+            loss_type=section.loss_type,
+            epsilon=section.epsilon,
+            epsilon_high=section.epsilon_high,
+            beta=section.beta,
+            importance_cap=section.importance_cap if section.old_logprobs == "sampler" else None,
+        ),
+        optimizer=OptimizerSettings(
+            adam_beta1=section.adam_beta1,
+            adam_beta2=section.adam_beta2,
+            adam_epsilon=section.adam_epsilon,
+            weight_decay=section.weight_decay,
+            max_grad_norm=section.max_grad_norm,
+        ),
+        dtype=compute_dtype(section.dtype),
+        gradient_checkpointing=section.gradient_checkpointing,
+        max_tokens_per_batch=section.max_tokens_per_batch,
+    )
