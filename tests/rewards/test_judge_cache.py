@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import subprocess
 import sys
@@ -35,15 +37,21 @@ print(json.dumps([scores, judge.num_calls, judge.num_cached]))
 """
 
 
+def line(**fields):
+    """A line as it is written, with the hash of its fields."""
+    record = GOOD | fields
+    return json.dumps({**record, "sha256": hashlib.sha256(json.dumps(record).encode()).hexdigest()})
+
+
 def lines_in(directory):
     return [json.loads(line) for path in sorted(directory.glob("*.jsonl")) for line in path.read_text().splitlines()]
 
 
 def test_a_judgement_is_one_line_without_any_text(server, judge_of, tmp_path):
     judge_of().score([tagged("41")])
-    (line,) = lines_in(tmp_path / "judge")
-    assert len(line.pop("key")) == 64
-    assert line == {"score": 0.0, "prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS}
+    (kept,) = lines_in(tmp_path / "judge")
+    assert len(kept.pop("key")) == len(kept.pop("sha256")) == 64
+    assert kept == {"score": 0.0, "prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS}
 
 
 def test_a_resumed_run_pays_for_nothing_twice(server, judge_of):
@@ -125,8 +133,7 @@ def test_what_another_process_adds_is_found_later(tmp_path):
 
 def test_of_two_judgements_the_first_one_stands(tmp_path):
     for name, score in (("b-1-00", 0.0), ("a-2-00", 1.0)):
-        line = json.dumps({**GOOD, "key": KEYS[0], "score": score})
-        (tmp_path / f"{name}.jsonl").write_text(line + "\n")
+        (tmp_path / f"{name}.jsonl").write_text(line(key=KEYS[0], score=score) + "\n")
     cache, other = JudgementCache(tmp_path), JudgementCache(tmp_path)
     assert cache.get(KEYS[0]) == RIGHT
     other.add(KEYS[0], JudgeScore(0.5), 1, 1)
@@ -154,29 +161,71 @@ def test_half_a_last_line_is_read_when_it_is_whole(tmp_path):
 @pytest.mark.parametrize(
     "damaged",
     [
-        b"",
+        b" ",
         b"{",
         b"\xff\xfe",
         b"[]",
         b"3",
         b"[" * 100_000,
-        json.dumps({**GOOD, "score": 1.5}).encode(),
+        line(score=1.5).encode(),
         b'{"key": "' + KEYS[1].encode() + b'", "score": NaN, "prompt_tokens": 1, "completion_tokens": 1}',
-        json.dumps({**GOOD, "score": True}).encode(),
-        json.dumps({**GOOD, "score": "1"}).encode(),
-        json.dumps({**GOOD, "score": None}).encode(),
-        json.dumps({**GOOD, "key": "1" * 63}).encode(),
-        json.dumps({**GOOD, "key": 1}).encode(),
-        json.dumps({**GOOD, "prompt_tokens": -1}).encode(),
-        json.dumps({**GOOD, "completion_tokens": 1.5}).encode(),
+        line(score=True).encode(),
+        line(score="1").encode(),
+        line(score=None).encode(),
+        line(key="1" * 63).encode(),
+        line(key=1).encode(),
+        line(prompt_tokens=-1).encode(),
+        line(completion_tokens=1.5).encode(),
         json.dumps({name: value for name, value in GOOD.items() if name != "prompt_tokens"}).encode(),
+        json.dumps(GOOD).encode(),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_a_damaged_line_is_passed_over_and_counted(tmp_path, damaged):
-    good = json.dumps({**GOOD, "key": KEYS[2]}).encode()
+    good = line(key=KEYS[2]).encode()
     (tmp_path / "node-1-00.jsonl").write_bytes(damaged + b"\n" + good + b"\n")
     cache = JudgementCache(tmp_path)
     assert cache.get(KEYS[1]) is None
     assert cache.get(KEYS[2]) == JudgeScore(0.5)
     assert (cache.num_calls, cache.num_tokens, cache.num_damaged) == (1, 2, 1)
+
+
+def test_no_flipped_bit_changes_a_judgement(tmp_path):
+    path, good = tmp_path / "node-1-00.jsonl", f"{line()}\n{line(key=KEYS[2])}\n".encode()
+    for bit in range(8 * len(good)):
+        flipped = bytearray(good)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        cache = JudgementCache(tmp_path)
+        assert {cache.get(KEYS[1]), cache.get(KEYS[2])} <= {JudgeScore(0.5), None}, bit
+        # One bit between both lines, or at the end, takes a line break away; what is then no line is waited for.
+        assert cache.num_calls + cache.num_damaged in (1, 2, 3)
+
+
+def test_what_follows_half_a_line_of_a_full_disk_is_whole(tmp_path, monkeypatch):
+    def write_half(path, mode):
+        whole = open_file(path, mode)
+
+        class Half:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                whole.close()
+
+            def write(self, content):
+                whole.write(content[:30])
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        return Half()
+
+    open_file, cache = Path.open, JudgementCache(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", write_half)
+        for _ in range(2):
+            with pytest.raises(OSError, match="No space"):
+                cache.add(KEYS[1], RIGHT, 1, 1)
+    cache.add(KEYS[2], RIGHT, 1, 1)
+    other = JudgementCache(tmp_path)
+    assert (other.get(KEYS[1]), other.get(KEYS[2])) == (None, RIGHT)
+    assert other.num_damaged == 2

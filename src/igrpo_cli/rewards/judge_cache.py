@@ -1,12 +1,14 @@
 """Judgements on disk: what was paid for once is read by every task of a run, and by the run when it is resumed.
 
 A directory of append-only JSONL files, one for each process that judges, so that no two ever write the same one. A
-line is `{"key", "score", "prompt_tokens", "completion_tokens"}`, and `reason` where the score is null. A null key marks
-a call that was paid for, but whose outcome another call may change: it counts, and is never looked up.
+line is `{"key", "score", "prompt_tokens", "completion_tokens", "sha256"}`, and `reason` where the score is null. A null
+key marks a call that was paid for, but whose outcome another call may change: it counts, and is never looked up. The
+hash is that of the other fields: one bit makes 0.5 of 0.7.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -39,6 +41,8 @@ class JudgementCache:
         host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
         self._own = directory / f"{host}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         self._lock = threading.Lock()
+        self._tear = b""
+        """What ends the half line that a write which failed, on a full disk, may have left."""
         self._is_read = False
         self._read_up_to: dict[str, int] = {}
         self._scores: dict[str, JudgeScore] = {}
@@ -64,12 +68,14 @@ class JudgementCache:
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": num_completion_tokens,
         }
-        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        line = _json({**record, "sha256": hashlib.sha256(_json(record)).hexdigest()}) + b"\n"
         with self._lock:
             self._directory.mkdir(parents=True, exist_ok=True)
+            start, self._tear = self._tear, b"\n"
             # Opened for every line: on a network file system others see what was written only after it is closed.
             with self._own.open("ab") as file:
-                file.write(line)
+                file.write(start + line)
+            self._tear = b""
             self._take(_Line(key, score, num_prompt_tokens + num_completion_tokens))
 
     def read_others(self) -> None:
@@ -93,7 +99,7 @@ class JudgementCache:
         if not whole:
             return
         self._read_up_to[path.name] = start + len(whole) + 1
-        for line in whole.split(b"\n"):
+        for line in filter(None, whole.split(b"\n")):
             parsed = _parsed(line)
             if parsed is None:
                 self.num_damaged += 1
@@ -107,16 +113,21 @@ class JudgementCache:
             self._scores.setdefault(line.key, line.score)
 
 
+def _json(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False).encode()
+
+
 def _parsed(line: bytes) -> _Line | None:
     """None where `line` is not exactly what `add` writes."""
     try:
         value = json.loads(line)
         key, score, reason = value["key"], value["score"], value.get("reason")
         tokens = [value["prompt_tokens"], value["completion_tokens"]]
+        is_whole = value.pop("sha256") == hashlib.sha256(_json(value)).hexdigest()
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     is_key = key is None or (type(key) is str and _KEY.fullmatch(key) is not None)
     is_score = type(reason) is str if score is None else type(score) in (int, float) and 0 <= score <= 1
-    if not (is_key and is_score and all(type(number) is int and number >= 0 for number in tokens)):
+    if not (is_whole and is_key and is_score and all(type(number) is int and number >= 0 for number in tokens)):
         return None
     return _Line(key, JudgeScore(None, reason) if score is None else JudgeScore(float(score)), sum(tokens))
