@@ -73,6 +73,9 @@ class OpenShard:
     def jobs(self, progress: Progress) -> Iterator[BlockJob]:
         """The blocks without a part: first those that no task has claimed, then the rest, whoever works on them."""
         if self._overwrite:
+            # What cannot begin must take nothing away that is there.
+            self._session.scorer()
+            self._session.engine(self._work.policy)
             self._parts.clear()
         claimed_by_others = []
         for block in self._blocks:
@@ -103,6 +106,7 @@ class OpenShard:
 
     def publish(self) -> Manifest:
         """Make the shard from its parts; the manifest that is on disk then, be it another task's."""
+        self._session.engine(self._work.policy)
         manifest = publish_shard(
             self._path,
             self._identity,
