@@ -7,19 +7,31 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from fault_cases import lost, require, require_sound, same_as_undisturbed
+from fault_cases import goes_on, lost, require, require_sound, same_as_undisturbed
 from forked import COMMANDS, Fork, WarmRun
 
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.verify import verify_run
 
 KINDS = {
-    "shard": "iteration_0000/*/*.parquet",
-    "manifest": "iteration_0000/*/*.json",
-    "weights": "policies/0001/*.safetensors",
-    "optimiser state": "iteration_0000/update/optimizer/*.safetensors",
+    "shard": ("iteration_0000/*/*.parquet",),
+    "manifest": ("iteration_0000/*/*.json",),
+    "weights": ("policies/0001/*.safetensors",),
+    "optimiser state": ("iteration_0000/update/optimizer/*",),
+    "config, tokenizer and record of a policy": ("policies/0001/*.json", "policies/0001/*.jinja", "policies/0000/*"),
+    "problems": ("problems.*", "eval/*/problems.*"),
+    "evaluation": ("eval/*/*/*",),
+    "scores": ("iteration_0000/draft/scores/*/*",),
+    "run.toml": ("run.toml",),
 }
 """Which files are damaged."""
+READERS = {
+    "select": "iteration_0000/draft/*.parquet",
+    "refine": "iteration_0000/select/*.parquet",
+    "update": "iteration_0000/refine/*.parquet",
+    "eval": "policies/0001/*",
+}
+"""Commands, and files that each of them reads."""
 
 
 def bit_flips(warm: WarmRun, kind: str, tries: int) -> Iterator[str | None]:
@@ -29,9 +41,34 @@ def bit_flips(warm: WarmRun, kind: str, tries: int) -> Iterator[str | None]:
         path = files[n % len(files)]
         content = path.read_bytes()
         bit = rng.randrange(len(content) * 8)
-        damaged = bytearray(content)
-        damaged[bit // 8] ^= 1 << bit % 8
-        yield _refused(warm, path, content, bytes(damaged), f"bit {bit}")
+        yield _refused(warm, path, content, flipped(content, bit), f"bit {bit}")
+
+
+def flips_before(warm: WarmRun, name: str, tries: int) -> Iterator[str | None]:
+    """One bit of what a command reads is another one: it refuses, and once the file is mended it goes on."""
+    rng = random.Random(name)
+    for n in range(tries):
+        files = sorted(warm.reset(name).glob(READERS[name]))
+        path = files[n % len(files)]
+        content = path.read_bytes()
+        bit = rng.randrange(len(content) * 8)
+        path.write_bytes(flipped(content, bit))
+        yield lost(lambda p=path, c=content: _reads(warm, name, p, c), f"{name}, bit {bit} of {path.name}")
+
+
+def _reads(warm: WarmRun, name: str, path: Path, content: bytes) -> None:
+    process = Fork(*warm.command(name))
+    code = process.wait()
+    require(code == 1, f"exit {code}: {process.stderr}")
+    require(path.stem in process.stderr and "Traceback" not in process.stderr, f"not named: {process.stderr}")
+    path.write_bytes(content)
+    goes_on(warm, name)
+
+
+def flipped(content: bytes, bit: int) -> bytes:
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
 
 
 def truncations(warm: WarmRun, kind: str) -> Iterator[str | None]:
@@ -44,7 +81,8 @@ def truncations(warm: WarmRun, kind: str) -> Iterator[str | None]:
 
 
 def _files(warm: WarmRun, kind: str) -> list[Path]:
-    files = sorted(warm.reset("update", finished=True).glob(KINDS[kind]))
+    run = warm.reset("grade", finished=True)
+    files = sorted({path for pattern in KINDS[kind] for path in run.glob(pattern) if path.is_file()})
     require_sound(warm)
     require(files, f"no {kind} to damage")
     return files

@@ -32,10 +32,10 @@ _PATH_AND_DIRECTORY = {
 """Which arguments of an event are the path that changes, and the descriptor of the directory it is relative to."""
 
 
-def install(fault: str, below: Path, on_reached: Callable[[], None] | None = None) -> None:
+def install(fault: str, below: Path, on_reached: Callable[[str], None] | None = None) -> None:
     """Let `fault` happen to this process, for good; operations are counted from now, those below `below` alone.
 
-    `on_reached` is called when the n-th operation is about to happen.
+    `on_reached` is told what the n-th operation is when it is about to happen.
     """
     kind, _, number = fault.partition("@")
     first, root, numbers = int(number), os.path.join(os.path.abspath(below), ""), itertools.count(1)
@@ -45,7 +45,7 @@ def install(fault: str, below: Path, on_reached: Callable[[], None] | None = Non
             return
         count = next(numbers)
         if count == first and on_reached is not None:
-            on_reached()
+            on_reached(event)
         if kind == "kill" and count == first:
             os.kill(os.getpid(), signal.SIGKILL)
         elif kind == "stop" and count == first:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import json
 import os
 import re
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from file_faults import install
 
-from command_line import files_below, igrpo, sets
+from command_line import igrpo, sets
 
 SETTINGS = (
     "run.num_iterations=1",
@@ -35,6 +36,10 @@ SETTINGS = (
     "eval.max_gen_toks=8",
 )
 """The least that has two of everything: shards, blocks of a shard, rows of a group, steps of an update."""
+VARYING = frozenset({"host", "started", "finished", "seconds", "gpu_seconds", "manifest_sha256"})
+"""What two manifests of the same shard differ in."""
+AGAIN = " --overwrite"
+"""Ends the name of a command that is made to do its work once more."""
 COMMANDS = {
     "init": ("--preset", "quickstart", *sets(*SETTINGS)),
     "draft": ("--iteration", "0"),
@@ -81,9 +86,10 @@ class Fork:
         raise TimeoutError(f"not ended after {seconds} s")
 
     @property
-    def has_reached(self) -> bool:
-        """Whether the n-th operation was reached."""
-        return os.fstat(self._reached.fileno()).st_size > 0
+    def reached(self) -> str:
+        """What the n-th operation was; empty where there were fewer."""
+        self._reached.seek(0)
+        return self._reached.read().decode()
 
     @property
     def stderr(self) -> str:
@@ -103,7 +109,7 @@ def _child(arguments: tuple[object, ...], stderr: int, reached: int, fault: str 
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if fault is not None:
             assert below is not None
-            install(fault, below, lambda: os.write(reached, b"x") and None)
+            install(fault, below, lambda event: os.write(reached, event.encode()) and None)
         try:
             main([str(argument) for argument in arguments])
         except SystemExit as exit_:
@@ -161,7 +167,8 @@ class WarmRun:
         gc.freeze()
 
     def command(self, name: str) -> list[object]:
-        return [name, self.work, *COMMANDS[name], "-q"]
+        first = name.removesuffix(AGAIN)
+        return [first, self.work, *COMMANDS[first], *(["--overwrite"] if first != name else []), "-q"]
 
     def reset(self, name: str, finished: bool = False) -> Path:
         """Put the run directory back to how it was before a command, or with `finished` after it."""
@@ -170,17 +177,40 @@ class WarmRun:
         return self.work
 
     @functools.cache  # noqa: B019
-    def result(self, name: str) -> dict[str, bytes]:
-        """The data files after an undisturbed command."""
-        return files_below(self.after(name))
+    def result(self, name: str) -> dict[str, object]:
+        """All files after an undisturbed command."""
+        return everything_below(self.after(name))
 
     def before(self, name: str) -> Path:
-        """The run as a command found it."""
-        return self.directory / f"before-{name}"
+        """The run as a command found it; one that is done once more found its own result."""
+        return self.after(name) if name.endswith(AGAIN) else self.directory / f"before-{name}"
 
     def after(self, name: str) -> Path:
         """The run as a command left it."""
-        return self.directory / f"after-{name}"
+        return self.directory / f"after-{name.removesuffix(AGAIN)}"
+
+
+def everything_below(root: Path) -> dict[str, object]:
+    """What all files of a run hold, by path, but temporaries and what hides behind a dot: parts, checkpoints."""
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    names = {path: path.relative_to(root) for path in paths}
+    return {names[path].as_posix(): content_of(path) for path in paths if not is_hidden(names[path])}
+
+
+def is_hidden(relative: Path) -> bool:
+    return any(part.startswith(".") for part in relative.parts)
+
+
+def content_of(path: Path) -> object:
+    """The bytes of a file; of a manifest what two undisturbed commands agree in."""
+    content = path.read_bytes()
+    try:
+        value = json.loads(content) if path.suffix == ".json" else None
+    except ValueError:
+        value = None
+    if isinstance(value, dict) and "manifest_version" in value:
+        return {key: fact for key, fact in value.items() if key not in VARYING}
+    return content
 
 
 def timed(work: Callable[[], None]) -> float:

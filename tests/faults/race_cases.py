@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from fault_cases import lost, require
+from fault_cases import lost, require, same_as_undisturbed
+from forked import COMMANDS, Fork, WarmRun
 from sample_run import group, identity_of, manifest_of
 
 from igrpo_cli.shards.finishing import open_input, publish_shard
@@ -16,6 +17,22 @@ from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.parts import PartStore
 
 NUM_BLOCKS = 3
+
+
+def command_races(warm: WarmRun, num_tasks: int, tries: int) -> Iterator[str | None]:
+    """Each command by so many tasks at the same moment, as after a requeue: all end well, with the same bytes."""
+    for name in COMMANDS:
+        for n in range(tries):
+            warm.reset(name)
+            tasks = [Fork(*warm.command(name)) for _ in range(num_tasks)]
+            codes = [task.wait() for task in tasks]
+            said = [task.stderr for task, code in zip(tasks, codes, strict=True) if code]
+            yield lost(lambda c=name, s=said: _all_well(warm, c, s), f"race {n} of {num_tasks} tasks of {name}")
+
+
+def _all_well(warm: WarmRun, name: str, said: list[str]) -> None:
+    require(not said, f"{len(said)} failed: {said}")
+    same_as_undisturbed(warm, name)
 
 
 def races(directory: Path, num_writers: int, tries: int) -> Iterator[str | None]:

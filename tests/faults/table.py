@@ -21,8 +21,8 @@ sys.path += [str(Path(__file__).parents[1] / room) for room in ("", "faults", "s
 
 import damage_cases
 import fault_cases
-from forked import COMMANDS, WarmRun
-from race_cases import races
+from forked import AGAIN, COMMANDS, WarmRun
+from race_cases import command_races, races
 
 from igrpo_cli.console import table
 
@@ -46,6 +46,10 @@ IN_THE_MIDDLE = 11
 """The operation where a sample begins: a shard or a policy is half made."""
 
 
+MAY_NOT_BE_TRIED = "full disk of 1 MB"
+"""Without the right to mount."""
+
+
 def faults(warm: WarmRun, small: bool) -> dict[str, Callable[[], Tries]]:
     """All of them by name; each try yields None, or what was lost."""
     first = IN_THE_MIDDLE if small else 1
@@ -53,20 +57,25 @@ def faults(warm: WarmRun, small: bool) -> dict[str, Callable[[], Tries]]:
     for kind in ("kill", "eio", "enospc"):
         for name in COMMANDS:
             found[f"{kind} at operation n of {name}"] = partial(fault_cases.every_operation, warm, name, kind, first)
+    for name in [f"{name}{AGAIN}" for name in COMMANDS if name != "init"]:
+        found[f"kill at operation n of {name}"] = partial(fault_cases.every_operation, warm, name, "kill", first)
     found["kill at a random time of run"] = partial(fault_cases.random_kills, warm, 200)
     for times, often in ((1, "once"), (2, "twice")):
-        for name in ("draft", "update"):
+        for name in COMMANDS:
             found[f"SIGTERM, SIGUSR1, SIGINT in {name}, {often}"] = partial(fault_cases.signals, warm, name, times)
-    found["full disk of 1 MB"] = partial(fault_cases.full_disks, warm, (16, 0, 4, 64, 256, 900))
+    found[MAY_NOT_BE_TRIED] = partial(fault_cases.full_disks, warm, (16, 0, 4, 64, 256, 900))
     for name in COMMANDS:
         sizes = (1024, 64, 4096, 16384, 1 << 20)
         found[f"file size limit in {name}"] = partial(fault_cases.file_size_limits, warm, name, sizes)
     for kind in damage_cases.KINDS:
         found[f"bit flip: {kind}"] = partial(damage_cases.bit_flips, warm, kind, 600)
         found[f"truncation: {kind}"] = partial(damage_cases.truncations, warm, kind)
+    for name in damage_cases.READERS:
+        found[f"bit flip before {name}"] = partial(damage_cases.flips_before, warm, name, 60)
     for writers in (2, 8):
         found[f"{writers} writers of one shard"] = partial(races, warm.directory / "races", writers, 75)
-    for name in ("draft", "update"):
+        found[f"{writers} tasks of one command"] = partial(command_races, warm, writers, 5)
+    for name in COMMANDS:
         found[f"late twin in {name}"] = partial(fault_cases.late_twins, warm, name, first)
     found["files of 1970 and 2100"] = partial(damage_cases.file_times, warm, (0.0, 4102444800.0))
     found["clock a day off"] = partial(damage_cases.clocks, warm, (-1, 1))
@@ -101,6 +110,8 @@ def main() -> int:
         for name, tries in found.items():
             if arguments.only in name:
                 results = list(_told(islice(tries(), 1) if arguments.small else tries()))
+                if not results and name != MAY_NOT_BE_TRIED:
+                    results = list(_told(iter([f"{name}: nothing was tried"])))
                 num_lost = sum(result is not None for result in results)
                 rows.append((name, len(results), len(results) - num_lost, num_lost))
                 print(*rows[-1], file=sys.stderr)
