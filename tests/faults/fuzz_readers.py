@@ -26,7 +26,7 @@ from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.manifest import read_cost, read_manifest
 from igrpo_cli.shards.policies import read_policy
 from igrpo_cli.shards.schema import ROLLOUTS
-from igrpo_cli.shards.tables import file_metadata, iterate_records, read_records, write_rows
+from igrpo_cli.shards.tables import file_schema, iterate_records, read_records, write_rows
 from igrpo_cli.shards.verify import verify_run
 
 Read = Callable[[Path, bytes], Any]
@@ -82,7 +82,7 @@ def read_shard(root: Path, data: bytes) -> None:
     path = root / "shard.parquet"
     path.write_bytes(data)
     try:
-        file_metadata(path, ROLLOUTS)
+        file_schema(path, ROLLOUTS)
     except IgrpoError:
         read_records(path, Rollout)
     assert sum(map(len, iterate_records(path, Rollout))) == len(read_records(path, Rollout))

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run, run_to_end
-from igrpo_cli.shards.parts import PartStore
+from igrpo_cli.shards.content import content_sha256
+from igrpo_cli.shards.parts import CONTENT_KEY, PartStore
 
 STAGES = ("draft", "select", "refine", "update")
 SETTINGS = ("run.num_iterations=1", "engine.groups_per_block=1", "update.num_minibatches=4")
@@ -72,13 +75,59 @@ def test_finished_blocks_of_a_killed_shard_are_not_sampled_again(tmp_path):
     assert pq.read_table(shard)["completion"][0].as_py() == changed
 
 
+@pytest.mark.slow
+def test_a_kept_block_with_a_flipped_bit_in_its_footer_is_sampled_again(tmp_path, undisturbed):
+    run = make_run(tmp_path / "run", *SETTINGS)
+    code, _ = stop_in_the_middle(run, "draft", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    (first, *_) = sorted((run / "iteration_0000/draft/.parts").rglob("block-*.parquet"))
+    _make_silently_short(first)
+    result = igrpo("draft", run, "--iteration", 0)
+    assert result.code == 0, result.stderr
+    assert files_below(run / "iteration_0000/draft") == files_below(undisturbed / "iteration_0000/draft")
+
+
+def _make_silently_short(part):
+    """Flip the first bit of the footer that makes rows go away without a word from pyarrow."""
+    whole = part.read_bytes()
+    num_rows = pq.read_table(part).num_rows
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    for bit in range(8 * footer, 8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with suppress(pa.ArrowException, OSError, ValueError):
+            if pq.read_table(pa.BufferReader(bytes(damaged)), page_checksum_verification=True).num_rows < num_rows:
+                part.write_bytes(damaged)
+                return
+    raise AssertionError("no bit makes the part short")
+
+
+def test_a_block_that_lacks_a_row_keeps_its_shard_from_being_published(tmp_path, undisturbed):
+    run = make_run(tmp_path / "run", *SETTINGS)
+    write = PartStore.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            PartStore, "write", lambda store, block, rows: write(store, block, rows[: 2 if block == 5 else 3])
+        )
+        result = igrpo("draft", run, "--iteration", 0)
+    assert result.code == 1
+    assert "draft of iteration 0" in result.stderr
+    assert "block 5 is not what was asked for: sample 2 of group 5 is missing" in result.stderr
+    assert "hint: `igrpo draft" in result.stderr
+    assert not [path for path in (run / "iteration_0000/draft").iterdir() if path.name != ".parts"]
+    assert igrpo("draft", run, "--iteration", 0).code == 0
+    assert files_below(run / "iteration_0000/draft") == files_below(undisturbed / "iteration_0000/draft")
+
+
 def _with_other_text(part):
     """Change the first completion of a part file, as no sampling would; returns its new text."""
     file = pq.read_table(part)
     texts = ["kept from the first try", *file["completion"].to_pylist()[1:]]
     index = file.schema.get_field_index("completion")
     field = file.schema.field("completion")
-    pq.write_table(file.set_column(index, field, [texts]), part, write_page_checksum=True)
+    changed = file.set_column(index, field, [texts])
+    metadata = {**changed.schema.metadata, CONTENT_KEY.encode(): content_sha256(changed)}
+    pq.write_table(changed.replace_schema_metadata(metadata), part, write_page_checksum=True)
     return texts[0]
 
 

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import os
+import random
 
+import pyarrow.parquet as pq
 import pytest
 from sample_run import group
 
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.records import Rollout
 from igrpo_cli.shards import parts
-from igrpo_cli.shards.parts import PartStore
+from igrpo_cli.shards.parts import BLOCK_KEY, CONTENT_KEY, IDENTITY_KEY, PartStore
 from igrpo_cli.shards.rows import rows_of
 from igrpo_cli.shards.schema import ROLLOUTS
 from igrpo_cli.shards.tables import write_rows, write_tables
@@ -99,6 +101,83 @@ def test_a_damaged_part_does_not_count_and_is_made_again(store, length):
     assert names(store) == []
     fill(store, [4])
     assert store.path(4).read_bytes() == whole
+
+
+def require_found_or_harmless(store, whole, table, bits):
+    """Each of `bits` flipped alone: the part does not count and goes away, or its rows are what was written."""
+    path = store.path(4)
+    num_harmless = 0
+    for bit in bits:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        if store.has(4):
+            assert store.read(4).equals(table), bit
+            num_harmless += 1
+        else:
+            assert not path.exists(), bit
+    return num_harmless
+
+
+@pytest.fixture
+def small_part(store):
+    """(its bytes, its rows, where its footer begins), in bytes: of a part with nulls, lists and choices."""
+    store.write(4, group(4)[:2])
+    whole = store.path(4).read_bytes()
+    return whole, store.read(4), len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+
+
+@pytest.mark.slow
+def test_every_flipped_bit_of_the_footer_is_found_or_harmless(store, small_part):
+    whole, table, footer = small_part
+    bits = range(8 * footer, 8 * len(whole))
+    assert 0 < require_found_or_harmless(store, whole, table, bits) < len(bits) / 2
+
+
+def test_flipped_bits_anywhere_are_found_or_harmless(store, small_part):
+    whole, table, footer = small_part
+    chance = random.Random(0)
+    require_found_or_harmless(store, whole, table, chance.sample(range(8 * footer), 400))
+    require_found_or_harmless(store, whole, table, chance.sample(range(8 * footer, 8 * len(whole)), 400))
+
+
+@pytest.mark.parametrize("key", [IDENTITY_KEY, BLOCK_KEY, CONTENT_KEY, "igrpo.schema", "igrpo.schema_version"])
+def test_metadata_that_is_no_text_is_damage(store, key):
+    fill(store, [4])
+    path = store.path(4)
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, key.encode(): b"\xff\xfe"}), path)
+    with pytest.raises(DamagedFileError, match=r"block-000004\.parquet"):
+        store.read(4)
+    assert not store.has(4)
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows.slice(0, 5), lambda rows: rows.slice(0, 0), lambda rows: rows])
+@pytest.mark.parametrize("keeps_hash", [True, False])
+def test_a_part_counts_by_the_hash_of_its_rows(store, change, keeps_hash):
+    fill(store, [4])
+    table = pq.read_table(store.path(4))
+    metadata = {
+        key: table.schema.metadata[key] for key in table.schema.metadata if keeps_hash or key != b"igrpo.content"
+    }
+    rows = change(table)
+    pq.write_table(rows.replace_schema_metadata(metadata), store.path(4))
+    assert store.has(4) == (keeps_hash and rows.num_rows == table.num_rows)
+
+
+def test_nothing_is_put_together_from_parts_that_are_refused(store, tmp_path):
+    fill(store, BLOCKS)
+    seen = {}
+
+    def check(block, found):
+        seen[block] = list(found)
+        if block == 7:
+            raise IgrpoError("not so")
+
+    with pytest.raises(IgrpoError, match="not so"):
+        store.assemble(tmp_path / "shard.parquet", BLOCKS, check=check)
+    assert [path.name for path in tmp_path.iterdir()] == ["draft"]
+    assert seen == {block: [(row.group_id, row.sample_id) for row in rows] for block, rows in BLOCKS.items()}
 
 
 def test_the_rows_kept_first_stand(store):

@@ -2,12 +2,13 @@
 
 A shard takes hours to sample and may be killed at any time; what lies in its parts is not sampled
 again. A shard is always put together from its parts as they are on disk, so its bytes do not
-depend on how often it was interrupted.
+depend on how often it was interrupted. A part has no manifest: it carries a hash of its own rows, since
+no checksum covers the footer of a Parquet file, where one bit makes two rows none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,18 @@ from typing import Any
 import pyarrow as pa
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
+from igrpo_cli.shards.content import content_sha256
 from igrpo_cli.shards.manifest import DataFile
 from igrpo_cli.shards.publish import mark, remove_stale_temporaries, withdraw_directory, withdraw_file
 from igrpo_cli.shards.rows import table_of
 from igrpo_cli.shards.schema import ROLLOUTS
-from igrpo_cli.shards.tables import file_metadata, read_table, write_tables
+from igrpo_cli.shards.tables import read_table, write_tables
 
 IDENTITY_KEY = "igrpo.identity"
 BLOCK_KEY = "igrpo.block"
+CONTENT_KEY = "igrpo.content"
+RowId = tuple[int, int]
+"""Group and sample of a row."""
 MOST_CLEARINGS = 64
 """How often the directory may be taken away while a part is written: once by each task that shares the shard."""
 
@@ -46,7 +51,7 @@ class PartStore:
         except MissingInputError:
             return False
         except DamagedFileError:
-            withdraw_file(self.path(block))
+            self.discard(block)
             return False
         return True
 
@@ -68,7 +73,7 @@ class PartStore:
                 self._write(block, table, replace=True)
 
     def _write(self, block: int, table: pa.Table, *, replace: bool = False) -> None:
-        metadata = {IDENTITY_KEY: self.identity_sha256, BLOCK_KEY: str(block)}
+        metadata = {**self._whose(block), CONTENT_KEY: content_sha256(table)}
         for clearings_left in reversed(range(MOST_CLEARINGS)):
             try:
                 write_tables(self.path(block), self.schema, [table], metadata=metadata, replace=replace)
@@ -81,19 +86,43 @@ class PartStore:
     def read(self, block: int) -> pa.Table:
         """The rows of a block. Raises MissingInputError, or DamagedFileError (another identity included)."""
         path = self.path(block)
-        metadata = file_metadata(path, self.schema)
-        if metadata != {IDENTITY_KEY: self.identity_sha256, BLOCK_KEY: str(block)}:
+        table = read_table(path, self.schema)
+        # In bytes as they stand there: what is damaged need not be text.
+        found = table.schema.metadata
+        if any(found.get(key.encode()) != value.encode() for key, value in self._whose(block).items()):
             raise DamagedFileError(f"{path} was made for another shard or config")
-        return read_table(path, self.schema)
+        if found.get(CONTENT_KEY.encode()) != content_sha256(table).encode():
+            raise DamagedFileError(f"{path} is damaged: its rows are not those that were written")
+        return table
+
+    def _whose(self, block: int) -> dict[str, str]:
+        return {IDENTITY_KEY: self.identity_sha256, BLOCK_KEY: str(block)}
+
+    def discard(self, block: int) -> None:
+        """Remove the part of a block, which is sampled again then; it may be gone already."""
+        withdraw_file(self.path(block))
 
     def clear(self) -> None:
         """Remove all parts, of whatever identity: the shard is finished."""
         withdraw_directory(self.directory)
         remove_stale_temporaries(self.directory.parent)
 
-    def assemble(self, path: Path, blocks: Iterable[int], replace: bool = False) -> DataFile:
+    def assemble(
+        self,
+        path: Path,
+        blocks: Iterable[int],
+        replace: bool = False,
+        check: Callable[[int, Iterable[RowId]], None] = lambda block, found: None,
+    ) -> DataFile:
         """Publish the parts as one file, a row group per block that has rows.
 
+        `check` is given each block and whose its rows are before anything is published; what it raises goes through.
         Raises MissingInputError when a part is not there.
         """
-        return write_tables(path, self.schema, (self.read(block) for block in blocks), replace=replace)
+
+        def checked(block: int) -> pa.Table:
+            table = self.read(block)
+            check(block, zip(table["group_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True))
+            return table
+
+        return write_tables(path, self.schema, map(checked, blocks), replace=replace)

@@ -66,6 +66,7 @@ def write_tables(
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """A whole file of the kind `schema` (all of its columns, or those named), every page's checksum verified.
 
+    The metadata that `write_tables` was given is in that of the table's schema, as bytes.
     Raises MissingInputError, UnknownSchemaError for another kind or version, DamagedFileError.
     """
     with _reading(path), _open(path, schema) as file:
@@ -99,12 +100,6 @@ def file_schema(path: Path, schema: pa.Schema) -> pa.Schema:
     """The columns of a file of the kind `schema`, further parts of the reward included, without reading any rows."""
     with _reading(path), _open(path, schema) as file:
         return file.schema_arrow
-
-
-def file_metadata(path: Path, schema: pa.Schema) -> dict[str, str]:
-    """The metadata that `write_tables` was given, without reading any rows."""
-    found = file_schema(path, schema).metadata
-    return {key.decode(): value.decode() for key, value in found.items() if key not in schema.metadata}
 
 
 def _write(path: Path, schema: pa.Schema, blocks: Iterable[pa.Table], metadata: Mapping[str, str]) -> tuple[int, int]:
