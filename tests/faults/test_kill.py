@@ -111,7 +111,7 @@ def test_a_block_that_lacks_a_row_keeps_its_shard_from_being_published(tmp_path,
         )
         result = igrpo("draft", run, "--iteration", 0)
     assert result.code == 1
-    assert "draft of iteration 0" in result.stderr
+    assert "draft shard 0 of 1 is not published" in result.stderr
     assert "block 5 is not what was asked for: sample 2 of group 5 is missing" in result.stderr
     assert "hint: `igrpo draft" in result.stderr
     assert not [path for path in (run / "iteration_0000/draft").iterdir() if path.name != ".parts"]

@@ -6,13 +6,16 @@ A block that is done is kept as a part file, so an interrupted shard is finished
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from igrpo_cli.display.progress import Progress
+from igrpo_cli.errors import IgrpoError
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.pipeline.shard_work import UngradedNotes
+from igrpo_cli.pipeline.whole_groups import require_planned
 from igrpo_cli.records import Rollout, RolloutStage
 from igrpo_cli.rollouts import BlockJob, RolloutPlan
 from igrpo_cli.session import Session
@@ -23,7 +26,9 @@ from igrpo_cli.shards.manifest import Manifest
 from igrpo_cli.shards.policies import Policy
 
 if TYPE_CHECKING:
+    from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.shards.manifest import DataFile
+    from igrpo_cli.shards.parts import RowId
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class OpenShard:
         self._plan = work.plan_of(path.shard)
         self._parts = PartStore(path.parts, identity.sha256())
         self._missing = set(blocks)
+        self._truncated: dict[int, int] = {}
+        """Drafts of each block that were cut, counted when its rows are checked: making the prompts takes long."""
         self._note = UngradedNotes(path.name, session.console.note)
 
     @property
@@ -105,15 +112,19 @@ class OpenShard:
                 yield self._job(block, progress)
 
     def publish(self) -> Manifest:
-        """Make the shard from its parts; the manifest that is on disk then, be it another task's."""
-        self._session.engine(self._work.policy)
-        manifest = publish_shard(
-            self._path,
-            self._identity,
-            lambda replace: self._parts.assemble(self._path.data, self._blocks, replace),
-            self._describe,
-            overwrite=self._overwrite,
-        )
+        """Make the shard from its parts; the manifest that is on disk then, be it another task's.
+
+        Raises IgrpoError where a part holds other rows than its plan asks for; nothing is published then, and the
+        part is removed.
+        """
+        # Before anything is withdrawn: an engine that cannot start must not cost a shard that is there.
+        tokenizer = self._session.engine(self._work.policy).tokenizer
+        check = partial(self._require_planned, tokenizer)
+
+        def write(replace: bool) -> DataFile:
+            return self._parts.assemble(self._path.data, self._blocks, replace, check)
+
+        manifest = publish_shard(self._path, self._identity, write, self._describe, overwrite=self._overwrite)
         self._parts.clear()
         return manifest
 
@@ -125,16 +136,22 @@ class OpenShard:
 
         return BlockJob(self._plan, block, keep, self._note)
 
+    def _require_planned(self, tokenizer: PolicyTokenizer, block: int, found: Iterable[RowId]) -> None:
+        tasks = self._plan.tasks(self._plan.groups_of(block), tokenizer)
+        self._truncated[block] = sum(task.draft_truncated for task in tasks)
+        try:
+            require_planned(self._path, block, found, tasks)
+        except IgrpoError:
+            self._parts.discard(block)
+            raise
+
     def _is_finished_by_another(self) -> bool:
         return not self._overwrite and finished(self._path, self._identity) is not None
 
     def _describe(self, data: DataFile) -> Manifest:
         engine = self._session.engine(self._work.policy)
         counts = _counts(self._path)
-        tasks = (
-            task for block in self._blocks for task in self._plan.tasks(self._plan.groups_of(block), engine.tokenizer)
-        )
-        counts["truncated_drafts"] = sum(task.draft_truncated for task in tasks)
+        counts["truncated_drafts"] = sum(self._truncated.values())
         return self._provenance.manifest(
             self._identity,
             data,

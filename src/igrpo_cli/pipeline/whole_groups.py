@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain, zip_longest
+from typing import TYPE_CHECKING
 
 from igrpo_cli.config import RunConfig
-from igrpo_cli.errors import DamagedFileError
+from igrpo_cli.errors import DamagedFileError, IgrpoError
 from igrpo_cli.records import Rollout
+from igrpo_cli.rollouts import RolloutTask
 from igrpo_cli.shards.layout import ShardPath, block_range
 from igrpo_cli.shards.manifest import Manifest
+
+if TYPE_CHECKING:
+    from igrpo_cli.shards.parts import RowId
 
 
 def groups_of_shard(config: RunConfig, shard: int) -> range:
@@ -32,14 +37,32 @@ def require_whole(path: ShardPath, manifest: Manifest, rows: Sequence[Rollout], 
     """Raise DamagedFileError unless each of the groups `expected` has all of its samples, in order, and no other."""
     num_samples = manifest.identity.config[path.stage]["num_generations"]
     wanted = chain.from_iterable(((group_id, sample) for sample in range(num_samples)) for group_id in expected)
-    for row, which in zip_longest(rows, wanted):
-        if row is None or which is None or (row.group_id, row.sample_id) != which:
-            what = (
-                f"sample {which[1]} of group {which[0]} is missing"
-                if which
-                else f"a row too many in group {row.group_id}"
-            )
-            raise _damaged(path, what)
+    what = _first_difference(((row.group_id, row.sample_id) for row in rows), wanted)
+    if what is not None:
+        raise _damaged(path, what)
+
+
+def require_planned(path: ShardPath, block: int, found: Iterable[RowId], tasks: Iterable[RolloutTask]) -> None:
+    """Raise IgrpoError, naming shard and sample, unless the rows of a block are those that its plan asks for, in order.
+
+    For a shard that is not published yet.
+    """
+    what = _first_difference(found, ((task.group_id, sample) for task in tasks for sample in task.sample_ids))
+    if what is not None:
+        raise IgrpoError(
+            f"{path.name} is not published, block {block} is not what was asked for: {what}",
+            hint=f"`{path.command}` samples that block again and goes on; finished blocks are kept",
+        )
+
+
+def _first_difference(found: Iterable[RowId], wanted: Iterable[RowId]) -> str | None:
+    """What is wrong with the rows that are there; None where they are those that should be, in order."""
+    for row, which in zip_longest(found, wanted):
+        if which is None:
+            return f"a row too many in group {row[0]}"
+        if row != which:
+            return f"sample {which[1]} of group {which[0]} is missing"
+    return None
 
 
 def _damaged(path: ShardPath, what: str) -> DamagedFileError:
