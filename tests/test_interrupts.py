@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -36,3 +38,51 @@ def test_ctrl_c_that_was_wrapped_in_another_error_is_still_ctrl_c():
 def test_other_errors_pass_as_they_are():
     with pytest.raises(IgrpoError, match="something broke"), clean_interrupts():
         raise IgrpoError("something broke")
+
+
+def test_afterwards_signals_do_what_they_did_before():
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGALRM)
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(Interrupted), clean_interrupts():
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert [signal.getsignal(number) for number in numbers] == before
+
+
+PROCESS = """
+import os, signal, sys, time
+from igrpo_cli import interrupts
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+class Finalised:
+    def __del__(self):
+        send(signal.SIGTERM)
+
+interrupts.SECONDS_TO_CLEAN_UP = 0.2
+interrupts.end_when_told()
+with interrupts.clean_interrupts():
+    {}
+    time.sleep(60)
+"""
+SWALLOWED = "try: send(signal.SIGTERM)\n    except Exception: pass"
+CTRL_C_TWICE = "try: send(signal.SIGINT)\n    finally: send(signal.SIGINT)"
+SIGTERM_THEN_CTRL_C = "try: send(signal.SIGTERM)\n    finally: send(signal.SIGINT)"
+CTRL_C_THEN_SIGTERM = "try: send(signal.SIGINT)\n    except KeyboardInterrupt: send(signal.SIGTERM)"
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (SWALLOWED, 75),
+        ("Finalised()", 75),
+        (CTRL_C_TWICE, 130),
+        (SIGTERM_THEN_CTRL_C, 75),
+        (CTRL_C_THEN_SIGTERM, 130),
+    ],
+    ids=["swallowed", "in a finaliser", "Ctrl-C twice", "SIGTERM, Ctrl-C", "Ctrl-C, SIGTERM"],
+)
+def test_an_interrupt_that_gets_lost_and_a_clean_up_that_lasts_end_with_the_process(code, expected):
+    done = subprocess.run([sys.executable, "-c", PROCESS.format(code)], capture_output=True, text=True, timeout=30)
+    assert done.returncode == expected
+    assert [line.split(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"], done.stderr

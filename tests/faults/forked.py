@@ -98,7 +98,7 @@ class Fork:
 
 
 def _child(arguments: tuple[object, ...], stderr: int, reached: int, fault: str | None, below: Path | None) -> None:
-    from igrpo_cli.cli import main
+    from igrpo_cli.__main__ import main
 
     code = 99
     try:

@@ -12,7 +12,7 @@ import typer
 
 from igrpo_cli import __version__
 from igrpo_cli.cli.evaluation import evaluate
-from igrpo_cli.cli.exit_codes import exit_code
+from igrpo_cli.cli.exit_codes import Commands, exit_code
 from igrpo_cli.cli.flags import (
     Bench,
     ConfigFile,
@@ -41,6 +41,7 @@ from igrpo_cli.cli.inspection import diff, log, report, show, sql
 
 app = typer.Typer(
     name="igrpo",
+    cls=Commands,
     help="iGRPO as files: draft, select, refine and update, each a command that reads and writes Parquet shards.",
     no_args_is_help=True,
     add_completion=False,
@@ -285,5 +286,5 @@ def quickstart(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `igrpo`: turns every outcome into one of the exit codes of `errors`."""
+    """One command line in this process: turns every outcome into one of the exit codes of `errors`."""
     sys.exit(exit_code(app, list(sys.argv[1:] if arguments is None else arguments)))

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from igrpo_cli.console import print_error
-from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError, UsageError
-from igrpo_cli.interrupts import clean_interrupts
+from igrpo_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError, UsageError
+from igrpo_cli.interrupts import CtrlC, clean_interrupts
 
 # typer does not export the root of its errors, of which BadParameter is one.
 USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 LESS_MEMORY = "give the command more, or lower engine.max_num_seqs (sampling), update.max_tokens_per_batch (update)"
+
+
+class Commands(TyperGroup):
+    """The commands; a Ctrl-C in one is an error in words, where typer would return 130 and say nothing."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _ctrl_c_is_said():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, context: Any) -> Any:
+        with _ctrl_c_is_said():
+            return super().invoke(context)
+
+
+@contextmanager
+def _ctrl_c_is_said() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise CtrlC from None
 
 
 def exit_code(app: typer.Typer, arguments: list[str]) -> int:
@@ -29,8 +52,8 @@ def exit_code(app: typer.Typer, arguments: list[str]) -> int:
         print_error(error)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        print_error(IgrpoError("interrupted by Ctrl-C", hint="run the same command again, it goes on"))
-        return EXIT_CTRL_C
+        print_error(CtrlC())
+        return CtrlC.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED

@@ -15,6 +15,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
+from igrpo_cli.errors import Interrupted
+
+SECONDS_WHEN_STOPPED = 4.0
+"""Most that trackers are waited for by a command that a signal ends."""
+
 
 class TrackersBeside:
     """`igrpo log --follow` for each of `log.report_to`, started when there is something to send."""
@@ -32,7 +37,8 @@ class TrackersBeside:
 
     def close(self) -> None:
         """Wait for all together, at most `log.timeout` seconds; who is not done by then is ended."""
-        deadline = time.monotonic() + self._timeout
+        is_stopped = isinstance(sys.exc_info()[1], Interrupted | KeyboardInterrupt)
+        deadline = time.monotonic() + (min(self._timeout, SECONDS_WHEN_STOPPED) if is_stopped else self._timeout)
         for sender in self._senders:
             sender.finish()
         for sender in self._senders:

@@ -7,6 +7,7 @@ It shares nothing with the process that started it but one pipe, over which JSON
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LOOKS = 2.0
 """How often an idle worker looks whether its parent lives: a fork of it may keep the pipe open."""
 
+_PR_SET_PDEATHSIG = 1
+
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that a scheduler or terminal sends to every process of a job: the parent decides what they mean."""
 
@@ -41,6 +44,7 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     descriptor, parent, limits, targets = int(arguments[0]), int(arguments[1]), *map(json.loads, arguments[2:])
+    _end_with_parent(parent)
     with contextlib.suppress(EOFError, OSError), Connection(descriptor) as pipe:
         try:
             _limit_memory(limits["memory_mb"])
@@ -61,6 +65,17 @@ def main(arguments: list[str]) -> None:
             _send(pipe, reply)
             if reply["leaving"]:
                 return
+
+
+def _end_with_parent(parent: int) -> None:
+    """Let Linux end this process with the one that started it, even where a function of the user's waits for ever.
+
+    Elsewhere a worker that has a row sees the end of its parent only when it is done with it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(0)
 
 
 def _load() -> None:
