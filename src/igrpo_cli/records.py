@@ -82,6 +82,8 @@ class Completion:
     sampling_logprobs: Sequence[float]
     """T log-probs (nats) under the distribution really sampled from: temperature, top-p and top-k included."""
     finish_reason: FinishReason
+    seed: int
+    """The one that it was drawn for, given back: so that one completion cannot pass for another."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ shards, and a finished block is kept when its shard is interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from igrpo_cli.engines.checking import CheckedEngine
 from igrpo_cli.errors import Interrupted
 from igrpo_cli.records import (
     ChatPrompt,
@@ -33,8 +34,6 @@ FINISHING_THREADS = 4
 """Blocks that are graded and written at the same time: one slow completion must not hold up the others."""
 MAX_BLOCKS_IN_GRADING = 64
 """Sampled blocks that may wait for their grades before sampling pauses: what bounds the memory they take."""
-MAX_TRIES = 3
-"""How often a block is sampled of which the engine gives back something else than was asked for."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,6 @@ class _Sampled:
     job: BlockJob
     tasks: list[RolloutTask]
     prompts: list[tuple[str, list[int]]]
-    tries: int
 
 
 def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, scorer: Scorer) -> None:
@@ -111,52 +109,39 @@ def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, scorer: Scorer) ->
     Raises Interrupted where the engine keeps giving back something else than was asked for. Where it hangs, the
     process ends with the same exit code.
     """
-    source = iter(jobs)
+    source, checked = iter(jobs), CheckedEngine[_Sampled](engine)
     all_drawn = False
     with _Finishing(engine.tokenizer, scorer) as finishing, _watchdog_of(engine) as watchdog:
-        while not all_drawn or engine.num_unfinished or finishing.num_unfinished:
+        while not all_drawn or checked.num_unfinished or finishing.num_unfinished:
             while not all_drawn and engine.has_room:
                 job = next(source, _END)
                 if job is None:
-                    assert engine.num_unfinished or finishing.num_unfinished, "nothing under way can make a block ready"
+                    assert checked.num_unfinished or finishing.num_unfinished, (
+                        "nothing under way can make a block ready"
+                    )
                     break
                 if isinstance(job, BlockJob):
-                    _submit(job, engine)
+                    _submit(job, engine.tokenizer, checked)
                 else:
                     all_drawn = True
-            for sampled, completions in _step(engine, watchdog):
-                assert isinstance(sampled, _Sampled)
-                if (what := _unlike_asked(sampled.tasks, completions)) is None:
-                    finishing.start(sampled, completions)
-                elif sampled.tries < MAX_TRIES:
-                    _submit(sampled.job, engine, sampled.tries + 1)
-                else:
-                    raise Interrupted(
-                        f"the engine returned {what}, {MAX_TRIES} times",
-                        hint="run the same command again; finished blocks are kept",
-                    )
-            finishing.wait(for_one=not engine.num_unfinished)
+            for sampled, completions in checked.step(watchdog.watching):
+                finishing.start(sampled, completions)
+            finishing.wait(for_one=not checked.num_unfinished)
 
 
 _END = object()
 
 
-def _submit(job: BlockJob, engine: Engine, tries: int = 1) -> None:
+def _submit(job: BlockJob, tokenizer: PolicyTokenizer, checked: CheckedEngine[_Sampled]) -> None:
     plan = job.plan
-    tasks = plan.tasks(plan.groups_of(job.block), engine.tokenizer)
-    prompts = [engine.tokenizer.encode_prompt(task.prompt) for task in tasks]
+    tasks = plan.tasks(plan.groups_of(job.block), tokenizer)
+    prompts = [tokenizer.encode_prompt(task.prompt) for task in tasks]
     groups = [
         SamplingGroup(prompt_ids, [plan.seed_of(task.group_id, sample_id) for sample_id in task.sample_ids])
         for task, (_, prompt_ids) in zip(tasks, prompts, strict=True)
     ]
-    engine.submit(_Sampled(job, tasks, prompts, tries), groups, plan.sampling)
-
-
-def _step(engine: Engine, watchdog: Watchdog) -> list[tuple[Hashable, list[list[Completion]]]]:
-    if not engine.num_unfinished:
-        return []
-    with watchdog.watching():
-        return engine.step()
+    names = [f"group {task.group_id} (problem {task.problem.problem_id})" for task in tasks]
+    checked.submit(_Sampled(job, tasks, prompts), groups, names, plan.sampling)
 
 
 def _watchdog_of(engine: Engine) -> Watchdog:
@@ -206,20 +191,6 @@ class _Finishing:
             if each.grade.reason is not None:
                 sampled.job.note(row, each.grade.reason)
         sampled.job.keep(sampled.job.block, rows)
-
-
-def _unlike_asked(tasks: Sequence[RolloutTask], completions: Sequence[Sequence[Completion]]) -> str | None:
-    """What is wrong with what came back; None where it is a completion for each sample of each task."""
-    if len(completions) != len(tasks):
-        return f"{len(completions)} groups where {len(tasks)} were asked for"
-    for task, drawn in zip(tasks, completions, strict=True):
-        of_group = f"of group {task.group_id} (problem {task.problem.problem_id})"
-        if len(drawn) != len(task.sample_ids):
-            return f"{len(drawn)} completions {of_group} where {len(task.sample_ids)} were asked for"
-        for each in drawn:
-            if len(each.sampling_logprobs) != len(each.completion_ids):
-                return f"{len(each.completion_ids)} tokens with {len(each.sampling_logprobs)} log-probs {of_group}"
-    return None
 
 
 def _answered(sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]]) -> list[Answered]:

@@ -5,6 +5,7 @@ What a server may do is in `tests/engines/test_server_engine.py`.
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,25 +16,65 @@ import torch
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
 from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.engines.checking import MAX_TRIES
 from igrpo_cli.engines.transformers import TransformersEngine
 from igrpo_cli.engines.vllm import VllmEngine
 from igrpo_cli.errors import EXIT_INTERRUPTED, IgrpoError, Interrupted
-from igrpo_cli.rollouts import MAX_TRIES
+from igrpo_cli.records import SamplingGroup, SamplingSettings
 from igrpo_cli.session import engine_settings
 
 BLOCKS = ("data.problems_per_iteration=4", "engine.groups_per_block=2")
 
-FAULTS = {
-    "a sample too few": (lambda groups: [groups[0][:-1], *groups[1:]], "2 completions of group"),
-    "a sample too many": (lambda groups: [[*groups[0], groups[0][0]], *groups[1:]], "4 completions of group"),
+
+def first(**changes):
+    """The first completion of the batch is another than was drawn."""
+    return lambda groups: [[replace(groups[0][0], **changes), *groups[0][1:]], *groups[1:]]
+
+
+def first_token(field, value):
+    """Its first token has another id, or another log-prob."""
+    return lambda groups: first(**{field: [value, *getattr(groups[0][0], field)[1:]]})(groups)
+
+
+OF_GROUPS = {
+    "a sample too few": (lambda groups: [groups[0][:-1], *groups[1:]], "2 completions of group 2 (problem"),
+    "a sample too many": (lambda groups: [[*groups[0], groups[0][0]], *groups[1:]], "4 completions of group 2"),
+    "a sample twice": (
+        lambda groups: [[groups[0][0], groups[0][0], *groups[0][2:]], *groups[1:]],
+        "the completion of another seed as sample 1 of group 2",
+    ),
+    "samples swapped": (lambda groups: [groups[0][::-1], *groups[1:]], "of another seed as sample 0 of group 2"),
+    "groups swapped": (lambda groups: groups[::-1], "of another seed as sample 0 of group 2"),
     "a group too few": (lambda groups: groups[1:], "1 groups where 2 were asked for"),
     "a group too many": (lambda groups: [*groups, groups[0]], "3 groups where 2 were asked for"),
     "nothing": (lambda _: [], "0 groups where 2 were asked for"),
-    "tokens without log-probs": (
-        lambda groups: [[replace(groups[0][0], sampling_logprobs=[]), *groups[0][1:]], *groups[1:]],
-        "tokens with 0 log-probs of group",
+    "tokens without log-probs": (first(sampling_logprobs=[]), "tokens with 0 log-probs as sample 0 of group 2"),
+    "a negative token id": (
+        first_token("completion_ids", -1),
+        "token id -1, where the vocabulary has 107, as sample 0",
     ),
+    "a token id too large": (first_token("completion_ids", 107), "token id 107, where the vocabulary has 107, as"),
+    "a log-prob NaN": (first_token("sampling_logprobs", math.nan), "a log-prob of nan as sample 0 of group 2"),
+    "a log-prob -inf": (first_token("sampling_logprobs", -math.inf), "a log-prob of -inf as sample 0 of group 2"),
+    "a positive log-prob": (first_token("sampling_logprobs", 0.5), "a log-prob of 0.5 as sample 0 of group 2"),
 }
+"""What the groups of a batch become, and what is said of it."""
+
+
+def of_groups(change):
+    return lambda _, key, groups: [(key, change(groups))]
+
+
+FAULTS = {name: (of_groups(change), said) for name, (change, said) in OF_GROUPS.items()} | {
+    "an unknown key": (lambda _, key, groups: [("nonesuch", groups)], "a batch called 'nonesuch', which it was not"),
+    "the key of a block that is kept": (
+        lambda keys, key, groups: [(keys[0], groups)],
+        "the batch of group 0 (problem",
+    ),
+    "a key twice": (lambda _, key, groups: [(key, groups), (key, groups)], "the batch of group 2 (problem"),
+    "no key": (lambda *_: [], "nothing of the batch of group 2 (problem"),
+}
+"""What a batch becomes under which key, from (keys so far, its key, its groups), and what is said of it."""
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +85,23 @@ def undisturbed(tmp_path_factory):
 
 
 def failing(patch, damage, times):
-    """The engine's second batch comes back damaged, `times` times."""
-    sound, batches, damaged = TransformersEngine.step, [], []
+    """From the engine's second batch on what comes back is damaged, `times` times."""
+    sound, keys, damaged = TransformersEngine.step, [], []
 
     def step(engine):
-        done = sound(engine)
-        for number, (key, groups) in enumerate(done):
-            batches.append(key)
-            if len(batches) > 1 and len(damaged) < times:
-                damaged.append(key)
-                done[number] = (key, damage(groups))
-        return done
+        given = []
+        for key, groups in sound(engine):
+            keys.append(key)
+            is_damaged = len(keys) > 1 and len(damaged) < times
+            given += damage(keys, key, groups) if is_damaged else [(key, groups)]
+            damaged.extend([key] * is_damaged)
+        return given
 
     patch.setattr(TransformersEngine, "step", step)
     return damaged
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", ["a sample too few", "samples swapped", "an unknown key", "a key twice", "no key"])
 def test_what_comes_back_wrong_is_sampled_again(undisturbed, tmp_path, monkeypatch, name):
     run = make_run(tmp_path / "run", *BLOCKS)
     damaged = failing(monkeypatch, FAULTS[name][0], MAX_TRIES - 1)
@@ -80,10 +121,85 @@ def test_what_comes_back_wrong_again_and_again_ends_in_75(undisturbed, tmp_path,
     assert (result.code, result.stdout) == (EXIT_INTERRUPTED, "")
     assert said in result.stderr
     assert f", {MAX_TRIES} times" in result.stderr
+    assert "Traceback" not in result.stderr
     assert len(damaged) == MAX_TRIES
     assert len(list(run.rglob("block-*.parquet"))) == 1, "the block that came back right is kept"
     assert igrpo("draft", run).code == 0
     assert files_below(run / "iteration_0000") == undisturbed
+
+
+@pytest.mark.parametrize(("times", "code"), [(MAX_TRIES - 1, 0), (MAX_TRIES, EXIT_INTERRUPTED)])
+def test_what_comes_back_besides_is_no_row_and_borne_as_often(tmp_path, monkeypatch, times, code):
+    run = make_run(tmp_path / "run", *BLOCKS, "data.problems_per_iteration=8")
+    with monkeypatch.context() as patch:
+        failing(patch, lambda keys, key, groups: [(key, groups), (keys[0], groups)], times)
+        result = igrpo("draft", run)
+    assert result.code == code, result.stderr
+    assert "once more, which it was not asked for, 3 times" in result.stderr or not code
+    sound = make_run(tmp_path / "sound", *BLOCKS, "data.problems_per_iteration=8")
+    assert igrpo("draft", run).code == igrpo("draft", sound).code == 0
+    assert files_below(run / "iteration_0000") == files_below(sound / "iteration_0000")
+
+
+@pytest.mark.parametrize("times", [1, math.inf])
+def test_a_block_that_comes_back_under_the_key_of_another_in_flight_is_noticed(
+    undisturbed, tmp_path, monkeypatch, times
+):
+    run = make_run(tmp_path / "run", *BLOCKS)
+    sound, renamed = TransformersEngine.step, []
+
+    def step(engine):
+        [(key, groups)] = sound(engine)
+        if engine._queue and len(renamed) < times:
+            renamed.append(key)
+            key = engine._queue[0][0]
+        return [(key, groups)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TransformersEngine, "has_room", property(lambda engine: len(engine._queue) < 2))
+        patch.setattr(TransformersEngine, "step", step)
+        result = igrpo("draft", run)
+    assert renamed
+    assert (result.code, result.stderr.count("error: ")) in (
+        [(0, 0)] if times == 1 else [(0, 0), (EXIT_INTERRUPTED, 1)]
+    )
+    assert igrpo("draft", run).code == 0
+    assert files_below(run / "iteration_0000") == undisturbed
+
+
+def output_of(request_id, prompt_ids, *tokens):
+    """A request of vLLM that is done, with a completion of one token for each of `tokens`."""
+    drawn = [
+        SimpleNamespace(token_ids=[token], logprobs=SimpleNamespace(logprobs=[-1.0]), finish_reason="stop")
+        for token in tokens
+    ]
+    return SimpleNamespace(finished=True, request_id=request_id, prompt_token_ids=prompt_ids, outputs=drawn)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        output_of("0/0/7", [5], 9),
+        output_of("8/0/1", [5], 9),
+        output_of("nonesuch", [5], 9),
+        output_of("0/0/0", [5], 9),
+        output_of("0/0/1", [6], 9),
+        output_of("0/0/1", [5]),
+        output_of("0/0/1", [5], 9, 9),
+    ],
+)
+def test_a_vllm_that_answers_other_requests_gives_back_a_batch_without_them(other):
+    engine = object.__new__(VllmEngine)
+    engine.device, engine.dtype, engine._policy = "cpu", "float32", "policy"
+    engine._settings, engine._max_model_len, engine._num_batches = SimpleNamespace(max_num_seqs=5), 50, 0
+    engine._batches, engine._requests, engine._add = {}, {}, lambda *_: None
+    outputs = [output_of("0/0/0", [5], 7), other]
+    engine._llm = SimpleNamespace(step=lambda: outputs, has_unfinished_requests=lambda: False)
+    engine.submit("key", [SamplingGroup([5], [11, 12])], SamplingSettings(1.0, 1.0, 0, 8))
+    [(key, [drawn])] = engine.step()
+    assert key == "key"
+    assert [(each.completion_ids, each.seed) for each in drawn] == [([7], 11)]
+    assert not engine.num_unfinished
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,8 @@ class Engine(Protocol):
     versions: dict[str, str]
     """Versions of the libraries that decide what is sampled, by package name."""
     tokenizer: PolicyTokenizer
+    vocab_size: int
+    """Token ids that the policy may draw: it has an embedding of each below this one."""
     step_timeout: float | None
     """Seconds after which a `step` that has not come back never will; None where it may take as long as it likes."""
 
@@ -100,8 +102,9 @@ class Engine(Protocol):
     def step(self) -> list[tuple[Hashable, list[list[Completion]]]]:
         """Work for a while; the batches that this finished: (key, for each group a completion for each of its seeds).
 
-        What comes out depends on the groups of the batch alone, but for rounding; an engine that decodes a batch
-        at a time gives the same bits whatever was submitted before.
+        Each completion says which seed it was drawn for. A batch that the engine lost completions of comes back
+        without them. What comes out depends on the groups of the batch alone, but for rounding; an engine that
+        decodes a batch at a time gives the same bits whatever was submitted before.
         """
         ...
 

@@ -34,10 +34,11 @@ class Batch:
         self._completions[group, sample] = completion
 
     def given_back(self) -> tuple[Hashable, list[list[Completion]]]:
-        """What `Engine.step` returns of a batch whose completions are all back."""
+        """What `Engine.step` returns of a batch that is over: completions that never came are missing."""
         groups: list[list[Completion]] = [[] for _ in self.groups]
         for index, sample in self.rows:
-            groups[index].append(self._completions[index, sample])
+            if (index, sample) in self._completions:
+                groups[index].append(self._completions[index, sample])
         return self.key, groups
 
 
@@ -45,12 +46,16 @@ def to_completion(
     token_ids: Sequence[int],
     logprobs: Sequence[float],
     finish_reason: str | None,
+    seed: int,
     settings: SamplingSettings,
     sampler: str,
 ) -> Completion:
-    """A completion from vLLM's fields. Raises IgrpoError, naming `sampler`, where a log-prob is not a number."""
+    """The completion of a seed, from vLLM's fields.
+
+    Raises IgrpoError, naming `sampler`, where a log-prob is not a number.
+    """
     if not all(math.isfinite(logprob) and logprob > _NO_LOGPROB for logprob in logprobs):
         raise logits_not_finite(sampler)
     # vLLM reports a greedy token's log-prob before the maximum is taken.
     drawn = [float(logprob) for logprob in logprobs] if settings.temperature > 0 else [0.0] * len(logprobs)
-    return Completion(list(token_ids), drawn, _FINISH_REASONS.get(finish_reason, "abort"))
+    return Completion(list(token_ids), drawn, _FINISH_REASONS.get(finish_reason, "abort"), seed)

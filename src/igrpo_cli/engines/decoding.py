@@ -138,6 +138,7 @@ class Decoding:
             completion_ids=tokens,
             sampling_logprobs=self._logprobs_RM[row, :length].tolist(),
             finish_reason="stop" if tokens[-1] in self._eos_token_ids else "length",
+            seed=int(self._seeds_R[row]),
         )
 
     def _compact(self, tokens_B: torch.Tensor) -> torch.Tensor:

@@ -95,6 +95,14 @@ def check_model_directory(directory: Path) -> None:
         _check_weights(weights)
 
 
+def read_text_config(directory: Path, trust_remote_code: bool) -> Any:
+    """What the config of a model directory says of its language model, with the defaults of its kind."""
+    from transformers import AutoConfig
+
+    config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+    return config.get_text_config()
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())

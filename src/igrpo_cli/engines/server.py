@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from igrpo_cli.engines.base import EngineSettings, require_room
 from igrpo_cli.engines.batches import Batch
-from igrpo_cli.engines.hub import check_model_directory
+from igrpo_cli.engines.hub import check_model_directory, read_text_config
 from igrpo_cli.engines.server_endpoint import DeadEndpointError, Endpoint
 from igrpo_cli.engines.server_policy import PolicyFiles
 from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -109,6 +109,7 @@ class ServerEngine:
         check_model_directory(directory)
         self._policy = PolicyFiles.of(directory)
         self.tokenizer = PolicyTokenizer(directory, self._settings.trust_remote_code)
+        self.vocab_size = int(read_text_config(directory, self._settings.trust_remote_code).vocab_size)
         for endpoint in self._endpoints:
             endpoint.reset()
         served = _all_at_once([partial(endpoint.ready, self._policy) for endpoint in self._endpoints])

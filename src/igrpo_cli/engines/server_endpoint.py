@@ -65,7 +65,7 @@ class Endpoint:
             is_last = attempt == self._max_retries
             try:
                 reply = self._client.post("/v1/completions", {"model": served.model, **request})
-                completion = parse_completion(reply, prompt_ids, settings, self.url)
+                completion = parse_completion(reply, prompt_ids, seed, settings, self.url)
                 self._require_stamp(served)
                 # A server that is being stopped cuts its completions off: another try says more.
                 if completion.finish_reason != "abort" or is_last:
@@ -240,7 +240,7 @@ class Endpoint:
         for token in _PROBED_TOKENS:
             request = _request([0], 0, settings, ())
             asked = {"model": model, **request, "allowed_token_ids": [token], "ignore_eos": True}
-            completion = parse_completion(self._client.post("/v1/completions", asked), [0], settings, self.url)
+            completion = parse_completion(self._client.post("/v1/completions", asked), [0], 0, settings, self.url)
             if list(completion.completion_ids) != [token] or abs(completion.sampling_logprobs[0]) > 1e-6:
                 raise IgrpoError(
                     f"{self.url} does not give the log-probs of the distribution that it samples from",

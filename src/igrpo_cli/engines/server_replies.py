@@ -10,8 +10,13 @@ from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import Completion, FinishReason, SamplingSettings
 
 
-def parse_completion(reply: Any, prompt_ids: Sequence[int], settings: SamplingSettings, url: str) -> Completion:
-    """The only completion of `reply`. Raises IgrpoError for a reply that is not what was asked for."""
+def parse_completion(
+    reply: Any, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings, url: str
+) -> Completion:
+    """The only completion of `reply`, which was asked for with `seed`.
+
+    Raises IgrpoError for a reply that is not what was asked for.
+    """
     choice = _only_choice(reply, url)
     if list(choice.get("prompt_token_ids") or prompt_ids) != list(prompt_ids):
         raise IgrpoError(
@@ -27,7 +32,7 @@ def parse_completion(reply: Any, prompt_ids: Sequence[int], settings: SamplingSe
         raise _malformed(url, "token_logprobs is missing")
     if len(logprobs) != len(token_ids):
         raise _malformed(url, f"{len(token_ids)} tokens with {len(logprobs)} log-probs")
-    completion = to_completion(token_ids, logprobs, choice.get("finish_reason"), settings, served_policy(url))
+    completion = to_completion(token_ids, logprobs, choice.get("finish_reason"), seed, settings, served_policy(url))
     _check_length(len(token_ids), completion.finish_reason, settings.max_completion_length, url)
     return completion
 

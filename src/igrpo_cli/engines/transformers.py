@@ -46,7 +46,8 @@ class TransformersEngine:
         self._policy = directory
         self.tokenizer = PolicyTokenizer(directory, self._settings.trust_remote_code)
         self._model = _load_model(directory, self._settings, self._torch_device)
-        _check_tokenizer(directory, self.tokenizer, self._model)
+        self.vocab_size = len(self._model.get_input_embeddings().weight)
+        _check_tokenizer(directory, self.tokenizer, self.vocab_size)
         self.dtype = str(self._model.dtype).removeprefix("torch.")
         self._max_model_len = _find_max_model_len(self._model.config, self._settings.max_model_len)
 
@@ -158,9 +159,8 @@ def _load_model(directory: Path, settings: EngineSettings, device: torch.device)
     return model.to(device).eval()
 
 
-def _check_tokenizer(directory: Path, tokenizer: PolicyTokenizer, model: Any) -> None:
+def _check_tokenizer(directory: Path, tokenizer: PolicyTokenizer, num_embeddings: int) -> None:
     """The tokenizer of another model would be found out by the first id that there is no embedding for."""
-    num_embeddings = len(model.get_input_embeddings().weight)
     if tokenizer.largest_id >= num_embeddings:
         raise DamagedFileError(
             f"the tokenizer of {directory} has the token id {tokenizer.largest_id}, its weights only {num_embeddings} "

@@ -15,7 +15,7 @@ import torch
 from igrpo_cli.devices import describe_device, find_device
 from igrpo_cli.engines.base import EngineSettings, require_room, resolve_dtype
 from igrpo_cli.engines.batches import Batch, to_completion
-from igrpo_cli.engines.hub import check_model_directory
+from igrpo_cli.engines.hub import check_model_directory, read_text_config
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
@@ -63,11 +63,14 @@ class VllmEngine:
         self.tokenizer = PolicyTokenizer(policy_directory, settings.trust_remote_code)
         self._batches: dict[int, Batch] = {}
         self._num_batches = 0
+        self._requests: dict[str, tuple[int, int, int]] = {}
+        """Batch, group and position in the group of each request that has not come back."""
         self._is_resting = False
         self._llm: Any = self._start(policy_directory)
         config = self._llm.model_config
         self.dtype = str(config.dtype).removeprefix("torch.")
         self._max_model_len: int = config.max_model_len
+        self.vocab_size = int(config.get_vocab_size())
         names = ("vllm", "torch", "transformers")
         self.versions = {name: _version(name) for name in names}
         if settings.vllm.batch_invariant:
@@ -92,7 +95,8 @@ class VllmEngine:
         batch = self._batches[number] = Batch(key, groups, settings)
         for index, sample in batch.rows:
             group = groups[index]
-            self._add(f"{number}/{index}/{sample}", group.prompt_ids, group.seeds[sample], settings)
+            self._requests[request_id := f"{number}/{index}/{sample}"] = (number, index, sample)
+            self._add(request_id, group.prompt_ids, group.seeds[sample], settings)
 
     def step(self) -> list[tuple[Hashable, list[list[Completion]]]]:
         """One step of decoding for all completions under way."""
@@ -100,7 +104,9 @@ class VllmEngine:
             for output in self._decode():
                 if output.finished:
                     self._collect(output)
-        done = [number for number, batch in self._batches.items() if not batch.num_missing]
+        # What vLLM knows nothing of any more never comes: such a batch goes back as it is, for others to see.
+        is_over = bool(self._batches) and not self._llm.has_unfinished_requests()
+        done = [number for number, batch in self._batches.items() if is_over or not batch.num_missing]
         return [self._batches.pop(number).given_back() for number in done]
 
     def _decode(self) -> list[Any]:
@@ -148,7 +154,7 @@ class VllmEngine:
         if self._llm is not None:
             self._llm.engine_core.shutdown()
         self._llm = None
-        self._batches = {}
+        self._batches, self._requests = {}, {}
         gc.collect()
         if not self._on_cpu:
             torch.cuda.empty_cache()
@@ -208,7 +214,8 @@ class VllmEngine:
         if vllm.kv_cache_memory_bytes is None and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             arguments["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
         # A prompt must be computed in one piece: the generator of a seeded row cannot be set back on a CPU.
-        positions = settings.max_model_len or _num_positions(directory, settings.trust_remote_code)
+        config = read_text_config(directory, settings.trust_remote_code)
+        positions = settings.max_model_len or int(getattr(config, "max_position_embeddings", None) or 0)
         batched = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(positions, 4096)}
         return {**arguments, **batched, "enforce_eager": True}
 
@@ -237,12 +244,23 @@ class VllmEngine:
         self._llm.add_request(request_id, rendered, self.sampling_parameters(seed, settings))
 
     def _collect(self, output: Any) -> None:
-        number, index, sample = map(int, output.request_id.split("/"))
-        (drawn,) = output.outputs
+        """Put a completion in its place; one that nobody asked for, or of another prompt, has none."""
+        if (place := self._requests.pop(output.request_id, None)) is None:
+            return
+        number, index, sample = place
         batch = self._batches[number]
+        group = batch.groups[index]
+        if len(output.outputs) != 1 or list(output.prompt_token_ids) != list(group.prompt_ids):
+            return
+        (drawn,) = output.outputs
         sampler = f"policy {self._policy} (group {index}; {self.dtype})"
         completion = to_completion(
-            drawn.token_ids, drawn.logprobs.logprobs, drawn.finish_reason, batch.settings, sampler
+            drawn.token_ids,
+            drawn.logprobs.logprobs,
+            drawn.finish_reason,
+            group.seeds[sample],
+            batch.settings,
+            sampler,
         )
         batch.put(index, sample, completion)
 
@@ -254,13 +272,6 @@ def _repack_heads(worker: Any) -> None:
     for module in worker.get_model().modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
-
-
-def _num_positions(directory: Path, trust_remote_code: bool) -> int:
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
-    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or 0)
 
 
 def _version(name: str) -> str:
