@@ -18,7 +18,7 @@ from igrpo_cli.shards.layout import RunDirectory
 def model(tmp_path):
     """A model directory of a test's own."""
     names = shutil.ignore_patterns("*.py")
-    return shutil.copytree(packaged_data() / "tiny-policy", tmp_path / "model", ignore=names)
+    return shutil.copytree(packaged_data() / "tiny-policy", tmp_path / "given", ignore=names)
 
 
 def change_weights(model, change):
@@ -68,17 +68,23 @@ FAULTS = {
     "header changed": (change_header, "model.safetensors"),
     "pickle under the name": (write("model.safetensors", b"\x80\x04cos\nsystem\n."), "model.safetensors"),
     "pickle beside": (write("pytorch_model.bin", b"\x80\x04cos\nsystem\n."), "pytorch_model.bin"),
-    "a tensor is missing": (lose_tensor, "model.norm.weight"),
-    "a tensor of another shape": (reshape_tensor, "model.norm.weight"),
-    "NaN weights": (make_nan, "not finite"),
+    "a tensor is missing": (
+        lose_tensor,
+        "config.json asks for 1 tensors that are not in model.safetensors, model.norm.weight first",
+    ),
+    "a tensor of another shape": (
+        reshape_tensor,
+        "config.json asks for 1 tensors that have another shape in model.safetensors, model.norm.weight",
+    ),
+    "NaN weights": (make_nan, "model.safetensors, whose tensor model.norm.weight holds NaN"),
     "config cut": (cut("config.json", 100), "config.json"),
     "config of another kind": (write("config.json", b"[]"), "config.json"),
-    "config of no known model": (write("config.json", b'{"model_type": "nonesuch"}'), "model"),
-    "tokenizer cut": (cut("tokenizer.json", 1000), "tokenizer"),
-    "tokenizer of another model": (add_tokens, "tokenizer"),
+    "config of no known model": (write("config.json", b'{"model_type": "nonesuch"}'), "config.json"),
+    "tokenizer cut": (cut("tokenizer.json", 1000), "tokenizer.json"),
+    "tokenizer of another model": (add_tokens, "tokenizer.json"),
     "generation config cut": (cut("generation_config.json", 10), "generation_config.json"),
     "tokenizer config no JSON": (write("tokenizer_config.json", b"\xff"), "tokenizer_config.json"),
-    "template that never ends": (write("chat_template.jinja", b"{% for"), "template"),
+    "template that never ends": (write("chat_template.jinja", b"{% for"), "chat_template.jinja"),
 }
 
 
@@ -95,7 +101,7 @@ def test_a_model_that_is_none_is_refused_by_init_or_by_the_first_draft(model, tm
     assert result.code in (1, 3), result.stderr
     assert result.stderr.count("error: ") == 1
     assert str(model) in result.stderr
-    assert said in result.stderr
+    assert f"{model}/{said}" in result.stderr
 
 
 PUBLISHED = {

@@ -123,6 +123,17 @@ def _check_weights(path: Path) -> None:
         raise DamagedFileError(f"{path} holds no safetensors weights: {error}", hint=_GET_AGAIN) from error
 
 
+def find_tensor(directory: Path, name: str) -> Path:
+    """The weight file that holds a tensor; the directory where none does under this name."""
+    from safetensors import safe_open
+
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="np") as file:
+            if name in file.keys():  # noqa: SIM118 - not a mapping
+                return path
+    return directory
+
+
 def _refuse_other_weights(directory: Path) -> None:
     names = sorted(path.name for path in directory.iterdir() if path.is_file())
     if pickled := [name for name in names if name.endswith(_PICKLED)]:

@@ -189,7 +189,13 @@ class PolicyTokenizer:
         try:
             return self._render_turns(without)
         except TemplateError as error:
-            raise IgrpoError(f"the chat template of {self._directory} fails: {error}") from error
+            raise IgrpoError(f"the chat template of {self._template_file} fails: {error}") from error
+
+    @property
+    def _template_file(self) -> Path:
+        """Where the chat template stands."""
+        own = self._directory / "chat_template.jinja"
+        return own if own.is_file() else self._directory / "tokenizer_config.json"
 
     def _render_turns(self, turns: list[dict[str, str]]) -> str:
         rendered = self._tokenizer.apply_chat_template(

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from igrpo_cli.devices import describe_device, find_device, memory_for
 from igrpo_cli.engines.base import EngineSettings, logits_not_finite, require_room, resolve_dtype
 from igrpo_cli.engines.decoding import Decoding, NonFiniteLogitsError, Part
-from igrpo_cli.engines.hub import check_model_directory
+from igrpo_cli.engines.hub import check_model_directory, find_tensor
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import DamagedFileError, IgrpoError, UsageError
 from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
@@ -112,7 +112,14 @@ class TransformersEngine:
                 while not decoding.is_over:
                     yield from decoding.step()
         except NonFiniteLogitsError as error:
-            raise logits_not_finite(f"policy {self._policy} ({error}; {self.dtype})") from error
+            raise logits_not_finite(f"policy {self._blamed()} ({error}; {self.dtype})") from error
+
+    def _blamed(self) -> str:
+        """What errors call a policy whose logits are no numbers: the file of weights that are none, if any are."""
+        for name, tensor in self._model.named_parameters():
+            if not bool(torch.isfinite(tensor).all()):
+                return f"{find_tensor(self._policy, name)}, whose tensor {name} holds NaN or infinity,"
+        return str(self._policy)
 
 
 def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int) -> list[list[Part]]:
@@ -146,14 +153,17 @@ def _load_model(directory: Path, settings: EngineSettings, device: torch.device)
             ignore_mismatched_sizes=True,  # to be named below, which transformers' own refusal does not
         )
     except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise IgrpoError(f"{directory} cannot be loaded as a language model: {error}") from error
+        raise IgrpoError(
+            f"{directory / 'config.json'} and its weights cannot be loaded as a language model: {error}"
+        ) from error
     model, loading = loaded
     # transformers would go on with random numbers in their place.
-    for what, names in (("lacks", loading["missing_keys"]), ("has another shape of", loading["mismatched_keys"])):
+    files = ", ".join(sorted(path.name for path in directory.glob("*.safetensors"))[:3])
+    for what, names in (("are not in", loading["missing_keys"]), ("have another shape in", loading["mismatched_keys"])):
         if names:
             first = min(name if isinstance(name, str) else name[0] for name in names)
             raise DamagedFileError(
-                f"the model in {directory} {what} {len(names)} tensors that its config.json asks for, {first} first",
+                f"{directory / 'config.json'} asks for {len(names)} tensors that {what} {files}, {first} first",
                 hint="download or copy the model again",
             )
     return model.to(device).eval()
@@ -163,8 +173,8 @@ def _check_tokenizer(directory: Path, tokenizer: PolicyTokenizer, num_embeddings
     """The tokenizer of another model would be found out by the first id that there is no embedding for."""
     if tokenizer.largest_id >= num_embeddings:
         raise DamagedFileError(
-            f"the tokenizer of {directory} has the token id {tokenizer.largest_id}, its weights only {num_embeddings} "
-            "embeddings: one of them belongs to another model",
+            f"{directory / 'tokenizer.json'} has the token id {tokenizer.largest_id}, the weights beside it only "
+            f"{num_embeddings} embeddings: one of them belongs to another model",
             hint="download or copy the model again",
         )
 
