@@ -13,6 +13,7 @@ from sample_run import model_directory
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.shards import policies
 from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.shards.moving import move_directory
 from igrpo_cli.shards.policies import (
     describe_directory,
     policy_id,
@@ -22,7 +23,6 @@ from igrpo_cli.shards.policies import (
     write_pointer,
     write_policy_manifest,
 )
-from igrpo_cli.shards.publish import move_directory
 
 FORK = multiprocessing.get_context("fork")
 

@@ -3,13 +3,15 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from igrpo_cli.errors import ConflictError, IgrpoError
 from igrpo_cli.shards import publish
+from igrpo_cli.shards.moving import move_directory
 from igrpo_cli.shards.publish import (
-    move_directory,
     publish_bytes,
     publish_directory,
     publish_file,
@@ -19,8 +21,22 @@ from igrpo_cli.shards.publish import (
     withdraw_directory,
     withdraw_file,
 )
+from igrpo_cli.shards.temporaries import temporary_name
 
 FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A directory on another file system than `tmp_path`, where a rename does not reach."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as directory:
+        if os.stat(directory).st_dev == tmp_path.stat().st_dev:
+            pytest.skip("there is no second file system here")
+        yield Path(directory)
+
+
+def of_a_dead_writer(final_name):
+    return temporary_name(final_name).replace(f"-{os.getpid()}-", "-999999999-")
 
 
 def names(directory):
@@ -237,3 +253,92 @@ def test_withdrawing_is_idempotent(tmp_path):
 def test_sha256_of_a_known_file(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256_file(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_of_a_link_only_the_link_is_withdrawn(tmp_path):
+    (tmp_path / "archive" / "policy").mkdir(parents=True)
+    (tmp_path / "archive" / "policy" / "weights").write_bytes(b"1")
+    (tmp_path / "place").symlink_to("archive/policy")
+    (tmp_path / "to nothing").symlink_to("nowhere")
+    withdraw_directory(tmp_path / "place")
+    withdraw_directory(tmp_path / "to nothing")
+    assert names(tmp_path) == ["archive"]
+    assert (tmp_path / "archive" / "policy" / "weights").read_bytes() == b"1"
+
+
+def test_temporaries_of_the_dead_that_are_links_go_without_what_they_point_to(tmp_path):
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "weights").write_bytes(b"1")
+    (tmp_path / of_a_dead_writer("policy")).symlink_to("archive")
+    publish_bytes(tmp_path / "file", b"content", replace=True)
+    assert names(tmp_path) == ["archive", "file"]
+    assert names(tmp_path / "archive") == ["weights"]
+
+
+def test_whoever_replaces_a_file_or_fills_a_directory_clears_away_what_the_dead_left_there(tmp_path):
+    (tmp_path / of_a_dead_writer("report.html")).write_bytes(b"half")
+    of_the_living = tmp_path / temporary_name("report.html")
+    of_the_living.write_bytes(b"half")
+    publish_bytes(tmp_path / "report.html", b"whole", replace=True)
+    assert names(tmp_path) == sorted([of_the_living.name, "report.html"])
+    of_the_living.unlink()
+    (tmp_path / of_a_dead_writer("update") / "policy").mkdir(parents=True)
+    with staging_directory(tmp_path / "update"):
+        assert len(names(tmp_path)) == 2
+    assert names(tmp_path) == ["report.html"]
+
+
+def made_policy(directory):
+    (directory / "code").mkdir(parents=True)
+    (directory / "code" / "model.py").write_bytes(b"2")
+    (directory / "weights").write_bytes(b"1")
+    (directory / "link").symlink_to("weights")
+    return directory
+
+
+def test_a_directory_is_moved_to_another_file_system(tmp_path, elsewhere):
+    source, final = made_policy(tmp_path / "update" / "policy"), elsewhere / "policies" / "0001"
+    assert move_directory(source, final) is True
+    assert names(final) == ["code", "link", "weights"]
+    assert os.readlink(final / "link") == "weights"
+    assert (final / "code" / "model.py").read_bytes() == b"2"
+    assert names(final.parent) == ["0001"]
+    assert names(tmp_path / "update") == []
+    assert move_directory(source, final) is False
+
+
+def test_on_another_file_system_nothing_is_moved_over_what_is_there(tmp_path, elsewhere):
+    source = made_policy(tmp_path / "policy")
+    (elsewhere / "0001").mkdir()
+    (elsewhere / "0001" / "theirs").touch()
+    with pytest.raises(ConflictError, match="0001 exists already"):
+        move_directory(source, elsewhere / "0001")
+    assert names(elsewhere / "0001") == ["theirs"]
+    assert names(elsewhere) == ["0001"]
+    assert names(source) == ["code", "link", "weights"]
+
+
+def test_what_somebody_else_moves_while_it_is_copied_is_no_failure(tmp_path, elsewhere, monkeypatch):
+    source = made_policy(tmp_path / "policy")
+
+    def others_finish(path, copy, *, follow_symlinks):
+        withdraw_directory(source)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+    monkeypatch.setattr(publish.shutil, "copyfile", others_finish)
+    assert move_directory(source, elsewhere / "0001") is False
+    assert names(elsewhere) == []
+
+
+def test_a_full_disk_elsewhere_keeps_the_directory_where_it_is(tmp_path, elsewhere, monkeypatch):
+    source = made_policy(tmp_path / "policy")
+
+    def full(path, copy, *, follow_symlinks):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(publish.shutil, "copyfile", full)
+    with pytest.raises(IgrpoError, match="No space left") as caught:
+        move_directory(source, elsewhere / "0001")
+    assert caught.value.hint is not None
+    assert names(elsewhere) == []
+    assert names(source) == ["code", "link", "weights"]

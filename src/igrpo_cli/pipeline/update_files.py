@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def _is_damaged(session: Session, iteration: int) -> bool:
     except DamagedFileError:
         return True
     except MissingInputError:
-        return session.run.policy(iteration).exists()
+        return os.path.lexists(session.run.policy(iteration))  # a link to nothing, too
     return False
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.publish import move_directory, publish_json, sha256_files, withdraw_directory
+from igrpo_cli.shards.moving import move_directory
+from igrpo_cli.shards.publish import publish_json, sha256_files, withdraw_directory
 from igrpo_cli.shards.strict_json import (
     COUNT,
     HASHES,

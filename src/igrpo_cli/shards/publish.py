@@ -43,6 +43,9 @@ def publish_file(path: Path, write: Callable[[Path], None], *, replace: bool = F
     """
     with _explained(path):
         make_directory(path.parent)
+        if replace:
+            # Such files are few, and what was killed while it wrote them may have had no other command come by.
+            remove_stale_temporaries(path.parent)
         temporary = path.with_name(temporary_name(path.name))
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
@@ -72,6 +75,7 @@ def staging_directory(final: Path) -> Iterator[Path]:
     """A fresh directory beside `final`, to be filled and given to `publish_directory`; else it goes away."""
     with _explained(final):
         make_directory(final.parent)
+        remove_stale_temporaries(final.parent)
         staged = final.with_name(temporary_name(final.name))
         staged.mkdir()
     try:
@@ -111,18 +115,15 @@ def flush_files(paths: Iterable[Path]) -> None:
             _sync(path)
 
 
-def move_directory(source: Path, final: Path) -> bool:
-    """Rename a published directory; False when it is gone, because somebody else has moved it.
-
-    Raises `ConflictError` when `final` exists and is not an empty directory.
-    """
-    try:
-        publish_directory(source, final)
-    except IgrpoError as error:
-        if isinstance(error.__cause__, FileNotFoundError) and not source.exists():
-            return False
-        raise
-    return True
+def copy_content(source: Path, target: Path) -> None:
+    """Copy all that lies in `source` into the directory `target`, links as links; nothing is flushed yet."""
+    with _explained(target):
+        for path in sorted(source.rglob("*")):
+            copy = target / path.relative_to(source)
+            if path.is_dir() and not path.is_symlink():
+                copy.mkdir()
+            else:
+                shutil.copyfile(path, copy, follow_symlinks=False)
 
 
 def mark(path: Path) -> bool:
@@ -144,7 +145,13 @@ def withdraw_file(path: Path) -> None:
 
 
 def withdraw_directory(path: Path) -> None:
-    """Remove a directory: it loses its name at once, then its content; fine when there is none."""
+    """Remove a directory: it loses its name at once, then its content; fine when there is none.
+
+    Of a link only the link goes: what it points to may be somebody's archive.
+    """
+    if path.is_symlink():
+        withdraw_file(path)
+        return
     doomed = path.with_name(temporary_name(path.name))
     with _explained(path), suppress(FileNotFoundError):
         os.rename(path, doomed)
