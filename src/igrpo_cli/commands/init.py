@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from igrpo_cli.config.files import (
     write_config,
 )
 from igrpo_cli.console import Console, printable
-from igrpo_cli.errors import ConflictError, IgrpoError
+from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.inspection.differences import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
@@ -26,6 +27,7 @@ from igrpo_cli.shards.layout import RunDirectory
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
+    from igrpo_cli.problems.loading import LoadedProblems
 
 SHOWN_SETTINGS = 3
 """Of those that differ from a run that is there already."""
@@ -55,19 +57,21 @@ def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]
 def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int]:
     """Make the run directory; returns the counts of problems read, kept and left out.
 
-    `run.toml` is written last: a directory that has one is a complete run. Doing it again with the same settings
-    changes nothing; with others it raises ConflictError.
+    `run.toml` is written last: a directory that has one is a complete run, whose problems stay as they are. Doing it
+    again with the same settings mends what is damaged or gone and changes nothing else; with others it raises
+    ConflictError. What an init that was killed left behind is replaced.
     """
     from igrpo_cli.engines.hub import fetch_model
     from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.loading import load_problems
     from igrpo_cli.problems.packaged import model_location
+    from igrpo_cli.shards.manifest import read_manifest
     from igrpo_cli.shards.policies import write_pointer
     from igrpo_cli.shards.publish import publish_bytes, remove_stale_temporaries
 
     run_directory, content = RunDirectory(path), write_config(config)
-    _refuse_other_run(run_directory, content)
-    for directory in (path, run_directory.policy(0)):
+    is_run = _is_this_run(run_directory, content)
+    for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
     model = fetch_model(model_location(config.policy.model), config.policy.revision)
     data = config.data
@@ -84,25 +88,68 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     )
     tokenizer = PolicyTokenizer(model.directory, trust_remote_code=config.policy.trust_remote_code)
     problems = _short_enough(loaded.problems, config, tokenizer)
-    counts = {**loaded.counts, "kept": len(problems), "too_long": len(loaded.problems) - len(problems)}
-    made_from = {"data": data.model_dump(mode="json")}
-    freeze_problems(run_directory.problems(), problems, made_from, counts, revision=loaded.revision)
-    write_pointer(run_directory, config.policy.model, model.revision_commit, model.directory.absolute())
+    place = model.directory.absolute()
+    policy = write_pointer(run_directory, config.policy.model, model.revision_commit, place, replace=not is_run)
+    standing = _sound_problems(run_directory) if is_run else None
+    if standing is None:
+        _freeze(run_directory, config, loaded, problems, policy.id, overwrite=is_run)
+    elif standing != problems:
+        console.note(f"{loaded.source} has changed since: the run keeps its {len(standing)} problems")
     publish_bytes(run_directory.run_toml, content)
+    counts = {kind: int(number) for kind, number in read_manifest(run_directory.problems()).counts.items()}
     left_out = {kind: number for kind, number in counts.items() if kind not in ("rows", "kept") and number}
     console.note(f"{counts['kept']} problems from {loaded.source}" + (f", left out: {left_out}" if left_out else ""))
     return counts
 
 
-def _refuse_other_run(run_directory: RunDirectory, content: bytes) -> None:
+def _sound_problems(run_directory: RunDirectory) -> list[Problem] | None:
+    """The problems of a run that is there already; None where their file is gone or damaged."""
+    from igrpo_cli.shards.problem_file import read_problems
+
+    try:
+        return read_problems(run_directory.problems())
+    except (MissingInputError, DamagedFileError):
+        return None
+
+
+def _freeze(
+    run_directory: RunDirectory,
+    config: RunConfig,
+    loaded: LoadedProblems,
+    problems: list[Problem],
+    policy: str,
+    *,
+    overwrite: bool,
+) -> None:
+    """Publish the problems, in place of what an init that was killed made of other settings or another source."""
+    path = run_directory.problems()
+    made_from = {
+        "data": {**config.data.model_dump(mode="json"), "sha256": loaded.sha256},
+        "prompts": config.prompts.model_dump(mode="json"),
+    }
+    counts = {**loaded.counts, "kept": len(problems), "too_long": len(loaded.problems) - len(problems)}
+    freeze = partial(freeze_problems, path, problems, made_from, counts, policy=policy, revision=loaded.revision)
+    try:
+        freeze(overwrite=overwrite)
+    except ConflictError:
+        # Unless a twin has just made the run: then its problems stand.
+        if not _is_this_run(run_directory, write_config(config)):
+            freeze(overwrite=True)
+
+
+def _is_this_run(run_directory: RunDirectory, content: bytes) -> bool:
+    """Whether the run is there already. Raises ConflictError where it has other settings."""
     path = run_directory.run_toml
-    if path.exists() and path.read_bytes() != content:
+    if not path.exists():
+        return False
+    if path.read_bytes() != content:
         both = [flat_settings(sections) for sections in (read_toml(path), tomllib.loads(content.decode()))]
         differing = [f"{name} {old!r} on disk, {new!r} now" for name, (old, new) in differing_values(*both).items()]
         raise ConflictError(
             f"{run_directory.root} is a run already, with other settings ({'; '.join(differing[:SHOWN_SETTINGS])})",
             hint=f"go on with it (igrpo status {run_directory.root}), or name another directory",
         )
+    return True
 
 
 def _short_enough(problems: list[Problem], config: RunConfig, tokenizer: PolicyTokenizer) -> list[Problem]:

@@ -11,6 +11,7 @@ from igrpo_cli.shards.finishing import publish_shard
 from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath
 from igrpo_cli.shards.problem_file import write_problems
+from igrpo_cli.shards.publish import remove_stale_temporaries
 
 
 def freeze_problems(
@@ -19,17 +20,20 @@ def freeze_problems(
     made_from: Mapping[str, Mapping[str, Any]],
     counts: Mapping[str, int],
     *,
+    policy: str | None = None,
     revision: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Publish `problems`, unless they are there already.
 
-    `made_from` says what they were read from. Raises ConflictError where the file was made from something else.
-    `revision`, the commit of a Hub set, is recorded beside: a later commit with the same problems is no conflict.
+    `made_from` says what they were read from, `policy` whose tokeniser chose among them. Raises ConflictError where
+    the file was made from something else. `revision`, the commit of a Hub set, is recorded beside: a later commit
+    with the same problems is no conflict.
     """
     provenance = Provenance()
+    remove_stale_temporaries(path.data.parent)
     read_from = {} if revision is None else {"problems": revision}
-    identity = Identity("problems", path.iteration, path.shard, path.num_shards, made_from)
+    identity = Identity("problems", path.iteration, path.shard, path.num_shards, made_from, policy)
     publish_shard(
         path,
         identity,

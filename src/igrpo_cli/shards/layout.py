@@ -52,7 +52,7 @@ class ShardPath:
     def command(self) -> str:
         """What to type to make it."""
         if self.stage == "problems":
-            return "igrpo init"
+            return "igrpo init" if self.data.parent == self.root else f"igrpo eval --bench {self.data.parent.name}"
         if self.stage == "eval":
             return f"igrpo eval {eval_flags(self.data.parent)} --shard {self.shard}"
         if self.stage == "scores":

@@ -114,10 +114,25 @@ def write_policy_manifest(directory: Path, iteration: int, made_from: str | None
     return policy
 
 
-def write_pointer(run: RunDirectory, model: str, revision: str | None, path: Path) -> Policy:
-    """Make policy 0 a pointer to the model directory `path` (relative to the run, or absolute)."""
-    directory = run.root / path
+def write_pointer(run: RunDirectory, model: str, revision: str | None, path: Path, *, replace: bool = False) -> Policy:
+    """Make policy 0 a pointer to the model directory `path` (relative to the run, or absolute).
+
+    Of a pointer that is there already only the path is written anew: a run is copied, a model is moved.
+    Raises ConflictError where it is to another policy, unless with `replace`.
+    """
+    directory, place = run.root / path, run.policy(0) / POINTER
     files = describe_directory(directory)
+    if place.exists() and not replace:
+        standing = _read_pointer(run, place, 0)
+        if standing.id != policy_id(files):
+            raise ConflictError(
+                f"{place} is to another policy than {directory} holds now "
+                f"({standing.id[:15]}… there, {policy_id(files)[:15]}… now)",
+                hint="make the model available as it was, or name another directory for the run",
+            )
+        if standing.directory == directory:
+            return standing
+        replace, revision = True, standing.revision
     facts = {
         "policy_id": policy_id(files),
         "model": model,
@@ -125,7 +140,7 @@ def write_pointer(run: RunDirectory, model: str, revision: str | None, path: Pat
         "path": str(path),
         "files": files,
     }
-    publish_json(run.policy(0) / POINTER, {"policy_version": POLICY_VERSION, **facts})
+    publish_json(place, {"policy_version": POLICY_VERSION, **facts}, replace=replace)
     return Policy(policy_id(files), directory, 0, None, files, model, revision)
 
 

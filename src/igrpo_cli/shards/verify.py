@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.shards.finishing import command_anew
 from igrpo_cli.shards.hashed_directory import verify_directory
 from igrpo_cli.shards.identity import identity_differences
 from igrpo_cli.shards.layout import (
@@ -161,8 +162,7 @@ class _Verifier:
         if update.directory.exists():
             self.check_file(update.shard, lambda manifest: read_shard(update.shard, manifest, known))
         elif passed:
-            hint = update.shard.command
-            self.problem(update.directory, "does not exist, though what follows from it does", hint)
+            self.problem(update.directory, "does not exist, though what follows from it does", update.shard.command)
 
     def check_shards(
         self,
@@ -221,7 +221,7 @@ class _Verifier:
         """Manifest, hashes and rows of one data file; None where later files cannot be compared with it."""
         self.report.num_checked += 1
         self.on_file(path.data)
-        anew = f"{path.command} --overwrite"
+        anew = command_anew(path)
         with self.guarded(path.manifest, anew):
             manifest = read_manifest(path)
             self.complain(path.manifest, self.check_made_from(path, manifest), anew)
