@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igrpo_cli.algo.schedules import learning_rate_at
@@ -10,7 +11,7 @@ from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.pipeline.observations import input_shards, read_observations
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.pipeline.shard_work import ShardWork, work_through
-from igrpo_cli.pipeline.update_trainer import previous_update
+from igrpo_cli.pipeline.update_trainer import outlived_update, previous_update
 from igrpo_cli.records import StageReport, TrainingGroup
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.session import Session, StageRequest
@@ -38,8 +39,9 @@ def run(session: Session, request: StageRequest) -> StageReport:
     policy = session.policy(request.iteration)
     settle_update(session.run, request.iteration)
     if not request.dry_run:
-        # Of a finished update too: it may have been killed while it cleared away its checkpoints.
-        remove_stale_temporaries(update.directory.parent)
+        # Of a finished update too: it may have been killed while it cleared away what nobody needs any more.
+        for directory in _places(session, update):
+            remove_stale_temporaries(directory)
 
     def identity_of(path: ShardPath) -> Identity:
         return _identity(session, path, policy)
@@ -64,6 +66,13 @@ def run(session: Session, request: StageRequest) -> StageReport:
     # The rows of its manifest are metrics; what a reader of the report asks is how much was trained on.
     report.rows, report.groups = (int(report.details.get(name, 0)) for name in ("completions", "groups"))
     return report
+
+
+def _places(session: Session, update: UpdatePath) -> list[Path]:
+    """The directories in which an update publishes or withdraws something."""
+    outlived = outlived_update(session, update.iteration)
+    places = [update.directory.parent, update.directory, session.run.policies]
+    return [*places, outlived.directory] if outlived else places
 
 
 def _identity(session: Session, shard: ShardPath, policy: Policy) -> Identity:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.pipeline.observations import Observations
+from igrpo_cli.pipeline.update_trainer import outlived_update
 from igrpo_cli.records import Metric, TrainingGroup
 from igrpo_cli.session import Session
 from igrpo_cli.shards.finishing import finished_update
@@ -138,6 +139,6 @@ def _is_damaged(session: Session, iteration: int) -> bool:
 
 def _prune_optimizer_states(session: Session, iteration: int) -> None:
     """Remove optimiser states older than the newest `keep_optimizer_states`; 0 keeps all."""
-    keep = session.config.update.keep_optimizer_states
-    if keep and iteration >= keep:
-        withdraw_directory(session.run.update(iteration - keep).optimizer)
+    outlived = outlived_update(session, iteration)
+    if outlived is not None:
+        withdraw_directory(outlived.optimizer)

@@ -30,6 +30,12 @@ def previous_update(session: Session, iteration: int) -> UpdatePath | None:
     return None if iteration == 0 or fresh else session.run.update(iteration - 1)
 
 
+def outlived_update(session: Session, iteration: int) -> UpdatePath | None:
+    """The update whose optimiser state the one of `iteration` makes dispensable; None where all are kept so far."""
+    keep = session.config.update.keep_optimizer_states
+    return session.run.update(iteration - keep) if keep and iteration >= keep else None
+
+
 def keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:
     """Let the next update of this process go on with the trainer in memory, which is what it would restore.
 
