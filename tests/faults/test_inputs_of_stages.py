@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from command_line import files_below, igrpo
+from command_line import files_below, igrpo, make_run
+from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.records import Rollout, Selection
-from igrpo_cli.shards.finishing import publish_shard
+from igrpo_cli.shards.finishing import inputs_on_disk, publish_shard
 from igrpo_cli.shards.layout import RunDirectory, ShardPath
-from igrpo_cli.shards.manifest import read_manifest
-from igrpo_cli.shards.publish import sha256_file
+from igrpo_cli.shards.manifest import manifest_json, read_manifest
+from igrpo_cli.shards.problem_file import read_problems
+from igrpo_cli.shards.publish import publish_json, sha256_file
 from igrpo_cli.shards.schema import SCHEMA_OF, VERSION_KEY
 from igrpo_cli.shards.tables import read_records, write_rows
 
@@ -162,6 +164,131 @@ def test_drafts_that_lost_a_row_after_their_selection_are_not_trained_on(until):
     run, _ = until("refine")
     drafts = run.shard(1, "draft", 0, 1)
     change_rows(drafts, lambda rows: [row for row in rows if row.sample_id < 2])
+    selections = run.shard(1, "select", 0, 1)
+    manifest = read_manifest(selections)
+    from_these = replace(manifest.identity, inputs=inputs_on_disk(drafts))
+    publish_json(selections.manifest, manifest_json(replace(manifest, identity=from_these)), replace=True)
     result = igrpo("update", run.root, "--iteration", 1)
     assert result.code == 1
     assert f"{drafts.data}: sample 2 of group 0 is missing" in result.stderr
+
+
+OTHER_DRAFTS = ("--overwrite", "--set", "draft.temperature=0.3")
+
+
+def done(run: RunDirectory, stage: str, *arguments: object, iteration: int = 1) -> None:
+    result = igrpo(stage, run.root, "--iteration", iteration, *arguments)
+    assert result.code == 0, result.stderr
+
+
+def made_from_another(shard: ShardPath, source: ShardPath) -> str:
+    return f"{shard.name} was made from another {source.relative} (sha256 "
+
+
+def test_a_stale_selection_is_not_refined(until):
+    run, shard = until("select")
+    done(run, "draft", *OTHER_DRAFTS)
+    error = refused(run, shard, code=4)
+    assert made_from_another(shard, run.shard(1, "draft", 0, 1)) in error
+    assert f"hint: `{shard.command} --overwrite` makes it anew" in error
+    assert any("was made from another" in what for what in verify_says(run, shard))
+    done(run, "select", "--overwrite")
+    done(run, "refine")
+    assert igrpo("verify", run.root).code == 0
+
+
+def test_a_stale_selection_behind_refinements_is_not_trained_on(until):
+    run, refinements = until("refine")
+    selections = run.shard(1, "select", 0, 1)
+    done(run, "draft", *OTHER_DRAFTS)
+    for stage in ("update", "refine"):
+        result = igrpo(stage, run.root, "--iteration", 1)
+        assert result.code == 4
+        assert made_from_another(selections, run.shard(1, "draft", 0, 1)) in result.stderr
+    done(run, "select", "--overwrite")
+    assert made_from_another(refinements, selections) in refused(run, refinements, code=4)
+    done(run, "refine", "--overwrite")
+    done(run, "update")
+    assert igrpo("verify", run.root).code == 0
+
+
+def test_stale_refinements(until):
+    run, shard = until("refine")
+    done(run, "select", "--overwrite", "--set", "select.strategy=worst")
+    error = refused(run, shard, code=4)
+    assert made_from_another(shard, run.shard(1, "select", 0, 1)) in error
+    assert f"hint: `{shard.command} --overwrite` makes it anew" in error
+    assert any("was made from another" in what for what in verify_says(run, shard))
+
+
+def test_stale_drafts(tmp_path):
+    run = RunDirectory(make_run(tmp_path / "run", "run.num_iterations=1"))
+    shard = run.shard(0, "draft", 0, 1)
+    done(run, "draft", iteration=0)
+    problems = [replace(problem, answer="7") for problem in read_problems(run.problems())]
+    freeze_problems(run.problems(), problems, {"data": {}}, {"kept": len(problems)}, overwrite=True)
+    result = igrpo("select", run.root)
+    assert result.code == 4
+    assert made_from_another(shard, run.problems()) in result.stderr
+    assert not run.stage(0, "select").exists()
+    assert any("was made from another problems.parquet" in what for what in verify_says(run, shard))
+    for stage in ("draft", "select", "refine", "update"):
+        done(run, stage, "--overwrite", iteration=0)
+    assert igrpo("verify", run.root).code == 0
+
+
+def test_an_update_made_from_stale_shards_is_not_carried_on(until):
+    run, _ = until("refine")
+    done(run, "draft", *OTHER_DRAFTS, iteration=0)
+    result = igrpo("update", run.root, "--iteration", 1)
+    assert result.code == 4
+    assert made_from_another(run.shard(0, "select", 0, 1), run.shard(0, "draft", 0, 1)) in result.stderr
+    assert "hint: `igrpo select --iteration 0 --shard 0 --overwrite`" in result.stderr
+    assert not run.update(1).directory.exists()
+
+
+def test_settings_of_a_finished_shard_that_differ_are_told_before_what_lies_behind_it(until):
+    run, shard = until("refine")
+    done(run, "draft", *OTHER_DRAFTS)
+    result = igrpo("refine", run.root, "--iteration", 1, "--set", "refine.temperature=0.3")
+    assert result.code == 4
+    assert f"{shard.name} was made with another config (refine.temperature" in result.stderr
+
+
+def test_drafts_that_were_removed_to_save_room_are_not_missed(until):
+    run, _ = until("select")
+    shutil.rmtree(run.stage(1, "draft"))
+    shutil.rmtree(run.stage(0, "draft"))
+    done(run, "refine")
+
+
+def test_a_carried_update_does_not_need_its_drafts(until):
+    run, _ = until("refine")
+    shutil.rmtree(run.stage(0, "draft"))
+    done(run, "update")
+
+
+def test_a_shard_twice(tmp_path):
+    run = RunDirectory(make_run(tmp_path / "run", "run.num_iterations=1", "run.num_shards=2"))
+    for stage, following in AFTER.items():
+        done(run, stage, iteration=0)
+        first, second = run.shards(0, stage, 2)
+        kept = second.data.read_bytes(), second.manifest.read_bytes()
+        shutil.copy(first.data, second.data)
+        shutil.copy(first.manifest, second.manifest)
+        result = igrpo(following, run.root)
+        assert result.code == 1
+        assert f"{second.manifest}: shard is 0, but it lies where 1 belongs" in result.stderr
+        assert f"hint: `{second.command} --overwrite` makes it anew" in result.stderr
+        assert not run.update(0).directory.exists()
+        assert not run.shard(0, following, 1, 2).manifest.exists()
+        assert any("it lies where 1 belongs" in what for what in verify_says(run, second))
+        second.data.write_bytes(kept[0])
+        second.manifest.write_bytes(kept[1])
+
+
+def test_a_selection_of_another_problem_than_that_of_its_group(until):
+    run, shard = until("select")
+    change_rows(shard, lambda rows: [*rows[:-1], replace(rows[-1], problem_id=rows[0].problem_id)])
+    assert "group 7 is of problem " in refused(run, shard, code=4)
+    assert verify_says(run, shard)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.pipeline.open_shard import ShardedRollouts
 from igrpo_cli.pipeline.rollout_shards import make_rollout_shards, training_plan
-from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups
+from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups, require_problems
 from igrpo_cli.prompts import bare_prompt, conditioned_prompt, visible_draft
 from igrpo_cli.records import Selection, StageReport
 from igrpo_cli.rollouts import RolloutPlan, RolloutTask
@@ -36,6 +36,7 @@ def refinements(session: Session, iteration: int) -> ShardedRollouts:
         open_input(select_shard(shard))
         rows = read_records(select_shard(shard).data, Selection)
         require_groups(select_shard(shard), [row.group_id for row in rows], groups_of_shard(config, shard))
+        require_problems(select_shard(shard), rows, session.problems_of_iteration(iteration))
         selections = {row.group_id: row for row in rows}
 
         def tasks(groups: range, tokenizer: PolicyTokenizer) -> list[RolloutTask]:

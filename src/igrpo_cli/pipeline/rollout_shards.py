@@ -19,6 +19,7 @@ from igrpo_cli.session import Session, StageRequest
 from igrpo_cli.shards.finishing import finished
 from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath, block_range
+from igrpo_cli.shards.lineage import require_current
 from igrpo_cli.shards.policies import Policy
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ class RolloutShards:
         except MissingInputError:
             return  # its owner cannot have begun either
         if finished(path, identity) is None:
+            require_current(self._session.run, identity.inputs)
             making = OpenShard(self._session, self._work, path, identity, self._blocks_of(shard), overwrite=False)
             yield from making.jobs_nobody_has_begun(progress)
 

@@ -12,7 +12,8 @@ from igrpo_cli.records import Rollout, StageReport
 from igrpo_cli.session import StageRequest
 from igrpo_cli.shards.finishing import finished
 from igrpo_cli.shards.identity import Identity
-from igrpo_cli.shards.layout import ShardPath, format_shards
+from igrpo_cli.shards.layout import RunDirectory, ShardPath, format_shards
+from igrpo_cli.shards.lineage import require_current
 from igrpo_cli.shards.manifest import Manifest
 from igrpo_cli.shards.publish import remove_stale_temporaries
 
@@ -66,7 +67,8 @@ class StageLedger:
     def take(self, shard: int) -> tuple[ShardPath, Identity] | None:
         """The shard to be made, or None: it is finished (and counted), or this is a dry run (and it is missing).
 
-        Raises ConflictError for a shard made from something else, MissingInputError where an input is not there.
+        Raises ConflictError for a shard made from something else and for inputs that are stale, MissingInputError
+        where an input is not there.
         """
         path = self._work.path_of(shard)
         try:
@@ -77,6 +79,8 @@ class StageLedger:
             self._missing.append(shard)
             return None
         manifest = None if self._request.overwrite else finished(path, identity, self._note)
+        # After it: where the shard itself has an input too many or another one, that is the nearer cause.
+        require_current(RunDirectory(path.root), identity.inputs)
         if manifest is not None:
             self._report.skipped += 1
             self.add(manifest)

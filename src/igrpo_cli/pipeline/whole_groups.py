@@ -7,8 +7,8 @@ from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
 from igrpo_cli.config import RunConfig
-from igrpo_cli.errors import DamagedFileError, IgrpoError
-from igrpo_cli.records import Rollout
+from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError
+from igrpo_cli.records import Problem, Rollout, Selection
 from igrpo_cli.rollouts import RolloutTask
 from igrpo_cli.shards.layout import ShardPath, block_range
 from igrpo_cli.shards.manifest import Manifest
@@ -31,6 +31,21 @@ def require_groups(path: ShardPath, found: Sequence[int], expected: Collection[i
             raise _damaged(path, f"group {group_id} does not belong there, or stands twice")
         if group_id != wanted:
             raise _damaged(path, f"group {wanted} is missing, or not in its place")
+
+
+def require_problems(path: ShardPath, selections: Sequence[Selection], problems: Sequence[Problem]) -> None:
+    """Raise ConflictError, naming shard and group, where a selection is not of the problem of its group.
+
+    `problems` are those of the iteration, at the positions that are their group ids.
+    """
+    for selection in selections:
+        problem_id = problems[selection.group_id].problem_id
+        if selection.problem_id != problem_id:
+            raise ConflictError(
+                f"{path.name} ({path.data}): group {selection.group_id} is of problem {selection.problem_id!r} there, "
+                f"and of {problem_id!r} by run.seed and the problems of the run",
+                hint="`igrpo verify` says what changed; restore that, or make draft and select anew with --overwrite",
+            )
 
 
 def require_whole(path: ShardPath, manifest: Manifest, rows: Sequence[Rollout], expected: Collection[int]) -> None:

@@ -95,7 +95,7 @@ def open_input(path: ShardPath) -> Manifest:
 
     Raises MissingInputError when it is not there, DamagedFileError when the data is not what was published.
     """
-    manifest = _manifest_of(path)
+    manifest = finished_manifest(path)
     if not path.data.exists():
         raise MissingInputError(f"{path.name} is gone: {path.data} does not exist", hint=path.command)
     damage = _damage(path, manifest)
@@ -117,7 +117,21 @@ def inputs_on_disk(*paths: ShardPath) -> tuple[FileHash, ...]:
 
     Raises MissingInputError, naming the command to type, for the first that is not finished.
     """
-    return tuple(input_of(path, _manifest_of(path)) for path in paths)
+    return tuple(input_of(path, finished_manifest(path)) for path in paths)
+
+
+def finished_manifest(path: ShardPath) -> Manifest:
+    """The manifest of a shard that is needed; no data is read.
+
+    Raises MissingInputError where there is none, DamagedFileError where it is not sound, each naming the command.
+    """
+    if not path.manifest.exists():
+        raise MissingInputError(f"{path.name} is not finished: {path.manifest} does not exist", hint=path.command)
+    try:
+        return read_manifest(path)
+    except DamagedFileError as error:
+        error.hint = error.hint or f"`{command_anew(path)}` makes it anew"
+        raise
 
 
 def input_of(path: ShardPath, manifest: Manifest) -> FileHash:
@@ -150,16 +164,6 @@ def write_manifest(path: ShardPath, manifest: Manifest) -> Manifest:
             hint=f"`{command_anew(path)}` makes it anew; without, what is there stands",
         )
     return standing
-
-
-def _manifest_of(path: ShardPath) -> Manifest:
-    if not path.manifest.exists():
-        raise MissingInputError(f"{path.name} is not finished: {path.manifest} does not exist", hint=path.command)
-    try:
-        return read_manifest(path)
-    except DamagedFileError as error:
-        error.hint = error.hint or f"`{command_anew(path)}` makes it anew"
-        raise
 
 
 def _damage(path: ShardPath, manifest: Manifest) -> str | None:
