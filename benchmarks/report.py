@@ -28,6 +28,7 @@ from igrpo_cli.shards.layout import RunDirectory, ShardPath, block_range
 from igrpo_cli.shards.manifest import DataFile, Manifest, utc_now
 from igrpo_cli.shards.rows import table_of
 from igrpo_cli.shards.schema import ADVANTAGES, METRICS, PROBLEMS, ROLLOUTS, SELECTIONS
+from igrpo_cli.shards.sealed_settings import sealed
 from igrpo_cli.shards.tables import write_rows, write_tables
 
 WORDS = [f"{syllable}{number}" for syllable in ("sum", "let", "so", "then", "x", "carry") for number in range(200)]
@@ -88,7 +89,7 @@ def make_run(root: Path, arguments: argparse.Namespace) -> None:
     """A run of the shape that was asked for; its updates hold metrics and advantages alone."""
     run, chance = RunDirectory(root), random.Random(0)
     root.mkdir()
-    run.run_toml.write_text("[run]\n")
+    run.run_toml.write_bytes(sealed(b"[run]\n"))
     groups, samples = range(arguments.problems), range(arguments.samples)
     problems = [Problem(f"p{group}", f"What is {group} + 1?", str(group + 1), f"made:{group}") for group in groups]
     publish(run.problems(), PROBLEMS, [table_of(PROBLEMS, problems)])

@@ -28,6 +28,7 @@ from igrpo_cli.shards.layout import RunDirectory, ShardPath, block_range
 from igrpo_cli.shards.manifest import DataFile, Manifest, utc_now
 from igrpo_cli.shards.rows import table_of
 from igrpo_cli.shards.schema import ROLLOUTS
+from igrpo_cli.shards.sealed_settings import sealed
 from igrpo_cli.shards.tables import write_tables
 from report import GROUPS_PER_BLOCK, SAMPLING, rollout
 
@@ -38,7 +39,7 @@ def make_drafts(root: Path, groups: int, arguments: argparse.Namespace) -> None:
     sizes |= {"draft.num_generations": arguments.samples, "engine.groups_per_block": GROUPS_PER_BLOCK}
     settings = apply_overrides(read_preset("quickstart"), [f"{key}={value}" for key, value in sizes.items()])
     root.mkdir()
-    (root / "run.toml").write_bytes(write_config(check_config(settings, "quickstart")))
+    (root / "run.toml").write_bytes(sealed(write_config(check_config(settings, "quickstart"))))
     chance = random.Random(0)
     ids = [(group, sample) for group in range(GROUPS_PER_BLOCK) for sample in range(arguments.samples)]
     block = table_of(ROLLOUTS, [rollout("draft", *place, arguments.tokens, chance) for place in ids])

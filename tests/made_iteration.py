@@ -14,6 +14,7 @@ from igrpo_cli.shards.finishing import publish_shard
 from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import RunDirectory, ShardPath, block_range
 from igrpo_cli.shards.schema import ADVANTAGES, METRICS, ROLLOUTS, SELECTIONS
+from igrpo_cli.shards.sealed_settings import sealed
 from igrpo_cli.shards.tables import write_rows
 from made_evaluation import POLICY, sample
 
@@ -36,7 +37,7 @@ def make_problems(root: Path, number: int, text: str = "What is {} + {}?") -> Ru
     """A run with the problems p0, p1, … and nothing else."""
     root.mkdir(parents=True, exist_ok=True)
     run = RunDirectory(root)
-    run.run_toml.write_text("[run]\nnum_iterations = 9\n")
+    run.run_toml.write_bytes(sealed(b"[run]\nnum_iterations = 9\n"))
     problems = [Problem(f"p{i}", text.format(i, i), "4", f"sums.jsonl:{i}") for i in range(number)]
     freeze_problems(run.problems(), problems, {"data": {"train": "sums"}}, {"kept": number})
     return run

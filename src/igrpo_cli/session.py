@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igrpo_cli.config import RunConfig, stage_identity
-from igrpo_cli.config.files import apply_overrides, check_config, parse_override, read_toml
+from igrpo_cli.config.files import apply_overrides, check_config, read_toml, refuse_fixed
 from igrpo_cli.config.sections import EngineSection
 from igrpo_cli.console import Console
-from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
+from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.shards.finishing import inputs_on_disk
 from igrpo_cli.shards.identity import FileHash
 from igrpo_cli.shards.layout import RunDirectory, ShardPath, parse_shards
 from igrpo_cli.shards.policies import Policy, read_policy, settle_update
 from igrpo_cli.shards.problem_file import count_problems
+from igrpo_cli.shards.sealed_settings import require_sealed, settings_fault
 from igrpo_cli.torchrun import rank_and_size
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from igrpo_cli.rewards.scorer import Scorer
     from igrpo_cli.rewards.workers import GradingPool
     from igrpo_cli.training.step import PolicyTrainer
-
-FIXED_SECTIONS = ("run", "data", "policy")
-"""Fixed when a run is made: the shards, problems and policies on disk depend on them."""
 
 
 @dataclass(frozen=True)
@@ -267,10 +265,13 @@ class Session:
 
 
 @contextmanager
-def open_session(path: Path, overrides: Iterable[str], console: Console) -> Iterator[Session]:
+def open_session(
+    path: Path, overrides: Iterable[str], console: Console, *, only_looks: bool = False
+) -> Iterator[Session]:
     """The run at `path` with `overrides` laid over its settings; closes engine and graders at the end.
 
-    Raises MissingInputError where there is no run, ConflictError for settings that are fixed by then.
+    Raises MissingInputError where there is no run, ConflictError for settings that are fixed by then, and for a
+    `run.toml` that is not what `init` wrote: where a command `only_looks`, that is a note.
     """
     run = RunDirectory(path)
     if not run.run_toml.exists():
@@ -278,17 +279,14 @@ def open_session(path: Path, overrides: Iterable[str], console: Console) -> Iter
             f"{path} is not a run directory: it has no run.toml",
             hint=f"igrpo init {'RUN' if path == Path() else path} --preset quickstart",
         )
+    if not only_looks:
+        require_sealed(run.run_toml)
     settings = read_toml(run.run_toml)
     overrides = list(overrides)
-    for text in overrides:
-        section, key, value = parse_override(text)
-        if section in FIXED_SECTIONS and settings.get(section, {}).get(key) != value:
-            raise ConflictError(
-                f"{section}.{key} was fixed when the run was made "
-                f"({settings.get(section, {}).get(key)!r} in {run.run_toml}, {value!r} now)",
-                hint=f"igrpo init NEW_RUN --config {run.run_toml} --set {text}",
-            )
+    refuse_fixed(settings, overrides, run.run_toml)
     session = Session(run, check_config(apply_overrides(settings, overrides), str(run.run_toml)), console)
+    if only_looks and (fault := settings_fault(run.run_toml)):
+        console.note(f"{run.run_toml} {fault[0]}")
     try:
         yield session
     finally:

@@ -23,6 +23,7 @@ from igrpo_cli.shards.policies import (
 from igrpo_cli.shards.problem_file import write_problems
 from igrpo_cli.shards.publish import publish_directory, publish_json, sha256_file, staging_directory
 from igrpo_cli.shards.schema import ADVANTAGES, METRICS, ROLLOUTS, SELECTIONS
+from igrpo_cli.shards.sealed_settings import sealed
 from igrpo_cli.shards.tables import write_rows
 from igrpo_cli.shards.verify import verify_run
 
@@ -139,7 +140,7 @@ def make_run(root: Path, num_iterations: int = 2, num_shards: int = 2) -> RunDir
     """A finished run: two iterations of all four stages over two shards, one block per group."""
     run = RunDirectory(root)
     root.mkdir(parents=True, exist_ok=True)
-    run.run_toml.write_text("[run]\nnum_shards = 2\n")
+    run.run_toml.write_bytes(sealed(b"[run]\nnum_shards = 2\n"))
     problems = [Problem(f"p{i}", f"What is {i} + 1?", str(i + 1), f"sums.jsonl:{i}") for i in range(NUM_GROUPS)]
     path = run.problems()
     identity = Identity("problems", 0, 0, 1, {"data": {"train": "sums"}})

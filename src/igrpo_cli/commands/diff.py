@@ -34,7 +34,10 @@ def run(names: Sequence[str], iteration: int | None, console: Console, *, markdo
     roots, numbers = zip(*_places(names), strict=True)
     if iteration is not None and None not in numbers:
         raise UsageError("--iteration goes with two runs", hint=USAGE)
-    with open_session(roots[0], [], console) as first, open_session(roots[1], [], console) as second:
+    with (
+        open_session(roots[0], [], console, only_looks=True) as first,
+        open_session(roots[1], [], console, only_looks=True) as second,
+    ):
         a, b = _sides(first, second, [iteration if number is None else number for number in numbers])
         settings = [session.config.model_dump(mode="json") for session in (first, second)]
     evaluations = list(evaluations_of_both(a, b, newest=numbers == (None, None)))

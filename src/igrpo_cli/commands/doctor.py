@@ -18,6 +18,7 @@ from igrpo_cli.config.files import check_config, read_toml
 from igrpo_cli.console import Console, table
 from igrpo_cli.errors import IgrpoError, MissingInputError
 from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.shards.sealed_settings import require_sealed
 
 PACKAGES = ("torch", "transformers", "pyarrow", "math-verify")
 EXTRAS = {
@@ -155,6 +156,7 @@ def _settings(path: Path) -> Check:
     from igrpo_cli.loggers.trackers import require_trackers
 
     run_toml = RunDirectory(path).run_toml
+    require_sealed(run_toml)
     config = check_config(read_toml(run_toml), str(run_toml))
     require_trackers(config.log.report_to)
     return Check(

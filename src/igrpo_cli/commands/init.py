@@ -24,6 +24,7 @@ from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.prompts import bare_prompt
 from igrpo_cli.records import Problem
 from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.shards.sealed_settings import require_sealed, sealed
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -58,8 +59,9 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     """Make the run directory; returns the counts of problems read, kept and left out.
 
     `run.toml` is written last: a directory that has one is a complete run, whose problems stay as they are. Doing it
-    again with the same settings mends what is damaged or gone and changes nothing else; with others it raises
-    ConflictError. What an init that was killed left behind is replaced.
+    again with the same settings mends what is damaged or gone and changes nothing else; with others, or where
+    `run.toml` is not what was written then, it raises ConflictError. What an init that was killed left behind is
+    replaced.
     """
     from igrpo_cli.engines.hub import fetch_model
     from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -69,7 +71,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     from igrpo_cli.shards.policies import write_pointer
     from igrpo_cli.shards.publish import publish_bytes, remove_stale_temporaries
 
-    run_directory, content = RunDirectory(path), write_config(config)
+    run_directory, content = RunDirectory(path), sealed(write_config(config))
     is_run = _is_this_run(run_directory, content)
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
@@ -133,7 +135,7 @@ def _freeze(
         freeze(overwrite=overwrite)
     except ConflictError:
         # Unless a twin has just made the run: then its problems stand.
-        if not _is_this_run(run_directory, write_config(config)):
+        if not _is_this_run(run_directory, sealed(write_config(config))):
             freeze(overwrite=True)
 
 
@@ -143,6 +145,7 @@ def _is_this_run(run_directory: RunDirectory, content: bytes) -> bool:
     if not path.exists():
         return False
     if path.read_bytes() != content:
+        require_sealed(path)
         both = [flat_settings(sections) for sections in (read_toml(path), tomllib.loads(content.decode()))]
         differing = [f"{name} {old!r} on disk, {new!r} now" for name, (old, new) in differing_values(*both).items()]
         raise ConflictError(

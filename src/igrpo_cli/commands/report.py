@@ -13,6 +13,7 @@ from igrpo_cli.console import Console, printable
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.evaluation.tables import summary_row
 from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.shards.sealed_settings import settings_fault
 from igrpo_cli.shards.strict_json import read_object
 
 if TYPE_CHECKING:
@@ -93,6 +94,8 @@ def _read(run: RunDirectory, name: str, num_runs: int, console: Console) -> Repo
     samples = choose_samples(run, drafted, num_runs)
     evaluations, unreadable = _evaluations(run)
     damaged = [message for each in iterations for message in each.unreadable]
+    if fault := settings_fault(run.run_toml):
+        console.note(f"{run.run_toml} {fault[0]}")
     settings = run.run_toml.read_text("utf-8", errors="backslashreplace")
     return ReportedRun(name, iterations, evaluations, settings, samples, [*damaged, *samples.unreadable, *unreadable])
 

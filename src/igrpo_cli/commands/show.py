@@ -67,7 +67,7 @@ class Found:
 
 def run(request: ShowRequest, console: Console, *, markdown: bool = False) -> None:
     """Print the stories that match."""
-    with open_session(request.run, [], console) as session:
+    with open_session(request.run, [], console, only_looks=True) as session:
         _check(request, session)
         found = _find(session, request, console)
         settings = {} if found.iteration is None else selection_settings(session.run, found.iteration)

@@ -26,7 +26,7 @@ def run(path: Path, query: str, num_rows: int, console: Console, *, as_csv: bool
     """Print what `query` returns: at most `num_rows` rows as a table (0: all), or all of them as JSON or CSV."""
     if os.path.isdir(query):  # Path.is_dir raises where a text is too long for a name
         raise UsageError(f"{query} is a directory, and the query comes first", hint="igrpo sql 'SELECT …' RUN")
-    with open_session(path, [], console) as session:
+    with open_session(path, [], console, only_looks=True) as session:
         columns, rows = RunDatabase(session.run, session.config.run.num_shards).ask(query)
         if as_csv:
             _print_csv(columns, rows)

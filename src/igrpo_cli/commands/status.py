@@ -36,7 +36,7 @@ def run(path: Path, asked: Asked, console: Console) -> int:
         raise UsageError("--bench goes with --missing eval", hint=f"igrpo status --missing eval --bench {asked.bench}")
     if asked.every is not None and asked.missing is not None:
         raise UsageError("--watch shows all stages, --missing the shards of one", hint="igrpo status --watch")
-    with open_session(path, [], console) as session:
+    with open_session(path, [], console, only_looks=True) as session:
         status = RunStatus(session, path)
         if asked.every is not None:
             return _watch(status, asked.iteration, asked.every, console)

@@ -12,9 +12,11 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from igrpo_cli.config import RunConfig
-from igrpo_cli.errors import UsageError
+from igrpo_cli.errors import ConflictError, UsageError
 
 PRESETS = Path(__file__).parent / "presets"
+FIXED_SECTIONS = ("run", "data", "policy")
+"""Fixed when a run is made: the shards, problems and policies on disk depend on them."""
 
 
 def preset_names() -> list[str]:
@@ -71,6 +73,18 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> di
         section, key, value = parse_override(text)
         merged = merge(merged, {section: {key: value}})
     return merged
+
+
+def refuse_fixed(settings: Mapping[str, Any], overrides: Iterable[str], run_toml: Path) -> None:
+    """Raises ConflictError for an override of a setting of `run_toml` that was fixed when the run was made."""
+    for text in overrides:
+        section, key, value = parse_override(text)
+        if section in FIXED_SECTIONS and settings.get(section, {}).get(key) != value:
+            raise ConflictError(
+                f"{section}.{key} was fixed when the run was made "
+                f"({settings.get(section, {}).get(key)!r} in {run_toml}, {value!r} now)",
+                hint=f"igrpo init NEW_RUN --config {run_toml} --set {text}",
+            )
 
 
 def check_config(settings: Mapping[str, Any], origin: str) -> RunConfig:

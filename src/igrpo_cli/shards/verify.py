@@ -27,6 +27,7 @@ from igrpo_cli.shards.layout import (
 from igrpo_cli.shards.manifest import Manifest, read_manifest
 from igrpo_cli.shards.policies import Policy, read_policy, verify_policy
 from igrpo_cli.shards.publish import sha256_file
+from igrpo_cli.shards.sealed_settings import settings_fault
 from igrpo_cli.shards.temporaries import is_temporary
 from igrpo_cli.shards.verify_rows import IterationRows, check_stage, read_problem_ids, read_scores, read_shard
 
@@ -69,8 +70,7 @@ def verify_run(
 
 def bytes_to_hash(run: RunDirectory) -> int:
     """About how many bytes `verify_run` will hash: those of all data files and weights in the run."""
-    sizes = (path.stat().st_size for name in HASHED for path in run.root.rglob(name) if path.is_file())
-    return sum(sizes)
+    return sum(path.stat().st_size for name in HASHED for path in run.root.rglob(name) if path.is_file())
 
 
 class _Verifier:
@@ -83,8 +83,8 @@ class _Verifier:
         self._hashes: dict[Path, str] = {}
 
     def verify(self) -> VerifyReport:
-        if not self.run.run_toml.is_file():
-            self.problem(self.run.run_toml, "does not exist", "igrpo init")
+        if fault := settings_fault(self.run.run_toml):
+            self.problem(self.run.run_toml, *fault)
         problem_ids = self.check_problems(self.run.problems())
         self.check_policies()
         iterations = self.run.iterations()
