@@ -18,6 +18,7 @@ from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.shards.finishing import inputs_on_disk
 from igrpo_cli.shards.identity import FileHash
 from igrpo_cli.shards.layout import RunDirectory, ShardPath, parse_shards
+from igrpo_cli.shards.policy_lineage import require_lineage
 from igrpo_cli.shards.policies import Policy, read_policy, settle_update
 from igrpo_cli.shards.problem_file import count_problems
 from igrpo_cli.shards.sealed_settings import require_sealed, settings_fault
@@ -97,10 +98,12 @@ class Session:
         limit_cpu_threads(config.run.cpu_threads)
 
     def policy(self, iteration: int) -> Policy:
-        """The policy that `iteration` samples from. Raises MissingInputError when no update has made it yet."""
+        """The policy that `iteration` samples from, moved to its place. Raises as `read_policy`, `require_lineage`."""
         if iteration > 0:
             settle_update(self.run, iteration - 1)
-        return read_policy(self.run, iteration)
+        policy = read_policy(self.run, iteration)
+        require_lineage(self.run, policy)
+        return policy
 
     def engine(self, policy: Policy) -> Engine:
         """The engine with the weights of `policy`: started once, later policies are loaded into it."""
