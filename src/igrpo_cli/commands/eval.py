@@ -20,6 +20,7 @@ from igrpo_cli.pipeline.rollout_shards import make_rollout_shards
 from igrpo_cli.records import Problem, StageReport
 from igrpo_cli.session import Session, StageRequest, open_session
 from igrpo_cli.shards.layout import RunDirectory, bench_name, directory_name
+from igrpo_cli.shards.lineage import newest_policy
 from igrpo_cli.shards.policies import Policy, describe_directory, policy_id
 
 
@@ -162,7 +163,7 @@ def _policy(session: Session, request: EvalRequest) -> tuple[Policy, str | int]:
     if request.model is None:
         if request.iteration is not None:
             return session.policy(request.iteration), request.iteration
-        newest = max(session.run.policy_iterations(), default=0)
+        newest = newest_policy(session.run)
         return session.policy(newest), newest
     from igrpo_cli.engines.hub import fetch_model
     from igrpo_cli.problems.packaged import model_location

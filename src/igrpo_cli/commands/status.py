@@ -14,6 +14,7 @@ from igrpo_cli.inspection.shard_states import missing_shards
 from igrpo_cli.pipeline.run_status import RunStatus, paths_of_stage
 from igrpo_cli.session import Session, open_session
 from igrpo_cli.shards.layout import ShardPath, bench_name, format_shards
+from igrpo_cli.shards.lineage import newest_policy
 
 SECONDS_UNTIL_SECOND_LOOK = 0.1
 
@@ -97,6 +98,6 @@ def _eval_paths(session: Session, bench: str, iteration: int | None) -> tuple[Sh
     last = session.num_iterations()
     if iteration is not None and iteration > last:
         raise UsageError(f"policy {iteration} does not exist: the last one of the run is {last}", hint="igrpo status")
-    policy = max(session.run.policy_iterations(), default=0) if iteration is None else iteration
+    policy = newest_policy(session.run) if iteration is None else iteration
     num_shards = session.config.run.num_shards
     return tuple(session.run.eval_shard(bench_name(bench), policy, shard, num_shards) for shard in range(num_shards))

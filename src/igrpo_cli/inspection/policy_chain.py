@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.shards.lineage import waiting_policies
 from igrpo_cli.shards.policies import Policy, read_policy
 
 
@@ -34,5 +35,5 @@ def read_policy_chain(run: RunDirectory) -> PolicyChain:
         before = chain.policies.get(iteration - 1)
         if before is not None and policy.made_from != before.id:
             chain.faults.append(f"{run.policy(iteration)} was not made from policy {iteration - 1}")
-    chain.waiting.extend(k + 1 for k in run.iterations() if run.update(k).policy.is_dir())
+    chain.waiting.extend(waiting_policies(run))
     return chain
