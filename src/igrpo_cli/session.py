@@ -18,8 +18,8 @@ from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.shards.finishing import inputs_on_disk
 from igrpo_cli.shards.identity import FileHash
 from igrpo_cli.shards.layout import RunDirectory, ShardPath, parse_shards
-from igrpo_cli.shards.policy_lineage import require_lineage
 from igrpo_cli.shards.policies import Policy, read_policy, settle_update
+from igrpo_cli.shards.policy_lineage import require_lineage
 from igrpo_cli.shards.problem_file import count_problems
 from igrpo_cli.shards.sealed_settings import require_sealed, settings_fault
 from igrpo_cli.torchrun import rank_and_size

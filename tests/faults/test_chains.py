@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
 
 from command_line import files_below, igrpo, sets
+from igrpo_cli.pipeline import update_trainer
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.policies import write_policy_manifest
+from igrpo_cli.shards.temporaries import temporary_name
 
 EVAL = ("--bench", "arithmetic", "--samples", 1, *sets("eval.limit=2", "eval.max_gen_toks=8"))
 
@@ -68,4 +71,91 @@ def test_the_policy_that_a_kill_left_in_its_update_is_the_one_measured(run):
     assert run.policy(2).is_dir()
     assert not run.update(1).policy.exists()
     assert igrpo(*missing).stdout == ""
+    assert igrpo("verify", run.root).code == 0
+
+
+@pytest.fixture
+def two_left(run):
+    """The run before its last update, which goes on from the optimiser state of the first."""
+    shutil.rmtree(run.policy(2))
+    shutil.rmtree(run.update(1).directory)
+    return run
+
+
+def verify_says(run: RunDirectory) -> list[str]:
+    result = igrpo("verify", run.root, "--json")
+    assert result.code == 1
+    return [problem["what"] for problem in result.json["problems"]]
+
+
+def test_the_optimiser_state_of_another_run_is_not_gone_on_from(two_left, tmp_path):
+    run, other = two_left, RunDirectory(shutil.copytree(two_left.root, tmp_path / "other"))
+    result = igrpo("update", other.root, "--iteration", 0, "--overwrite", *sets("update.adam_beta2=0.5"))
+    assert result.code == 0, result.stderr
+    shutil.rmtree(run.update(0).optimizer)
+    shutil.copytree(other.update(0).optimizer, run.update(0).optimizer)
+    before = files_below(run.root)
+    result = igrpo("update", run.root, "--iteration", 1)
+    assert (result.code, result.stdout) == (4, "")
+    assert str(run.update(0).optimizer) in result.stderr
+    assert "hint: igrpo update --iteration 0 --overwrite makes policy and optimiser state anew" in result.stderr
+    assert files_below(run.root) == before
+    assert any("speaks of another iteration_0000/update/optimizer/manifest.json" in what for what in verify_says(run))
+
+
+def test_an_update_whose_state_is_kept_beside_another_policy_is_not_gone_on_from(two_left, tmp_path):
+    run, other = two_left, RunDirectory(shutil.copytree(two_left.root, tmp_path / "other"))
+    assert igrpo("update", other.root, "--iteration", 0, "--overwrite", *sets("update.learning_rate=0.5")).code == 0
+    shutil.rmtree(run.update(0).directory)
+    shutil.copytree(other.update(0).directory, run.update(0).directory)
+    result = igrpo("update", run.root, "--iteration", 1)
+    assert result.code == 4
+    assert f"the update of iteration 0 made another policy than the one that lies in {run.policy(1)}" in result.stderr
+
+
+def test_a_state_that_was_pruned_is_missed_by_nobody_but_the_update_that_needs_it(run):
+    shutil.rmtree(run.update(0).optimizer)
+    assert igrpo("update", run.root, "--iteration", 0).code == 0
+    assert igrpo("status", run.root, "--json").json["faults"] == []
+    assert igrpo("verify", run.root).code == 0
+    result = igrpo("update", run.root, "--iteration", 1, "--overwrite")
+    assert result.code == 3
+    assert "the optimiser state of iteration 0 is gone" in result.stderr
+
+
+def test_what_a_kill_left_of_pruning_is_removed_by_the_next_update(run):
+    state = run.update(0).optimizer
+    dead = state.with_name(re.sub(r"-[0-9]+-[0-9]+\.", "-4194303-1.", temporary_name(state.name)))
+    shutil.copytree(state, dead)
+    result = igrpo("update", run.root, "--iteration", 1, *sets("update.keep_optimizer_states=1"))
+    assert result.code == 0, result.stderr
+    assert "already done" in result.stdout
+    assert not state.exists()
+    assert not dead.exists()
+    assert run.update(1).optimizer.is_dir()
+
+
+def test_states_of_all_earlier_iterations_are_pruned(run):
+    """Also those that a kill, or a setting that was another one then, has left further back."""
+    run.run_toml.write_text(run.run_toml.read_text().replace("num_iterations = 2", "num_iterations = 3"))
+    result = igrpo("run", run.root, *sets("update.keep_optimizer_states=1"))
+    assert result.code == 0, result.stderr
+    assert [run.update(iteration).optimizer.is_dir() for iteration in range(3)] == [False, False, True]
+    assert igrpo("verify", run.root).code == 0
+
+
+def test_a_late_twin_whose_optimiser_state_is_pruned_finds_its_work_done(two_left, monkeypatch):
+    run, keep_one = two_left, sets("update.keep_optimizer_states=1")
+    of_the_late_one = update_trainer.trainer_of
+    twin = []
+
+    def after_the_twin(*arguments):
+        monkeypatch.undo()
+        twin.append(igrpo("update", run.root, "--iteration", 1, *keep_one))
+        assert not run.update(0).optimizer.exists()
+        return of_the_late_one(*arguments)
+
+    monkeypatch.setattr(update_trainer, "trainer_of", after_the_twin)
+    late = igrpo("update", run.root, "--iteration", 1, *keep_one)
+    assert [twin[0].code, late.code] == [0, 0], late.stderr
     assert igrpo("verify", run.root).code == 0

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igrpo_cli.algo.schedules import learning_rate_at
 from igrpo_cli.config import stage_identity
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.pipeline.observations import input_shards, read_observations
+from igrpo_cli.pipeline.optimizer_states import prune_optimizer_states
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.pipeline.shard_work import ShardWork, work_through
-from igrpo_cli.pipeline.update_trainer import outlived_update, previous_update
+from igrpo_cli.pipeline.update_trainer import previous_update
 from igrpo_cli.records import StageReport, TrainingGroup
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.session import Session, StageRequest
@@ -40,7 +40,7 @@ def run(session: Session, request: StageRequest) -> StageReport:
     settle_update(session.run, request.iteration)
     if not request.dry_run:
         # Of a finished update too: it may have been killed while it cleared away what nobody needs any more.
-        for directory in _places(session, update):
+        for directory in (session.run.policies, update.directory.parent):
             remove_stale_temporaries(directory)
 
     def identity_of(path: ShardPath) -> Identity:
@@ -63,16 +63,11 @@ def run(session: Session, request: StageRequest) -> StageReport:
     report = work_through(work, make, once, session.console.note)
     if update.checkpoints.exists() and not request.dry_run:
         withdraw_directory(update.checkpoints)
+    if not request.dry_run:
+        prune_optimizer_states(session, request.iteration)
     # The rows of its manifest are metrics; what a reader of the report asks is how much was trained on.
     report.rows, report.groups = (int(report.details.get(name, 0)) for name in ("completions", "groups"))
     return report
-
-
-def _places(session: Session, update: UpdatePath) -> list[Path]:
-    """The directories in which an update publishes or withdraws something."""
-    outlived = outlived_update(session, update.iteration)
-    places = [update.directory.parent, update.directory, session.run.policies]
-    return [*places, outlived.directory] if outlived else places
 
 
 def _identity(session: Session, shard: ShardPath, policy: Policy) -> Identity:

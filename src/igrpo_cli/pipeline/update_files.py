@@ -10,7 +10,7 @@ from pathlib import Path
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.pipeline.observations import Observations
-from igrpo_cli.pipeline.update_trainer import outlived_update
+from igrpo_cli.pipeline.optimizer_states import recorded_states
 from igrpo_cli.records import Metric, TrainingGroup
 from igrpo_cli.session import Session
 from igrpo_cli.shards.finishing import finished_update
@@ -50,7 +50,10 @@ def stage_trainer(session: Session, trainer: PolicyTrainer, policy: Policy, iter
 
 
 def record_policy(session: Session, policy: Policy, iteration: int, staged: Path) -> list[FileHash]:
-    """Write the records of what `stage_trainer` has staged; returns the policy's files under their final names."""
+    """Write the records of what `stage_trainer` has staged.
+
+    Returns the policy's files and the records of optimiser state and adapter, all under their final names.
+    """
     names = UpdatePath(session.run.root, iteration, staged)
     written = [path for path in staged.rglob("*") if path.is_file()]
     # Gigabytes are hashed here, and the disk has nothing to do meanwhile.
@@ -61,7 +64,8 @@ def record_policy(session: Session, policy: Policy, iteration: int, staged: Path
         for other in others:
             other.result()
     place = session.run.policy(iteration + 1).relative_to(session.run.root)
-    return [FileHash((place / name).as_posix(), sha256) for name, sha256 in sorted(made.files.items())]
+    files = [FileHash((place / name).as_posix(), sha256) for name, sha256 in sorted(made.files.items())]
+    return files + recorded_states(session.run.update(iteration), names)
 
 
 def stage_metrics(path: UpdatePath, staged: Path, observations: Observations, steps: list[Step]) -> DataFile:
@@ -122,7 +126,6 @@ def publish_update(
             raise
         return theirs
     settle_update(session.run, path.iteration)
-    _prune_optimizer_states(session, path.iteration)
     return manifest
 
 
@@ -135,10 +138,3 @@ def _is_damaged(session: Session, iteration: int) -> bool:
     except MissingInputError:
         return os.path.lexists(session.run.policy(iteration))  # a link to nothing, too
     return False
-
-
-def _prune_optimizer_states(session: Session, iteration: int) -> None:
-    """Remove optimiser states older than the newest `keep_optimizer_states`; 0 keeps all."""
-    outlived = outlived_update(session, iteration)
-    if outlived is not None:
-        withdraw_directory(outlived.optimizer)

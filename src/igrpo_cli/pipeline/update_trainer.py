@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from igrpo_cli.config.sections import UpdateSection
-from igrpo_cli.errors import MissingInputError
+from igrpo_cli.pipeline.optimizer_states import verify_optimizer_state
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.session import Session
-from igrpo_cli.shards.hashed_directory import verify_directory
 from igrpo_cli.shards.layout import UpdatePath
 from igrpo_cli.shards.policies import Policy, read_policy, verify_policy
 
@@ -28,12 +27,6 @@ def previous_update(session: Session, iteration: int) -> UpdatePath | None:
     needs_weights = session.config.policy.dtype != "float32" or section.lora_r > 0
     fresh = section.optimizer_state == "fresh" and not needs_weights
     return None if iteration == 0 or fresh else session.run.update(iteration - 1)
-
-
-def outlived_update(session: Session, iteration: int) -> UpdatePath | None:
-    """The update whose optimiser state the one of `iteration` makes dispensable; None where all are kept so far."""
-    keep = session.config.update.keep_optimizer_states
-    return session.run.update(iteration - keep) if keep and iteration >= keep else None
 
 
 def keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:
@@ -58,12 +51,7 @@ def trainer_of(session: Session, policy: Policy, iteration: int, ranks: Ranks) -
         verify_policy(reference)
     previous = previous_update(session, iteration)
     if previous is not None:
-        if not previous.optimizer.is_dir():
-            raise MissingInputError(
-                f"the optimiser state of iteration {iteration - 1} is gone: {previous.optimizer} does not exist",
-                hint="--set update.optimizer_state=fresh starts without it",
-            )
-        verify_directory(previous.optimizer)
+        verify_optimizer_state(previous, policy)
     base = read_policy(session.run, 0) if session.config.update.lora_r else policy
     if base is not policy:
         verify_policy(base)

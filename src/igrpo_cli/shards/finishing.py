@@ -167,7 +167,7 @@ def write_manifest(path: ShardPath, manifest: Manifest) -> Manifest:
 
 
 def _damage(path: ShardPath, manifest: Manifest) -> str | None:
-    for file in (path.relative, *(output.path for output in manifest.outputs)):
+    for file in (path.relative, *(output.path for output in manifest.lasting_outputs)):
         if not (path.root / file).is_file():
             return f"{path.root / file} is gone, though {path.manifest} speaks of it"
     size = path.data.stat().st_size

@@ -11,7 +11,7 @@ from typing import Any
 
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.shards.identity import FileHash, Identity
-from igrpo_cli.shards.layout import ShardPath
+from igrpo_cli.shards.layout import RunDirectory, ShardPath
 from igrpo_cli.shards.strict_json import (
     AMOUNT,
     COUNT,
@@ -73,6 +73,12 @@ class Manifest:
     """Further counts by name: verdicts, truncated drafts, skipped rows."""
     outputs: Sequence[FileHash] = ()
     """Further files that the stage made, as they finally lie in the run; the update's policy, for example."""
+
+    @property
+    def lasting_outputs(self) -> tuple[FileHash, ...]:
+        """`outputs` without the optimiser state, which is removed once newer ones are there."""
+        state = RunDirectory(Path()).update(self.identity.iteration).optimizer
+        return tuple(file for file in self.outputs if Path(file.path).parent != state)
 
 
 _FIELDS = {

@@ -244,7 +244,7 @@ class _Verifier:
         for file in manifest.outputs:
             now = self.hash(file.path)
             # Old policies may be removed to save room; `check_policies` says which of them matter.
-            if now is None and not file.path.startswith("policies/"):
+            if now is None and file in manifest.lasting_outputs and not file.path.startswith("policies/"):
                 yield f"speaks of {file.path}, which does not exist"
             elif now is not None and now != file.sha256:
                 yield f"speaks of another {file.path} (sha256 {file.sha256[:8]}… then, {now[:8]}… now)"
