@@ -20,7 +20,7 @@ from igrpo_cli.pipeline.rollout_shards import make_rollout_shards
 from igrpo_cli.records import Problem, StageReport
 from igrpo_cli.session import Session, StageRequest, open_session
 from igrpo_cli.shards.layout import RunDirectory, bench_name, directory_name
-from igrpo_cli.shards.lineage import newest_policy
+from igrpo_cli.shards.policy_lineage import newest_policy
 from igrpo_cli.shards.policies import Policy, describe_directory, policy_id
 
 

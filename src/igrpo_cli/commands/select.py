@@ -18,6 +18,7 @@ from igrpo_cli.shards.finishing import open_input, publish_shard
 from igrpo_cli.shards.identity import Identity
 from igrpo_cli.shards.layout import ShardPath
 from igrpo_cli.shards.manifest import DataFile, Manifest
+from igrpo_cli.shards.siblings import require_siblings
 
 if TYPE_CHECKING:
     from igrpo_cli.shards.candidates import CandidateBlock
@@ -64,10 +65,11 @@ def _make_shard(session: Session, path: ShardPath, identity: Identity, *, overwr
     from igrpo_cli.shards.tables import write_rows
 
     provenance = Provenance()
-    for drafts in _draft_shards(session, path):
-        open_input(drafts)
-        if session.config.select.scores is not None:
-            open_scores(session.run.scores(drafts, session.config.select.scores), drafts)
+    drafts, name = _draft_shards(session, path), session.config.select.scores
+    require_siblings({each: open_input(each) for each in drafts})
+    if name is not None:
+        scores = {each: session.run.scores(each, name) for each in drafts}
+        require_siblings({of_draft: open_scores(of_draft, each) for each, of_draft in scores.items()})
     counts: Counter[str] = Counter()
 
     def write(replace_existing: bool) -> DataFile:

@@ -14,7 +14,7 @@ from igrpo_cli.inspection.shard_states import missing_shards
 from igrpo_cli.pipeline.run_status import RunStatus, paths_of_stage
 from igrpo_cli.session import Session, open_session
 from igrpo_cli.shards.layout import ShardPath, bench_name, format_shards
-from igrpo_cli.shards.lineage import newest_policy
+from igrpo_cli.shards.policy_lineage import newest_policy
 
 SECONDS_UNTIL_SECOND_LOOK = 0.1
 

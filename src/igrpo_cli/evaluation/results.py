@@ -10,6 +10,7 @@ from igrpo_cli.errors import DamagedFileError, MissingInputError
 from igrpo_cli.records import Rollout
 from igrpo_cli.shards.finishing import open_input
 from igrpo_cli.shards.layout import SUMMARY, ShardPath
+from igrpo_cli.shards.siblings import require_siblings
 from igrpo_cli.shards.strict_json import read_object
 
 
@@ -33,12 +34,16 @@ class EvalResults:
 
 
 def read_results(paths: Sequence[ShardPath]) -> EvalResults:
-    """All shards of an evaluation. Raises MissingInputError where one is missing, DamagedFileError as they do."""
+    """All shards of an evaluation.
+
+    Raises MissingInputError where one is missing, DamagedFileError as they do, ConflictError where they were sampled
+    with different settings.
+    """
     from igrpo_cli.shards.tables import read_records
 
     rollouts: list[Rollout] = []
-    shards = []
+    manifests = {path: open_input(path) for path in paths}
+    require_siblings(manifests)
     for path in paths:
-        shards.append(open_input(path).data.sha256)
         rollouts += read_records(path.data, Rollout)
-    return EvalResults(paths[0].data.parent, rollouts, shards)
+    return EvalResults(paths[0].data.parent, rollouts, [manifest.data.sha256 for manifest in manifests.values()])

@@ -20,6 +20,7 @@ from igrpo_cli.shards.identity import FileHash
 from igrpo_cli.shards.layout import ShardPath
 from igrpo_cli.shards.manifest import read_manifest
 from igrpo_cli.shards.policies import Policy
+from igrpo_cli.shards.siblings import require_siblings
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -92,10 +93,11 @@ def require_bare_samples(session: Session, evaluation: Evaluation) -> None:
             f"there are no bare samples of {evaluation.bench} to refine: its bare evaluation is not finished",
             hint=f"first the same command without --conditioned: igrpo eval --bench {evaluation.bench}",
         )
-    manifests = [read_manifest(path) for path in paths]
-    there = sum(manifest.data.rows for manifest in manifests)
+    manifests = {path: read_manifest(path) for path in paths}
+    require_siblings(manifests)
+    there = sum(manifest.data.rows for manifest in manifests.values())
     wanted = len(evaluation.problems) * evaluation.samples
-    others = [manifest for manifest in manifests if manifest.identity.policy != evaluation.policy.id]
+    others = [manifest for manifest in manifests.values() if manifest.identity.policy != evaluation.policy.id]
     if others or there != wanted:
         what = "are of another policy" if others else f"are {there} completions, not {wanted}"
         raise ConflictError(

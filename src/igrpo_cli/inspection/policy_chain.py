@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.lineage import waiting_policies
+from igrpo_cli.shards.policy_lineage import waiting_policies
 from igrpo_cli.shards.policies import Policy, read_policy
 
 

@@ -18,7 +18,9 @@ from igrpo_cli.records import Rollout, Selection, TrainingGroup
 from igrpo_cli.session import Session
 from igrpo_cli.shards.finishing import open_input
 from igrpo_cli.shards.layout import ShardPath
+from igrpo_cli.shards.manifest import Manifest
 from igrpo_cli.shards.policies import Policy
+from igrpo_cli.shards.siblings import require_siblings
 
 TRAINED_STAGES = {"drafts": ("draft",), "refinements": ("refine",), "both": ("draft", "refine")}
 GREEDY_TEMPERATURE = 1.0
@@ -95,7 +97,8 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
     """Read and check everything that `iteration` observed.
 
     Raises MissingInputError for an unfinished shard, DamagedFileError for one that is not what it was or lacks a row,
-    and ConflictError for one sampled from another policy than the one that is to be trained.
+    and ConflictError for one sampled from another policy than the one that is to be trained, or made with other
+    settings than the other shards of its stage.
     """
     from igrpo_cli.shards.scores import open_scores, read_scored
     from igrpo_cli.shards.tables import read_records
@@ -103,28 +106,27 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
     rollouts: defaultdict[str, list[Rollout]] = defaultdict(list)
     selections: list[Selection] = []
     sampling: dict[str, Mapping[str, Any]] = {}
+    first: dict[str, tuple[ShardPath, Manifest]] = {}
     for shard in _observed(session, iteration):
         manifest, groups = open_input(shard), groups_of_shard(session.config, shard.shard)
-        if shard.stage == "select":
-            chosen = read_records(shard.data, Selection)
-            require_groups(shard, [selection.group_id for selection in chosen], groups)
-            selections += chosen
-            continue
-        if manifest.identity.policy != policy.id:
+        if shard.stage != "select" and manifest.identity.policy != policy.id:
             raise ConflictError(
                 f"{shard.name} was sampled from another policy than the one to be trained "
                 f"({manifest.identity.policy} there, {policy.id} now)",
                 hint=f"{shard.command} --overwrite",
             )
+        require_siblings(dict([first.setdefault(shard.stage, (shard, manifest)), (shard, manifest)]))
+        if shard.stage == "select":
+            chosen = read_records(shard.data, Selection)
+            require_groups(shard, [selection.group_id for selection in chosen], groups)
+            selections += chosen
+            continue
         assert manifest.sampling is not None
-        if sampling.setdefault(shard.stage, manifest.sampling) != manifest.sampling:
-            raise ConflictError(
-                f"{shard.name} was sampled with {manifest.sampling}, others with {sampling[shard.stage]}",
-                hint=f"igrpo {shard.stage} --iteration {iteration} --overwrite",
-            )
+        sampling[shard.stage] = manifest.sampling
         scores = _scores_of(session, shard)
         if scores is not None:
-            open_scores(scores, shard)
+            scored = scores, open_scores(scores, shard)
+            require_siblings(dict([first.setdefault(f"scores of {shard.stage}", scored), scored]))
         rows = read_scored(shard.data, None if scores is None else scores.data)
         dropped = {each.group_id for each in selections if each.action == "drop"} if shard.stage == "refine" else ()
         require_whole(shard, manifest, rows, [group_id for group_id in groups if group_id not in dropped])

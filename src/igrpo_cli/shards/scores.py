@@ -12,13 +12,14 @@ from igrpo_cli.errors import ConflictError, DamagedFileError
 from igrpo_cli.records import Rollout, Score
 from igrpo_cli.shards.finishing import inputs_on_disk, open_input
 from igrpo_cli.shards.layout import ShardPath
+from igrpo_cli.shards.manifest import Manifest
 from igrpo_cli.shards.schema import SCORES
 from igrpo_cli.shards.tables import iterate_blocks, read_records
 
 _ROW = ("group_id", "sample_id")
 
 
-def open_scores(scores: ShardPath, rollouts: ShardPath) -> None:
+def open_scores(scores: ShardPath, rollouts: ShardPath) -> Manifest:
     """`open_input` of a set of scores, which must be of the rollouts that are on disk now.
 
     Raises as `open_input`, and ConflictError where the rollouts were made anew since.
@@ -29,6 +30,7 @@ def open_scores(scores: ShardPath, rollouts: ShardPath) -> None:
             f"{scores.data} scores rows that are no longer there: {rollouts.name} was made anew",
             hint=f"{scores.command} --overwrite, with the weights that it had",
         )
+    return manifest
 
 
 def read_scored(rollouts: Path, scores: Path | None) -> list[Rollout]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.shards.finishing import command_anew
 from igrpo_cli.shards.hashed_directory import verify_directory
-from igrpo_cli.shards.identity import identity_differences
 from igrpo_cli.shards.layout import (
     PARTS,
     SCORES,
@@ -28,6 +27,7 @@ from igrpo_cli.shards.manifest import Manifest, read_manifest
 from igrpo_cli.shards.policies import Policy, read_policy, verify_policy
 from igrpo_cli.shards.publish import sha256_file
 from igrpo_cli.shards.sealed_settings import settings_fault
+from igrpo_cli.shards.siblings import sibling_differences
 from igrpo_cli.shards.temporaries import is_temporary
 from igrpo_cli.shards.verify_rows import IterationRows, check_stage, read_problem_ids, read_scores, read_shard
 
@@ -35,8 +35,6 @@ MAX_COMPLAINTS = 5
 """Told of one file; a file that is wrong throughout is not told of row by row."""
 HASHED = ("*.parquet", "*.safetensors", "tokenizer.json")
 """What makes up nearly all bytes of a run."""
-_SHARED = ("config.", "policy", "template")
-"""Facts in which the shards of a stage must agree; positions and inputs are each shard's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +187,7 @@ class _Verifier:
             shards = format_shards(path.shard for path in missing)
             self.problem(directory, f"shards {shards} of {totals[0]} are missing", missing[0].command)
         manifests = {path: self.check_shard(path, known) for path in paths if path not in missing}
-        self.check_siblings(manifests)
+        self.check_siblings({path: manifest for path, manifest in manifests.items() if manifest is not None})
         if not missing and all(manifests.values()):
             known.unread.discard(stage)
             self.complain(directory, check_stage(stage, known), None)
@@ -197,25 +195,21 @@ class _Verifier:
     def check_scores(self, iteration: int, stage: str, known: IterationRows) -> None:
         """All sets of scores of a stage, whole or not: a set serves those shards that it has."""
         for name in self.run.score_sets(iteration, stage):
+            manifests: dict[ShardPath, Manifest] = {}
             for shard, num_shards in shards_in(self.run.stage(iteration, stage) / SCORES / name):
                 path = self.run.scores(self.run.shard(iteration, stage, shard, num_shards), name)
-                if path.manifest.exists():
-                    self.check_file(path, partial(read_scores, path, stage=stage, known=known))
-                else:
+                if not path.manifest.exists():
                     self.note(path.data, "has no manifest, so it does not count", path.command)
+                elif manifest := self.check_file(path, partial(read_scores, path, stage=stage, known=known)):
+                    manifests[path] = manifest
+            self.check_siblings(manifests)
 
     def check_shard(self, path: ShardPath, known: IterationRows) -> Manifest | None:
         return self.check_file(path, lambda manifest: read_shard(path, manifest, known))
 
-    def check_siblings(self, manifests: dict[ShardPath, Manifest | None]) -> None:
-        sound = [(path, manifest) for path, manifest in manifests.items() if manifest is not None]
-        for path, manifest in sound[1:]:
-            first_path, first = sound[0]
-            for difference in identity_differences(manifest.identity, first.identity):
-                if difference.key.startswith(_SHARED):
-                    key = difference.key.removeprefix("config.")
-                    what = f"{key} is {difference.on_disk!r}, but {difference.now!r} in {first_path.name}"
-                    self.problem(path.manifest, what, f"{path.command} --overwrite")
+    def check_siblings(self, manifests: dict[ShardPath, Manifest]) -> None:
+        for path, what in sibling_differences(manifests):
+            self.problem(path.manifest, what, f"{path.command} --overwrite")
 
     def check_file(self, path: ShardPath, read: Callable[[Manifest], Iterator[str]]) -> Manifest | None:
         """Manifest, hashes and rows of one data file; None where later files cannot be compared with it."""
