@@ -13,9 +13,11 @@ PACKAGE = Path(__file__).parent.parent / "src" / "igrpo_cli"
 LIGHT = {"records", "errors", "seeds"}
 ROOMS = {
     "algo": LIGHT,
-    "http_client": LIGHT,
-    "rewards": LIGHT | {"http_client"},
-    "shards": LIGHT,
+    "endpoints": LIGHT,
+    "seals": LIGHT,
+    "http_client": LIGHT | {"endpoints"},
+    "rewards": LIGHT | {"http_client", "seals"},
+    "shards": LIGHT | {"seals"},
     "engines": LIGHT | {"devices", "http_client"},
     "training": LIGHT | {"algo", "devices", "torchrun"},
     "problems": LIGHT | {"shards"},
@@ -23,7 +25,7 @@ ROOMS = {
     "display": LIGHT | {"console", "evaluation", "inspection", "shards"},
     "report": LIGHT | {"console", "display", "inspection", "shards"},
     "loggers": LIGHT | {"inspection", "shards"},
-    "config": LIGHT | {"algo"},
+    "config": LIGHT | {"algo", "endpoints"},
     "watchdog": LIGHT | {"console"},
     "pipeline": LIGHT
     | {"algo", "config", "console", "display", "engines", "inspection", "prompts", "rewards", "rollouts", "session"}

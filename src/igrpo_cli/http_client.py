@@ -12,6 +12,7 @@ import threading
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
+from igrpo_cli.endpoints import WITHOUT_SECRETS, secret_in, without_secrets
 from igrpo_cli.errors import IgrpoError, UsageError
 
 _CONNECT_SECONDS = 10.0
@@ -146,10 +147,11 @@ class HttpClient:
             raise ClosedError
 
     def _shown(self, text: str | bytes) -> str:
-        """Text of the server as a message may show it: short, and without the key, whatever the server repeats."""
+        """Text of the server as a message may show it: short, and without keys, whatever the server repeats."""
         shown = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
         if self._api_key:
             shown = shown.replace(self._api_key, "***")
+        shown = without_secrets(shown)
         return " ".join(shown[:_MOST_TEXT].split())
 
 
@@ -170,14 +172,10 @@ def _checked(endpoint: str, api_key_variable: str) -> SplitResult:
         has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         raise UsageError("an endpoint is no URL that can be read", hint=hint) from None
-    if "@" in endpoint:
-        raise UsageError(
-            f"the endpoint at {endpoint.rpartition('@')[2]} carries credentials, which would end up in files",
-            hint=f"leave them out of the URL; an API key is read from {api_key_variable}",
-        )
-    if parts.scheme not in ("http", "https") or not has_host or parts.query or parts.fragment:
-        shown = endpoint.partition("?")[0]
-        raise UsageError(f"the endpoint {shown!r} is no base URL of a server", hint=hint)
+    if secret := secret_in(endpoint):
+        raise UsageError(secret, hint=f"{WITHOUT_SECRETS}; an API key is read from {api_key_variable}")
+    if parts.scheme not in ("http", "https") or not has_host:
+        raise UsageError(f"the endpoint {endpoint!r} is no base URL of a server", hint=hint)
     return parts
 
 

@@ -232,3 +232,7 @@ class StageReport:
         """The `--json` object."""
         keys = ("stage", "iteration", "shards", "rows", "groups", "tokens", "seconds", "skipped")
         return {**{key: getattr(self, key) for key in keys}, **self.details}
+
+
+JUDGEMENT_HASH = "sha256"
+"""The key of a line of the judge's cache that holds the hash of the others."""

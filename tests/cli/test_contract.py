@@ -11,6 +11,7 @@ import pytest
 
 from command_line import SMALL, igrpo, igrpo_process, make_run, sets
 from igrpo_cli.cli import app
+from igrpo_cli.shards.sealed_files import read_summary
 
 STAGE_KEYS = {"stage", "iteration", "shards", "rows", "groups", "tokens", "seconds", "skipped"}
 EVAL_KEYS = {
@@ -171,7 +172,7 @@ def test_eval_of_a_run_bare_and_conditioned(tmp_path, finished_run):
     assert 0 <= low <= summary["avg_at_k"] <= high <= 1
     assert summary["avg_at_k"] <= summary["pass_at_k"]
     written = run / "eval/arithmetic/policy_0002/summary.json"
-    assert json.loads(written.read_text()) == summary
+    assert read_summary(written) == summary
     conditioned = igrpo(*request, "--conditioned").json
     assert conditioned["bare_avg_at_k"] == summary["avg_at_k"]
     assert igrpo("verify", run).code == 0

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from command_line import igrpo
-from igrpo_cli.shards.publish import publish_json
+from igrpo_cli.shards.sealed_files import write_summary
 from igrpo_cli.shards.sealed_settings import sealed
 from made_iteration import SELECT, Group, make_iteration, make_problems, make_update
 
@@ -35,7 +35,7 @@ def run(tmp_path_factory):
     for iteration in (0, 1):
         make_update(run, iteration, {(0, 0, "refine", 0): 0.5})
         summary = {"avg_at_k": 0.25 + iteration / 2, "ci95": [0.1, 0.9]}
-        publish_json(run.eval_summary("sums", iteration), summary)
+        write_summary(run.eval_summary("sums", iteration), summary)
     return run.root
 
 
@@ -114,7 +114,7 @@ def test_runs_iterations_and_policies_by_path(run, tmp_path):
     other = make_problems(tmp_path / "other", 6)
     make_iteration(other, 0, *AFTER, *BEFORE[:2])
     other.run_toml.write_bytes(sealed(b"[run]\nnum_iterations = 9\n[update]\nlearning_rate = 0.5\n"))
-    publish_json(other.eval_summary("sums", 0), {"avg_at_k": 0.5, "ci95": [0.1, 0.9]})
+    write_summary(other.eval_summary("sums", 0), {"avg_at_k": 0.5, "ci95": [0.1, 0.9]})
     # The newest that both have is 0: `other` has no more, and its update is not finished.
     runs = igrpo("diff", run, other.root, "--json").json
     assert (runs["a"]["iteration"], runs["b"]["iteration"]) == (0, 0)

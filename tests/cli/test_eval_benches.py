@@ -12,6 +12,7 @@ from igrpo_cli.evaluation.summary import PAPER_BENCHES
 from igrpo_cli.problems.benches import BENCHES
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.problem_file import read_problems
+from igrpo_cli.shards.sealed_files import read_summary, write_summary
 
 ASKED = ("--samples", "2", *sets("eval.limit=3"))
 PRODUCTS = "builtin:arithmetic/products"
@@ -182,8 +183,7 @@ def test_answers_are_compared_once(run, monkeypatch):
     monkeypatch.setattr(module, "consensus", lambda *_: pytest.fail("compared again"))
     assert igrpo(*request).json == first.json
     summary = run / "eval/arithmetic/policy_0000/summary.json"
-    stale = json.loads(summary.read_text())
-    summary.write_text(json.dumps({**stale, "shards": ["0" * 64]}))
+    write_summary(summary, {**read_summary(summary), "shards": ["0" * 64]})
     monkeypatch.setattr(module, "consensus", lambda *_: {"1": 0.125, "2": 0.25})
     assert igrpo(*request).json["cons_at_k"] == 0.25, "a summary of other shards does not count"
 

@@ -14,8 +14,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from command_line import igrpo, make_run
+import pytest
+
+from command_line import igrpo, make_run, sets
 from igrpo_cli.config.sections import PolicySection
+from igrpo_cli.endpoints import without_secrets
 from igrpo_cli.engines.base import EngineSettings
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.problems.packaged import packaged_data
@@ -126,3 +129,63 @@ def test_secrets_of_the_environment_reach_no_file_and_no_stream(tmp_path):
     assert len(written) >= 5
     everything = b"".join([(result.stdout + result.stderr).encode(), *(path.read_bytes() for path in written)])
     assert [name for name, value in secrets.items() if value.encode() in everything] == []
+
+
+URLS_WITH_SECRETS = [
+    'engine.endpoints=["http://bob:hunter2@localhost:1"]',
+    'engine.endpoints=["http://localhost:2", "http://hunter2@localhost:1/v1"]',
+    "engine.endpoints=http://bob:hunter2@localhost:1",
+    'engine.endpoints="bob:hunter2@localhost:1"',
+    "engine=http://bob:hunter2@localhost:1",
+    "judge.endpoint=http://bob:hunter2@localhost:1",
+    'judge.endpoint=["bob:hunter2@localhost:1"]',
+    'judge.endpoint="https://localhost:1/v1?api_key=hunter2"',
+    'judge.endpoint="https://bob:x@localhost:1/v1?api_key=hunter2"',
+    'judge.endpoint="https://localhost:1/v1#hunter2"',
+    'judge.endpoint=["https://localhost:1/v1?api_key=hunter2"]',
+]
+
+
+@pytest.fixture(scope="module")
+def fresh_run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("fresh") / "run", "data.problems_per_iteration=2")
+
+
+@pytest.mark.parametrize("setting", URLS_WITH_SECRETS)
+def test_a_secret_in_a_url_is_refused_before_anything_is_written_and_not_repeated(tmp_path, fresh_run, setting):
+    before = {path: path.read_bytes() for path in fresh_run.rglob("*") if path.is_file()}
+    for request in (["init", tmp_path / "run", "--preset", "quickstart"], ["draft", fresh_run]):
+        result = igrpo(*request, *sets(setting, "engine.name=server"), "-v")
+        assert (result.code, result.stdout) == (2, ""), result
+        assert result.stderr.startswith("error: ")
+        assert "hunter2" not in result.stderr
+        assert "bob" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert {path: path.read_bytes() for path in fresh_run.rglob("*") if path.is_file()} == before
+
+
+def test_a_secret_that_a_run_toml_holds_is_refused_by_every_command_and_not_repeated(tmp_path, fresh_run):
+    run = Path(shutil.copytree(fresh_run, tmp_path / "run"))
+    toml = (run / "run.toml").read_text()
+    assert "endpoints = []" in toml
+    (run / "run.toml").write_text(toml.replace("endpoints = []", 'endpoints = ["http://bob:hunter2@localhost:1"]'))
+    for command in ("draft", "status"):
+        result = igrpo(command, run)
+        assert result.code == 2
+        assert "engine.endpoints.0: the endpoint at localhost:1 carries credentials" in result.stderr
+        assert "hunter2" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("proxy http://bob:hunter2@proxy:3128/ refused", "proxy http://***@proxy:3128/ refused"),
+        ("see https://h/v1?api_key=hunter2&a=b, then", "see https://h/v1?*** then"),
+        ('{"url": "https://a:b@c@h/v1?k=hunter2"}', '{"url": "https://***@h/v1?***"}'),
+        ("bob:hunter2@h: nothing", "***@h: nothing"),
+        ("http://node7:8000/v1 answers 400: max_tokens?", "http://node7:8000/v1 answers 400: max_tokens?"),
+        ("What is 3 @ 4?", "What is 3 @ 4?"),
+    ],
+)
+def test_urls_in_messages_lose_their_secrets(text, shown):
+    assert without_secrets(text) == shown

@@ -11,6 +11,7 @@ from command_line import igrpo, make_run, sets
 from igrpo_cli.algo.estimates import paired_difference
 from igrpo_cli.evaluation.summary import by_problem, correct_matrix
 from igrpo_cli.records import Rollout
+from igrpo_cli.shards.sealed_files import read_summary
 from igrpo_cli.shards.tables import read_records
 
 PROBLEMS, SAMPLES = 8, 3
@@ -89,7 +90,7 @@ def test_the_figures_are_those_of_the_rows(evaluated):
     assert summary["difference"] == pytest.approx(summary["avg_at_k"] - summary["bare_avg_at_k"])
     assert summary["difference_ci95"] == pytest.approx(list(paired.ci95))
     assert summary["p_value"] == pytest.approx(paired.p_value)
-    written = json.loads((evaluated / "eval/arithmetic/policy_0000/summary.json").read_text())
+    written = read_summary(evaluated / "eval/arithmetic/policy_0000/summary.json")
     assert summary["bare"] == written
 
 

@@ -20,8 +20,8 @@ from igrpo_cli.pipeline.rollout_shards import make_rollout_shards
 from igrpo_cli.records import Problem, StageReport
 from igrpo_cli.session import Session, StageRequest, open_session
 from igrpo_cli.shards.layout import RunDirectory, bench_name, directory_name
-from igrpo_cli.shards.policy_lineage import newest_policy
 from igrpo_cli.shards.policies import Policy, describe_directory, policy_id
+from igrpo_cli.shards.policy_lineage import newest_policy
 
 
 @dataclass(frozen=True)
@@ -206,14 +206,14 @@ def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) ->
 def _summarise(session: Session, evaluation: Evaluation, trained_on: int) -> dict[str, Any]:
     """The figures of all shards, kept as `summary.json` beside them."""
     from igrpo_cli.evaluation.summary import conditioned_figures
-    from igrpo_cli.shards.publish import publish_json
+    from igrpo_cli.shards.sealed_files import write_summary
 
     results, summary = _figures(session, evaluation, trained_on)
     if evaluation.selection is not None:
         bare, figures = _figures(session, evaluation.bare, trained_on)
         summary |= {"bare": figures, **conditioned_figures(results.rollouts, bare.rollouts)}
     place = session.run.eval_summary(evaluation.bench, evaluation.model, conditioned=evaluation.selection)
-    publish_json(place, summary, replace=True)
+    write_summary(place, summary)
     session.report()
     return summary
 

@@ -12,6 +12,7 @@ from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.loggers.base import TrackerSettings
 from igrpo_cli.loggers.trackers import only_sender, open_tracker, require_trackers, send_new
 from igrpo_cli.session import Session, open_session
+from igrpo_cli.shards.layout import LOG
 
 NOT_TOLD: dict[str, Any] = {"log": True, "judge": {"endpoint"}, "engine": {"endpoints"}}
 """Settings that no tracker is sent: the addresses of servers are nobody else's business."""
@@ -50,7 +51,7 @@ def _settings(session: Session) -> TrackerSettings:
     return TrackerSettings(
         project=section.project,
         run_name=name,
-        directory=root.resolve() / "log" if section.logging_dir is None else Path(section.logging_dir).resolve() / name,
+        directory=root.resolve() / LOG if section.logging_dir is None else Path(section.logging_dir).resolve() / name,
         config=session.config.model_dump(mode="json", exclude=NOT_TOLD),
     )
 

@@ -13,8 +13,8 @@ from igrpo_cli.console import Console, printable
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.evaluation.tables import summary_row
 from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.shards.sealed_files import read_summary
 from igrpo_cli.shards.sealed_settings import settings_fault
-from igrpo_cli.shards.strict_json import read_object
 
 if TYPE_CHECKING:
     from igrpo_cli.report.page import ReportedRun
@@ -106,7 +106,7 @@ def _evaluations(run: RunDirectory) -> tuple[list[Mapping[str, str]], list[str]]
     unreadable = []
     for path in run.eval_summaries():
         try:
-            rows.append({"bench": path.parent.parent.name, **summary_row(read_object(path))})
+            rows.append({"bench": path.parent.parent.name, **summary_row(read_summary(path))})
         except IgrpoError as error:
             unreadable.append(error.message)
         except (KeyError, TypeError, ValueError):

@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from igrpo_cli.config import RunConfig
+from igrpo_cli.endpoints import without_secrets
 from igrpo_cli.errors import ConflictError, UsageError
 
 PRESETS = Path(__file__).parent / "presets"
@@ -49,7 +50,8 @@ def parse_override(text: str) -> tuple[str, str, Any]:
     name, equals, raw = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
-        raise UsageError(f"--set {text!r} is not section.key=value", hint="--set draft.temperature=0.8")
+        shown = without_secrets(text)
+        raise UsageError(f"--set {shown!r} is not section.key=value", hint="--set draft.temperature=0.8")
     try:
         value = tomllib.loads(f"value = {raw.strip()}")["value"]
     except (ValueError, RecursionError):
@@ -110,7 +112,7 @@ def _explain(error: ValidationError, origin: str) -> tuple[str]:
         elif item["loc"] and item["type"] == "value_error":  # said by a section's own check, of one of its keys
             lines.append(f"{key}{'.' if len(item['loc']) == 1 else ': '}{item['msg'].removeprefix('Value error, ')}")
         elif item["loc"]:
-            lines.append(f"{key} = {item['input']!r}: {item['msg'][:1].lower()}{item['msg'][1:]}")
+            lines.append(f"{key} = {without_secrets(repr(item['input']))}: {item['msg'][:1].lower()}{item['msg'][1:]}")
         else:
             lines.append(item["msg"].removeprefix("Value error, "))
     return (f"{origin}: " + "; ".join(lines),)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
-from igrpo_cli.config.sections import Natural, NonNegative, Positive, PositiveInt, Section, Share
+from igrpo_cli.config.sections import Natural, NonNegative, Positive, PositiveInt, PublicUrl, Section, Share
 
 REWARD_PARTS = ("accuracy", "format", "overlong", "length", "judge")
 """The built-in parts that a reward may be made of, by name."""
@@ -73,7 +73,7 @@ class JudgeSection(Section):
         {"endpoint", "api_key_variable", "max_concurrency", "max_retries", "timeout", "max_calls", "max_tokens"}
     )
 
-    endpoint: str = ""
+    endpoint: PublicUrl = ""
     """Base URL, for example `http://node7:8000`."""
     model: str = ""
     """As the endpoint calls it."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from igrpo_cli.algo.objectives import PUBLISHED, LossType, ScaleRewards, clip_epsilons
+from igrpo_cli.endpoints import WITHOUT_SECRETS, secret_in
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
@@ -215,6 +216,16 @@ class UpdateSection(Section):
         return {"scale_rewards": scale_rewards, "epsilon": epsilon, "epsilon_high": epsilon_high}
 
 
+def checked_endpoint(endpoint: str) -> str:
+    """`endpoint` if it holds no secret, else ValueError: settings are written to files."""
+    if secret := secret_in(endpoint):
+        raise ValueError(f"{secret}: {WITHOUT_SECRETS}; an API key is read from the environment")
+    return endpoint
+
+
+PublicUrl = Annotated[str, AfterValidator(checked_endpoint)]
+
+
 class EngineSection(Section):
     """The sampling engine, under vLLM's names."""
 
@@ -245,7 +256,7 @@ class EngineSection(Section):
     kv_cache_dtype: str = "auto"
     batch_invariant: bool = False
     """vLLM's batch-invariant kernels: the same bits whatever else is being sampled; slower."""
-    endpoints: list[str] = Field(default_factory=list)
+    endpoints: list[PublicUrl] = Field(default_factory=list)
     """Base URLs of running `vllm serve` processes, for `name = "server"`."""
     max_retries: Natural = 5
     """Times that a failed request to a server is tried again."""

@@ -10,8 +10,8 @@ from igrpo_cli.errors import DamagedFileError, MissingInputError
 from igrpo_cli.records import Rollout
 from igrpo_cli.shards.finishing import open_input
 from igrpo_cli.shards.layout import SUMMARY, ShardPath
+from igrpo_cli.shards.sealed_files import read_summary
 from igrpo_cli.shards.siblings import require_siblings
-from igrpo_cli.shards.strict_json import read_object
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EvalResults:
     def known_consensus(self) -> dict[str, float] | None:
         """cons@k by k, if the summary beside the shards is of these very shards: comparing answers takes time."""
         try:
-            summary = read_object(self.directory / SUMMARY)
+            summary = read_summary(self.directory / SUMMARY)
         except (MissingInputError, DamagedFileError):
             return None
         return summary.get("cons_at") if summary.get("shards") == self.shards else None

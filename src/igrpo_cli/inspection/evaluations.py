@@ -10,7 +10,7 @@ from igrpo_cli.errors import IgrpoError
 from igrpo_cli.inspection.shard_states import StageState, stage_state
 from igrpo_cli.shards.eval_names import read_eval_name
 from igrpo_cli.shards.layout import SUMMARY, RunDirectory, shards_in
-from igrpo_cli.shards.strict_json import read_object
+from igrpo_cli.shards.sealed_files import read_summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def _evaluation(run: RunDirectory, directory: Path, num_shards: int) -> Evaluati
 
 def _summary(directory: Path) -> dict[str, Any]:
     try:
-        return read_object(directory / SUMMARY)
+        return read_summary(directory / SUMMARY)
     except IgrpoError:
         return {}
 

@@ -15,7 +15,7 @@ from typing import Any
 from igrpo_cli.inspection.metrics import IterationMetrics, read_metrics
 from igrpo_cli.shards.eval_names import read_eval_name
 from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.strict_json import read_object
+from igrpo_cli.shards.sealed_files import read_summary
 
 ITERATION, STEP = "iteration", "train/global_step"
 """The two x axes: the iteration, which is also the number of the policy that was sampled, and the optimiser step."""
@@ -76,7 +76,7 @@ def read_entries(run: RunDirectory, is_sent: Callable[[str], bool]) -> Iterator[
         key = _key(run, summary.parent)
         policy, conditioned = read_eval_name(summary.parent.name)
         if isinstance(policy, int) and not is_sent(key):
-            values = _eval_values(f"eval/{summary.parents[1].name}", conditioned, read_object(summary))
+            values = _eval_values(f"eval/{summary.parents[1].name}", conditioned, read_summary(summary))
             yield Entry(key, summary.stat().st_mtime, [Row(ITERATION, policy, values)])
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from igrpo_cli.shards.publish import publish_json
-from igrpo_cli.shards.strict_json import LIST, TEXT, check_keys, read_object
-
-_FIELDS = {"run_id": TEXT, "sent": LIST}
+from igrpo_cli.shards.sealed_files import read_sent, write_sent
 
 
 class SentEntries:
@@ -18,11 +15,8 @@ class SentEntries:
         """Begins the file where there is none. Raises DamagedFileError, IgrpoError where it cannot be written."""
         self._path = path
         if not path.exists():
-            publish_json(path, {"run_id": secrets.token_hex(4), "sent": []})
-        value = read_object(path)
-        check_keys(path, value, _FIELDS)
-        self.run_id: str = value["run_id"]
-        self._sent: list[str] = value["sent"]
+            write_sent(path, secrets.token_hex(4), [])
+        self.run_id, self._sent = read_sent(path)
         self._unsaved: list[str] = []
 
     def __contains__(self, key: str) -> bool:
@@ -37,4 +31,4 @@ class SentEntries:
         if self._unsaved:
             self._sent += self._unsaved
             self._unsaved = []
-            publish_json(self._path, {"run_id": self.run_id, "sent": self._sent}, replace=True)
+            write_sent(self._path, self.run_id, self._sent, replace=True)

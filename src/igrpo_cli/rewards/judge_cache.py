@@ -8,8 +8,6 @@ hash is that of the other fields: one bit makes 0.5 of 0.7.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import secrets
@@ -18,7 +16,9 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from igrpo_cli.records import JUDGEMENT_HASH
 from igrpo_cli.rewards.judge_prompt import JudgeScore
+from igrpo_cli.seals import read_sealed_line, sealed_line
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -68,7 +68,7 @@ class JudgementCache:
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": num_completion_tokens,
         }
-        line = _json({**record, "sha256": hashlib.sha256(_json(record)).hexdigest()}) + b"\n"
+        line = sealed_line(record, JUDGEMENT_HASH) + b"\n"
         with self._lock:
             self._directory.mkdir(parents=True, exist_ok=True)
             start, self._tear = self._tear, b"\n"
@@ -113,21 +113,16 @@ class JudgementCache:
             self._scores.setdefault(line.key, line.score)
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, allow_nan=False).encode()
-
-
 def _parsed(line: bytes) -> _Line | None:
     """None where `line` is not exactly what `add` writes."""
     try:
-        value = json.loads(line)
+        value = read_sealed_line(line, JUDGEMENT_HASH)
         key, score, reason = value["key"], value["score"], value.get("reason")
         tokens = [value["prompt_tokens"], value["completion_tokens"]]
-        is_whole = value.pop("sha256") == hashlib.sha256(_json(value)).hexdigest()
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError):
         return None
     is_key = key is None or (type(key) is str and _KEY.fullmatch(key) is not None)
     is_score = type(reason) is str if score is None else type(score) in (int, float) and 0 <= score <= 1
-    if not (is_whole and is_key and is_score and all(type(number) is int and number >= 0 for number in tokens)):
+    if not (is_key and is_score and all(type(number) is int and number >= 0 for number in tokens)):
         return None
     return _Line(key, JudgeScore(None, reason) if score is None else JudgeScore(float(score)), sum(tokens))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from igrpo_cli.errors import ConflictError
+from igrpo_cli.seals import canonical_json, sha256_json
 from igrpo_cli.shards.layout import name_of
-from igrpo_cli.shards.strict_json import canonical_json, sha256_json
 
 SHOWN_DIFFERENCES = 3
 _SHOWN_CHARACTERS = 60

@@ -11,7 +11,7 @@ from igrpo_cli.errors import UsageError
 from igrpo_cli.shards.eval_names import eval_flags, eval_iteration, eval_name
 
 SHARD_STAGES = ("draft", "select", "refine")
-PARTS = ".parts"
+PARTS, LOG = ".parts", "log"
 SCORES = "scores"
 SUMMARY = "summary.json"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.errors import DamagedFileError
+from igrpo_cli.seals import sealed, sha256_json
 from igrpo_cli.shards.identity import FileHash, Identity
 from igrpo_cli.shards.layout import RunDirectory, ShardPath
 from igrpo_cli.shards.strict_json import (
@@ -27,9 +28,9 @@ from igrpo_cli.shards.strict_json import (
     TEXTS,
     UTC_TIME,
     check_keys,
+    check_seal,
     check_version,
     read_object,
-    sha256_json,
 )
 
 MANIFEST_VERSION = 1
@@ -144,14 +145,14 @@ def read_manifest(path: ShardPath) -> Manifest:
     value.pop("manifest_version")
     sha256 = value.pop(OWN_HASH, None)
     check_keys(path.manifest, value, _FIELDS)
-    own_sha256 = sha256_json(value)
+    facts = dict(value)
     if value.pop("config_sha256") != sha256_json(value["config"]):
         raise DamagedFileError(f"{path.manifest}: config_sha256 is not the hash of config")
     manifest = _from_json(path.manifest, value)
     _check_place(path, manifest.identity)
     # Last, so that whatever can be named is named. Manifests of the first igrpo have no hash of their own.
-    if sha256 not in (None, own_sha256):
-        raise DamagedFileError(f"{path.manifest}: {OWN_HASH} is not the hash of the other keys")
+    if sha256 is not None:
+        check_seal(path.manifest, facts, sha256, OWN_HASH)
     return manifest
 
 
@@ -203,7 +204,7 @@ def manifest_json(manifest: Manifest) -> dict[str, Any]:
         "gpu_seconds": manifest.gpu_seconds,
         "counts": dict(manifest.counts),
     }
-    return {"manifest_version": MANIFEST_VERSION, **facts, OWN_HASH: sha256_json(facts)}
+    return {"manifest_version": MANIFEST_VERSION, **sealed(facts, OWN_HASH)}
 
 
 def _from_json(path: Path, value: dict[str, Any]) -> Manifest:

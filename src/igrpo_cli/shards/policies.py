@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.seals import sealed, sha256_json
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.moving import move_directory
 from igrpo_cli.shards.publish import publish_json, sha256_files, withdraw_directory
@@ -23,14 +24,16 @@ from igrpo_cli.shards.strict_json import (
     POLICY_ID,
     TEXT,
     check_keys,
+    check_seal,
     check_version,
     read_object,
-    sha256_json,
 )
 
 POLICY_VERSION = 1
 MANIFEST = "manifest.json"
 POINTER = "pointer.json"
+OWN_HASH = "record_sha256"
+"""Of either: SHA-256 of the other keys but the version. Nothing else on disk says where a model came from."""
 
 FILES_THAT_MATTER = (
     "*.safetensors",
@@ -110,7 +113,7 @@ def write_policy_manifest(directory: Path, iteration: int, made_from: str | None
     files = describe_directory(directory)
     policy = Policy(policy_id(files), directory, iteration, made_from, files)
     facts = {"policy_id": policy.id, "iteration": iteration, "made_from": made_from, "files": files}
-    publish_json(directory / MANIFEST, {"policy_version": POLICY_VERSION, **facts}, replace=True)
+    publish_json(directory / MANIFEST, {"policy_version": POLICY_VERSION, **sealed(facts, OWN_HASH)}, replace=True)
     return policy
 
 
@@ -140,7 +143,7 @@ def write_pointer(run: RunDirectory, model: str, revision: str | None, path: Pat
         "path": str(path),
         "files": files,
     }
-    publish_json(place, {"policy_version": POLICY_VERSION, **facts}, replace=replace)
+    publish_json(place, {"policy_version": POLICY_VERSION, **sealed(facts, OWN_HASH)}, replace=replace)
     return Policy(policy_id(files), directory, 0, None, files, model, revision)
 
 
@@ -271,12 +274,16 @@ def _read_record(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     value = read_object(path)
     check_version(path, value, "policy_version", POLICY_VERSION)
     value.pop("policy_version")
+    sha256 = value.pop(OWN_HASH, None)
     check_keys(path, value, fields)
     strange = [name for name in value["files"] if Path(name).name != name]
     if strange:
         raise DamagedFileError(f"{path}: files names {strange[0]!r}, which is no file of the directory")
     if value["policy_id"] != policy_id(value["files"]):
         raise DamagedFileError(f"{path}: policy_id is not the hash of files")
+    # Records of the first igrpo have no hash of their own.
+    if sha256 is not None:
+        check_seal(path, value, sha256, OWN_HASH)
     return value
 
 

@@ -284,5 +284,11 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        for place in (path, *path.parents):
+            if place.is_symlink() and not os.path.exists(place):
+                raise IgrpoError(
+                    f"cannot write {path}: {place} is a link that leads nowhere",
+                    hint="remove the link, or make available what it leads to, and run it again",
+                ) from error
         hint = "make room there and run it again" if error.errno in _FULL else None
         raise IgrpoError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error

@@ -6,7 +6,6 @@ here each of these is an error that names the file and the key.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 from igrpo_cli.errors import DamagedFileError, MissingInputError
+from igrpo_cli.seals import sha256_json
 
 MAX_BYTES = 64 * 2**20
 """More than any manifest holds; a larger file is not one."""
@@ -38,16 +38,6 @@ class Field:
     def or_null(self) -> Field:
         """The same, or null."""
         return Field(f"{self.says} or null", lambda value: value is None or self.holds(value))
-
-
-def canonical_json(value: Any) -> str:
-    """The one text of a JSON value: sorted keys, no spaces, ASCII. NaN is a ValueError."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def sha256_json(value: Any) -> str:
-    """SHA-256 of `canonical_json(value)`."""
-    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -97,6 +87,12 @@ def check_version(path: Path, value: Mapping[str, Any], key: str, ours: int) -> 
             f"{path} was written by {age} igrpo ({key} {version}, this igrpo reads {ours})",
             hint="use the igrpo that made the run, or make a new run",
         )
+
+
+def check_seal(path: Path, facts: Mapping[str, Any], sha256: str | None, key: str) -> None:
+    """Require `sha256`, found under `key`, to be the hash of the other keys, `facts`. Raises DamagedFileError."""
+    if sha256 != sha256_json(dict(facts)):
+        raise DamagedFileError(f"{path}: {key} is not the hash of the other keys")
 
 
 def _is_int(value: Any) -> bool:

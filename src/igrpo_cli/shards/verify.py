@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,7 +12,6 @@ from igrpo_cli.errors import IgrpoError
 from igrpo_cli.shards.finishing import command_anew
 from igrpo_cli.shards.hashed_directory import verify_directory
 from igrpo_cli.shards.layout import (
-    PARTS,
     SCORES,
     SHARD_STAGES,
     SUMMARY,
@@ -26,35 +23,17 @@ from igrpo_cli.shards.layout import (
 from igrpo_cli.shards.manifest import Manifest, read_manifest
 from igrpo_cli.shards.policies import Policy, read_policy, verify_policy
 from igrpo_cli.shards.publish import sha256_file
+from igrpo_cli.shards.sealed_files import read_summary, summary_hint
 from igrpo_cli.shards.sealed_settings import settings_fault
 from igrpo_cli.shards.siblings import sibling_differences
-from igrpo_cli.shards.temporaries import is_temporary
+from igrpo_cli.shards.verify_beside import broken_links, damaged_records, leftovers
+from igrpo_cli.shards.verify_report import FileProblem, VerifyReport
 from igrpo_cli.shards.verify_rows import IterationRows, check_stage, read_problem_ids, read_scores, read_shard
 
 MAX_COMPLAINTS = 5
 """Told of one file; a file that is wrong throughout is not told of row by row."""
 HASHED = ("*.parquet", "*.safetensors", "tokenizer.json")
 """What makes up nearly all bytes of a run."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileProblem:
-    """Something wrong with a file, or worth knowing about it."""
-
-    path: Path
-    what: str
-    hint: str | None = None
-
-
-@dataclass
-class VerifyReport:
-    """What `verify_run` found."""
-
-    problems: list[FileProblem] = field(default_factory=list)
-    notes: list[FileProblem] = field(default_factory=list)
-    """Harmless: leftovers of interrupted commands, policies that were removed."""
-    num_checked: int = 0
-    """Data files and policies that were read and compared with their manifests."""
 
 
 def verify_run(
@@ -92,7 +71,8 @@ class _Verifier:
             else:
                 self.problem(self.run.iteration(iteration), "does not exist, though later iterations do")
         self.check_evals()
-        self.note_leftovers()
+        self.report.problems += [*damaged_records(self.run), *broken_links(self.run)]
+        self.report.notes += leftovers(self.run)
         return self.report
 
     def problem(self, path: Path, what: str, hint: str | None = None) -> None:
@@ -281,14 +261,8 @@ class _Verifier:
             with self.guarded(directory):
                 problems = self.run.eval_problems(directory.parent.name)
                 ids = self.check_problems(problems) if problems.manifest.exists() else None
-                summarised = (directory / SUMMARY).exists()
-                self.check_shards(directory, "eval", path_of, IterationRows(ids), summarised)
-
-    def note_leftovers(self) -> None:
-        for directory, names, files in os.walk(self.run.root):
-            for name in sorted([*names, *files]):
-                if is_temporary(name):
-                    self.note(Path(directory, name), "is a temporary of a command that runs, or was killed")
-                elif name == PARTS and any(Path(directory, name).glob("*/*")):
-                    self.note(Path(directory, name), "holds finished blocks of unfinished shards")
-            names[:] = [name for name in names if name != PARTS and not is_temporary(name)]
+                summary = directory / SUMMARY
+                self.check_shards(directory, "eval", path_of, IterationRows(ids), summary.exists())
+                if summary.exists():
+                    with self.guarded(summary, summary_hint(summary)):
+                        read_summary(summary)
