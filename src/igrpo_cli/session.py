@@ -22,6 +22,7 @@ from igrpo_cli.shards.policies import Policy, read_policy, settle_update
 from igrpo_cli.shards.policy_lineage import require_lineage
 from igrpo_cli.shards.problem_file import count_problems
 from igrpo_cli.shards.sealed_settings import require_sealed, settings_fault
+from igrpo_cli.shards.standing import standing
 from igrpo_cli.torchrun import rank_and_size
 
 if TYPE_CHECKING:
@@ -291,6 +292,7 @@ def open_session(
     if only_looks and (fault := settings_fault(run.run_toml)):
         console.note(f"{run.run_toml} {fault[0]}")
     try:
-        yield session
+        with standing(path):
+            yield session
     finally:
         session.close()

@@ -228,4 +228,6 @@ def test_what_follows_half_a_line_of_a_full_disk_is_whole(tmp_path, monkeypatch)
     cache.add(KEYS[2], RIGHT, 1, 1)
     other = JudgementCache(tmp_path)
     assert (other.get(KEYS[1]), other.get(KEYS[2])) == (None, RIGHT)
-    assert other.num_damaged == 2
+    assert other.num_damaged == 0
+    cache.read_others()
+    assert (cache.num_calls, other.num_calls) == (1, 1)

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,8 +42,6 @@ class JudgementCache:
         host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname())
         self._own = directory / f"{host}-{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         self._lock = threading.Lock()
-        self._tear = b""
-        """What ends the half line that a write which failed, on a full disk, may have left."""
         self._is_read = False
         self._read_up_to: dict[str, int] = {}
         self._scores: dict[str, JudgeScore] = {}
@@ -70,12 +69,16 @@ class JudgementCache:
         }
         line = sealed_line(record, JUDGEMENT_HASH) + b"\n"
         with self._lock:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            start, self._tear = self._tear, b"\n"
+            self._directory.mkdir(exist_ok=True)
             # Opened for every line: on a network file system others see what was written only after it is closed.
-            with self._own.open("ab") as file:
-                file.write(start + line)
-            self._tear = b""
+            try:
+                with self._own.open("ab") as file:
+                    file.write(line)
+            except OSError:
+                # On a full disk half a line may stand there now, which would swallow the next one.
+                self._read_up_to[self._own.name] = sys.maxsize
+                self._own = self._own.with_stem(f"{self._own.stem}-{secrets.token_hex(4)}")
+                raise
             self._take(_Line(key, score, num_prompt_tokens + num_completion_tokens))
 
     def read_others(self) -> None:
@@ -99,7 +102,7 @@ class JudgementCache:
         if not whole:
             return
         self._read_up_to[path.name] = start + len(whole) + 1
-        for line in filter(None, whole.split(b"\n")):
+        for line in whole.split(b"\n"):
             parsed = _parsed(line)
             if parsed is None:
                 self.num_damaged += 1

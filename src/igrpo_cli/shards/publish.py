@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.errors import ConflictError, IgrpoError
+from igrpo_cli.shards.standing import require_standing
 from igrpo_cli.shards.temporaries import is_stale, temporary_name
 
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -160,8 +161,9 @@ def withdraw_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and its parents, each new name flushed to disk."""
+    """Make a directory and its parents, each new name flushed to disk. Raises as `require_standing`."""
     missing = [part for part in (path, *path.parents) if not part.is_dir()]
+    require_standing(missing)
     for part in reversed(missing):
         part.mkdir(exist_ok=True)
         _sync_directory(part.parent)
