@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from forked import Fork
 
 from command_line import files_below, igrpo, igrpo_process, make_run, sets
 from igrpo_cli.errors import EXIT_FAILED, EXIT_MISSING, EXIT_USAGE
@@ -76,7 +78,9 @@ def test_a_link_in_place_of_a_shard_is_not_followed_around(finished_run, tmp_pat
     assert result.code == 1
     assert data.name in result.stderr + result.stdout
     assert igrpo("status", run).code == 0
-    assert igrpo("draft", run, "--iteration", 1).code in (0, 1)
+    again = igrpo("draft", run, "--iteration", 1)
+    assert again.code == EXIT_FAILED
+    assert f"{data} is a link that leads nowhere" in again.stderr
 
 
 def test_a_run_that_vanishes_is_named(finished_run, tmp_path):
@@ -90,6 +94,66 @@ def test_a_run_that_vanishes_is_named(finished_run, tmp_path):
         result = igrpo(command, run)
         assert result.code == EXIT_MISSING
         assert str(run) in result.stderr
+
+
+def test_a_stage_whose_directory_is_a_link_that_leads_nowhere_is_named(finished_run, tmp_path):
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    select = run / "iteration_0001" / "select"
+    shutil.rmtree(select)
+    select.symlink_to("select")
+    result = igrpo("select", run, "--iteration", 1)
+    assert result.code == EXIT_FAILED
+    assert f"{select} is a link that leads nowhere" in result.stderr
+    assert "remove the link" in result.stderr
+    verified = igrpo("verify", run)
+    assert verified.code == EXIT_FAILED
+    assert f"{select}: is a link that leads nowhere" in verified.stdout
+
+
+@pytest.mark.parametrize("operation", [1, 2, 5])
+@pytest.mark.parametrize("command", ["select", "draft"])
+def test_a_run_that_vanishes_while_it_is_worked_on_is_named_and_not_made_anew(
+    finished_run, tmp_path, command, operation
+):
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    process = Fork(command, run, "--iteration", 1, "--overwrite", fault=f"stop@{operation}", below=run)
+    assert process.is_stopped
+    shutil.rmtree(run)
+    process.send(signal.SIGCONT)
+    assert process.wait() in (EXIT_FAILED, EXIT_MISSING), process.stderr
+    assert str(run) in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not run.exists()
+
+
+UNREADABLE = {
+    "iteration_0001/draft/shard-00000-of-00001.parquet": ["select", "--iteration", "1", "--overwrite"],
+    "policies/0001/model.safetensors": ["draft", "--iteration", "1", "--overwrite"],
+    "problems.parquet": ["draft", "--iteration", "1", "--overwrite"],
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_file_that_may_not_be_read_is_named(finished_run, tmp_path, without_privileges, name):
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
+    (run / name).chmod(0)
+    for command, *flags in (UNREADABLE[name], ["verify"]):
+        arguments = [sys.executable, "-m", "igrpo_cli", command, str(run), *flags]
+        done = subprocess.run([*without_privileges, *arguments], capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+        assert done.returncode in (EXIT_FAILED, EXIT_MISSING), done
+        assert str(run / name) in done.stderr + done.stdout
+
+
+@pytest.fixture
+def without_privileges():
+    """What to put before a command so that permissions hold for it: root reads everything."""
+    if os.geteuid() != 0:
+        return []
+    prefix = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
+    if shutil.which("setpriv") is None or subprocess.run([*prefix, "true"]).returncode:
+        pytest.skip("root reads everything, and can give up no privileges here")
+    return prefix
 
 
 @pytest.fixture
@@ -124,12 +188,7 @@ def test_a_read_only_run_can_be_looked_at_and_not_worked_on(read_only):
     assert files_below(read_only) == before
 
 
-def test_a_directory_that_may_not_be_read_is_named(tmp_path):
-    without_privileges = []
-    if os.geteuid() == 0:
-        without_privileges = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
-        if shutil.which("setpriv") is None or subprocess.run([*without_privileges, "true"]).returncode:
-            pytest.skip("root reads every directory, and can give up no privileges here")
+def test_a_directory_that_may_not_be_read_is_named(tmp_path, without_privileges):
     run = make_run(tmp_path / "run", "data.problems_per_iteration=2")
     run.chmod(0)
     command = [*without_privileges, sys.executable, "-m", "igrpo_cli", "status", str(run)]
