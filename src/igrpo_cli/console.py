@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
 from typing import Any
 
@@ -38,20 +39,22 @@ class Console:
         if not self._is_first_rank:
             return
         if self.as_json:
-            # A terminal would obey characters that change its direction or state; the object stays the same.
-            print(json.dumps(_finite(payload), ensure_ascii=sys.stdout.isatty()), flush=True)
+            # A terminal would obey characters that change its direction or state, and another encoding lacks some:
+            # escapes leave the object the same.
+            needs_escapes = sys.stdout.isatty() or (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
+            print(json.dumps(_finite(payload), ensure_ascii=needs_escapes), flush=True)
         else:
             print(text, flush=True)
 
     def note(self, message: str) -> None:
         """A line of log, left out by `-q`."""
         if self.verbosity >= NORMAL:
-            print(message, file=sys.stderr, flush=True)
+            _tell(message)
 
     def detail(self, message: str) -> None:
         """A line of log that only `-v` shows."""
         if self.verbosity >= VERBOSE:
-            print(message, file=sys.stderr, flush=True)
+            _tell(message)
 
     @contextmanager
     def progress(self, title: str, total: float | None, unit: str) -> Iterator[Progress]:
@@ -80,9 +83,19 @@ class Console:
 
 def print_error(error: IgrpoError) -> None:
     """`error: …` and, where there is one, `hint: …` on stderr."""
-    print(f"error: {printable(error.message)}", file=sys.stderr)
+    _tell(f"error: {printable(error.message)}")
     if error.hint:
-        print(f"hint: {printable(error.hint)}", file=sys.stderr)
+        _tell(f"hint: {printable(error.hint)}")
+
+
+def _tell(line: str) -> None:
+    """`line` on stderr. Where it cannot be written nobody can be told, and the exit code alone has to say it."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        # What stays in the buffer would be tried again at the end, which then has an exit code of its own.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def printable(text: str) -> str:

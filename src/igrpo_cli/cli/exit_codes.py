@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from igrpo_cli.cli.streams import prepare_streams
 from igrpo_cli.console import print_error
 from igrpo_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError, UsageError
 from igrpo_cli.interrupts import CtrlC, clean_interrupts
@@ -43,6 +44,7 @@ def _ctrl_c_is_said() -> Iterator[None]:
 
 def exit_code(app: typer.Typer, arguments: list[str]) -> int:
     """Run the command line `arguments`, say on stderr what went wrong, and return the exit code."""
+    prepare_streams()
     try:
         _refuse_what_is_no_text(arguments)
         with clean_interrupts():

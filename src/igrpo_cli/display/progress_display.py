@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 
 from igrpo_cli.display.progress import Progress, can_redraw
 
@@ -69,4 +69,5 @@ def _lines(under_way: Sequence[Progress]) -> Iterator[None]:
 def _write_line(under_way: Sequence[Progress]) -> None:
     shown = list(under_way)
     text = ": ".join([*(each.title for each in shown), shown[-1].text()] if shown else [])
-    print(text, file=sys.stderr, flush=True)
+    with suppress(OSError):  # The work is worth more than what is told of it.
+        print(text, file=sys.stderr, flush=True)
