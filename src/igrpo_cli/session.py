@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import apply_overrides, check_config, read_toml, refuse_fixed
 from igrpo_cli.config.sections import EngineSection
 from igrpo_cli.console import Console
-from igrpo_cli.errors import MissingInputError, UsageError
+from igrpo_cli.errors import UsageError
+from igrpo_cli.shards.command_lines import command_line, no_run
 from igrpo_cli.shards.finishing import inputs_on_disk
 from igrpo_cli.shards.identity import FileHash
 from igrpo_cli.shards.layout import RunDirectory, ShardPath, parse_shards
@@ -258,7 +260,7 @@ class Session:
         if iteration >= self.num_iterations():
             raise UsageError(
                 f"iteration {iteration} does not exist: the run has {self.num_iterations()}, counted from 0",
-                hint="igrpo status",
+                hint=command_line(self.run.root, "status"),
             )
         return iteration
 
@@ -279,16 +281,14 @@ def open_session(
     """
     run = RunDirectory(path)
     if not run.run_toml.exists():
-        raise MissingInputError(
-            f"{path} is not a run directory: it has no run.toml",
-            hint=f"igrpo init {'RUN' if path == Path() else path} --preset quickstart",
-        )
+        raise no_run(path)
     if not only_looks:
         require_sealed(run.run_toml)
     settings = read_toml(run.run_toml)
     overrides = list(overrides)
+    config = check_config(apply_overrides(settings, overrides), str(run.run_toml))
     refuse_fixed(settings, overrides, run.run_toml)
-    session = Session(run, check_config(apply_overrides(settings, overrides), str(run.run_toml)), console)
+    session = Session(run, config, console)
     if only_looks and (fault := settings_fault(run.run_toml)):
         console.note(f"{run.run_toml} {fault[0]}")
     try:

@@ -27,7 +27,11 @@ EVAL_KEYS = {
         (["drft"], "'draft'", "igrpo --help"),
         (["draft", "--iteration", "x"], "integer", "igrpo draft --help"),
         (["init", "RUN", "--preset", "quikstart"], "did you mean quickstart?", "known: paper"),
-        (["init", "RUN", "--set", "draft.temprature=1"], "did you mean draft.temperature?", None),
+        (
+            ["init", "RUN", "--set", "draft.temprature=1"],
+            "did you mean draft.temperature?",
+            "`igrpo init RUN --dry-run`",
+        ),
         (["eval"], "eval needs a benchmark", "igrpo eval --bench aime24"),
     ],
 )
@@ -38,12 +42,11 @@ def test_wrong_usage_exits_2_names_the_nearest_and_says_what_to_type(tmp_path, a
     lines = result.stderr.splitlines()
     assert lines[0].startswith("error: ")
     assert message in lines[0]
-    if hint:
-        assert lines[1].startswith(f"hint: {hint}")
+    assert lines[1].startswith(f"hint: {hint}")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["draft", "select", "refine", "update", "run", "status"])
+@pytest.mark.parametrize("command", ["draft", "select", "refine", "update", "run", "status", "verify"])
 def test_a_directory_that_is_no_run_exits_3(tmp_path, command):
     result = igrpo(command, cwd=tmp_path)
     assert result.code == 3
@@ -72,7 +75,7 @@ def test_a_stage_before_its_input_exits_3_and_names_the_command(tmp_path):
     result = igrpo("refine", run)
     assert result.code == 3
     assert "select shard 0 of 1 is not finished" in result.stderr
-    assert "hint: igrpo select --iteration 0 --shard 0" in result.stderr
+    assert f"hint: igrpo select {run} --iteration 0 --shard 0" in result.stderr
 
 
 def test_dry_run_prints_config_arithmetic_and_missing_shards_and_writes_nothing(tmp_path):

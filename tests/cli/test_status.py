@@ -180,7 +180,7 @@ def test_status_imports_no_torch(half_finished):
 def test_watching_goes_with_no_list_of_missing_shards(half_finished):
     result = igrpo("status", half_finished, "--watch", "--missing", "draft")
     assert (result.code, result.stdout) == (2, "")
-    assert "hint: igrpo status --watch" in result.stderr
+    assert f"hint: igrpo status {half_finished} --watch" in result.stderr
 
 
 def test_watching_a_finished_run_shows_it_once(finished_run):

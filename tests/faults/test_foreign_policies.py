@@ -122,5 +122,5 @@ def test_a_policy_of_the_run_that_changed_is_refused_by_name(finished_run, tmp_p
     result = igrpo(stage, run.root, "--iteration", 1)
     assert result.code == 1
     assert f"{file} has changed since" in result.stderr
-    assert "hint: igrpo update --iteration 0 --overwrite" in result.stderr
+    assert f"hint: igrpo update {run.root} --iteration 0 --overwrite" in result.stderr
     assert not (run.iteration(1) / stage).exists() or not list((run.iteration(1) / stage).glob("*.parquet"))

@@ -115,7 +115,7 @@ def test_select_and_update_go_by_the_scores_that_they_are_told(run):
 def test_scores_that_do_not_exist_are_named_with_the_command_that_makes_them(run):
     result = igrpo("select", run, "--scores", "absent", "--overwrite", "--iteration", 0)
     assert result.code == 3
-    assert "hint: igrpo grade RUN --stage draft --iteration 0 --scores absent --shard 0" in result.stderr
+    assert f"hint: igrpo grade {run} --stage draft --iteration 0 --scores absent --shard 0" in result.stderr
 
 
 def test_verify_finds_scores_that_were_changed(run, tmp_path):

@@ -198,7 +198,7 @@ def test_an_input_is_checked_before_it_is_read(run):
     path.data.write_bytes(content)
     with pytest.raises(DamagedFileError, match="SHA-256") as caught:
         open_input(path)
-    assert caught.value.hint == "`igrpo draft --iteration 0 --shard 3 --overwrite` makes it anew"
+    assert caught.value.hint == f"`igrpo draft {run.root} --iteration 0 --shard 3 --overwrite` makes it anew"
 
 
 def test_a_missing_input_names_the_command_that_makes_it(run):
@@ -206,7 +206,7 @@ def test_a_missing_input_names_the_command_that_makes_it(run):
     for call in (open_input, inputs_on_disk):
         with pytest.raises(MissingInputError, match="draft shard 3 of 8 is not finished") as caught:
             call(path)
-        assert caught.value.hint == "igrpo draft --iteration 0 --shard 3"
+        assert caught.value.hint == f"igrpo draft {run.root} --iteration 0 --shard 3"
     path, _ = draft_shard(run)
     path.data.unlink()
     with pytest.raises(MissingInputError, match="is gone"):

@@ -61,15 +61,20 @@ def test_names_on_disk():
 @pytest.mark.parametrize(
     ("path", "name", "command"),
     [
-        (RUN.shard(2, "draft", 3, 8), "draft shard 3 of 8", "igrpo draft --iteration 2 --shard 3"),
-        (RUN.update(2).shard, "the update of iteration 2", "igrpo update --iteration 2"),
-        (RUN.eval_shard("amc23", 1, 0, 2), "eval shard 0 of 2", "igrpo eval --bench amc23 --iteration 1 --shard 0"),
+        (RUN.shard(2, "draft", 3, 8), "draft shard 3 of 8", "igrpo draft runs/first --iteration 2 --shard 3"),
+        (RUN.update(2).shard, "the update of iteration 2", "igrpo update runs/first --iteration 2"),
+        (
+            RUN.eval_shard("amc23", 1, 0, 2),
+            "eval shard 0 of 2",
+            "igrpo eval runs/first --bench amc23 --iteration 1 --shard 0",
+        ),
         (
             RUN.eval_shard("amc23", "SmolLM2", 1, 2, conditioned="majority"),
             "eval shard 1 of 2",
-            "igrpo eval --model MODEL --bench amc23 --conditioned --set eval.selection=majority --shard 1",
+            "igrpo eval --model MODEL --bench amc23 --conditioned --set eval.selection=majority --shard 1"
+            " --output runs/first",
         ),
-        (RUN.problems(), "the problems file", "igrpo init"),
+        (RUN.problems(), "the problems file", "igrpo init runs/first --config runs/first/run.toml"),
     ],
 )
 def test_each_file_knows_its_name_and_the_command_that_makes_it(path, name, command):

@@ -129,11 +129,13 @@ def test_a_model_directory_that_went_away_is_a_missing_input(run, pointed):
         verify_policy(read_policy(run, 0))
 
 
-@pytest.mark.parametrize(("iteration", "hint"), [(0, "igrpo init"), (3, "igrpo update --iteration 2")])
+@pytest.mark.parametrize(
+    ("iteration", "hint"), [(0, "igrpo init {0} --config {0}/run.toml"), (3, "igrpo update {0} --iteration 2")]
+)
 def test_a_policy_that_is_not_made_yet_names_the_command(run, iteration, hint):
     with pytest.raises(MissingInputError, match=f"policy {iteration} does not exist") as caught:
         read_policy(run, iteration)
-    assert caught.value.hint == hint
+    assert caught.value.hint == hint.format(run.root)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def test_damaged_data_is_named_with_the_command_that_makes_it_anew(run):
     (problem, *further) = [p for p in verify_run(run).problems if p.path == path.data]
     assert further == []
     assert "SHA-256" in problem.what
-    assert problem.hint == "igrpo refine --iteration 0 --shard 1 --overwrite"
+    assert problem.hint == f"igrpo refine {run.root} --iteration 0 --shard 1 --overwrite"
 
 
 def test_a_shard_made_again_shows_in_what_was_made_from_it(run):
@@ -119,7 +119,7 @@ def test_missing_shards_matter_only_where_later_work_is_there(run):
     report = verify_run(run)
     (missing,) = [problem for problem in report.problems if problem.path == run.stage(0, "draft")]
     assert missing.what == "shards 1 of 2 are missing"
-    assert missing.hint == "igrpo draft --iteration 0 --shard 1"
+    assert missing.hint == f"igrpo draft {run.root} --iteration 0 --shard 1"
     assert [note.path for note in report.notes] == [run.shard(0, "draft", 1, 2).data]
 
 
@@ -167,8 +167,8 @@ def test_old_policies_may_go_but_not_the_first_or_the_last(run):
     shutil.rmtree(run.policy(2))
     shutil.rmtree(run.policy(0))
     problems = {problem.path: problem.hint for problem in verify_run(run).problems}
-    assert problems[run.policy(0)] == "igrpo init"
-    assert problems[run.policy(2)] == "igrpo update --iteration 1 --overwrite"
+    assert problems[run.policy(0)] == f"igrpo init {run.root} --config {run.root}/run.toml"
+    assert problems[run.policy(2)] == f"igrpo update {run.root} --iteration 1 --overwrite"
 
 
 def test_a_policy_that_was_not_made_from_the_one_before_is_a_problem(run):

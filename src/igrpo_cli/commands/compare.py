@@ -15,6 +15,7 @@ from igrpo_cli.evaluation.results import EvalResults, read_results
 from igrpo_cli.evaluation.summary import paired_figures, summarise
 from igrpo_cli.evaluation.tables import difference_text, markdown_table, plain_table, summary_row
 from igrpo_cli.records import Problem
+from igrpo_cli.shards.command_lines import command_line, typed
 from igrpo_cli.shards.eval_names import eval_flags
 from igrpo_cli.shards.layout import RunDirectory, bench_name, directory_name, shards_in
 from igrpo_cli.shards.problem_file import read_problems
@@ -154,11 +155,12 @@ def _command(directory: Path, request: CompareRequest, bench: str, name: str) ->
     """What to type to make what is missing."""
     if directory == Path(name):
         return f"igrpo eval {eval_flags(directory.resolve())}"
-    root = "" if request.root == Path() else f" {request.root}"
     if name.isdecimal():
-        command = f"igrpo eval{root} --bench {bench} --iteration {int(name)}"
+        command = command_line(request.root, "eval", f"--bench {bench} --iteration {int(name)}")
     else:
-        command = f"igrpo eval --model {name} --bench {bench}" + (f" --output{root}" if root else "")
+        command = f"igrpo eval --model {name} --bench {bench}" + (
+            "" if request.root == Path() else f" --output {typed(request.root)}"
+        )
     if not request.conditioned:
         return command
     selection = _selection(request)

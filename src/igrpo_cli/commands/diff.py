@@ -23,6 +23,7 @@ from igrpo_cli.inspection.differences import (
 from igrpo_cli.inspection.evaluations import EvaluationState
 from igrpo_cli.inspection.stories import finished_shards
 from igrpo_cli.session import Session, open_session
+from igrpo_cli.shards.command_lines import command_line
 from igrpo_cli.shards.layout import RunDirectory
 
 USAGE = "igrpo diff RUN 3 7; igrpo diff RUN_A RUN_B; igrpo diff RUN_A/iteration_0003 RUN_B/policies/0007"
@@ -87,7 +88,7 @@ def _sides(first: Session, second: Session, numbers: Sequence[int | None]) -> li
         # A run of n iterations has the policies 0 to n.
         if side.iteration > session.num_iterations():
             what = f"iteration {side.iteration} does not exist: {side.run.root} has {session.num_iterations()}"
-            raise UsageError(f"{what}, counted from 0", hint=f"igrpo status {side.run.root}")
+            raise UsageError(f"{what}, counted from 0", hint=command_line(side.run.root, "status"))
         sides.append(side)
     return sides
 
@@ -103,7 +104,7 @@ def _newest_of_both(first: RunDirectory, second: RunDirectory) -> int:
     found = found or both(lambda run, number: bool(finished_shards(run, number, "draft")))
     if not found:
         what = f"no iteration was sampled both in {first.root} and in {second.root}"
-        raise MissingInputError(what, hint=f"igrpo status {first.root}")
+        raise MissingInputError(what, hint=command_line(first.root, "status"))
     return max(found)
 
 
@@ -111,7 +112,7 @@ def _require_drafts(*sides: Side) -> None:
     for side in sides:
         if not finished_shards(side.run, side.iteration, "draft"):
             what = f"iteration {side.iteration} of {side.run.root} has no finished draft shard"
-            raise MissingInputError(what, hint=f"igrpo draft {side.run.root} --iteration {side.iteration}")
+            raise MissingInputError(what, hint=command_line(side.run.root, "draft", f"--iteration {side.iteration}"))
 
 
 def _figures(a: IterationFigures, b: IterationFigures) -> dict[str, Any]:

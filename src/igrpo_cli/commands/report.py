@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from igrpo_cli.console import Console, printable
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.evaluation.tables import summary_row
+from igrpo_cli.shards.command_lines import command_line, no_run
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.sealed_files import read_summary
 from igrpo_cli.shards.sealed_settings import settings_fault
@@ -82,14 +83,14 @@ def _read(run: RunDirectory, name: str, num_runs: int, console: Console) -> Repo
     from igrpo_cli.report.samples import choose_samples
 
     if not run.run_toml.exists():
-        raise MissingInputError(f"{run.root} is not a run directory: it has no run.toml", hint="igrpo report RUN")
+        raise no_run(run.root)
     iterations: list[IterationFigures] = []
     with console.progress(f"reading {name}", len(run.iterations()), "iterations") as progress:
         for figures in read_curves(run):
             iterations.append(figures)
             progress.advance()
     if not any(each.costs for each in iterations):
-        raise MissingInputError(f"{run.root} has no finished shard to report on", hint=f"igrpo run {run.root}")
+        raise MissingInputError(f"{run.root} has no finished shard to report on", hint=command_line(run.root, "run"))
     drafted = [each.iteration for each in iterations if "draft" in each.costs]
     samples = choose_samples(run, drafted, num_runs)
     evaluations, unreadable = _evaluations(run)

@@ -15,6 +15,7 @@ from igrpo_cli.inspection.stories import GroupStory, finished_shards, problems_b
 from igrpo_cli.inspection.word_changes import word_changes
 from igrpo_cli.records import VERDICTS, Rollout
 from igrpo_cli.session import Session, open_session
+from igrpo_cli.shards.command_lines import command_line
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def _find(session: Session, request: ShowRequest, console: Console) -> Found:
         what = f"no iteration of {request.run} has a finished draft shard"
         if request.iteration is not None:
             what = f"iteration {request.iteration} of {request.run} has no finished draft shard"
-        raise MissingInputError(what, hint=f"igrpo draft {request.run} --iteration {request.iteration or 0}")
+        raise MissingInputError(what, hint=command_line(request.run, "draft", f"--iteration {request.iteration or 0}"))
     problems = problems_by_id(session.run)
     with console.progress("searching", len(iterations), "iterations") as progress:
         for iteration in iterations:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 
 from igrpo_cli.console import Console
-from igrpo_cli.errors import DamagedFileError, MissingInputError
+from igrpo_cli.errors import DamagedFileError
+from igrpo_cli.shards.command_lines import no_run
 from igrpo_cli.shards.layout import RunDirectory
 
 
 def run(path: Path, console: Console) -> None:
-    """Print what is wrong with the run at `path`; raises DamagedFileError (exit 1) when anything is."""
+    """Print what is wrong with the run at `path`; raises DamagedFileError (exit 1) when anything is.
+
+    Raises MissingInputError where there is no run; one that has lost its run.toml is damaged.
+    """
     from igrpo_cli.shards.verify import bytes_to_hash, verify_run
 
-    if not path.is_dir():
-        raise MissingInputError(f"{path} is not a directory", hint="igrpo verify RUN")
     directory = RunDirectory(path)
+    if not directory.run_toml.exists() and not directory.iterations():
+        raise no_run(path)
     with console.progress("verify", bytes_to_hash(directory) / 1e6, "MB") as progress:
         report = verify_run(
             directory,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -85,7 +86,7 @@ def refuse_fixed(settings: Mapping[str, Any], overrides: Iterable[str], run_toml
             raise ConflictError(
                 f"{section}.{key} was fixed when the run was made "
                 f"({settings.get(section, {}).get(key)!r} in {run_toml}, {value!r} now)",
-                hint=f"igrpo init NEW_RUN --config {run_toml} --set {text}",
+                hint=f"igrpo init NEW_RUN --config {shlex.quote(str(run_toml))} --set {shlex.quote(text)}",
             )
 
 

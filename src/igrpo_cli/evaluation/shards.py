@@ -91,7 +91,7 @@ def require_bare_samples(session: Session, evaluation: Evaluation) -> None:
     if not all(path.manifest.exists() for path in paths):
         raise MissingInputError(
             f"there are no bare samples of {evaluation.bench} to refine: its bare evaluation is not finished",
-            hint=f"first the same command without --conditioned: igrpo eval --bench {evaluation.bench}",
+            hint=f"first the same command without --conditioned: {paths[0].command}",
         )
     manifests = {path: read_manifest(path) for path in paths}
     require_siblings(manifests)

@@ -16,6 +16,7 @@ from igrpo_cli.errors import ConflictError
 from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups, require_whole
 from igrpo_cli.records import Rollout, Selection, TrainingGroup
 from igrpo_cli.session import Session
+from igrpo_cli.shards.command_lines import command_line
 from igrpo_cli.shards.finishing import open_input
 from igrpo_cli.shards.layout import ShardPath
 from igrpo_cli.shards.manifest import Manifest
@@ -113,7 +114,7 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
             raise ConflictError(
                 f"{shard.name} was sampled from another policy than the one to be trained "
                 f"({manifest.identity.policy} there, {policy.id} now)",
-                hint=f"{shard.command} --overwrite",
+                hint=shard.anew,
             )
         require_siblings(dict([first.setdefault(shard.stage, (shard, manifest)), (shard, manifest)]))
         if shard.stage == "select":

@@ -10,6 +10,7 @@ from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError
 from igrpo_cli.records import Problem, Rollout, Selection
 from igrpo_cli.rollouts import RolloutTask
+from igrpo_cli.shards.command_lines import command_line
 from igrpo_cli.shards.layout import ShardPath, block_range
 from igrpo_cli.shards.manifest import Manifest
 
@@ -82,5 +83,6 @@ def _first_difference(found: Iterable[RowId], wanted: Iterable[RowId]) -> str | 
 
 def _damaged(path: ShardPath, what: str) -> DamagedFileError:
     return DamagedFileError(
-        f"{path.data}: {what}", hint=f"`{path.command} --overwrite` makes the shard anew; `igrpo verify` checks all"
+        f"{path.data}: {what}",
+        hint=f"`{path.anew}` makes the shard anew; `{command_line(path.root, 'verify')}` checks all",
     )

@@ -102,14 +102,8 @@ def open_input(path: ShardPath) -> Manifest:
     if damage is None and sha256_file(path.data) != manifest.data.sha256:
         damage = f"{path.data} is damaged: its SHA-256 is not the one in {path.manifest.name}"
     if damage is not None:
-        raise DamagedFileError(damage, hint=f"`{command_anew(path)}` makes it anew")
+        raise DamagedFileError(damage, hint=f"`{path.anew}` makes it anew")
     return manifest
-
-
-def command_anew(path: ShardPath) -> str:
-    """What to type to make a shard again that is there already; `init` mends the problems of a run by itself."""
-    is_of_init = path.stage == "problems" and path.data.parent == path.root
-    return path.command if is_of_init else f"{path.command} --overwrite"
 
 
 def inputs_on_disk(*paths: ShardPath) -> tuple[FileHash, ...]:
@@ -130,7 +124,7 @@ def finished_manifest(path: ShardPath) -> Manifest:
     try:
         return read_manifest(path)
     except DamagedFileError as error:
-        error.hint = error.hint or f"`{command_anew(path)}` makes it anew"
+        error.hint = error.hint or f"`{path.anew}` makes it anew"
         raise
 
 
@@ -161,7 +155,7 @@ def write_manifest(path: ShardPath, manifest: Manifest) -> Manifest:
     if standing.data != manifest.data:
         raise ConflictError(
             f"{path.name} was finished by another task, with other rows",
-            hint=f"`{command_anew(path)}` makes it anew; without, what is there stands",
+            hint=f"`{path.anew}` makes it anew; without, what is there stands",
         )
     return standing
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_cli.errors import UsageError
-from igrpo_cli.shards.eval_names import eval_flags, eval_iteration, eval_name
+from igrpo_cli.shards.command_lines import making, making_anew
+from igrpo_cli.shards.eval_names import eval_iteration, eval_name
 
 SHARD_STAGES = ("draft", "select", "refine")
 PARTS, LOG = ".parts", "log"
@@ -51,15 +52,12 @@ class ShardPath:
     @property
     def command(self) -> str:
         """What to type to make it."""
-        if self.stage == "problems":
-            return "igrpo init" if self.data.parent == self.root else f"igrpo eval --bench {self.data.parent.name}"
-        if self.stage == "eval":
-            return f"igrpo eval {eval_flags(self.data.parent)} --shard {self.shard}"
-        if self.stage == "scores":
-            stage, name = self.data.parents[2].name, self.data.parent.name
-            return f"igrpo grade RUN --stage {stage} --iteration {self.iteration} --scores {name} --shard {self.shard}"
-        command = f"igrpo {self.stage} --iteration {self.iteration}"
-        return command if self.stage == "update" else f"{command} --shard {self.shard}"
+        return making(self)
+
+    @property
+    def anew(self) -> str:
+        """What to type to make it in place of what is there."""
+        return making_anew(self)
 
 
 @dataclass(frozen=True, slots=True)

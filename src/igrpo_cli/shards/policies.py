@@ -15,6 +15,7 @@ from typing import Any
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.seals import sealed, sha256_json
+from igrpo_cli.shards.command_lines import init_again
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.moving import move_directory
 from igrpo_cli.shards.publish import publish_json, sha256_files, withdraw_directory
@@ -156,8 +157,8 @@ def read_policy(run: RunDirectory, iteration: int) -> Policy:
     if (directory / POINTER).exists():
         return _read_pointer(run, directory / POINTER, iteration)
     if not (directory / MANIFEST).exists():
-        hint = "igrpo init" if iteration == 0 else f"igrpo update --iteration {iteration - 1}"
-        raise MissingInputError(f"policy {iteration} does not exist ({directory})", hint=hint)
+        made_by = init_again(run.root) if iteration == 0 else run.update(iteration - 1).shard.command
+        raise MissingInputError(f"policy {iteration} does not exist ({directory})", hint=made_by)
     return _read_manifest(directory, iteration)
 
 
@@ -288,4 +289,5 @@ def _read_record(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _remake(policy: Policy) -> str:
-    return f"igrpo update --iteration {policy.iteration - 1} --overwrite"
+    run = RunDirectory(policy.directory.parent.parent)
+    return run.update(policy.iteration - 1).shard.anew

@@ -28,7 +28,7 @@ def open_scores(scores: ShardPath, rollouts: ShardPath) -> Manifest:
     if not set(inputs_on_disk(rollouts)) <= set(manifest.identity.inputs):
         raise ConflictError(
             f"{scores.data} scores rows that are no longer there: {rollouts.name} was made anew",
-            hint=f"{scores.command} --overwrite, with the weights that it had",
+            hint=f"{scores.anew}, with the weights that it had",
         )
     return manifest
 

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.shards.finishing import command_anew
+from igrpo_cli.shards.command_lines import init_again
 from igrpo_cli.shards.hashed_directory import verify_directory
 from igrpo_cli.shards.layout import (
     SCORES,
@@ -115,8 +115,8 @@ class _Verifier:
         if iteration and self.run.update(iteration - 1).policy.is_dir():
             self.note(place, "is still in the update that made it: the next command moves it here")
         elif iteration in (0, needed):
-            hint = f"igrpo update --iteration {iteration - 1} --overwrite" if iteration else "igrpo init"
-            self.problem(place, "does not exist", hint)
+            made_by = self.run.update(iteration - 1).shard.anew if iteration else init_again(self.run.root)
+            self.problem(place, "does not exist", made_by)
         else:
             self.note(place, "was removed: the shards sampled from it cannot be made again")
 
@@ -134,7 +134,7 @@ class _Verifier:
             self.check_scores(iteration, stage, known)
         for directory in (update.optimizer, update.adapter):
             if directory.exists():
-                with self.guarded(directory, f"{update.shard.command} --overwrite"):
+                with self.guarded(directory, update.shard.anew):
                     verify_directory(directory)
                 self.on_hashed(sum(path.stat().st_size for path in directory.iterdir()))
         if update.directory.exists():
@@ -189,21 +189,20 @@ class _Verifier:
 
     def check_siblings(self, manifests: dict[ShardPath, Manifest]) -> None:
         for path, what in sibling_differences(manifests):
-            self.problem(path.manifest, what, f"{path.command} --overwrite")
+            self.problem(path.manifest, what, path.anew)
 
     def check_file(self, path: ShardPath, read: Callable[[Manifest], Iterator[str]]) -> Manifest | None:
         """Manifest, hashes and rows of one data file; None where later files cannot be compared with it."""
         self.report.num_checked += 1
         self.on_file(path.data)
-        anew = command_anew(path)
-        with self.guarded(path.manifest, anew):
+        with self.guarded(path.manifest, path.anew):
             manifest = read_manifest(path)
-            self.complain(path.manifest, self.check_made_from(path, manifest), anew)
+            self.complain(path.manifest, self.check_made_from(path, manifest), path.anew)
             if self.hash(path.relative) is None:
                 self.problem(path.data, "does not exist, though its manifest does", path.command)
             elif self.hash(path.relative) != manifest.data.sha256:
-                self.problem(path.data, f"is damaged: its SHA-256 is not the one in {path.manifest.name}", anew)
-            elif self.complain(path.data, read(manifest), anew):
+                self.problem(path.data, f"is damaged: its SHA-256 is not the one in {path.manifest.name}", path.anew)
+            elif self.complain(path.data, read(manifest), path.anew):
                 return manifest
         return None
 
