@@ -35,6 +35,18 @@ def test_a_folder_is_read_whole_but_never_across_splits(tmp_path: Path) -> None:
         load_problems(str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["b_test", "validation"])
+def test_a_file_to_test_on_is_not_read_with_files_of_no_split(tmp_path: Path, name: str) -> None:
+    write_lines(tmp_path / "a.jsonl", [GOOD])
+    write_lines(tmp_path / f"{name}.jsonl", [OTHER])
+    with pytest.raises(UsageError, match=r"beside files of no split, such as a\.jsonl"):
+        load_problems(str(tmp_path))
+    split = name.removeprefix("b_")
+    assert pairs(load_problems(str(tmp_path), split=split)) == [("2+2?", "4")]
+    (tmp_path / f"{name}.jsonl").rename(tmp_path / "train.jsonl")
+    assert len(load_problems(str(tmp_path)).problems) == 2
+
+
 def test_configs_are_subfolders_read_one_after_the_other(tmp_path: Path) -> None:
     for name, row in (("II", OTHER), ("I", GOOD), ("III", {"problem": "no", "answer": "0"})):
         (tmp_path / name).mkdir()

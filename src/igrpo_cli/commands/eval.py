@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.config import RunConfig
-from igrpo_cli.config.files import apply_overrides, check_config
+from igrpo_cli.config.files import apply_overrides, check_config, parse_override
 from igrpo_cli.console import Console
 from igrpo_cli.errors import UsageError
 from igrpo_cli.evaluation.results import EvalResults, read_results
@@ -96,7 +96,7 @@ def _check_benches(benches: Sequence[str]) -> None:
 @contextmanager
 def _session(request: EvalRequest, console: Console) -> Iterator[Session]:
     """The run's session, or one without a run for `--model`."""
-    sets = [*request.sets, *([f"eval.repeats={request.samples}"] if request.samples else [])]
+    sets = _with_samples(request)
     if request.model is None:
         with open_session(request.run, sets, console) as session:
             session.require_trackers()
@@ -109,6 +109,21 @@ def _session(request: EvalRequest, console: Console) -> Iterator[Session]:
         yield session
     finally:
         session.close()
+
+
+def _with_samples(request: EvalRequest) -> list[str]:
+    """The settings of the command line, `--samples` among them. Raises UsageError for two numbers of samples."""
+    sets = list(request.sets)
+    if request.samples is None:
+        return sets
+    for text in sets:
+        section, key, value = parse_override(text)
+        if (section, key) == ("eval", "repeats") and value != request.samples:
+            raise UsageError(
+                f"--samples {request.samples} and --set {text} are two values of one setting",
+                hint="leave out one of them",
+            )
+    return [*sets, f"eval.repeats={request.samples}"]
 
 
 def _config_of_model(model: str, sets: list[str]) -> RunConfig:
@@ -168,7 +183,8 @@ def _policy(session: Session, request: EvalRequest) -> tuple[Policy, str | int]:
     from igrpo_cli.engines.hub import fetch_model
     from igrpo_cli.problems.packaged import model_location
 
-    fetched = fetch_model(model_location(request.model), session.config.policy.revision)
+    section = session.config.policy
+    fetched = fetch_model(model_location(request.model), section.revision, trust_remote_code=section.trust_remote_code)
     files = describe_directory(fetched.directory)
     policy = Policy(policy_id(files), fetched.directory, 0, None, files, request.model, fetched.revision_commit)
     return policy, directory_name(request.model)

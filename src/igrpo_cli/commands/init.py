@@ -23,6 +23,7 @@ from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.prompts import bare_prompt
 from igrpo_cli.records import Problem
+from igrpo_cli.shards.command_lines import command_line
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.sealed_settings import require_sealed, sealed
 
@@ -75,8 +76,8 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     is_run = _is_this_run(run_directory, content)
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
-    model = fetch_model(model_location(config.policy.model), config.policy.revision)
-    data = config.data
+    data, policy = config.data, config.policy
+    model = fetch_model(model_location(policy.model), policy.revision, trust_remote_code=policy.trust_remote_code)
     loaded = load_problems(
         data.train,
         split=data.split,
@@ -88,13 +89,13 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
         skip_bad_rows=data.skip_bad_rows,
         revision=data.revision,
     )
-    tokenizer = PolicyTokenizer(model.directory, trust_remote_code=config.policy.trust_remote_code)
+    tokenizer = PolicyTokenizer(model.directory, trust_remote_code=policy.trust_remote_code)
     problems = _short_enough(loaded.problems, config, tokenizer)
     place = model.directory.absolute()
-    policy = write_pointer(run_directory, config.policy.model, model.revision_commit, place, replace=not is_run)
+    pointed = write_pointer(run_directory, policy.model, model.revision_commit, place, replace=not is_run)
     standing = _sound_problems(run_directory) if is_run else None
     if standing is None:
-        _freeze(run_directory, config, loaded, problems, policy.id, overwrite=is_run)
+        _freeze(run_directory, config, loaded, problems, pointed.id, overwrite=is_run)
     elif standing != problems:
         console.note(f"{loaded.source} has changed since: the run keeps its {len(standing)} problems")
     publish_bytes(run_directory.run_toml, content)
@@ -150,7 +151,7 @@ def _is_this_run(run_directory: RunDirectory, content: bytes) -> bool:
         differing = [f"{name} {old!r} on disk, {new!r} now" for name, (old, new) in differing_values(*both).items()]
         raise ConflictError(
             f"{run_directory.root} is a run already, with other settings ({'; '.join(differing[:SHOWN_SETTINGS])})",
-            hint=f"go on with it (igrpo status {run_directory.root}), or name another directory",
+            hint=f"go on with it ({command_line(run_directory.root, 'status')}), or name another directory",
         )
     return True
 

@@ -83,7 +83,7 @@ def check_model_directory(directory: Path) -> None:
             _read_object(directory / name)
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        files = set(_read_object(index)["weight_map"].values())
+        files = _weight_files(index)
         if missing := sorted(name for name in files if not (directory / name).is_file()):
             raise MissingInputError(
                 f"{directory} lacks {len(missing)} of {len(files)} weight files, {missing[0]} first",
@@ -101,6 +101,13 @@ def read_text_config(directory: Path, trust_remote_code: bool) -> Any:
 
     config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
     return config.get_text_config()
+
+
+def _weight_files(index: Path) -> set[str]:
+    table = _read_object(index).get("weight_map")
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise DamagedFileError(f"{index} has no weight_map from tensors to files", hint=_GET_AGAIN)
+    return set(table.values())
 
 
 def _read_object(path: Path) -> dict[str, Any]:

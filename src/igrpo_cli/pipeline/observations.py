@@ -16,7 +16,6 @@ from igrpo_cli.errors import ConflictError
 from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups, require_whole
 from igrpo_cli.records import Rollout, Selection, TrainingGroup
 from igrpo_cli.session import Session
-from igrpo_cli.shards.command_lines import command_line
 from igrpo_cli.shards.finishing import open_input
 from igrpo_cli.shards.layout import ShardPath
 from igrpo_cli.shards.manifest import Manifest

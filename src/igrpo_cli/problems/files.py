@@ -22,8 +22,8 @@ BOM = b"\xef\xbb\xbf"
 def problem_files(location: Path, split: str | None = None, configs: tuple[str, ...] = ()) -> list[Path]:
     """The files of `location`, sorted: itself, or all in the folder (below `configs`, of `split`).
 
-    Raises `UsageError` where a folder holds several splits and none is named: reading them together
-    would train on test problems.
+    Raises `UsageError` where a folder holds several splits, or one to test on beside files that name none,
+    and no split is named: reading them together would train on test problems.
     """
     if not location.is_dir():
         _check_file(location, split, configs)
@@ -40,6 +40,12 @@ def problem_files(location: Path, split: str | None = None, configs: tuple[str, 
         raise UsageError(
             f"{location} holds the splits {', '.join(splits)}",
             hint=f"name one of its files, or the split: --set data.split={splits[0]}",
+        )
+    unnamed = [path for path in files if split_of(path) is None]
+    if unnamed and splits and splits != ["train"]:
+        raise UsageError(
+            f"{location} holds the split {splits[0]} beside files of no split, such as {unnamed[0].name}",
+            hint=f"name one of its files, call those train-…, or take the split: --set data.split={splits[0]}",
         )
     return files
 
@@ -91,7 +97,8 @@ def _sha256(path: Path) -> str:
 
 def _check_file(path: Path, split: str | None, configs: tuple[str, ...]) -> None:
     if not path.is_file():
-        raise MissingInputError(f"{path} does not exist")
+        what = "is neither a file nor a folder" if path.exists() else "does not exist"
+        raise MissingInputError(f"{path} {what}", hint=f"name a file ({', '.join(SUFFIXES)}), or a folder of them")
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path} is none of {', '.join(SUFFIXES)}", hint="export the problems as JSON lines")
     if split is not None or configs:
