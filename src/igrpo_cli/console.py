@@ -42,7 +42,7 @@ class Console:
             # A terminal would obey characters that change its direction or state, and another encoding lacks some:
             # escapes leave the object the same.
             needs_escapes = sys.stdout.isatty() or (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
-            print(json.dumps(_finite(payload), ensure_ascii=needs_escapes), flush=True)
+            print(json.dumps(finite(payload), ensure_ascii=needs_escapes), flush=True)
         else:
             print(text, flush=True)
 
@@ -147,12 +147,12 @@ def _cell(value: object) -> str:
     return "–" if value is None else printable(str(value)).replace("\n", " ")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """JSON has no NaN: it becomes null."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value

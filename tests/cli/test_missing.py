@@ -59,10 +59,10 @@ def test_json_is_the_usual_object_and_the_missing_shards(some_shards, finished_r
     ("arguments", "message", "hint"),
     [
         (["--missing", "drafts"], "has no stage 'drafts'", "its stages: draft, select, refine, update"),
-        (["--missing", "eval"], "eval needs a benchmark", "igrpo status --missing eval --bench aime24"),
-        (["--bench", "x"], "--bench goes with --missing eval", "igrpo status --missing eval --bench x"),
-        (["--missing", "draft", "--iteration", "2"], "iteration 2 does not exist: the run has 2", "igrpo status"),
-        (["--missing", "eval", "--bench", "x", "--iteration", "3"], "policy 3 does not exist", "igrpo status"),
+        (["--missing", "eval"], "eval needs a benchmark", "igrpo status {} --missing eval --bench aime24"),
+        (["--bench", "x"], "--bench goes with --missing eval", "igrpo status {} --missing eval --bench x"),
+        (["--missing", "draft", "--iteration", "2"], "iteration 2 does not exist: the run has 2", "igrpo status {}"),
+        (["--missing", "eval", "--bench", "x", "--iteration", "3"], "policy 3 does not exist", "igrpo status {}"),
     ],
 )
 def test_what_cannot_be_missing_is_a_usage_error(some_shards, arguments, message, hint):
@@ -70,7 +70,17 @@ def test_what_cannot_be_missing_is_a_usage_error(some_shards, arguments, message
     assert (result.code, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ")
     assert message in result.stderr
-    assert f"hint: {hint}" in result.stderr
+    assert f"hint: {hint.format(some_shards)}" in result.stderr
+
+
+def test_a_benchmark_that_nothing_is_called_misses_no_shards(some_shards, tmp_path):
+    command = ("status", some_shards, "--missing", "eval", "--bench")
+    result = igrpo(*command, "arithmetik")
+    assert (result.code, result.stdout) == (3, "")
+    assert "hint: there are arithmetic" in result.stderr
+    assert igrpo(*command, "gsm8k").stdout == "0-15\n"
+    (tmp_path / "mine.jsonl").touch()
+    assert igrpo(*command, "mine", "--bench-dir", tmp_path).stdout == "0-15\n"
 
 
 def test_a_plain_grpo_run_misses_no_refinements_but_has_none(tmp_path):

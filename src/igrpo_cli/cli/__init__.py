@@ -15,6 +15,7 @@ from igrpo_cli.cli.evaluation import evaluate
 from igrpo_cli.cli.exit_codes import Commands, exit_code
 from igrpo_cli.cli.flags import (
     Bench,
+    BenchDir,
     ConfigFile,
     DryRun,
     Endpoints,
@@ -42,7 +43,8 @@ from igrpo_cli.cli.inspection import diff, log, report, show, sql
 app = typer.Typer(
     name="igrpo",
     cls=Commands,
-    help="iGRPO as files: draft, select, refine and update, each a command that reads and writes Parquet shards.",
+    help="iGRPO as files: draft, select, refine and update, each a command that reads and writes Parquet shards.\n\n"
+    "Example: igrpo quickstart runs/quick",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -182,6 +184,7 @@ def status(
     run: Run = HERE,
     missing: Missing = None,
     bench: Bench = "",
+    bench_dir: BenchDir = None,
     iteration: Iteration = None,
     watch: Watch = False,
     every: Every = 2.0,
@@ -195,7 +198,7 @@ def status(
     """
     from igrpo_cli.commands import status as command
 
-    asked = command.Asked(iteration, missing, bench, every if watch else None)
+    asked = command.Asked(iteration, missing, bench, bench_dir, every if watch else None)
     return command.run(run, asked, _console(as_json, quiet, verbose))
 
 

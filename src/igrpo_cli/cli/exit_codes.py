@@ -73,7 +73,7 @@ def exit_code(app: typer.Typer, arguments: list[str]) -> int:
         )
         return EXIT_FAILED
     except USAGE_ERROR as error:
-        return _usage_error(error)
+        return _usage_error(error, app, arguments)
 
 
 def _refuse_what_is_no_text(arguments: list[str]) -> None:
@@ -85,11 +85,17 @@ def _refuse_what_is_no_text(arguments: list[str]) -> None:
             raise UsageError(f"{argument} is not UTF-8", hint="rename it") from None
 
 
-def _usage_error(error: Any) -> int:
+def _usage_error(error: Any, app: typer.Typer, arguments: list[str]) -> int:
     """Unknown flags and bad values in our own shape, with the nearest flag that click proposes."""
     if error.__class__.__name__ == "NoArgsIsHelpError":
         print(error.format_message())
         return EXIT_USAGE
-    path = error.ctx.command_path if getattr(error, "ctx", None) else "igrpo"
+    path = error.ctx.command_path if getattr(error, "ctx", None) else _command_typed(app, arguments)
     print_error(IgrpoError(error.format_message().rstrip("."), hint=f"{path} --help"))
     return EXIT_USAGE
+
+
+def _command_typed(app: typer.Typer, arguments: list[str]) -> str:
+    """The command as far as it is known to exist, for errors that do not say where they come from."""
+    names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    return f"igrpo {arguments[0]}" if arguments and arguments[0] in names else "igrpo"

@@ -12,13 +12,15 @@ from itertools import islice
 from pathlib import Path
 
 from igrpo_cli.config.files import apply_overrides, check_config
-from igrpo_cli.console import Console
+from igrpo_cli.console import Console, finite
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.pipeline.score_sets import SCORED_STAGES, grade_stage, name_of_weights, parse_weights
 from igrpo_cli.rewards.workers import GradingLimits, GradingPool
 from igrpo_cli.session import StageRequest, open_session
+from igrpo_cli.shards.command_lines import typed
 
 ROWS_PER_BATCH = 256
+A_ROW = '{"gold": "42", "answer": "\\\\boxed{42}"}'
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def _grade_run(path: Path, request: GradeRequest, sets: list[str], console: Cons
     if request.stage not in SCORED_STAGES:
         raise UsageError(
             f"grading a run needs the stage: --stage {' or '.join(SCORED_STAGES)}",
-            hint=f"igrpo grade {path} --stage draft --reward accuracy",
+            hint=f"igrpo grade {typed(path)} --stage draft --reward accuracy",
         )
     if request.rewards:
         weights = ", ".join(f"{name} = {weight}" for name, weight in parse_weights(request.rewards).items())
@@ -87,9 +89,11 @@ def _grade_file(path: Path, sets: list[str], console: Console) -> None:
                     "extracted_answer": grade.extracted_answer,
                     "seconds": round(grade.seconds, 4),
                 }
-                print(json.dumps(result))
+                print(json.dumps(finite(result)))
             if progress is not None:
                 progress.advance(len(batch), rows=len(batch))
+    if not counts:
+        raise MissingInputError(f"{path} has no rows", hint=f"a line for each: {A_ROW}")
     console.note(", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items())))
 
 
@@ -112,9 +116,9 @@ def _parsed(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[object, str, s
             answer, gold = row["answer"], row["gold"]
             if not (isinstance(answer, str) and isinstance(gold, str)):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise IgrpoError(
                 f"{path} row {number} is not a JSON object with the texts `gold` and `answer`",
-                hint='{"gold": "42", "answer": "\\\\boxed{42}"}',
+                hint=A_ROW,
             ) from None
         yield row.get("id"), answer, gold

@@ -13,6 +13,7 @@ from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, UsageError
 from igrpo_cli.inspection.shard_states import missing_shards
 from igrpo_cli.pipeline.run_status import RunStatus, paths_of_stage
 from igrpo_cli.session import Session, open_session
+from igrpo_cli.shards.command_lines import command_line
 from igrpo_cli.shards.layout import ShardPath, bench_name, format_shards
 from igrpo_cli.shards.policy_lineage import newest_policy
 
@@ -27,6 +28,7 @@ class Asked:
     missing: str | None
     """The stage whose missing shards are printed, and nothing else."""
     bench: str
+    bench_dir: Path | None
     every: float | None
     """Seconds between two looks, to watch the run; None for a single look."""
 
@@ -34,9 +36,14 @@ class Asked:
 def run(path: Path, asked: Asked, console: Console) -> int:
     """Print the state of a run, or only the missing shards of a stage; returns the exit code."""
     if asked.bench and asked.missing != "eval":
-        raise UsageError("--bench goes with --missing eval", hint=f"igrpo status --missing eval --bench {asked.bench}")
+        raise UsageError(
+            "--bench goes with --missing eval",
+            hint=command_line(path, "status", f"--missing eval --bench {asked.bench}"),
+        )
     if asked.every is not None and asked.missing is not None:
-        raise UsageError("--watch shows all stages, --missing the shards of one", hint="igrpo status --watch")
+        raise UsageError(
+            "--watch shows all stages, --missing the shards of one", hint=command_line(path, "status", "--watch")
+        )
     with open_session(path, [], console, only_looks=True) as session:
         status = RunStatus(session, path)
         if asked.every is not None:
@@ -50,7 +57,7 @@ def run(path: Path, asked: Asked, console: Console) -> int:
 
 
 def _print_missing(session: Session, status: RunStatus, stage: str, asked: Asked) -> None:
-    shards = format_shards(missing_shards(_paths_asked_for(session, stage, asked.bench, asked.iteration)))
+    shards = format_shards(missing_shards(_paths_asked_for(session, stage, asked)))
     if session.console.as_json:
         payload = status.read(None if stage == "eval" else asked.iteration)
         session.console.data(payload | {"missing": shards}, "")
@@ -79,25 +86,40 @@ def _watch(status: RunStatus, iteration: int | None, seconds: float, console: Co
     return EXIT_CTRL_C
 
 
-def _paths_asked_for(session: Session, stage: str, bench: str, iteration: int | None) -> tuple[ShardPath, ...]:
+def _paths_asked_for(session: Session, stage: str, asked: Asked) -> tuple[ShardPath, ...]:
     """The shards that `--missing` speaks of; for eval the iteration is that of the policy, by default the newest."""
     if stage == "eval":
-        return _eval_paths(session, bench, iteration)
+        return _eval_paths(session, asked)
     stages = session.config.stages()
     if stage not in stages:
         raise UsageError(
             f'run.method = "{session.config.run.method}" has no stage {stage!r}',
             hint=f"its stages: {', '.join(stages)}; an evaluation: --missing eval --bench aime24",
         )
-    return paths_of_stage(session, session.iteration_or_current(iteration), stage)
+    return paths_of_stage(session, session.iteration_or_current(asked.iteration), stage)
 
 
-def _eval_paths(session: Session, bench: str, iteration: int | None) -> tuple[ShardPath, ...]:
-    if not bench:
-        raise UsageError("eval needs a benchmark", hint="igrpo status --missing eval --bench aime24")
+def _eval_paths(session: Session, asked: Asked) -> tuple[ShardPath, ...]:
+    name, iteration = bench_name(asked.bench), asked.iteration
+    if not asked.bench:
+        raise UsageError(
+            "eval needs a benchmark", hint=command_line(session.run.root, "status", "--missing eval --bench aime24")
+        )
     last = session.num_iterations()
     if iteration is not None and iteration > last:
-        raise UsageError(f"policy {iteration} does not exist: the last one of the run is {last}", hint="igrpo status")
+        raise UsageError(
+            f"policy {iteration} does not exist: the last one of the run is {last}",
+            hint=command_line(session.run.root, "status"),
+        )
     policy = newest_policy(session.run) if iteration is None else iteration
+    if not session.run.eval_problems(name).data.parent.is_dir():
+        _check_bench(asked)
     num_shards = session.config.run.num_shards
-    return tuple(session.run.eval_shard(bench_name(bench), policy, shard, num_shards) for shard in range(num_shards))
+    return tuple(session.run.eval_shard(name, policy, shard, num_shards) for shard in range(num_shards))
+
+
+def _check_bench(asked: Asked) -> None:
+    """Nothing is there of it: of a name with a slip of the pen all shards would be missing for ever."""
+    from igrpo_cli.problems.sources import resolve_bench
+
+    resolve_bench(asked.bench, asked.bench_dir)

@@ -19,6 +19,7 @@ from igrpo_cli.errors import ConflictError, UsageError
 PRESETS = Path(__file__).parent / "presets"
 FIXED_SECTIONS = ("run", "data", "policy")
 """Fixed when a run is made: the shards, problems and policies on disk depend on them."""
+ALL_SETTINGS = "`igrpo init RUN --dry-run` prints the settings with their defaults"
 
 
 def preset_names() -> list[str]:
@@ -43,7 +44,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", hint="see https://toml.io for the format") from None
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="name a TOML file that you may read") from None
 
 
 def parse_override(text: str) -> tuple[str, str, Any]:
@@ -95,7 +96,7 @@ def check_config(settings: Mapping[str, Any], origin: str) -> RunConfig:
     try:
         return RunConfig.model_validate(dict(settings))
     except ValidationError as error:
-        raise UsageError(*_explain(error, origin)) from None
+        raise UsageError(_explain(error, origin), hint=ALL_SETTINGS) from None
 
 
 def write_config(config: RunConfig) -> bytes:
@@ -104,7 +105,7 @@ def write_config(config: RunConfig) -> bytes:
     return tomli_w.dumps(values).encode()
 
 
-def _explain(error: ValidationError, origin: str) -> tuple[str]:
+def _explain(error: ValidationError, origin: str) -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
@@ -116,7 +117,7 @@ def _explain(error: ValidationError, origin: str) -> tuple[str]:
             lines.append(f"{key} = {without_secrets(repr(item['input']))}: {item['msg'][:1].lower()}{item['msg'][1:]}")
         else:
             lines.append(item["msg"].removeprefix("Value error, "))
-    return (f"{origin}: " + "; ".join(lines),)
+    return f"{origin}: " + "; ".join(lines)
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

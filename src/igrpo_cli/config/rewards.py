@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
@@ -27,10 +27,10 @@ class RewardSection(Section):
     One without a weight is not called."""
     overlong_cache: PositiveInt | None = None
     """Last tokens before `max_completion_length` over which the part `overlong` falls from 0 to -1."""
-    cpu_seconds: Positive = 5.0
-    """CPU time that the grader may spend on one completion; more is recorded as `ungraded`."""
-    memory_mb: PositiveInt = 2048
-    """Memory of a grading worker."""
+    cpu_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 5.0
+    """CPU time that the grader may spend on one completion, at most a day; more is recorded as `ungraded`."""
+    memory_mb: Annotated[int, Field(ge=1, le=2**24)] = 2048
+    """Memory of a grading worker, at most 16 TiB."""
     max_ungraded_share: Share = 0.02
     """A stage whose share of ungraded completions is higher fails."""
     num_workers: PositiveInt = 2

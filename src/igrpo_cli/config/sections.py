@@ -14,6 +14,8 @@ from igrpo_cli.algo.objectives import PUBLISHED, LossType, ScaleRewards, clip_ep
 from igrpo_cli.endpoints import WITHOUT_SECRETS, secret_in
 
 PositiveInt = Annotated[int, Field(ge=1)]
+Samples = Annotated[int, Field(ge=1, le=2**15 - 1)]
+"""Completions of one problem: shards number them in 16 bits."""
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -112,8 +114,8 @@ class PromptsSection(Section):
 class GenerationSection(Section):
     """How the completions of one stage are sampled."""
 
-    num_generations: PositiveInt = 4
-    """Completions of a problem: the N of drafts, the G of refinements."""
+    num_generations: Samples = 4
+    """Completions of a problem, at most 32,767: the N of drafts, the G of refinements."""
     temperature: NonNegative = 1.0
     """0 is greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -270,8 +272,8 @@ class EvalSection(Section):
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"selection"})
     """On bare problems; a conditioned evaluation reads it besides (see `config.STAGE_READS`)."""
 
-    repeats: PositiveInt | None = None
-    """Samples per problem; unset means the benchmark's own number (64 for AIME, else 8)."""
+    repeats: Samples | None = None
+    """Samples per problem, at most 32,767; unset means the benchmark's own number (64 for AIME, else 8)."""
     temperature: NonNegative = 0.6
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
     top_k: Natural = 0

@@ -21,6 +21,8 @@ NO_HUB_HINT = (
     "or read the Hub: pip install 'igrpo-cli[hub]'"
 )
 
+TRAINING_HINT = "--set data.train=PATH of a JSONL or Parquet file, or of a folder of them"
+
 
 def resolve_bench(name_or_path: str, bench_dir: Path | None = None) -> ProblemSource:
     """Where the benchmark `name_or_path` lies; the first of these that exists:
@@ -58,7 +60,7 @@ def _resolve(name: str, table: Mapping[str, NamedSet], folder: Path | None, use:
     if named is not None:
         return named.source
     if Path(name).suffix in SUFFIXES or not HUB_ID.fullmatch(name):
-        raise _unknown(name, table, folder)
+        raise _unknown(name, table, folder, use)
     return ProblemSource(name)
 
 
@@ -70,7 +72,8 @@ def _local(path: Path, use: Use) -> ProblemSource:
 
 def _below(folder: Path, name: str, use: Use) -> Path | None:
     if not folder.is_dir():
-        raise MissingInputError(f"the folder {folder} does not exist")
+        what = f"{folder} is no folder" if folder.exists() else f"the folder {folder} does not exist"
+        raise MissingInputError(what, hint="name the folder that holds the files of the benchmarks")
     if not name or Path(name).name != name:
         return None
     stems = (name, f"{name}_{use}")
@@ -82,9 +85,9 @@ def _by_hub_id(name: str, table: Mapping[str, NamedSet]) -> NamedSet | None:
     return next((named for named in table.values() if named.source.location == name), None)
 
 
-def _unknown(name: str, table: Mapping[str, NamedSet], folder: Path | None) -> MissingInputError:
+def _unknown(name: str, table: Mapping[str, NamedSet], folder: Path | None, use: Use) -> MissingInputError:
     if Path(name).suffix in SUFFIXES or name != Path(name).name:
-        return MissingInputError(f"{name} does not exist", hint=NO_HUB_HINT)
+        return MissingInputError(f"{name} does not exist", hint=NO_HUB_HINT if use == "test" else TRAINING_HINT)
     local = [path.stem for path in folder.iterdir()] if folder is not None else []
     known = sorted({*table, *PACKAGED_SETS, *local})
     near = difflib.get_close_matches(name, known, n=3) or known

@@ -1,0 +1,32 @@
+"""Files for `igrpo grade` that are not what it expects."""
+
+from __future__ import annotations
+
+import json
+
+from command_line import igrpo
+
+ROW = '"gold": "42", "answer": "42"'
+
+
+def grade(tmp_path, text):
+    (tmp_path / "rows.jsonl").write_text(text)
+    return igrpo("grade", tmp_path / "rows.jsonl", "--set", "reward.num_workers=1")
+
+
+def test_brackets_without_end_are_no_row(tmp_path):
+    result = grade(tmp_path, "[" * 200_000)
+    assert result.code == 1
+    assert "row 1 is not a JSON object" in result.stderr
+
+
+def test_what_is_printed_is_json_whatever_the_id(tmp_path):
+    result = grade(tmp_path, f'{{"id": NaN, {ROW}}}\n{{"id": [1e999, 7], {ROW}}}\n')
+    lines = [json.loads(line, parse_constant=lambda name: name) for line in result.stdout.splitlines()]
+    assert [line["id"] for line in lines] == [None, [None, 7]]
+
+
+def test_a_file_without_rows_is_no_success(tmp_path):
+    result = grade(tmp_path, "\n")
+    assert (result.code, result.stdout) == (3, "")
+    assert "has no rows" in result.stderr
