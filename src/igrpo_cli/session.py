@@ -95,6 +95,8 @@ class Session:
         self._problems: list[Problem] | None = None
         self._chosen: dict[int, list[Problem]] = {}
         self._trackers: TrackersBeside | None = None
+        self._in_line: set[str] = set()
+        """Policies whose forebears are known to be those on disk."""
         self.warm_trainer: tuple[str, PolicyTrainer] | None = None
         """The trainer as the last update of this process left it, and the id of the policy that it published."""
         limit_cpu_threads(config.run.cpu_threads)
@@ -104,7 +106,8 @@ class Session:
         if iteration > 0:
             settle_update(self.run, iteration - 1)
         policy = read_policy(self.run, iteration)
-        require_lineage(self.run, policy)
+        require_lineage(self.run, policy, self._in_line)
+        self._in_line.add(policy.id)
         return policy
 
     def engine(self, policy: Policy) -> Engine:

@@ -135,6 +135,15 @@ def test_a_dry_run_plans_each_benchmark_and_writes_nothing(run):
     assert sorted(run.rglob("*")) == before
 
 
+def test_a_plan_needs_neither_run_nor_model(paper_folder, tmp_path):
+    (tmp_path / "nowhere").mkdir()
+    request = ["eval", "--bench", "aime24", "--bench-dir", paper_folder]
+    plan = igrpo(*request, "--dry-run", "--json", cwd=tmp_path / "nowhere").json
+    assert (plan["problems"], plan["plan"]["completions"], plan["model"]) == (2, 2 * 64, None)
+    assert igrpo(*request, cwd=tmp_path / "nowhere").code == 3
+    assert list((tmp_path / "nowhere").iterdir()) == []
+
+
 def test_a_benchmark_that_does_not_exist_is_told_before_any_is_sampled(run):
     result = igrpo("eval", run, "--bench", "arithmetic", "--bench", "aime42", *ASKED)
     assert result.code == 3

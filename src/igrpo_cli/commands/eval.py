@@ -24,6 +24,10 @@ from igrpo_cli.shards.policies import Policy, describe_directory, policy_id
 from igrpo_cli.shards.policy_lineage import newest_policy
 
 
+UNDECIDED = Policy("", Path(), 0)
+"""Stands for the policy in the plan of an evaluation that names no model, outside any run."""
+
+
 @dataclass(frozen=True)
 class EvalRequest:
     """What the command line asked for."""
@@ -95,20 +99,27 @@ def _check_benches(benches: Sequence[str]) -> None:
 
 @contextmanager
 def _session(request: EvalRequest, console: Console) -> Iterator[Session]:
-    """The run's session, or one without a run for `--model`."""
+    """The run's session, or one without a run for `--model`, and for a plan that needs neither."""
     sets = _with_samples(request)
-    if request.model is None:
+    if request.model is None and not _is_plan_alone(request):
         with open_session(request.run, sets, console) as session:
             session.require_trackers()
             yield session
         return
     if request.run != Path():
         raise UsageError("eval takes a run or --model, not both", hint="igrpo eval --model M --bench aime24")
-    session = Session(RunDirectory(request.output or Path()), _config_of_model(request.model, sets), console)
+    config = _config_of_model(request.model or "MODEL", sets)
+    session = Session(RunDirectory(request.output or Path()), config, console)
     try:
         yield session
     finally:
         session.close()
+
+
+def _is_plan_alone(request: EvalRequest) -> bool:
+    """Whether only a plan is asked for, outside any run: how much a benchmark is does not depend on the model."""
+    no_run = request.run == Path() and not RunDirectory(request.run).run_toml.exists()
+    return request.dry_run and request.model is None and request.iteration is None and no_run
 
 
 def _with_samples(request: EvalRequest) -> list[str]:
@@ -175,6 +186,8 @@ def _problems(session: Session, request: EvalRequest, bench: str) -> list[Proble
 
 
 def _policy(session: Session, request: EvalRequest) -> tuple[Policy, str | int]:
+    if _is_plan_alone(request):
+        return UNDECIDED, "MODEL"
     if request.model is None:
         if request.iteration is not None:
             return session.policy(request.iteration), request.iteration
@@ -257,7 +270,7 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
         "bench": evaluation.bench,
         "problems": len(evaluation.problems),
         "samples": evaluation.samples,
-        "model": {"name": name, "policy": policy.id, "revision": policy.revision},
+        "model": None if policy is UNDECIDED else {"name": name, "policy": policy.id, "revision": policy.revision},
     }
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from igrpo_cli.errors import ConflictError, MissingInputError
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.policies import Policy, read_policy
 
 
-def require_lineage(run: RunDirectory, policy: Policy) -> None:
+def require_lineage(run: RunDirectory, policy: Policy, known: Collection[str] = ()) -> None:
     """Raises ConflictError where one of the policies that `policy` comes from was made anew since.
 
-    Those that were removed to save room are passed over.
+    Those that were removed to save room are passed over. Of those whose ids are `known` no more is asked: a long run
+    would read all policies again for each of its stages.
     """
     after: Policy | None = policy
     for iteration in reversed(range(policy.iteration)):
+        if after is not None and after.id in known:
+            return
         try:
             before = read_policy(run, iteration)
         except MissingInputError:
