@@ -23,7 +23,6 @@ from igrpo_cli.shards.layout import RunDirectory, bench_name, directory_name
 from igrpo_cli.shards.policies import Policy, describe_directory, policy_id
 from igrpo_cli.shards.policy_lineage import newest_policy
 
-
 UNDECIDED = Policy("", Path(), 0)
 """Stands for the policy in the plan of an evaluation that names no model, outside any run."""
 
