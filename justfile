@@ -91,7 +91,7 @@ bench-report *args:
 faults *args:
     {{ python }} tests/faults/table.py {{ args }}
 
-# `igrpo run` killed every 20 to 60 seconds for so many minutes, beside an undisturbed twin: the bytes must be the same.
+# `igrpo run` killed every 20 to 60 seconds for so many minutes; then a twin does as much undisturbed: the bytes must be the same.
 killed-run minutes="30":
     {{ python }} tests/faults/killed_run.py {{ minutes }}
 

@@ -32,7 +32,7 @@ TIMED = {
     "igrpo_cli.engines.vllm.VllmEngine.step": "sampling",
     "igrpo_cli.engines.vllm.VllmEngine.load_policy": "load policy",
     "igrpo_cli.training.step.PolicyTrainer.step": "gradient",
-    "igrpo_cli.commands.update._restore": "restore trainer",
+    "igrpo_cli.pipeline.update_trainer.trainer_of": "restore trainer",
     "igrpo_cli.pipeline.update_files.stage_trainer": "write policy",
     "igrpo_cli.pipeline.update_files.record_policy": "write policy",
     "igrpo_cli.pipeline.update_files.publish_update": "write policy",

@@ -34,6 +34,14 @@ class CtrlC(IgrpoError):
         super().__init__("interrupted by Ctrl-C", hint="run the same command again, it goes on")
 
 
+class Stopped(KeyboardInterrupt):
+    """A Ctrl-C while a command works.
+
+    Of a bare KeyboardInterrupt that leaves text being executed, as dataclasses do while they are imported, Python keeps
+    a note, and for it kills the process at its end by SIGINT, though the interrupt was dealt with.
+    """
+
+
 def end_when_told() -> None:
     """From now on a signal ends the process with its exit code and what to type next: no command has begun."""
     for each in (*REQUEUE_SIGNALS, signal.SIGINT):
@@ -93,7 +101,7 @@ class _Stop:
             self._first = number
             signal.signal(signal.SIGALRM, self)
             signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_CLEAN_UP)
-            self.raised = KeyboardInterrupt() if number == signal.SIGINT else _error_of(number)
+            self.raised = Stopped() if number == signal.SIGINT else _error_of(number)
             raise self.raised
         if number not in REQUEUE_SIGNALS:
             _end_at_once(self._first, frame)

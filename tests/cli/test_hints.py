@@ -55,11 +55,8 @@ def test_a_damaged_problems_file_can_be_made_again_as_the_hint_says(finished_run
     result = igrpo("verify", run, cwd=tmp_path)
     assert result.code == 1
     hint = result.stderr.splitlines()[-1].removeprefix("hint: ")
-    assert hint.startswith(f"rm '{data}' ")
-    removed, command = hint.split("; ")
-    for name in shlex.split(removed)[1:]:
-        tmp_path.joinpath(name).unlink()
-    assert igrpo(*shlex.split(command)[1:]).code == 0
+    assert hint.startswith(f"igrpo init '{run}' --config ")
+    assert igrpo(*shlex.split(hint)[1:]).code == 0
     assert data.read_bytes() == before
 
 

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from command_line import ONE_THREAD, Result, igrpo, make_run
+from igrpo_cli.shards.policies import write_policy_manifest
 
 SHARDS = 4
 NEW_YEAR = 1_767_225_600
@@ -147,9 +148,7 @@ def test_a_damaged_run_toml_is_an_error_in_words(run, content):
 
 
 def test_a_policy_that_was_replaced_breaks_the_chain(run):
-    manifest = run / "policies/0001/manifest.json"
-    facts = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(facts | {"made_from": "sha256:" + "0" * 64}))
+    write_policy_manifest(run / "policies/0001", 1, "sha256:" + "0" * 64)
     assert status_of(run)["faults"] == [f"{run}/policies/0001 was not made from policy 0"]
 
 

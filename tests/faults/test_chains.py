@@ -12,6 +12,7 @@ from command_line import files_below, igrpo, sets
 from igrpo_cli.pipeline import update_trainer
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.policies import write_policy_manifest
+from igrpo_cli.shards.sealed_settings import sealed
 from igrpo_cli.shards.temporaries import temporary_name
 
 EVAL = ("--bench", "arithmetic", "--samples", 1, *sets("eval.limit=2", "eval.max_gen_toks=8"))
@@ -20,6 +21,12 @@ EVAL = ("--bench", "arithmetic", "--samples", 1, *sets("eval.limit=2", "eval.max
 @pytest.fixture
 def run(finished_run, tmp_path):
     return RunDirectory(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def go_on_to_three(run: RunDirectory) -> None:
+    """Settings of one more iteration, as if `init` had written them."""
+    settings = run.run_toml.read_bytes().partition(b"\n")[2]
+    run.run_toml.write_bytes(sealed(settings.replace(b"num_iterations = 2", b"num_iterations = 3")))
 
 
 def make_anew(run: RunDirectory, iteration: int) -> None:
@@ -33,7 +40,7 @@ def make_anew(run: RunDirectory, iteration: int) -> None:
 
 @pytest.mark.parametrize("command", [("draft", "--iteration", 2), ("update", "--iteration", 2), ("run",), ("eval",)])
 def test_a_policy_whose_forebear_was_made_anew_is_not_gone_on_from(run, command):
-    run.run_toml.write_text(run.run_toml.read_text().replace("num_iterations = 2", "num_iterations = 3"))
+    go_on_to_three(run)
     make_anew(run, 1)
     before = files_below(run.root)
     name, *options = command
@@ -41,12 +48,12 @@ def test_a_policy_whose_forebear_was_made_anew_is_not_gone_on_from(run, command)
     assert (result.code, result.stdout) == (4, "")
     assert str(run.policy(2)) in result.stderr
     assert str(run.policy(1)) in result.stderr
-    assert "hint: igrpo update --iteration 1 --overwrite" in result.stderr
+    assert f"hint: igrpo update {run.root} --iteration 1 --overwrite" in result.stderr
     assert {name: data for name, data in files_below(run.root).items() if not name.startswith("eval/")} == before
 
 
 def test_what_was_made_anew_further_back_is_seen_too(run):
-    run.run_toml.write_text(run.run_toml.read_text().replace("num_iterations = 2", "num_iterations = 3"))
+    go_on_to_three(run)
     made_from = json.loads((run.policy(2) / "manifest.json").read_text())["policy_id"]
     shutil.copytree(run.policy(2), run.policy(3))
     write_policy_manifest(run.policy(3), 3, made_from)
@@ -98,7 +105,10 @@ def test_the_optimiser_state_of_another_run_is_not_gone_on_from(two_left, tmp_pa
     result = igrpo("update", run.root, "--iteration", 1)
     assert (result.code, result.stdout) == (4, "")
     assert str(run.update(0).optimizer) in result.stderr
-    assert "hint: igrpo update --iteration 0 --overwrite makes policy and optimiser state anew" in result.stderr
+    assert (
+        f"hint: igrpo update {run.root} --iteration 0 --overwrite makes policy and optimiser state anew"
+        in result.stderr
+    )
     assert files_below(run.root) == before
     assert any("speaks of another iteration_0000/update/optimizer/manifest.json" in what for what in verify_says(run))
 
@@ -137,7 +147,7 @@ def test_what_a_kill_left_of_pruning_is_removed_by_the_next_update(run):
 
 def test_states_of_all_earlier_iterations_are_pruned(run):
     """Also those that a kill, or a setting that was another one then, has left further back."""
-    run.run_toml.write_text(run.run_toml.read_text().replace("num_iterations = 2", "num_iterations = 3"))
+    go_on_to_three(run)
     result = igrpo("run", run.root, *sets("update.keep_optimizer_states=1"))
     assert result.code == 0, result.stderr
     assert [run.update(iteration).optimizer.is_dir() for iteration in range(3)] == [False, False, True]

@@ -83,6 +83,13 @@ def change_file(shard: ShardPath, table: pa.Table) -> None:
     shard.manifest.write_text(json.dumps(facts))
 
 
+def let_come_from(shard: ShardPath, *inputs: ShardPath) -> None:
+    """Let the manifest of `shard` say that it was made from what `inputs` are now."""
+    manifest = read_manifest(shard)
+    identity = replace(manifest.identity, inputs=inputs_on_disk(*inputs))
+    publish_json(shard.manifest, manifest_json(replace(manifest, identity=identity)), replace=True)
+
+
 @pytest.mark.parametrize(("stage", "part"), [("draft", "data"), ("refine", "manifest")])
 def test_a_missing_shard(until, stage, part):
     run, shard = until(stage)
@@ -164,10 +171,7 @@ def test_drafts_that_lost_a_row_after_their_selection_are_not_trained_on(until):
     run, _ = until("refine")
     drafts = run.shard(1, "draft", 0, 1)
     change_rows(drafts, lambda rows: [row for row in rows if row.sample_id < 2])
-    selections = run.shard(1, "select", 0, 1)
-    manifest = read_manifest(selections)
-    from_these = replace(manifest.identity, inputs=inputs_on_disk(drafts))
-    publish_json(selections.manifest, manifest_json(replace(manifest, identity=from_these)), replace=True)
+    let_come_from(run.shard(1, "select", 0, 1), drafts)
     result = igrpo("update", run.root, "--iteration", 1)
     assert result.code == 1
     assert f"{drafts.data}: sample 2 of group 0 is missing" in result.stderr
@@ -243,7 +247,7 @@ def test_an_update_made_from_stale_shards_is_not_carried_on(until):
     result = igrpo("update", run.root, "--iteration", 1)
     assert result.code == 4
     assert made_from_another(run.shard(0, "select", 0, 1), run.shard(0, "draft", 0, 1)) in result.stderr
-    assert "hint: `igrpo select --iteration 0 --shard 0 --overwrite`" in result.stderr
+    assert f"hint: `igrpo select {run.root} --iteration 0 --shard 0 --overwrite`" in result.stderr
     assert not run.update(1).directory.exists()
 
 

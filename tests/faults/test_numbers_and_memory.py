@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from test_inputs_of_stages import change_file, change_rows
+from test_inputs_of_stages import change_file, change_rows, let_come_from
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
 from igrpo_cli.engines.decoding import Decoding
@@ -160,6 +160,8 @@ def test_a_reward_that_is_no_number_is_refused_by_name(run, stage):
     place = table.schema.get_field_index("reward")
     rewards = pa.array([math.nan, *table["reward"].to_pylist()[1:]], pa.float32())
     change_file(shard, table.set_column(place, table.schema.field(place), rewards))
+    if stage == "draft":
+        let_come_from(run.shard(0, "select", 0, 1), shard)
     before = files_below(run.root)
     result = igrpo("update", run.root)
     assert result.code == 1, result.stdout

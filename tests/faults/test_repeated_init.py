@@ -11,7 +11,7 @@ import pytest
 from command_line import igrpo, sets
 from igrpo_cli.problems.packaged import model_location
 from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.policies import read_policy
+from igrpo_cli.shards.policies import read_policy, write_pointer
 
 PACKAGED = model_location("tiny")
 
@@ -121,7 +121,7 @@ def test_a_model_that_moved_is_found_at_its_new_place(tmp_path, source):
     pointer = run / "policies/0000/pointer.json"
     value = json.loads(pointer.read_text())
     shutil.copytree(value["path"], moved)
-    pointer.write_text(pointer.read_text().replace(value["path"], str(moved)))
+    write_pointer(RunDirectory(run), value["model"], value["revision"], moved, replace=True)
     shutil.rmtree(moved)
     result = init(run, source)
     assert result.code == 0, result.stderr

@@ -22,6 +22,7 @@ from igrpo_cli.endpoints import without_secrets
 from igrpo_cli.engines.base import EngineSettings
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.problems.packaged import packaged_data
+from igrpo_cli.shards.sealed_settings import sealed
 from igrpo_cli.training.policy import load_policy
 
 PACKAGE = Path(__file__).parents[2] / "src" / "igrpo_cli"
@@ -166,9 +167,10 @@ def test_a_secret_in_a_url_is_refused_before_anything_is_written_and_not_repeate
 
 def test_a_secret_that_a_run_toml_holds_is_refused_by_every_command_and_not_repeated(tmp_path, fresh_run):
     run = Path(shutil.copytree(fresh_run, tmp_path / "run"))
-    toml = (run / "run.toml").read_text()
-    assert "endpoints = []" in toml
-    (run / "run.toml").write_text(toml.replace("endpoints = []", 'endpoints = ["http://bob:hunter2@localhost:1"]'))
+    settings = (run / "run.toml").read_bytes().partition(b"\n")[2]
+    assert b"endpoints = []" in settings
+    with_secret = settings.replace(b"endpoints = []", b'endpoints = ["http://bob:hunter2@localhost:1"]')
+    (run / "run.toml").write_bytes(sealed(with_secret))
     for command in ("draft", "status"):
         result = igrpo(command, run)
         assert result.code == 2

@@ -15,6 +15,7 @@ from command_line import TRACKIO_DIRECTORY, Result, igrpo, sets
 from igrpo_cli.loggers import trackers
 from igrpo_cli.records import Metric
 from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.shards.sealed_files import write_sent
 from igrpo_cli.shards.tables import read_records
 
 pytestmark = pytest.mark.skipif(
@@ -170,7 +171,7 @@ def test_what_was_sent_but_not_noted_is_sent_again_and_says_the_same(run, half_s
     log(half_sent, *trackers.NAMES)
     for tracker in ("trackio", "wandb"):
         note = half_sent / "log" / f"{tracker}.json"
-        note.write_text(json.dumps({**json.loads(note.read_text()), "sent": []}))
+        write_sent(note, json.loads(note.read_text())["run_id"], [], replace=True)
     assert log(half_sent, *trackers.NAMES).code == 0
     curves = read_all(half_sent)
     expected = recorded(run)["draft/reward_mean"]

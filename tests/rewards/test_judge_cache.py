@@ -38,9 +38,10 @@ print(json.dumps([scores, judge.num_calls, judge.num_cached]))
 
 
 def line(**fields):
-    """A line as it is written, with the hash of its fields."""
+    """A line as it is written, with the hash of its fields in the order of their names, without spaces."""
     record = GOOD | fields
-    return json.dumps({**record, "sha256": hashlib.sha256(json.dumps(record).encode()).hexdigest()})
+    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return json.dumps({**record, "sha256": hashlib.sha256(canonical.encode()).hexdigest()})
 
 
 def lines_in(directory):

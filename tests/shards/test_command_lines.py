@@ -27,5 +27,4 @@ def test_what_makes_anew_is_a_flag_that_the_command_has():
     here, run = RunDirectory(Path()), RunDirectory(Path("runs/first"))
     assert here.shard(0, "draft", 1, 2).anew == "igrpo draft --iteration 0 --shard 1 --overwrite"
     assert run.eval_problems("aime24").anew == "igrpo eval runs/first --bench aime24 --overwrite"
-    init = "igrpo init runs/first --config runs/first/run.toml"
-    assert run.problems().anew == f"rm runs/first/problems.parquet runs/first/problems.json; {init}"
+    assert run.problems().anew == "igrpo init runs/first --config runs/first/run.toml"

@@ -16,7 +16,7 @@ DRAFTS = "iteration_0000/draft/shard-00000-of-00001.parquet"
 
 def message(on_disk: Identity, now: Identity) -> tuple[str, str]:
     with pytest.raises(ConflictError) as caught:
-        require_same(on_disk, now, "igrpo draft --iteration 0 --shard 3")
+        require_same(on_disk, now, "igrpo draft --iteration 0 --shard 3 --overwrite")
     return caught.value.message, caught.value.hint or ""
 
 
@@ -99,7 +99,7 @@ def test_every_fact_counts(changes):
     assert len(identity_differences(base, other)) == 1
     assert base.sha256() != other.sha256()
     with pytest.raises(ConflictError):
-        require_same(base, other, "igrpo draft")
+        require_same(base, other, "igrpo draft --overwrite")
 
 
 def test_the_hash_does_not_drift():

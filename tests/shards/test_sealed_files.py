@@ -125,18 +125,19 @@ def test_a_policy_of_the_first_igrpo_has_no_hash_of_its_record(tmp_path, make, k
     assert read_policy(run, int(path.parent.name)).id == value["policy_id"]
 
 
-def test_of_the_judge_lines_without_a_hash_count_and_a_torn_last_one_is_no_damage(tmp_path):
+def test_a_torn_last_line_of_a_judge_is_no_damage_and_one_without_a_hash_is(tmp_path):
     run = RunDirectory(tmp_path)
     path = judgements_of(run)
-    old = {"key": "c" * 64, "score": 1.0, "prompt_tokens": 30, "completion_tokens": 7}
-    path.write_text(f"{json.dumps(old)}\n{path.read_text()}{json.dumps(old)[:30]}")
+    line = json.dumps({"key": "c" * 64, "score": 1.0, "prompt_tokens": 30, "completion_tokens": 7})
+    whole = path.read_text()
+    path.write_text(f"{whole}{line[:30]}")
     assert naming(run, path) == []
-    cache = JudgementCache(run.judgements)
-    assert cache.get("c" * 64) == JudgeScore(1.0)
-    assert (cache.num_calls, cache.num_damaged) == (3, 0)
-    path.write_text(path.read_text().replace("0.5", "0.7"))
+    path.write_text(f"{whole}{line}\n")
+    assert naming(run, path) != []
+    assert JudgementCache(run.judgements).get("c" * 64) is None
+    path.write_text(whole.replace("0.5", "0.7"))
     (problem,) = naming(run, path)
-    assert "line 2:" in problem.what
+    assert "line 1:" in problem.what
     assert JudgementCache(run.judgements).get("a" * 64) is None, "a score that may be another one is not used"
     assert JudgementCache(run.judgements).get("b" * 64) == JudgeScore(None, "n\u00f3 \u00ffverdict")
 

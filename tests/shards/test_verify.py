@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -21,9 +20,8 @@ from igrpo_cli.records import Problem
 from igrpo_cli.shards.finishing import inputs_on_disk
 from igrpo_cli.shards.manifest import read_manifest
 from igrpo_cli.shards.parts import PartStore
-from igrpo_cli.shards.policies import read_policy, settle_update
+from igrpo_cli.shards.policies import read_policy, settle_update, write_policy_manifest
 from igrpo_cli.shards.problem_file import count_problems, read_problems
-from igrpo_cli.shards.publish import publish_json
 from igrpo_cli.shards.schema import ROLLOUTS
 from igrpo_cli.shards.temporaries import temporary_name
 from igrpo_cli.shards.verify import verify_run
@@ -173,9 +171,7 @@ def test_old_policies_may_go_but_not_the_first_or_the_last(run):
 
 def test_a_policy_that_was_not_made_from_the_one_before_is_a_problem(run):
     file = run.policy(2) / "manifest.json"
-    record = json.loads(file.read_text())
-    record["made_from"] = "sha256:" + "f" * 64
-    publish_json(file, record, replace=True)
+    write_policy_manifest(file.parent, 2, "sha256:" + "f" * 64)
     assert any(text.startswith("policies/0002 was not made from policy 1") for text in told(run))
 
 

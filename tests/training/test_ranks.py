@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from command_line import ONE_THREAD, igrpo, make_run, sets
+from igrpo_cli.pipeline.optimizer_states import recorded_states
 from igrpo_cli.problems.packaged import packaged_data
+from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.shards.manifest import manifest_json, read_manifest
+from igrpo_cli.shards.publish import publish_json
 from igrpo_cli.training.ranks import Ranks
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -94,6 +99,15 @@ def test_each_rank_writes_its_part_of_the_optimizer_state(by_two):
     assert max(sizes) < 0.6 * sum(sizes)
 
 
+def record_states(update):
+    """Let the manifest of an update speak of the optimiser state that lies beside it now."""
+    manifest = read_manifest(update.shard)
+    state = update.optimizer.relative_to(update.root).as_posix()
+    outputs = [file for file in manifest.outputs if not file.path.startswith(state)]
+    outputs += recorded_states(update, update)
+    publish_json(update.manifest, manifest_json(replace(manifest, outputs=outputs)), replace=True)
+
+
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_state_of_two_ranks_goes_on_with_any_number_of_them(by_one, by_two, tmp_path, ranks):
     expected = updated(sampled(shutil.copytree(by_one, tmp_path / "one")), 1)
@@ -103,6 +117,7 @@ def test_a_state_of_two_ranks_goes_on_with_any_number_of_them(by_one, by_two, tm
     shutil.rmtree(run / "policies/0002")
     shutil.rmtree(run / "iteration_0000/update/optimizer")
     shutil.copytree(by_two / "iteration_0000/update/optimizer", run / "iteration_0000/update/optimizer")
+    record_states(RunDirectory(run).update(0))
     updated(run, ranks)
     for name, tensor in weights(run, 2).items():
         torch.testing.assert_close(tensor, weights(expected, 2)[name], **NEARLY, msg=name)

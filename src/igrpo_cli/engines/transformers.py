@@ -112,14 +112,14 @@ class TransformersEngine:
                 while not decoding.is_over:
                     yield from decoding.step()
         except NonFiniteLogitsError as error:
-            raise logits_not_finite(f"policy {self._blamed()} ({error}; {self.dtype})") from error
+            raise logits_not_finite(f"policy {self._policy} ({error}; {self.dtype}){self._blamed()}") from error
 
     def _blamed(self) -> str:
-        """What errors call a policy whose logits are no numbers: the file of weights that are none, if any are."""
+        """The file of weights that are no numbers, which is why the logits are none; nothing where all are numbers."""
         for name, tensor in self._model.named_parameters():
             if not bool(torch.isfinite(tensor).all()):
-                return f"{find_tensor(self._policy, name)}, whose tensor {name} holds NaN or infinity,"
-        return str(self._policy)
+                return f", whose tensor {name} in {find_tensor(self._policy, name)} holds NaN or infinity,"
+        return ""
 
 
 def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int) -> list[list[Part]]:

@@ -29,7 +29,7 @@ def verify_optimizer_state(update: UpdatePath, policy: Policy) -> None:
     manifest = read_manifest(update.shard)
     what = _misfit(update, manifest, policy)
     if what is not None:
-        raise ConflictError(what, hint=f"{update.shard.command} --overwrite makes policy and optimiser state anew")
+        raise ConflictError(what, hint=f"{update.shard.anew} makes policy and optimiser state anew")
 
 
 def _misfit(update: UpdatePath, manifest: Manifest, policy: Policy) -> str | None:

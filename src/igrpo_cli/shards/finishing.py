@@ -32,7 +32,7 @@ def finished(path: ShardPath, identity: Identity, on_damage: Callable[[str], Non
     manifest, damage = None, None
     try:
         manifest = read_manifest(path)
-        require_same(manifest.identity, identity, path.command)
+        require_same(manifest.identity, identity, path.anew)
         damage = _damage(path, manifest)
     except UnknownSchemaError:
         raise
@@ -151,7 +151,7 @@ def write_manifest(path: ShardPath, manifest: Manifest) -> Manifest:
             f"{path.data} was replaced by another task while {path.name} was published",
             hint=f"when no other task makes it, run `{path.command}` again",
         )
-    require_same(standing.identity, manifest.identity, path.command)
+    require_same(standing.identity, manifest.identity, path.anew)
     if standing.data != manifest.data:
         raise ConflictError(
             f"{path.name} was finished by another task, with other rows",

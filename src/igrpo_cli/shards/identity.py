@@ -92,18 +92,18 @@ def identity_differences(on_disk: Identity, now: Identity) -> list[Difference]:
     ]
 
 
-def require_same(on_disk: Identity, now: Identity, command: str) -> None:
+def require_same(on_disk: Identity, now: Identity, anew: str) -> None:
     """Raises ConflictError that says what the shard on disk was made from, and what is asked for now.
 
-    `command` is what makes the shard (`ShardPath.command`), for the hint.
+    `anew` is what to type to make it in place of that one (`ShardPath.anew`), for the hint.
     """
     differences = identity_differences(on_disk, now)
     if not differences:
         return
     kind = _kind(differences[0])
     told = [difference for difference in differences if _kind(difference) == kind]
-    anew = f"`{command} --overwrite` makes it anew"
-    raise ConflictError(f"{on_disk.name} was made {_SENTENCES[kind](told)}", hint=f"{anew}{_way_back(kind, told)}")
+    hint = f"`{anew}` makes it anew{_way_back(kind, told)}"
+    raise ConflictError(f"{on_disk.name} was made {_SENTENCES[kind](told)}", hint=hint)
 
 
 def _facts(identity: Identity) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def require_lineage(run: RunDirectory, policy: Policy, known: Collection[str] = 
             raise ConflictError(
                 f"{after.directory} was not made from the policy that is in {before.directory} now "
                 f"({made_from} then, {before.id[:15]}… now)",
-                hint=f"igrpo update --iteration {iteration} --overwrite makes it anew; then what was made from it",
+                hint=f"{run.update(iteration).shard.anew} makes it anew; then what was made from it",
             )
         after = before
 

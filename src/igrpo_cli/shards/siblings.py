@@ -33,7 +33,7 @@ def require_siblings(manifests: Mapping[ShardPath, Manifest]) -> None:
     first = next(iter(manifests))
     raise ConflictError(
         f"{path.name} does not go with the others ({path.manifest}): {what}",
-        hint=f"make one of both anew: {path.command} --overwrite, or {first.command} --overwrite",
+        hint=f"make one of both anew: {path.anew}, or {first.anew}",
     )
 
 
