@@ -19,6 +19,7 @@ from test_inputs_of_stages import change_rows
 
 from command_line import igrpo, make_run, sets
 from igrpo_cli.engines.tokenization import PolicyTokenizer
+from igrpo_cli.problems.packaged import packaged_data
 from igrpo_cli.records import Rollout, Selection
 from igrpo_cli.shards.layout import RunDirectory
 from igrpo_cli.shards.problem_file import read_problems
@@ -49,12 +50,12 @@ PIECES = (
 """Of which texts are put together; without digits, none of which may be right by luck."""
 
 
-def say(run, texts, problems):
+def say(run, texts, problems=2, stages=("draft", "select", "refine", "update", "eval")):
     """Draft, select, refine, update and evaluate with a policy whose every completion is one of `texts`."""
     with pytest.MonkeyPatch.context() as patch:
         said = cycle(texts)
         patch.setattr(PolicyTokenizer, "decode", lambda *_: next(said))
-        for stage in ("draft", "select", "refine", "update", "eval"):
+        for stage in stages:
             more = (
                 ["--bench", "arithmetic", *sets(f"eval.limit={problems}")] if stage == "eval" else ["--iteration", "0"]
             )
@@ -79,7 +80,7 @@ def require_unrewarded(run):
 def hostile_run(tmp_path_factory):
     """An iteration, and an evaluation, whose every completion is one of HOSTILE: the tokenizer's `decode` says so."""
     run = make_run(tmp_path_factory.mktemp("runs") / "hostile", *FEW)
-    say(run, HOSTILE, problems=2)
+    say(run, HOSTILE)
     return RunDirectory(run)
 
 
@@ -128,13 +129,17 @@ def test_what_shows_them_shows_text(hostile_run, command, tmp_path):
     assert not list(tmp_path.rglob("owned"))
 
 
-def test_a_draft_is_text_of_the_prompt_and_never_control(hostile_run):
-    tokenizer = PolicyTokenizer(hostile_run.root / "policies" / "0001")
+def test_a_draft_is_text_of_the_prompt_and_never_control(tmp_path):
+    each_once = (f"data.problems_per_iteration={len(HOSTILE)}", "draft.num_generations=1", "reward.cpu_seconds=1")
+    run = RunDirectory(make_run(tmp_path / "run", *each_once, "reward.max_ungraded_share=1.0"))
+    say(run.root, HOSTILE, stages=("draft", "select", "refine"))
+    tokenizer = PolicyTokenizer(packaged_data() / "tiny-policy")
     control = set(tokenizer._control_tokens) - {tokenizer._tokenizer.unk_token_id}
-    prompts = {row.group_id: row for row in read_records(hostile_run.shard(0, "refine", 0, 1).data, Rollout)}
-    bare = {row.group_id: row for row in read_records(hostile_run.shard(0, "draft", 0, 1).data, Rollout)}
-    shown = read_records(hostile_run.shard(0, "select", 0, 1).data, Selection)
-    assert any("<|im_end|>" in selection.draft for selection in shown)
+    prompts = {row.group_id: row for row in read_records(run.shard(0, "refine", 0, 1).data, Rollout)}
+    bare = {row.group_id: row for row in read_records(run.shard(0, "draft", 0, 1).data, Rollout)}
+    shown = read_records(run.shard(0, "select", 0, 1).data, Selection)
+    assert {selection.draft for selection in shown} == {row.completion for row in bare.values()}
+    assert len({row.completion for row in bare.values()}) == len(HOSTILE) == len(prompts)
     for group_id, row in prompts.items():
         of_template = [token for token in bare[group_id].prompt_ids if token in control]
         assert [token for token in row.prompt_ids if token in control] == of_template

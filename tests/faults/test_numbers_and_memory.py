@@ -18,6 +18,7 @@ from test_inputs_of_stages import change_file, change_rows, let_come_from
 from command_line import ONE_THREAD, files_below, igrpo, make_run
 from igrpo_cli.engines.decoding import Decoding
 from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.training import optimizer
 from igrpo_cli.training import step as training_step
 from igrpo_cli.training.policy import LogprobModel
 
@@ -54,16 +55,16 @@ def at_call(number, original, change):
     return called
 
 
-def bad_loss(output):
-    return replace(output, loss=output.loss * math.nan)
+def bad_loss(value):
+    return lambda output: replace(output, loss=output.loss * 0.0 + value)
 
 
-def bad_logprobs(found):
-    return found[0] - math.inf, found[1]
+def bad_logprobs(value):
+    return lambda found: (found[0] + value, found[1])
 
 
-def bad_gradient(result):
-    return result.clone().fill_(math.inf)
+def bad_gradient(value):
+    return lambda result: result.clone().fill_(value)
 
 
 def no_memory(_):
@@ -76,9 +77,13 @@ def no_accelerator_memory(_):
 
 
 FAULTS = {
-    "loss": (training_step, "policy_loss", bad_loss, "loss is nan in the row that starts with"),
-    "log-probs": (LogprobModel, "forward", bad_logprobs, "log-prob of token 0 of"),
-    "gradient": (training_step, "get_total_norm", bad_gradient, "gradient norm is inf"),
+    "loss NaN": (training_step, "policy_loss", bad_loss(math.nan), "loss is nan in the row that starts with"),
+    "loss Inf": (training_step, "policy_loss", bad_loss(math.inf), "loss is inf in the row that starts with"),
+    "loss -Inf": (training_step, "policy_loss", bad_loss(-math.inf), "loss is -inf in the row that starts with"),
+    "log-probs NaN": (LogprobModel, "forward", bad_logprobs(math.nan), "log-prob of token 0 of"),
+    "log-probs -Inf": (LogprobModel, "forward", bad_logprobs(-math.inf), "log-prob of token 0 of"),
+    "gradient NaN": (optimizer, "get_total_norm", bad_gradient(math.nan), "gradient norm is nan"),
+    "gradient Inf": (optimizer, "get_total_norm", bad_gradient(math.inf), "gradient norm is inf"),
     "memory": (training_step, "policy_loss", no_memory, "no memory for the gradient step"),
     "accelerator": (training_step, "policy_loss", no_accelerator_memory, "no memory for the gradient step"),
 }
@@ -87,8 +92,6 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_step_is_not_applied_and_the_same_command_finishes_as_if_nothing_had_been(sampled, run, monkeypatch, name):
     place, attribute, change, complaint = FAULTS[name]
-    if name == "gradient":
-        from igrpo_cli.training import optimizer as place
     before = files_below(run.root)
     with monkeypatch.context() as patch:
         patch.setattr(place, attribute, at_call(THIRD, getattr(place, attribute), change))
@@ -153,12 +156,29 @@ def test_log_probs_of_the_sampler_that_are_no_numbers_are_not_trained_on(run, ba
     assert files_below(run.root) == before
 
 
+def test_after_a_first_iteration_its_policy_and_its_optimiser_stay(finished_run, tmp_path, monkeypatch):
+    run = RunDirectory(shutil.copytree(finished_run, tmp_path / "run"))
+    shutil.rmtree(run.update(1).directory)
+    shutil.rmtree(run.policy(2))
+    before = files_below(run.root)
+    with monkeypatch.context() as patch:
+        patch.setattr(training_step, "policy_loss", at_call(1, training_step.policy_loss, bad_loss(math.nan)))
+        result = igrpo("update", run.root)
+    assert result.code == 1
+    assert "loss is nan" in result.stderr
+    assert files_below(run.root) == before
+    assert igrpo("status", run.root, "--json").json["policy"].endswith("policies/0001")
+    assert igrpo("update", run.root).code == 0
+    assert files_below(run.root) == files_below(finished_run)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("stage", ["draft", "refine"])
-def test_a_reward_that_is_no_number_is_refused_by_name(run, stage):
+def test_a_reward_that_is_no_number_is_refused_by_name(run, stage, bad):
     shard = run.shard(0, stage, 0, 1)
     table = pq.read_table(shard.data)
     place = table.schema.get_field_index("reward")
-    rewards = pa.array([math.nan, *table["reward"].to_pylist()[1:]], pa.float32())
+    rewards = pa.array([bad, *table["reward"].to_pylist()[1:]], pa.float32())
     change_file(shard, table.set_column(place, table.schema.field(place), rewards))
     if stage == "draft":
         let_come_from(run.shard(0, "select", 0, 1), shard)
