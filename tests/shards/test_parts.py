@@ -128,9 +128,9 @@ def small_part(store):
 
 
 @pytest.mark.slow
-def test_every_flipped_bit_of_the_footer_is_found_or_harmless(store, small_part):
+def test_a_flipped_bit_of_each_byte_of_the_footer_is_found_or_harmless(store, small_part):
     whole, table, footer = small_part
-    bits = range(8 * footer, 8 * len(whole))
+    bits = [8 * byte + byte % 8 for byte in range(footer, len(whole))]
     assert 0 < require_found_or_harmless(store, whole, table, bits) < len(bits) / 2
 
 

@@ -82,17 +82,17 @@ MAKERS = [summary_of, policy_of, pointer_of, optimizer_of, problems_of, scores_o
 
 
 @pytest.mark.parametrize("make", MAKERS)
-def test_every_flipped_bit_is_named(tmp_path, make):
+def test_a_flipped_bit_of_each_byte_is_named(tmp_path, make):
     run = RunDirectory(tmp_path)
     path = make(run)
     assert naming(run, path) == []
     content = path.read_bytes()
     assert content.endswith(b"\n")
-    for bit in range((len(content) - 1) * 8):
+    for byte in range(len(content) - 1):
         damaged = bytearray(content)
-        damaged[bit // 8] ^= 1 << bit % 8
+        damaged[byte] ^= 1 << byte % 8
         path.write_bytes(damaged)
-        assert naming(run, path), f"bit {bit}: {content[bit // 8 - 9 : bit // 8 + 9]!r}"
+        assert naming(run, path), f"byte {byte}: {content[byte - 9 : byte + 9]!r}"
     path.write_bytes(content)
     assert naming(run, path) == []
 
