@@ -305,16 +305,11 @@ def test_unprocessed_logprobs_are_refused(start_server, engine_of):
     [
         ({"token_ids": None}, "token_ids is missing"),
         ({"token_ids": ["a", "b"]}, "token_ids is missing"),
-        ({"logprobs": [-0.5]}, "2 tokens with 1 log-probs"),
         ({"logprobs": None}, "token_logprobs is missing"),
-        ({"token_ids": [], "logprobs": []}, "0 tokens"),
-        ({"token_ids": [9] * 9, "logprobs": [-0.5] * 9}, "9 tokens where at most 8"),
         ({"finish_reason": "length"}, "ends completions at 2 tokens where 8 were asked for"),
         ({"logprobs": [-0.5, -9999.0]}, "not finite"),
         ({"logprobs": [-0.5, float("nan")]}, "not finite"),
         ((400, {"error": {"message": "Out of range float values are not JSON compliant: nan"}}), "not finite"),
-        ((200, {"choices": []}), "choices does not hold one completion"),
-        ((200, ["no object"]), "choices does not hold one completion"),
     ],
 )
 def test_a_reply_that_is_not_what_was_asked_for_is_named(start_server, engine_of, change, message):
@@ -322,6 +317,29 @@ def test_a_reply_that_is_not_what_was_asked_for_is_named(start_server, engine_of
     server.faults = [change]
     with pytest.raises(IgrpoError, match=message) as caught:
         completed(engine_of(server), [SamplingGroup([5], [1])])
+    assert server.url in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"logprobs": [-0.5]}, "2 tokens with 1 log-probs"),
+        ({"token_ids": [], "logprobs": []}, "0 tokens"),
+        ({"token_ids": [9] * 9, "logprobs": [-0.5] * 9}, "9 tokens where at most 8"),
+        ((200, {"choices": []}), "choices does not hold one completion"),
+        ((200, ["no object"]), "choices does not hold one completion"),
+    ],
+)
+def test_more_or_less_than_was_asked_for_is_asked_for_again_and_then_ends_in_75(
+    start_server, engine_of, change, message
+):
+    server = start_server()
+    engine = engine_of(server)
+    server.faults = [change]
+    assert completed(engine, [SamplingGroup([5], [1])])[0][0].finish_reason == "stop"
+    server.faults = [change] * 3
+    with pytest.raises(Interrupted, match=message) as caught:
+        completed(engine, [SamplingGroup([5], [1])])
     assert server.url in caught.value.message
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from igrpo_cli.engines.batches import to_completion
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.http_client import PassingError
 from igrpo_cli.records import Completion, FinishReason, SamplingSettings
 
 
@@ -15,7 +16,8 @@ def parse_completion(
 ) -> Completion:
     """The only completion of `reply`, which was asked for with `seed`.
 
-    Raises IgrpoError for a reply that is not what was asked for.
+    Raises PassingError for more or less than was asked for, which another try may mend, and IgrpoError for a reply of a
+    server that cannot do what it is asked for.
     """
     choice = _only_choice(reply, url)
     if list(choice.get("prompt_token_ids") or prompt_ids) != list(prompt_ids):
@@ -31,7 +33,7 @@ def parse_completion(
     if not _is_list_of(logprobs, float | int):
         raise _malformed(url, "token_logprobs is missing")
     if len(logprobs) != len(token_ids):
-        raise _malformed(url, f"{len(token_ids)} tokens with {len(logprobs)} log-probs")
+        raise _miscounted(url, f"{len(token_ids)} tokens with {len(logprobs)} log-probs")
     completion = to_completion(token_ids, logprobs, choice.get("finish_reason"), seed, settings, served_policy(url))
     _check_length(len(token_ids), completion.finish_reason, settings.max_completion_length, url)
     return completion
@@ -45,13 +47,13 @@ def served_policy(url: str) -> str:
 def _only_choice(reply: Any, url: str) -> Any:
     choices = reply.get("choices") if isinstance(reply, dict) else None
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise _malformed(url, "choices does not hold one completion")
+        raise _miscounted(url, "choices does not hold one completion")
     return choices[0]
 
 
 def _check_length(length: int, finish_reason: FinishReason, asked: int, url: str) -> None:
     if length > asked or (length == 0 and finish_reason != "abort"):
-        raise _malformed(url, f"{length} tokens where at most {asked} and at least 1 were asked for")
+        raise _miscounted(url, f"{length} tokens where at most {asked} and at least 1 were asked for")
     if finish_reason == "length" and length < asked:
         raise IgrpoError(
             f"{url} ends completions at {length} tokens where {asked} were asked for",
@@ -64,4 +66,12 @@ def _is_list_of(values: Any, kind: Any) -> bool:
 
 
 def _malformed(url: str, what: str, hint: str = "an endpoint is the base URL of a `vllm serve`") -> IgrpoError:
-    return IgrpoError(f"the reply of {url} is not a completion as asked for: {what}", hint=hint)
+    return IgrpoError(_unlike_asked(url, what), hint=hint)
+
+
+def _miscounted(url: str, what: str) -> PassingError:
+    return PassingError(_unlike_asked(url, what))
+
+
+def _unlike_asked(url: str, what: str) -> str:
+    return f"the reply of {url} is not a completion as asked for: {what}"
