@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.algo.schedules import learning_rate_at
 from igrpo_cli.config import stage_identity
-from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
+from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.pipeline.observations import input_shards, read_observations
 from igrpo_cli.pipeline.optimizer_states import prune_optimizer_states
 from igrpo_cli.pipeline.provenance import Provenance
@@ -49,10 +49,8 @@ def run(session: Session, request: StageRequest) -> StageReport:
     def make(path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
         try:
             return _make_update(session, update, policy, identity, overwrite=overwrite)
-        except Interrupted:
-            raise
-        except (IgrpoError, OSError):
-            # A task that has finished the same update clears away what this one was still reading or writing.
+        except (MissingInputError, FileNotFoundError):
+            # A task that has finished the same update clears away what this one was still reading.
             theirs = None if overwrite or rank_and_size()[1] > 1 else finished_update(session.run, update, identity)
             if theirs is None:
                 raise

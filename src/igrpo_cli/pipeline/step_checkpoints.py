@@ -21,6 +21,9 @@ from igrpo_cli.training.progress import UpdateProgress, load_progress, save_prog
 from igrpo_cli.training.ranks import Ranks
 from igrpo_cli.training.step import PolicyTrainer
 
+MOST_LOOKS = 64
+"""How often a checkpoint may be taken away while it is read: once by each task that shares the update."""
+
 
 class StepCheckpoints:
     """The checkpoints of an update of this identity; those of any other are of no use to it."""
@@ -34,26 +37,25 @@ class StepCheckpoints:
     def load(self, trainer: PolicyTrainer) -> UpdateProgress | None:
         """Put the newest sound checkpoint into `trainer`; None, with the trainer untouched, where there is none.
 
-        Raises MissingInputError or OSError, with the trainer half filled, where another task that makes the same
-        update took away what was being read, and left nothing newer.
+        Raises MissingInputError or FileNotFoundError, with the trainer half filled, where another task that makes the
+        same update took away what was being read, and left nothing newer.
         """
         vanished: Exception | None = None
-        while True:
+        for _ in range(MOST_LOOKS if trainer.ranks.size == 1 else 1):
             checkpoint = trainer.ranks.share(self._newest_sound() if trainer.ranks.is_first else None)
             if checkpoint is None:
-                if vanished is not None:
-                    raise vanished
-                return None
+                break
             try:
                 progress = load_progress(checkpoint, trainer)
-            except (MissingInputError, OSError) as error:
+            except (MissingInputError, FileNotFoundError) as error:
                 # A twin of this task has got further: its checkpoint takes the place of this one.
-                if trainer.ranks.size > 1 or checkpoint.exists():
-                    raise
                 vanished = error
                 continue
             self._console.note(f"going on after step {len(progress.results)} of the update")
             return progress
+        if vanished is not None:
+            raise vanished
+        return None
 
     def save(self, trainer: PolicyTrainer, progress: UpdateProgress) -> None:
         """Keep the state after the last step of `progress`, in place of earlier ones; every rank must ask."""

@@ -198,6 +198,10 @@ def _load_tensors(directory: Path, file: str, wanted: dict[str, Tensor]) -> dict
         tensors = load_file(path)
     except SafetensorError as error:
         raise DamagedFileError(f"{path} cannot be read: {error}") from error
+    except (OSError, RuntimeError) as error:  # by torch, where the file vanishes while it is opened
+        if path.exists():
+            raise
+        raise MissingInputError(f"{path} is gone") from error
     for name in sorted(tensors.keys() ^ wanted.keys()):
         where = "the file" if name in tensors else "the model"
         raise ConflictError(f"{path} is of another model: only {where} has {name}")
