@@ -76,7 +76,7 @@ FAULTS = {
         reshape_tensor,
         "config.json asks for 1 tensors that have another shape in model.safetensors, model.norm.weight",
     ),
-    "NaN weights": (make_nan, "model.safetensors, whose tensor model.norm.weight holds NaN"),
+    "NaN weights": (make_nan, "model.safetensors holds NaN"),
     "config cut": (cut("config.json", 100), "config.json"),
     "config of another kind": (write("config.json", b"[]"), "config.json"),
     "config of no known model": (write("config.json", b'{"model_type": "nonesuch"}'), "config.json"),
