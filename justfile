@@ -88,8 +88,9 @@ bench-report *args:
     {{ python }} benchmarks/report.py {{ args }}
 
 # Every fault, tried to the end: kills, signals, full disks, flipped bits, races; `--small` tries a sample of each.
+[positional-arguments]
 faults *args:
-    {{ python }} tests/faults/table.py {{ args }}
+    {{ python }} tests/faults/table.py "$@"
 
 # `igrpo run` killed every 20 to 60 seconds for so many minutes; then a twin does as much undisturbed: the bytes must be the same.
 killed-run minutes="30":
