@@ -173,9 +173,9 @@ def read_cost(path: str) -> Cost:
             raise ValueError
         started, finished, seconds, tokens, gpu_seconds = (field.decode() for field in found.groups())
         times = datetime.fromisoformat(started), datetime.fromisoformat(finished)
+        return Cost(*times, float(seconds), int(tokens), float(gpu_seconds))
     except ValueError:
         raise DamagedFileError(f"{path} does not say what its shard took") from None
-    return Cost(*times, float(seconds), int(tokens), float(gpu_seconds))
 
 
 def manifest_json(manifest: Manifest) -> dict[str, Any]:
