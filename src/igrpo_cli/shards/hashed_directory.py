@@ -31,9 +31,7 @@ def verify_directory(directory: Path) -> None:
     value.pop("directory_version")
     sha256 = value.pop(OWN_HASH, None)
     check_keys(record, value, {"files": HASHES})
-    # Records of the first igrpo have no hash of their own.
-    if sha256 is not None:
-        check_seal(record, value, sha256, OWN_HASH)
+    check_seal(record, value, sha256, OWN_HASH)
     for name in sorted(value["files"]):
         if Path(name).name != name:
             raise DamagedFileError(f"{record}: files names {name!r}, which is no file of the directory")

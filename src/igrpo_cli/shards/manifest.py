@@ -150,9 +150,8 @@ def read_manifest(path: ShardPath) -> Manifest:
         raise DamagedFileError(f"{path.manifest}: config_sha256 is not the hash of config")
     manifest = _from_json(path.manifest, value)
     _check_place(path, manifest.identity)
-    # Last, so that whatever can be named is named. Manifests of the first igrpo have no hash of their own.
-    if sha256 is not None:
-        check_seal(path.manifest, facts, sha256, OWN_HASH)
+    # Last, so that whatever can be named is named.
+    check_seal(path.manifest, facts, sha256, OWN_HASH)
     return manifest
 
 

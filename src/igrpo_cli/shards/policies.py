@@ -282,9 +282,7 @@ def _read_record(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
         raise DamagedFileError(f"{path}: files names {strange[0]!r}, which is no file of the directory")
     if value["policy_id"] != policy_id(value["files"]):
         raise DamagedFileError(f"{path}: policy_id is not the hash of files")
-    # Records of the first igrpo have no hash of their own.
-    if sha256 is not None:
-        check_seal(path, value, sha256, OWN_HASH)
+    check_seal(path, value, sha256, OWN_HASH)
     return value
 
 

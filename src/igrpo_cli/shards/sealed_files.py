@@ -55,8 +55,7 @@ def read_sent(path: Path) -> tuple[str, list[str]]:
         value = read_object(path)
         sha256 = value.pop(SENT_HASH, None)
         check_keys(path, value, _SENT_FIELDS)
-        if sha256 is not None:  # Those of the first igrpo have none.
-            check_seal(path, value, sha256, SENT_HASH)
+        check_seal(path, value, sha256, SENT_HASH)
     except DamagedFileError as error:
         error.hint = f"restore {path.name}, or remove it: then all is sent once more, as a new run"
         raise

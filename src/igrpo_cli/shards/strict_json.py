@@ -90,8 +90,11 @@ def check_version(path: Path, value: Mapping[str, Any], key: str, ours: int) -> 
 
 
 def check_seal(path: Path, facts: Mapping[str, Any], sha256: str | None, key: str) -> None:
-    """Require `sha256`, found under `key`, to be the hash of the other keys, `facts`. Raises DamagedFileError."""
-    if sha256 != sha256_json(dict(facts)):
+    """Require `sha256`, found under `key`, to be the hash of the other keys, `facts`. Raises DamagedFileError.
+
+    None is taken: what the first igrpo wrote has no hash of its own.
+    """
+    if sha256 not in (None, sha256_json(dict(facts))):
         raise DamagedFileError(f"{path}: {key} is not the hash of the other keys")
 
 
