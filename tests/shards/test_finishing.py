@@ -9,6 +9,7 @@ from sample_run import draft_shard, group, identity_of, manifest_of, publish
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.records import Rollout
+from igrpo_cli.shards import finishing
 from igrpo_cli.shards.finishing import finished, inputs_on_disk, open_input, publish_shard, write_manifest
 from igrpo_cli.shards.identity import FileHash
 from igrpo_cli.shards.layout import RunDirectory
@@ -153,6 +154,35 @@ def test_a_manifest_never_stays_beside_data_that_it_does_not_describe(run):
     with pytest.raises(ConflictError, match="replaced by another task"):
         write_manifest(path, manifest_of(identity, data))
     assert not path.manifest.exists()
+
+
+def test_a_manifest_that_another_task_took_away_again_is_a_conflict(run, monkeypatch):
+    path = run.shard(0, "draft", 3, 8)
+    data = write_rows(path.data, ROLLOUTS, [group(0)])
+
+    def lose_to_one_that_is_gone(*_):
+        raise ConflictError("exists already")
+
+    monkeypatch.setattr(finishing, "publish_json", lose_to_one_that_is_gone)
+    with pytest.raises(ConflictError, match="replaced by another task"):
+        write_manifest(path, manifest_of(identity_of(path), data))
+    assert not path.manifest.exists()
+
+
+def test_a_manifest_that_goes_while_it_is_looked_for_is_one_that_is_not_there(run, monkeypatch):
+    read = finishing.read_manifest
+
+    def take_away_first(path):
+        path.manifest.unlink(missing_ok=True)
+        return read(path)
+
+    monkeypatch.setattr(finishing, "read_manifest", take_away_first)
+    path, identity = draft_shard(run)
+    assert finished(path, identity) is None
+    path, identity = draft_shard(run)
+    with pytest.raises(MissingInputError, match="is not finished") as caught:
+        open_input(path)
+    assert caught.value.hint == path.command
 
 
 def _publish_variant(root, me, barrier):

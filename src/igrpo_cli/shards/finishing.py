@@ -7,6 +7,7 @@ data and manifest in place, and the stage after it begins with `open_input`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.shards.identity import FileHash, Identity, require_same
@@ -27,13 +28,13 @@ def finished(path: ShardPath, identity: Identity, on_damage: Callable[[str], Non
     Raises ConflictError when the shard was made from something else, UnknownSchemaError when another
     version of igrpo made it.
     """
-    if not path.manifest.exists():
-        return None
     manifest, damage = None, None
     try:
         manifest = read_manifest(path)
         require_same(manifest.identity, identity, path.anew)
         damage = _damage(path, manifest)
+    except MissingInputError:
+        return None
     except UnknownSchemaError:
         raise
     except DamagedFileError as error:
@@ -119,10 +120,11 @@ def finished_manifest(path: ShardPath) -> Manifest:
 
     Raises MissingInputError where there is none, DamagedFileError where it is not sound, each naming the command.
     """
-    if not path.manifest.exists():
-        raise MissingInputError(f"{path.name} is not finished: {path.manifest} does not exist", hint=path.command)
     try:
         return read_manifest(path)
+    except MissingInputError as error:
+        message = f"{path.name} is not finished: {path.manifest} does not exist"
+        raise MissingInputError(message, hint=path.command) from error
     except DamagedFileError as error:
         error.hint = error.hint or f"`{path.anew}` makes it anew"
         raise
@@ -139,12 +141,15 @@ def write_manifest(path: ShardPath, manifest: Manifest) -> Manifest:
     When another task finished the same shard with the same bytes in the meantime, that is its
     manifest. Raises ConflictError when the shard on disk is not the one described.
     """
-    standing = manifest
+    standing: Manifest | None = None
     try:
         publish_json(path.manifest, manifest_json(manifest))
+        standing = manifest
     except ConflictError:
-        standing = read_manifest(path)
-    if not path.data.exists() or sha256_file(path.data) != standing.data.sha256:
+        # The other's may be gone again: that task found its own data replaced, by ours.
+        with suppress(MissingInputError):
+            standing = read_manifest(path)
+    if standing is None or not path.data.exists() or sha256_file(path.data) != standing.data.sha256:
         # Two tasks replaced each other's data; a manifest that does not fit what is left must not stay.
         withdraw_file(path.manifest)
         raise ConflictError(
