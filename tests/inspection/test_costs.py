@@ -89,6 +89,16 @@ def test_a_day_that_does_not_exist_is_damage(tmp_path):
         read_cost(str(path))
 
 
+@pytest.mark.parametrize("seconds", ["e", "1e999", "-1.5", "1.2.3"])
+@pytest.mark.parametrize("key", ["seconds", "gpu_seconds"])
+def test_seconds_that_no_clock_counts_are_damage(tmp_path, key, seconds):
+    path = tmp_path / "shard.json"
+    write_manifest(path, "10:00:00", "10:00:02", 2.25, 1, 2.25)
+    path.write_text(path.read_text().replace(f'"{key}": 2.25', f'"{key}": {seconds}'))
+    with pytest.raises(DamagedFileError, match="does not say what its shard took"):
+        read_cost(str(path))
+
+
 def test_settings_that_look_like_costs_are_not_taken_for_them(tmp_path):
     path = tmp_path / "shard.json"
     decoy = '"started": "2020-01-01T00:00:00+00:00", "finished": "2020-01-01T00:00:00+00:00", "seconds": 9, "tokens": 9'

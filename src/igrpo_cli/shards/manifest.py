@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -172,7 +173,10 @@ def read_cost(path: str) -> Cost:
             raise ValueError
         started, finished, seconds, tokens, gpu_seconds = (field.decode() for field in found.groups())
         times = datetime.fromisoformat(started), datetime.fromisoformat(finished)
-        return Cost(*times, float(seconds), int(tokens), float(gpu_seconds))
+        cost = Cost(*times, float(seconds), int(tokens), float(gpu_seconds))
+        if not (0 <= cost.seconds < math.inf and 0 <= cost.gpu_seconds < math.inf):
+            raise ValueError
+        return cost
     except ValueError:
         raise DamagedFileError(f"{path} does not say what its shard took") from None
 
