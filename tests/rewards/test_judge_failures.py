@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fake_judge import COMPLETION_TOKENS, PROMPT_TOKENS, tagged
@@ -153,12 +154,19 @@ def test_the_budget_of_calls_is_exact_under_concurrency(server, judge_of):
 
 
 def test_a_call_that_fails_is_given_back_to_the_budget(server, judge_of):
-    server.seconds = 0.02
     server.poison = {"too long": 400}
     judge = judge_of(max_calls=3, max_concurrency=4)
     judge.score([tagged("42")])
-    judged = judge.score([tagged("too long"), tagged("too long too"), tagged("1"), tagged("2")])
-    assert [each.score for each in judged] == [None, None, 0.0, 0.0]
+    server.seconds = 0.2
+    with ThreadPoolExecutor(1) as other:
+        refused = other.submit(judge.score, [tagged("too long"), tagged("too long too")])
+        while (
+            len(server.asked) < 3 and not refused.done()
+        ):  # Until then the two that are refused are not those that took what was left.
+            time.sleep(0.001)
+        judged = judge.score([tagged("1"), tagged("2")])
+    assert [each.score for each in refused.result()] == [None, None]
+    assert [each.score for each in judged] == [0.0, 0.0]
     assert judge.num_calls == 3
 
 
