@@ -94,6 +94,7 @@ def test_fuzzed_texts_go_through_every_command(tmp_path):
         require_harmless(igrpo(command, run.root))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RECORDED.exists(), reason="needs recorded hostile answers, which are no part of the repository")
 def test_recorded_hostile_answers_go_through_every_command(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")

@@ -108,6 +108,7 @@ def record_states(update):
     publish_json(update.manifest, manifest_json(replace(manifest, outputs=outputs)), replace=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_a_state_of_two_ranks_goes_on_with_any_number_of_them(by_one, by_two, tmp_path, ranks):
     expected = updated(sampled(shutil.copytree(by_one, tmp_path / "one")), 1)
@@ -123,6 +124,7 @@ def test_a_state_of_two_ranks_goes_on_with_any_number_of_them(by_one, by_two, tm
         torch.testing.assert_close(tensor, weights(expected, 2)[name], **NEARLY, msg=name)
 
 
+@pytest.mark.slow
 def test_a_state_of_one_rank_goes_on_with_two_and_keeps_its_rounded_weights(tmp_path):
     """A policy in bfloat16 goes on from its float32 weights, which lie with the optimiser."""
     run = sampled(make_run(tmp_path / "run", "run.num_iterations=2", "policy.dtype=bfloat16"))
