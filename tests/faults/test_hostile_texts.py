@@ -37,7 +37,7 @@ HOSTILE = (
     "w" * 20_000,
 )
 
-FEW = ("data.problems_per_iteration=3", "reward.cpu_seconds=1", "reward.max_ungraded_share=1.0")
+FEW = ("data.problems_per_iteration=3", "reward.cpu_seconds=0.5", "reward.max_ungraded_share=1.0")
 
 
 RECORDED = Path(__file__).parents[3] / "shared" / "grader" / "hostile.jsonl"
