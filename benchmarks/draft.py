@@ -40,8 +40,8 @@ def make_run(arguments: argparse.Namespace, path: Path) -> Path:
 def measure_ours(run: Path) -> dict[str, float]:
     """Draft one iteration with an engine and graders that have been started."""
     from igrpo_cli.commands.stage import perform
-    from igrpo_cli.console import QUIET, Console
-    from igrpo_cli.session import StageRequest, open_session
+    from igrpo_cli.pipeline.session import StageRequest, open_session
+    from igrpo_cli.ui.console import QUIET, Console
 
     with open_session(run, [], Console(as_json=True, verbosity=QUIET)) as session:
         session.engine(session.policy(0))
@@ -54,9 +54,9 @@ def measure_ours(run: Path) -> dict[str, float]:
 def measure_vllm(run: Path) -> dict[str, float]:
     """`LLM.generate` on the prompts, seeds and settings of that draft."""
     from igrpo_cli.commands.draft import drafts
-    from igrpo_cli.console import QUIET, Console
     from igrpo_cli.engines.vllm import VllmEngine, set_environment
-    from igrpo_cli.session import engine_settings, open_session
+    from igrpo_cli.pipeline.session import engine_settings, open_session
+    from igrpo_cli.ui.console import QUIET, Console
 
     set_environment(False)
 

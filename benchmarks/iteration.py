@@ -90,8 +90,8 @@ class Clock:
 def measure(run: Path) -> None:
     """Run the iterations, each when a line comes on stdin; print the seconds of each as JSON."""
     from igrpo_cli.commands.run import run_iteration, unfinished
-    from igrpo_cli.console import QUIET, Console
-    from igrpo_cli.session import open_session
+    from igrpo_cli.pipeline.session import open_session
+    from igrpo_cli.ui.console import QUIET, Console
 
     clock = Clock()
     for path, part in TIMED.items():

@@ -22,14 +22,14 @@ from typing import Any
 import pyarrow as pa
 
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
-from igrpo_cli.shards.finishing import publish_shard
-from igrpo_cli.shards.identity import Identity
-from igrpo_cli.shards.layout import RunDirectory, ShardPath, block_range
-from igrpo_cli.shards.manifest import DataFile, Manifest, utc_now
-from igrpo_cli.shards.rows import table_of
-from igrpo_cli.shards.schema import ADVANTAGES, METRICS, PROBLEMS, ROLLOUTS, SELECTIONS
-from igrpo_cli.shards.sealed_settings import sealed
-from igrpo_cli.shards.tables import write_rows, write_tables
+from igrpo_cli.store.completion import commit_shard
+from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
+from igrpo_cli.store.manifest import DataFile, Manifest, utc_now
+from igrpo_cli.store.rows import table_of
+from igrpo_cli.store.schema import ADVANTAGES, METRICS, PROBLEMS, ROLLOUTS, SELECTIONS
+from igrpo_cli.store.sealed_settings import sealed
+from igrpo_cli.store.tables import write_rows, write_tables
 
 WORDS = [f"{syllable}{number}" for syllable in ("sum", "let", "so", "then", "x", "carry") for number in range(200)]
 SHAPE = {"iterations": 200, "problems": 157, "samples": 8, "tokens": 256, "shards": 4}
@@ -82,7 +82,7 @@ def publish(path: ShardPath, schema: pa.Schema, blocks: list[pa.Table]) -> None:
         sampling = SAMPLING if path.stage in ("draft", "refine") else None
         return Manifest(identity, data, sampling, {}, "host", "cpu", utc_now(), utc_now(), 1.0, 1000, 0.0)
 
-    publish_shard(path, identity, write, describe)
+    commit_shard(path, identity, write, describe)
 
 
 def make_run(root: Path, arguments: argparse.Namespace) -> None:

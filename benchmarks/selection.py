@@ -22,14 +22,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from igrpo_cli.config.files import apply_overrides, check_config, read_preset, write_config
-from igrpo_cli.shards.finishing import publish_shard
-from igrpo_cli.shards.identity import Identity
-from igrpo_cli.shards.layout import RunDirectory, ShardPath, block_range
-from igrpo_cli.shards.manifest import DataFile, Manifest, utc_now
-from igrpo_cli.shards.rows import table_of
-from igrpo_cli.shards.schema import ROLLOUTS
-from igrpo_cli.shards.sealed_settings import sealed
-from igrpo_cli.shards.tables import write_tables
+from igrpo_cli.store.completion import commit_shard
+from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
+from igrpo_cli.store.manifest import DataFile, Manifest, utc_now
+from igrpo_cli.store.rows import table_of
+from igrpo_cli.store.schema import ROLLOUTS
+from igrpo_cli.store.sealed_settings import sealed
+from igrpo_cli.store.tables import write_tables
 from report import GROUPS_PER_BLOCK, SAMPLING, rollout
 
 
@@ -65,7 +65,7 @@ def publish(path: ShardPath, block: pa.Table, groups: int, samples: int) -> None
     def write(replace: bool) -> DataFile:
         return write_tables(path.data, ROLLOUTS, blocks(), replace=replace)
 
-    publish_shard(path, identity, write, describe)
+    commit_shard(path, identity, write, describe)
 
 
 def measure(rows: int, arguments: argparse.Namespace) -> dict[str, float]:

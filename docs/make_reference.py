@@ -18,12 +18,12 @@ import pyarrow as pa
 from typer.models import OptionInfo
 
 from igrpo_cli import errors
-from igrpo_cli.cli import app
+from igrpo_cli.cli.app import app
 from igrpo_cli.config import STAGE_READS, RunConfig
 from igrpo_cli.config.sections import Section
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.shards import schema as schemas
-from igrpo_cli.shards.schema import CHOICES, SCHEMA_OF, name_of_schema, version_of_schema
+from igrpo_cli.store import schema as schemas
+from igrpo_cli.store.schema import CHOICES, SCHEMA_OF, name_of_schema, version_of_schema
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Made from the code: `just reference`. -->"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_cli.cli import main
+from igrpo_cli.cli.app import main
 
 TRACKIO_DIRECTORY = tempfile.TemporaryDirectory()
 # trackio reads its folder when it is imported, by whomever: TRL does so, too.

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from igrpo_cli.records import Rollout
-from igrpo_cli.shards.finishing import publish_shard
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.manifest import read_manifest
-from igrpo_cli.shards.schema import ROLLOUTS
-from igrpo_cli.shards.tables import read_records, write_rows
+from igrpo_cli.store.completion import commit_shard
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.manifest import read_manifest
+from igrpo_cli.store.schema import ROLLOUTS
+from igrpo_cli.store.tables import read_records, write_rows
 
 HOSTILE = (
     "</pre></bdi><script>document.title = 'hijacked'</script><img src=x onerror=\"document.title='hijacked'\">",
@@ -36,7 +36,7 @@ def make_hostile(finished: Path, copy: Path) -> Path:
             replace(row, completion=text, extracted_answer=text[:500], prompt=text)
             for row, text in zip(read_records(path.data, Rollout), texts, strict=True)
         ]
-        publish_shard(
+        commit_shard(
             path,
             manifest.identity,
             lambda again, path=path, rows=rows: write_rows(path.data, ROLLOUTS, [rows], replace=again),

@@ -8,11 +8,11 @@ from pathlib import Path
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.records import Problem, Rollout, Verdict
-from igrpo_cli.shards.finishing import publish_shard
-from igrpo_cli.shards.identity import Identity
-from igrpo_cli.shards.layout import RunDirectory, ShardPath, block_range
-from igrpo_cli.shards.schema import ROLLOUTS
-from igrpo_cli.shards.tables import write_rows
+from igrpo_cli.store.completion import commit_shard
+from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
+from igrpo_cli.store.schema import ROLLOUTS
+from igrpo_cli.store.tables import write_rows
 
 POLICY = f"sha256:{'5' * 64}"
 
@@ -80,5 +80,5 @@ def make_evaluation(
         def describe(data, provenance=provenance, identity=identity):
             return provenance.manifest(identity, data)
 
-        publish_shard(path, identity, write, describe)
+        commit_shard(path, identity, write, describe)
     return paths

@@ -10,12 +10,12 @@ from typing import Any
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.records import Metric, Problem, Rollout, Selection, SelectionAction
-from igrpo_cli.shards.finishing import publish_shard
-from igrpo_cli.shards.identity import Identity
-from igrpo_cli.shards.layout import RunDirectory, ShardPath, block_range
-from igrpo_cli.shards.schema import ADVANTAGES, METRICS, ROLLOUTS, SELECTIONS
-from igrpo_cli.shards.sealed_settings import sealed
-from igrpo_cli.shards.tables import write_rows
+from igrpo_cli.store.completion import commit_shard
+from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
+from igrpo_cli.store.schema import ADVANTAGES, METRICS, ROLLOUTS, SELECTIONS
+from igrpo_cli.store.sealed_settings import sealed
+from igrpo_cli.store.tables import write_rows
 from made_evaluation import POLICY, sample
 
 SELECT = {"strategy": "best", "ties": "first", "all_zero": "keep", "scores": None}
@@ -123,7 +123,7 @@ def _publish(path: ShardPath, schema: Any, blocks: list[list[Any]], config: dict
     sampled = path.stage in ("draft", "refine")
     identity = Identity(path.stage, path.iteration, path.shard, path.num_shards, config, POLICY if sampled else None)
     provenance = Provenance()
-    publish_shard(
+    commit_shard(
         path,
         identity,
         lambda again: write_rows(path.data, schema, blocks, replace=again),

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from igrpo_cli.interrupts import end_when_told, let_it_end
+from igrpo_cli.cli.signals import exit_on_signal, ignore_signals
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line, and leave the process so that it can only end. Nothing heavy is imported before."""
-    end_when_told()
+    exit_on_signal()
     try:
-        from igrpo_cli.cli import main as command_line
+        from igrpo_cli.cli.app import main as command_line
 
         command_line(arguments)
     finally:
-        let_it_end()
+        ignore_signals()
 
 
 if __name__ == "__main__":

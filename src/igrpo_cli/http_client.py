@@ -21,7 +21,7 @@ _MOST_TEXT = 500
 """Characters of a server's message that are passed on."""
 
 
-class PassingError(Exception):
+class TransientError(Exception):
     """What may be over at the next try: no connection, no answer in time, 429 or 5xx."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
@@ -30,7 +30,7 @@ class PassingError(Exception):
         """Of HTTP; None: there was no answer."""
 
 
-class RefusedError(IgrpoError):
+class PermanentError(IgrpoError):
     """An answer that will be the same at every try: 3xx, 4xx, or no JSON."""
 
     def __init__(self, message: str, status: int, *, hint: str | None = None) -> None:
@@ -63,7 +63,7 @@ class HttpClient:
         self._is_closed = False
 
     def get(self, path: str) -> Any:
-        """The JSON at `path`. Raises PassingError, RefusedError, ClosedError."""
+        """The JSON at `path`. Raises TransientError, PermanentError, ClosedError."""
         return self._call("GET", path, None)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
@@ -88,12 +88,12 @@ class HttpClient:
             try:
                 return json.loads(data) if data else None
             except ValueError:
-                raise RefusedError(f"{self.url}{path} answers no JSON: {self._shown(data)}", status) from None
+                raise PermanentError(f"{self.url}{path} answers no JSON: {self._shown(data)}", status) from None
         message = f"{self.url}{path} answers {status}: {self._shown(_message_of(data))}"
         if status == 429 or status >= 500:
-            raise PassingError(message, status)
+            raise TransientError(message, status)
         key = f"set {self._api_key_variable} to a key that the server takes"
-        raise RefusedError(message, status, hint=key if status == 401 else None)
+        raise PermanentError(message, status, hint=key if status == 401 else None)
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
         headers = {"Content-Type": "application/json"}
@@ -114,7 +114,7 @@ class HttpClient:
                 self._drop(connection)
                 if is_kept and isinstance(error, ConnectionError):
                     continue  # The server closed it while it was idle.
-                raise PassingError(f"{self.url} {_in_words(error, self._timeout)}") from error
+                raise TransientError(f"{self.url} {_in_words(error, self._timeout)}") from error
             self._give_back(connection, keep=not response.will_close)
             return status, data
 

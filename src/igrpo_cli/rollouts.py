@@ -28,7 +28,7 @@ from igrpo_cli.watchdog import Watchdog
 if TYPE_CHECKING:
     from igrpo_cli.engines.base import Engine
     from igrpo_cli.engines.tokenization import PolicyTokenizer
-    from igrpo_cli.rewards.scorer import Answered, Scored, Scorer
+    from igrpo_cli.rewards.scorer import Scorer, ScoringInput, ScoringResult
 
 FINISHING_THREADS = 4
 """Blocks that are graded and written at the same time: one slow completion must not hold up the others."""
@@ -193,20 +193,20 @@ class _Finishing:
         sampled.job.keep(sampled.job.block, rows)
 
 
-def _answered(sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]]) -> list[Answered]:
-    from igrpo_cli.rewards.scorer import Answered
+def _answered(sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]]) -> list[ScoringInput]:
+    from igrpo_cli.rewards.scorer import ScoringInput
 
     longest = sampled.job.plan.sampling.max_completion_length
     per_task = zip(sampled.tasks, sampled.prompts, completions, texts, strict=True)
     return [
-        Answered(task.problem, prompt, text, len(completion.completion_ids), longest, completion.finish_reason)
+        ScoringInput(task.problem, prompt, text, len(completion.completion_ids), longest, completion.finish_reason)
         for task, (prompt, _), drawn, texts_of_task in per_task
         for completion, text in zip(drawn, texts_of_task, strict=True)
     ]
 
 
 def _rows(
-    sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]], scored: list[Scored]
+    sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]], scored: list[ScoringResult]
 ) -> list[Rollout]:
     plan, scores = sampled.job.plan, iter(scored)
     rows = []

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from igrpo_cli.console import print_error
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.ui.console import print_error
 
 LOOKS = 10
 MOST_BETWEEN_LOOKS = 5.0

@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from command_line import files_below, igrpo
-from igrpo_cli.shards.sealed_settings import sealed
+from igrpo_cli.store.sealed_settings import sealed
 
 CHANGED = "is not what `igrpo init` wrote"
 

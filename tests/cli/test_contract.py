@@ -10,8 +10,8 @@ import shutil
 import pytest
 
 from command_line import SMALL, igrpo, igrpo_process, make_run, sets
-from igrpo_cli.cli import app
-from igrpo_cli.shards.sealed_files import read_summary
+from igrpo_cli.cli.app import app
+from igrpo_cli.store.sealed_files import read_summary
 
 STAGE_KEYS = {"stage", "iteration", "shards", "rows", "groups", "tokens", "seconds", "skipped"}
 EVAL_KEYS = {

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from command_line import igrpo
-from igrpo_cli.shards.sealed_files import write_summary
-from igrpo_cli.shards.sealed_settings import sealed
+from igrpo_cli.store.sealed_files import write_summary
+from igrpo_cli.store.sealed_settings import sealed
 from made_iteration import SELECT, Group, make_iteration, make_problems, make_update
 
 # Problems right more often than not: by the drafts p1 and p2 before, p0 and p2 after.

@@ -11,7 +11,7 @@ import pytest
 
 from command_line import igrpo, igrpo_process
 from igrpo_cli.config import RunConfig
-from igrpo_cli.shards.schema import ROLLOUTS
+from igrpo_cli.store.schema import ROLLOUTS
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from command_line import ONE_THREAD, Result, igrpo, make_run
-from igrpo_cli.shards.policies import write_policy_manifest
+from igrpo_cli.store.policies import write_policy_manifest
 
 SHARDS = 4
 NEW_YEAR = 1_767_225_600
@@ -168,7 +168,7 @@ def test_steps_of_an_update_that_are_kept_are_under_way(run):
 
 def test_status_imports_no_torch(half_finished):
     code = (
-        "import sys\nfrom igrpo_cli.cli import main\n"
+        "import sys\nfrom igrpo_cli.cli.app import main\n"
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
         "print([name for name in ('torch', 'transformers', 'vllm') if name in sys.modules])"
     )

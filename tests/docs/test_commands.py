@@ -10,7 +10,7 @@ import pytest
 import typer.main
 from shell_blocks import Shell, blocks
 
-from igrpo_cli.cli import app
+from igrpo_cli.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,7 +11,7 @@ import pytest
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.inspection.metrics import metrics_by_iteration
-from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.store.layout import RunDirectory
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]

@@ -162,7 +162,7 @@ def test_a_loaded_policy_samples_like_a_fresh_engine_of_it_and_not_from_the_old_
 def test_an_engine_that_rests_gives_its_memory_back_and_samples_the_same_afterwards(engine, groups):
     before = sample(engine, groups)
     in_use = torch.cuda.mem_get_info()[0]
-    engine.rest()
+    engine.sleep()
     assert torch.cuda.mem_get_info()[0] > in_use + VLLM.kv_cache_memory_bytes // 2
     engine.load_policy(TINY)
     assert sample(engine, groups) == before

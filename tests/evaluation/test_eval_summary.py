@@ -8,7 +8,6 @@ import pytest
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import check_config
-from igrpo_cli.console import Console
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.evaluation.consensus import consensus
 from igrpo_cli.evaluation.summary import (
@@ -21,8 +20,9 @@ from igrpo_cli.evaluation.summary import (
     paired_figures,
     summarise,
 )
-from igrpo_cli.session import Session
-from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.pipeline.session import Session
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.ui.console import Console
 from made_evaluation import sample, samples
 
 MODEL = {"name": "by hand"}

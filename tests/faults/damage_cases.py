@@ -10,8 +10,8 @@ from pathlib import Path
 from fault_cases import goes_on, lost, require, require_sound, same_as_undisturbed
 from forked import COMMANDS, Fork, WarmRun
 
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.verify import verify_run
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.verify import verify_run
 
 KINDS = {
     "shard": ("iteration_0000/*/*.parquet",),
@@ -115,7 +115,7 @@ def file_times(warm: WarmRun, seconds: Iterable[float]) -> Iterator[str | None]:
 
 def clocks(warm: WarmRun, days: Iterable[int]) -> Iterator[str | None]:
     """The clock goes wrong by some days in the middle of an iteration."""
-    from igrpo_cli.shards import manifest
+    from igrpo_cli.store import manifest
 
     right = manifest.datetime
     for number in days:

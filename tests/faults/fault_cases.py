@@ -14,8 +14,8 @@ from pathlib import Path
 
 from forked import AGAIN, Fork, WarmRun, everything_below, timed
 
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.verify import verify_run
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.verify import verify_run
 
 SECONDS_TO_STOP = 10.0
 SIGNALS = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}

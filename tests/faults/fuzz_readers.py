@@ -21,13 +21,13 @@ from igrpo_cli.config.files import apply_overrides, check_config, read_preset, r
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.problems.loading import load_problems
 from igrpo_cli.records import Rollout
-from igrpo_cli.shards.finishing import open_input
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.manifest import read_cost, read_manifest
-from igrpo_cli.shards.policies import read_policy
-from igrpo_cli.shards.schema import ROLLOUTS
-from igrpo_cli.shards.tables import file_schema, iterate_records, read_records, write_rows
-from igrpo_cli.shards.verify import verify_run
+from igrpo_cli.store.completion import open_input
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.manifest import read_cost, read_manifest
+from igrpo_cli.store.policies import read_policy
+from igrpo_cli.store.schema import ROLLOUTS
+from igrpo_cli.store.tables import file_schema, iterate_records, read_records, write_rows
+from igrpo_cli.store.verify import verify_run
 
 Read = Callable[[Path, bytes], Any]
 

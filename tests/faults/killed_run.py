@@ -21,7 +21,7 @@ sys.path += [str(Path(__file__).parents[1] / room) for room in ("", "faults")]
 from forked import everything_below
 
 from command_line import ONE_THREAD, sets
-from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.store.layout import RunDirectory
 
 SETTINGS = ("run.num_iterations=100000", "data.problems_per_iteration=16", "run.num_shards=2", "reward.num_workers=1")
 SECONDS_ALIVE = (20.0, 60.0)

@@ -12,9 +12,9 @@ from fault_cases import lost, require, same_as_undisturbed
 from forked import COMMANDS, Fork, WarmRun
 from sample_run import group, identity_of, manifest_of
 
-from igrpo_cli.shards.finishing import open_input, publish_shard
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.parts import PartStore
+from igrpo_cli.store.completion import commit_shard, open_input
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.parts import PartStore
 
 NUM_BLOCKS = 3
 
@@ -84,7 +84,7 @@ def _write(root: Path) -> None:
         if not parts.has(block):
             parts.claim(block)
             parts.write(block, group(block))
-    publish_shard(
+    commit_shard(
         path,
         identity,
         lambda replace: parts.assemble(path.data, range(NUM_BLOCKS), replace),

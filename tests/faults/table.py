@@ -24,7 +24,7 @@ import fault_cases
 from forked import AGAIN, COMMANDS, WarmRun
 from race_cases import command_races, races
 
-from igrpo_cli.console import table
+from igrpo_cli.ui.console import table
 
 Tries = Iterator[str | None]
 TESTS = Path(__file__).parents[1]

@@ -20,8 +20,8 @@ from igrpo_cli.engines.checking import MAX_TRIES
 from igrpo_cli.engines.transformers import TransformersEngine
 from igrpo_cli.engines.vllm import VllmEngine
 from igrpo_cli.errors import EXIT_INTERRUPTED, IgrpoError, Interrupted
+from igrpo_cli.pipeline.session import engine_settings
 from igrpo_cli.records import SamplingGroup, SamplingSettings
-from igrpo_cli.session import engine_settings
 
 BLOCKS = ("data.problems_per_iteration=4", "engine.groups_per_block=2")
 
@@ -226,7 +226,7 @@ def test_a_vllm_that_fails_is_told_from_one_without_memory(failure, expected, sa
 
 HANGING = """
 import ctypes, sys
-from igrpo_cli.cli import main
+from igrpo_cli.cli.app import main
 from igrpo_cli.engines.transformers import TransformersEngine
 
 sound, steps = TransformersEngine.step, []

@@ -38,7 +38,7 @@ BROKEN = {
     "kill at operation n of select": """
 import os, shutil
 from pathlib import Path
-from igrpo_cli.shards import publish
+from igrpo_cli.store import atomic
 def install_in_two_steps(temporary, path):
     path.write_bytes(temporary.read_bytes()[:100])
     os.fsync(os.open(path, os.O_RDONLY))
@@ -47,7 +47,7 @@ def install_in_two_steps(temporary, path):
 publish._install = install_in_two_steps
 """,
     "bit flip: weights": """
-from igrpo_cli.shards.verify import _Verifier
+from igrpo_cli.store.verify import _Verifier
 known = {}
 def hash_once(self, path, compute=_Verifier.hash_of):
     return known.get(path) or known.setdefault(path, compute(self, path))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from command_line import files_below, igrpo, sets
 from igrpo_cli.problems.packaged import packaged_data
-from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.store.layout import RunDirectory
 
 
 @pytest.fixture

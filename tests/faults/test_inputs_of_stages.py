@@ -16,13 +16,13 @@ import pytest
 from command_line import files_below, igrpo, make_run
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.records import Rollout, Selection
-from igrpo_cli.shards.finishing import inputs_on_disk, publish_shard
-from igrpo_cli.shards.layout import RunDirectory, ShardPath
-from igrpo_cli.shards.manifest import manifest_json, read_manifest
-from igrpo_cli.shards.problem_file import read_problems
-from igrpo_cli.shards.publish import publish_json, sha256_file
-from igrpo_cli.shards.schema import SCHEMA_OF, VERSION_KEY
-from igrpo_cli.shards.tables import read_records, write_rows
+from igrpo_cli.store.atomic import publish_json, sha256_file
+from igrpo_cli.store.completion import commit_shard, input_hashes
+from igrpo_cli.store.layout import RunDirectory, ShardPath
+from igrpo_cli.store.manifest import manifest_json, read_manifest
+from igrpo_cli.store.problem_file import read_problems
+from igrpo_cli.store.schema import SCHEMA_OF, VERSION_KEY
+from igrpo_cli.store.tables import read_records, write_rows
 
 AFTER = {"draft": "select", "select": "refine", "refine": "update"}
 """The stage that reads the shards of each stage."""
@@ -65,7 +65,7 @@ def change_rows(shard: ShardPath, change: Callable[[list[Any]], list[Any]]) -> N
     manifest = read_manifest(shard)
     record = Selection if shard.stage == "select" else Rollout
     rows = change(read_records(shard.data, record))
-    publish_shard(
+    commit_shard(
         shard,
         manifest.identity,
         lambda again: write_rows(shard.data, SCHEMA_OF[record], [rows], replace=again),
@@ -86,7 +86,7 @@ def change_file(shard: ShardPath, table: pa.Table) -> None:
 def let_come_from(shard: ShardPath, *inputs: ShardPath) -> None:
     """Let the manifest of `shard` say that it was made from what `inputs` are now."""
     manifest = read_manifest(shard)
-    identity = replace(manifest.identity, inputs=inputs_on_disk(*inputs))
+    identity = replace(manifest.identity, inputs=input_hashes(*inputs))
     publish_json(shard.manifest, manifest_json(replace(manifest, identity=identity)), replace=True)
 
 

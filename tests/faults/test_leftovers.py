@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from command_line import igrpo
-from igrpo_cli.shards.temporaries import is_temporary, temporary_name
+from igrpo_cli.store.temporaries import is_temporary, temporary_name
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from test_inputs_of_stages import change_file, change_rows, let_come_from
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
 from igrpo_cli.engines.decoding import Decoding
-from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.training import optimizer
 from igrpo_cli.training import step as training_step
 from igrpo_cli.training.policy import LogprobModel
@@ -122,8 +122,8 @@ def test_memory_that_runs_out_while_sampling_names_the_setting_and_the_same_comm
 
 WITH_LITTLE_MEMORY = """
 import resource, sys
-from igrpo_cli.cli import main
-import torch, transformers, igrpo_cli.training.restore, igrpo_cli.pipeline.update_files
+from igrpo_cli.cli.app import main
+import torch, transformers, igrpo_cli.training.restore, igrpo_cli.pipeline.update_artifacts
 in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (in_use + int(sys.argv.pop(1)), resource.RLIM_INFINITY))
 main(sys.argv[1:])

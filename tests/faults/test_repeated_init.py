@@ -10,8 +10,8 @@ import pytest
 
 from command_line import igrpo, sets
 from igrpo_cli.problems.packaged import model_location
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.policies import read_policy, write_pointer
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.policies import read_policy, write_pointer
 
 PACKAGED = model_location("tiny")
 

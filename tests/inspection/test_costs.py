@@ -9,13 +9,13 @@ import pytest
 
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.inspection.costs import Spent, costs_of_iterations, iteration_costs, project
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.manifest import read_cost
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.manifest import read_cost
 
 STAGES = ("draft", "update")
 
 
-def write_manifest(path, started, finished, seconds, tokens, gpu_seconds=0.0, **more):
+def commit_manifest(path, started, finished, seconds, tokens, gpu_seconds=0.0, **more):
     """As much of a manifest as tells what its shard took, in the order in which manifests tell it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     times = {"started": f"2026-01-01T{started}+00:00", "finished": f"2026-01-01T{finished}+00:00"}
@@ -29,10 +29,10 @@ def run(tmp_path):
     """Iteration 0 is finished; of iteration 1 one draft shard is there."""
     run = RunDirectory(tmp_path)
     first, second = run.shards(0, "draft", 2)
-    write_manifest(first.manifest, "10:00:00", "10:01:00", 60.0, 1000, 120.0)
-    write_manifest(second.manifest, "10:00:30", "10:02:00", 90.5, 2000, 181.0)
-    write_manifest(run.update(0).manifest, "10:10:00", "10:10:30", 30.0, 3000, 30.0)
-    write_manifest(run.shard(1, "draft", 0, 2).manifest, "11:00:00", "11:00:10", 10.0, 500, 20.0)
+    commit_manifest(first.manifest, "10:00:00", "10:01:00", 60.0, 1000, 120.0)
+    commit_manifest(second.manifest, "10:00:30", "10:02:00", 90.5, 2000, 181.0)
+    commit_manifest(run.update(0).manifest, "10:10:00", "10:10:30", 30.0, 3000, 30.0)
+    commit_manifest(run.shard(1, "draft", 0, 2).manifest, "11:00:00", "11:00:10", 10.0, 500, 20.0)
     return run
 
 
@@ -83,7 +83,7 @@ def test_a_manifest_that_does_not_say_is_named_and_counts_nothing(run, content):
 
 def test_a_day_that_does_not_exist_is_damage(tmp_path):
     path = tmp_path / "shard.json"
-    write_manifest(path, "10:00:00", "10:00:00", 1.0, 1)
+    commit_manifest(path, "10:00:00", "10:00:00", 1.0, 1)
     path.write_text(path.read_text().replace("2026-01-01", "2026-13-01"))
     with pytest.raises(DamagedFileError, match="does not say what its shard took"):
         read_cost(str(path))
@@ -93,7 +93,7 @@ def test_a_day_that_does_not_exist_is_damage(tmp_path):
 @pytest.mark.parametrize("key", ["seconds", "gpu_seconds"])
 def test_seconds_that_no_clock_counts_are_damage(tmp_path, key, seconds):
     path = tmp_path / "shard.json"
-    write_manifest(path, "10:00:00", "10:00:02", 2.25, 1, 2.25)
+    commit_manifest(path, "10:00:00", "10:00:02", 2.25, 1, 2.25)
     path.write_text(path.read_text().replace(f'"{key}": 2.25', f'"{key}": {seconds}'))
     with pytest.raises(DamagedFileError, match="does not say what its shard took"):
         read_cost(str(path))
@@ -102,7 +102,7 @@ def test_seconds_that_no_clock_counts_are_damage(tmp_path, key, seconds):
 def test_settings_that_look_like_costs_are_not_taken_for_them(tmp_path):
     path = tmp_path / "shard.json"
     decoy = '"started": "2020-01-01T00:00:00+00:00", "finished": "2020-01-01T00:00:00+00:00", "seconds": 9, "tokens": 9'
-    write_manifest(path, "10:00:00", "10:00:02", 1.5, 7, 3.0, config={"prompts": {"system_prompt": decoy}})
+    commit_manifest(path, "10:00:00", "10:00:02", 1.5, 7, 3.0, config={"prompts": {"system_prompt": decoy}})
     cost = read_cost(str(path))
     assert (cost.seconds, cost.tokens, cost.gpu_seconds) == (1.5, 7, 3.0)
     assert cost.finished == datetime(2026, 1, 1, 10, 0, 2, tzinfo=UTC)

@@ -14,9 +14,9 @@ from read_back import read_trackio, tensorboard_curves, trackio_curves, wandb_cu
 from command_line import TRACKIO_DIRECTORY, Result, igrpo, sets
 from igrpo_cli.loggers import trackers
 from igrpo_cli.records import Metric
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.sealed_files import write_sent
-from igrpo_cli.shards.tables import read_records
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.sealed_files import write_sent
+from igrpo_cli.store.tables import read_records
 
 pytestmark = pytest.mark.skipif(
     any(find_spec(name) is None for name in trackers.NAMES), reason="needs trackio, tensorboard and wandb"

@@ -11,8 +11,8 @@ from command_line import igrpo, make_run, sets
 from igrpo_cli.algo.estimates import paired_difference
 from igrpo_cli.evaluation.summary import by_problem, correct_matrix
 from igrpo_cli.records import Rollout
-from igrpo_cli.shards.sealed_files import read_summary
-from igrpo_cli.shards.tables import read_records
+from igrpo_cli.store.sealed_files import read_summary
+from igrpo_cli.store.tables import read_records
 
 PROBLEMS, SAMPLES = 8, 3
 BENCH = ("--bench", "arithmetic", "--samples", SAMPLES)

@@ -16,7 +16,7 @@ from igrpo_cli.rewards.functions import (
     resolve_target,
     source_sha256,
 )
-from igrpo_cli.rewards.scorer import Answered, Scorer
+from igrpo_cli.rewards.scorer import Scorer, ScoringInput
 from igrpo_cli.rewards.workers import GradingLimits, GradingPool
 
 MODULE = """
@@ -68,7 +68,7 @@ def scored(name, num_tokens=25, completions=(r"\boxed{4}",), **limits):
     functions = {name: f"own_rewards:{name}"}
     with GradingPool(1, GradingLimits(**limits), functions) as pool:
         scorer = Scorer(pool, {"accuracy": 1.0, name: 2.0}, has_functions=True)
-        return scorer.score([Answered(problem, "?", text, num_tokens, 100, "stop") for text in completions])
+        return scorer.score([ScoringInput(problem, "?", text, num_tokens, 100, "stop") for text in completions])
 
 
 def test_a_function_gets_what_it_names(module):

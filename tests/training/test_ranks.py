@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from command_line import ONE_THREAD, igrpo, make_run, sets
 from igrpo_cli.pipeline.optimizer_states import recorded_states
 from igrpo_cli.problems.packaged import packaged_data
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.manifest import manifest_json, read_manifest
-from igrpo_cli.shards.publish import publish_json
+from igrpo_cli.store.atomic import publish_json
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.manifest import manifest_json, read_manifest
 from igrpo_cli.training.ranks import Ranks
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")

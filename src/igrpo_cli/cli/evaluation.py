@@ -27,8 +27,8 @@ from igrpo_cli.cli.flags import (
     console_of,
     with_engine,
 )
-from igrpo_cli.console import Console
 from igrpo_cli.errors import UsageError
+from igrpo_cli.ui.console import Console
 
 Model = Annotated[str | None, typer.Option("--model", help="Model directory or Hub id, instead of RUN.")]
 Samples = Annotated[int | None, typer.Option("--samples", min=1, help="Samples per problem.")]
@@ -61,7 +61,7 @@ def evaluate(
     output: Output = None,
     iteration: Iteration = None,
     shard: Shard = None,
-    help_others: HelpOthers = False,
+    take_over: HelpOthers = False,
     engine: Engine = None,
     endpoint: Endpoints = None,
     sets: Sets = None,
@@ -97,7 +97,7 @@ def evaluate(
             output=output,
             iteration=iteration,
             shard=shard,
-            help_others=help_others,
+            take_over=take_over,
             sets=tuple(with_engine(sets, engine, endpoint)),
             skip_bad_rows=skip_bad_rows,
             overwrite=overwrite,

@@ -11,10 +11,10 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from igrpo_cli.cli.signals import CtrlC, clean_interrupts
 from igrpo_cli.cli.streams import prepare_streams
-from igrpo_cli.console import print_error
 from igrpo_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError, UsageError
-from igrpo_cli.interrupts import CtrlC, clean_interrupts
+from igrpo_cli.ui.console import print_error
 
 # typer does not export the root of its errors, of which BadParameter is one.
 USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")

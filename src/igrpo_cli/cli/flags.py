@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from igrpo_cli.console import NORMAL, QUIET, VERBOSE, Console
 from igrpo_cli.errors import UsageError
+from igrpo_cli.ui.console import NORMAL, QUIET, VERBOSE, Console
 
 Run = Annotated[Path, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="current directory")]
 Iteration = Annotated[
@@ -67,7 +67,7 @@ Endpoints = Annotated[
     list[str] | None,
     typer.Option("--endpoint", metavar="URL", help="A running `vllm serve`, for --engine server; repeatable."),
 ]
-HelpOthers = Annotated[bool, typer.Option("--help-others", help="Then sample blocks that other shards have not begun.")]
+HelpOthers = Annotated[bool, typer.Option("--take-over", help="Then sample blocks that other shards have not begun.")]
 
 
 def console_of(as_json: bool, quiet: bool, verbose: bool, *, markdown: bool = False) -> Console:

@@ -6,10 +6,10 @@ from dataclasses import fields
 from textwrap import shorten
 from typing import Any
 
-from igrpo_cli.console import Console
-from igrpo_cli.evaluation.tables import markdown_table, plain_table
 from igrpo_cli.problems.benches import BENCHES, OTHER_REPEATS, NamedSet, ProblemSource
 from igrpo_cli.problems.packaged import PACKAGED_SETS
+from igrpo_cli.ui.console import Console
+from igrpo_cli.ui.tables import markdown_table, plain_table
 
 NOT_PINNED = "main"
 """The branch that the Hub gives where no revision is named; the commit that was read stands in the manifest."""

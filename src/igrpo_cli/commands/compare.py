@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.config.files import apply_overrides, check_config, read_toml
-from igrpo_cli.console import Console, percent, table
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.evaluation.results import EvalResults, read_results
 from igrpo_cli.evaluation.summary import paired_figures, summarise
-from igrpo_cli.evaluation.tables import difference_text, markdown_table, plain_table, summary_row
 from igrpo_cli.records import Problem
-from igrpo_cli.shards.command_lines import command_line, typed
-from igrpo_cli.shards.eval_names import eval_flags
-from igrpo_cli.shards.layout import RunDirectory, bench_name, directory_name, shards_in
-from igrpo_cli.shards.problem_file import read_problems
+from igrpo_cli.store.command_lines import command_line, typed
+from igrpo_cli.store.eval_names import eval_flags
+from igrpo_cli.store.layout import RunDirectory, bench_name, directory_name, shards_in
+from igrpo_cli.store.problem_file import read_problems
+from igrpo_cli.ui.console import Console, percent, table
+from igrpo_cli.ui.tables import difference_text, markdown_table, plain_table, summary_row
 
 SHOWN_FLIPS = 10
 """Problems that the text lists of those gained, and of those lost; `--json` has all."""

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.console import Console
-from igrpo_cli.display.difference_text import iterations_markdown, iterations_text
 from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.inspection.curves import IterationFigures, Point, read_figures
 from igrpo_cli.inspection.differences import (
@@ -22,9 +20,11 @@ from igrpo_cli.inspection.differences import (
 )
 from igrpo_cli.inspection.evaluations import EvaluationState
 from igrpo_cli.inspection.stories import finished_shards
-from igrpo_cli.session import Session, open_session
-from igrpo_cli.shards.command_lines import command_line
-from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.pipeline.session import Session, open_session
+from igrpo_cli.store.command_lines import command_line
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.ui.console import Console
+from igrpo_cli.ui.difference_screen import iterations_markdown, iterations_text
 
 USAGE = "igrpo diff RUN 3 7; igrpo diff RUN_A RUN_B; igrpo diff RUN_A/iteration_0003 RUN_B/policies/0007"
 _PLACE = re.compile(r"(?:(?P<run>.*)/)?(?:iteration_|policies/)(?P<number>[0-9]{4,9})/?")

@@ -15,10 +15,10 @@ from typing import Literal
 
 from igrpo_cli import __version__
 from igrpo_cli.config.files import check_config, read_toml
-from igrpo_cli.console import Console, table
 from igrpo_cli.errors import IgrpoError, MissingInputError
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.sealed_settings import require_sealed
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.sealed_settings import require_sealed
+from igrpo_cli.ui.console import Console, table
 
 PACKAGES = ("torch", "transformers", "pyarrow", "math-verify")
 EXTRAS = {
@@ -135,7 +135,7 @@ def _grading() -> Check:
 
 
 def _files(path: Path) -> Check:
-    from igrpo_cli.shards.file_system import probe_file_system
+    from igrpo_cli.store.file_system import probe_file_system
 
     if not path.is_dir():
         raise MissingInputError(f"{path} is no directory", hint=f"mkdir {path}, or name another one")

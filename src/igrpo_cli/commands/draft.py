@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from igrpo_cli.pipeline.open_shard import ShardedRollouts
-from igrpo_cli.pipeline.rollout_shards import make_rollout_shards, training_plan
+from igrpo_cli.pipeline.rollout_shard import ShardedRollouts
+from igrpo_cli.pipeline.rollout_stage import make_rollout_shards, training_plan
+from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.prompts import bare_prompt
 from igrpo_cli.records import StageReport
 from igrpo_cli.rollouts import RolloutTask
-from igrpo_cli.session import Session, StageRequest
 
 
 def run(session: Session, request: StageRequest) -> StageReport:

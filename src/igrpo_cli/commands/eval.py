@@ -11,17 +11,17 @@ from typing import Any
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import apply_overrides, check_config, parse_override
-from igrpo_cli.console import Console
 from igrpo_cli.errors import UsageError
 from igrpo_cli.evaluation.results import EvalResults, read_results
 from igrpo_cli.evaluation.shards import Evaluation, evaluation_shards, require_bare_samples, sharded_evaluation
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
-from igrpo_cli.pipeline.rollout_shards import make_rollout_shards
+from igrpo_cli.pipeline.rollout_stage import make_rollout_shards
+from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import Problem, StageReport
-from igrpo_cli.session import Session, StageRequest, open_session
-from igrpo_cli.shards.layout import RunDirectory, bench_name, directory_name
-from igrpo_cli.shards.policies import Policy, describe_directory, policy_id
-from igrpo_cli.shards.policy_lineage import newest_policy
+from igrpo_cli.store.layout import RunDirectory, bench_name, directory_name
+from igrpo_cli.store.policies import Policy, describe_directory, policy_id
+from igrpo_cli.store.policy_lineage import newest_policy
+from igrpo_cli.ui.console import Console
 
 UNDECIDED = Policy("", Path(), 0)
 """Stands for the policy in the plan of an evaluation that names no model, outside any run."""
@@ -41,7 +41,7 @@ class EvalRequest:
     output: Path | None = None
     iteration: int | None = None
     shard: str | None = None
-    help_others: bool = False
+    take_over: bool = False
     sets: tuple[str, ...] = ()
     skip_bad_rows: bool = False
     overwrite: bool = False
@@ -51,7 +51,7 @@ class EvalRequest:
 def run(request: EvalRequest, benches: Sequence[str], console: Console, *, markdown: bool = False) -> None:
     """Evaluate on each benchmark and print the figures. All problems are read before anything is sampled."""
     from igrpo_cli.evaluation.summary import macro_average
-    from igrpo_cli.evaluation.tables import markdown_text
+    from igrpo_cli.ui.tables import markdown_text
 
     _check_benches(benches)
     with _session(request, console) as session:
@@ -76,7 +76,7 @@ def evaluate(session: Session, request: EvalRequest) -> tuple[dict[str, Any], st
 
 def _text_of_all(payloads: Sequence[dict[str, Any]], average: float | None) -> str:
     """What stands under the texts of several benchmarks: those that are measured in one table, or the whole plan."""
-    from igrpo_cli.evaluation.tables import all_benches_text
+    from igrpo_cli.ui.tables import all_benches_text
 
     plans = [payload["plan"] for payload in payloads if "plan" in payload]
     if plans:
@@ -203,8 +203,8 @@ def _policy(session: Session, request: EvalRequest) -> tuple[Policy, str | int]:
 
 
 def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) -> tuple[dict[str, Any], str]:
-    from igrpo_cli.evaluation.tables import summary_text
     from igrpo_cli.problems.loading import problems_in_both
+    from igrpo_cli.ui.tables import summary_text
 
     if evaluation.selection is not None and not request.dry_run:
         require_bare_samples(session, evaluation)
@@ -213,7 +213,7 @@ def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) ->
         shards=session.shards_or_all(request.shard),
         overwrite=request.overwrite,
         dry_run=request.dry_run,
-        help_others=request.help_others,
+        take_over=request.take_over,
     )
     report = make_rollout_shards(session, sharded_evaluation(session, evaluation), stage)
     if request.dry_run:
@@ -234,7 +234,7 @@ def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) ->
 def _summarise(session: Session, evaluation: Evaluation, trained_on: int) -> dict[str, Any]:
     """The figures of all shards, kept as `summary.json` beside them."""
     from igrpo_cli.evaluation.summary import conditioned_figures
-    from igrpo_cli.shards.sealed_files import write_summary
+    from igrpo_cli.store.sealed_files import write_summary
 
     results, summary = _figures(session, evaluation, trained_on)
     if evaluation.selection is not None:

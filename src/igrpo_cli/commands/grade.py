@@ -12,12 +12,12 @@ from itertools import islice
 from pathlib import Path
 
 from igrpo_cli.config.files import apply_overrides, check_config
-from igrpo_cli.console import Console, finite
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
-from igrpo_cli.pipeline.score_sets import SCORED_STAGES, grade_stage, name_of_weights, parse_weights
+from igrpo_cli.pipeline.scores import SCORED_STAGES, grade_stage, name_of_weights, parse_weights
+from igrpo_cli.pipeline.session import StageRequest, open_session
 from igrpo_cli.rewards.workers import GradingLimits, GradingPool
-from igrpo_cli.session import StageRequest, open_session
-from igrpo_cli.shards.command_lines import typed
+from igrpo_cli.store.command_lines import typed
+from igrpo_cli.ui.console import Console, finite
 
 ROWS_PER_BATCH = 256
 A_ROW = '{"gold": "42", "answer": "\\\\boxed{42}"}'

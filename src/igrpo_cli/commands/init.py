@@ -16,16 +16,16 @@ from igrpo_cli.config.files import (
     read_toml,
     write_config,
 )
-from igrpo_cli.console import Console, printable
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.inspection.differences import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.prompts import bare_prompt
 from igrpo_cli.records import Problem
-from igrpo_cli.shards.command_lines import command_line
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.sealed_settings import require_sealed, sealed
+from igrpo_cli.store.command_lines import command_line
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.sealed_settings import require_sealed, sealed
+from igrpo_cli.ui.console import Console, printable
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -68,9 +68,9 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.loading import load_problems
     from igrpo_cli.problems.packaged import model_location
-    from igrpo_cli.shards.manifest import read_manifest
-    from igrpo_cli.shards.policies import write_pointer
-    from igrpo_cli.shards.publish import publish_bytes, remove_stale_temporaries
+    from igrpo_cli.store.atomic import publish_bytes, remove_stale_temporaries
+    from igrpo_cli.store.manifest import read_manifest
+    from igrpo_cli.store.policies import write_pointer
 
     run_directory, content = RunDirectory(path), sealed(write_config(config))
     is_run = _is_this_run(run_directory, content)
@@ -107,7 +107,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
 
 def _sound_problems(run_directory: RunDirectory) -> list[Problem] | None:
     """The problems of a run that is there already; None where their file is gone or damaged."""
-    from igrpo_cli.shards.problem_file import read_problems
+    from igrpo_cli.store.problem_file import read_problems
 
     try:
         return read_problems(run_directory.problems())

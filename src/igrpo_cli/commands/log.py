@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.console import Console
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.loggers.base import TrackerSettings
 from igrpo_cli.loggers.trackers import only_sender, open_tracker, require_trackers, send_new
-from igrpo_cli.session import Session, open_session
-from igrpo_cli.shards.layout import LOG
+from igrpo_cli.pipeline.session import Session, open_session
+from igrpo_cli.store.layout import LOG
+from igrpo_cli.ui.console import Console
 
 NOT_TOLD: dict[str, Any] = {"log": True, "judge": {"endpoint"}, "engine": {"endpoints"}}
 """Settings that no tracker is sent: the addresses of servers are nobody else's business."""

@@ -10,13 +10,13 @@ from igrpo_cli.algo.estimates import paired_difference
 from igrpo_cli.commands import eval as evaluation
 from igrpo_cli.commands.init import create_run, resolve_config
 from igrpo_cli.commands.run import run_iteration, unfinished
-from igrpo_cli.console import Console, percent, sparkline, table
 from igrpo_cli.evaluation.summary import correct_matrix
-from igrpo_cli.evaluation.tables import difference_text
 from igrpo_cli.inspection.metrics import metrics_by_iteration
+from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.records import Rollout
-from igrpo_cli.session import Session, open_session
-from igrpo_cli.shards.tables import read_records
+from igrpo_cli.store.tables import read_records
+from igrpo_cli.ui.console import Console, percent, sparkline, table
+from igrpo_cli.ui.tables import difference_text
 
 PRESET = "quickstart"
 BENCH = "arithmetic"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from igrpo_cli.pipeline.open_shard import ShardedRollouts
-from igrpo_cli.pipeline.rollout_shards import make_rollout_shards, training_plan
+from igrpo_cli.pipeline.rollout_shard import ShardedRollouts
+from igrpo_cli.pipeline.rollout_stage import make_rollout_shards, training_plan
+from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups, require_problems
 from igrpo_cli.prompts import bare_prompt, conditioned_prompt, visible_draft
 from igrpo_cli.records import Selection, StageReport
 from igrpo_cli.rollouts import RolloutPlan, RolloutTask
-from igrpo_cli.session import Session, StageRequest
-from igrpo_cli.shards.finishing import open_input
-from igrpo_cli.shards.layout import ShardPath
+from igrpo_cli.store.completion import open_input
+from igrpo_cli.store.layout import ShardPath
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -31,7 +31,7 @@ def refinements(session: Session, iteration: int) -> ShardedRollouts:
         return directory.shard(iteration, "select", shard, config.run.num_shards)
 
     def plan_of(shard: int) -> RolloutPlan:
-        from igrpo_cli.shards.tables import read_records
+        from igrpo_cli.store.tables import read_records
 
         open_input(select_shard(shard))
         rows = read_records(select_shard(shard).data, Selection)

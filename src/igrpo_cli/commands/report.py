@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igrpo_cli.console import Console, printable
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
-from igrpo_cli.evaluation.tables import summary_row
-from igrpo_cli.shards.command_lines import command_line, no_run
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.sealed_files import read_summary
-from igrpo_cli.shards.sealed_settings import settings_fault
+from igrpo_cli.store.command_lines import command_line, no_run
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.sealed_files import read_summary
+from igrpo_cli.store.sealed_settings import settings_fault
+from igrpo_cli.ui.console import Console, printable
+from igrpo_cli.ui.tables import summary_row
 
 if TYPE_CHECKING:
     from igrpo_cli.report.page import ReportedRun
@@ -36,7 +36,7 @@ def run(request: ReportRequest, console: Console) -> None:
     """Write the report and say where it is. Raises MissingInputError where there is nothing to report on."""
     from igrpo_cli.report.page import render
     from igrpo_cli.report.svg import MAX_COLOURS
-    from igrpo_cli.shards.publish import publish_bytes
+    from igrpo_cli.store.atomic import publish_bytes
 
     if len({path.resolve() for path in request.runs}) < len(request.runs):
         raise UsageError("a run is named twice", hint="igrpo report RUN OTHER_RUN")
@@ -120,7 +120,7 @@ def _write_figures(runs: Sequence[ReportedRun], directory: Path) -> list[Path]:
     from igrpo_cli.report.figures import SECTIONS
     from igrpo_cli.report.page import HERE, charts
     from igrpo_cli.report.png import rasterise
-    from igrpo_cli.shards.publish import publish_bytes
+    from igrpo_cli.store.atomic import publish_bytes
 
     css = (HERE / "page.css").read_text("utf-8")
     written = []

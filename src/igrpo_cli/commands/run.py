@@ -9,14 +9,14 @@ from pathlib import Path
 from igrpo_cli.commands import draft, refine
 from igrpo_cli.commands.stage import perform, summary_line
 from igrpo_cli.config.files import write_config
-from igrpo_cli.console import Console, printable
 from igrpo_cli.errors import UsageError
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
-from igrpo_cli.pipeline.rollout_shards import RolloutShards, roll_out_in
+from igrpo_cli.pipeline.rollout_stage import RolloutShards, roll_out_in
+from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
 from igrpo_cli.rollouts import BlockJob
-from igrpo_cli.session import Session, StageRequest, open_session
 from igrpo_cli.torchrun import rank_and_size
+from igrpo_cli.ui.console import Console, printable
 
 
 def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, console: Console) -> None:
@@ -63,7 +63,7 @@ def run_iteration(session: Session, iteration: int) -> list[StageReport]:
         reports = sample(session, iteration)
     else:
         reports = [perform(session, "draft", StageRequest(iteration, session.shards_or_all(None)))]
-    session.rest_engine()
+    session.sleep_engine()
     reports.append(perform(session, "update", StageRequest(iteration, (0,))))
     for report in reports:
         session.console.detail(summary_line(report))

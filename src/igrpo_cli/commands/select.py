@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.config import stage_identity
 from igrpo_cli.pipeline.provenance import Provenance
+from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.shard_work import ShardWork, work_through
 from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups
 from igrpo_cli.records import Selection, SelectionAction, StageReport
 from igrpo_cli.seeds import derive_seed
-from igrpo_cli.session import Session, StageRequest
-from igrpo_cli.shards.finishing import open_input, publish_shard
-from igrpo_cli.shards.identity import Identity
-from igrpo_cli.shards.layout import ShardPath
-from igrpo_cli.shards.manifest import DataFile, Manifest
-from igrpo_cli.shards.siblings import require_siblings
+from igrpo_cli.store.completion import commit_shard, open_input
+from igrpo_cli.store.conflicts import require_same_settings
+from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.layout import ShardPath
+from igrpo_cli.store.manifest import DataFile, Manifest
 
 if TYPE_CHECKING:
-    from igrpo_cli.shards.candidates import CandidateBlock
+    from igrpo_cli.store.candidates import CandidateBlock
 
 
 def run(session: Session, request: StageRequest) -> StageReport:
@@ -60,16 +60,16 @@ def _inputs(session: Session, path: ShardPath) -> tuple[ShardPath, ...]:
 
 
 def _make_shard(session: Session, path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
-    from igrpo_cli.shards.schema import SELECTIONS
-    from igrpo_cli.shards.scores import open_scores
-    from igrpo_cli.shards.tables import write_rows
+    from igrpo_cli.store.schema import SELECTIONS
+    from igrpo_cli.store.scores import open_scores
+    from igrpo_cli.store.tables import write_rows
 
     provenance = Provenance()
     drafts, name = _draft_shards(session, path), session.config.select.scores
-    require_siblings({each: open_input(each) for each in drafts})
+    require_same_settings({each: open_input(each) for each in drafts})
     if name is not None:
         scores = {each: session.run.scores(each, name) for each in drafts}
-        require_siblings({of_draft: open_scores(of_draft, each) for each, of_draft in scores.items()})
+        require_same_settings({of_draft: open_scores(of_draft, each) for each, of_draft in scores.items()})
     counts: Counter[str] = Counter()
 
     def write(replace_existing: bool) -> DataFile:
@@ -80,7 +80,7 @@ def _make_shard(session: Session, path: ShardPath, identity: Identity, *, overwr
     def describe(data: DataFile) -> Manifest:
         return provenance.manifest(identity, data, counts=counts)
 
-    return publish_shard(path, identity, write, describe, overwrite=overwrite)
+    return commit_shard(path, identity, write, describe, overwrite=overwrite)
 
 
 def _counted(blocks: Iterable[list[Selection]], counts: Counter[str]) -> Iterator[list[Selection]]:
@@ -102,7 +102,7 @@ def _selections(session: Session, path: ShardPath) -> Iterator[list[Selection]]:
 
 
 def _candidates(session: Session, draft_shard: ShardPath) -> Iterator[CandidateBlock]:
-    from igrpo_cli.shards.candidates import iterate_candidates
+    from igrpo_cli.store.candidates import iterate_candidates
 
     name = session.config.select.scores
     scores = None if name is None else session.run.scores(draft_shard, name).data

@@ -8,14 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.console import Console, printable
-from igrpo_cli.display.story_text import story_markdown, story_text
 from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.inspection.stories import GroupStory, finished_shards, problems_by_id, read_stories, selection_settings
 from igrpo_cli.inspection.word_changes import word_changes
+from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.records import VERDICTS, Rollout
-from igrpo_cli.session import Session, open_session
-from igrpo_cli.shards.command_lines import command_line
+from igrpo_cli.store.command_lines import command_line
+from igrpo_cli.ui.console import Console, printable
+from igrpo_cli.ui.story_screen import story_markdown, story_text
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.console import Console, printable, table
 from igrpo_cli.errors import UsageError
 from igrpo_cli.inspection.database import RunDatabase
-from igrpo_cli.session import open_session
+from igrpo_cli.pipeline.session import open_session
+from igrpo_cli.ui.console import Console, printable, table
 
 WIDTH_WITHOUT_TERMINAL = 120
 SHORTEST_CUT = 8

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from igrpo_cli.commands import draft, refine, select, update
 from igrpo_cli.config.files import write_config
-from igrpo_cli.console import Console
 from igrpo_cli.errors import UsageError
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
+from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
-from igrpo_cli.session import Session, StageRequest, open_session
+from igrpo_cli.ui.console import Console
 
 STAGES: dict[str, Callable[[Session, StageRequest], StageReport]] = {
     "draft": draft.run,
@@ -31,7 +31,7 @@ class Asked:
     shard: str | None
     overwrite: bool = False
     dry_run: bool = False
-    help_others: bool = False
+    take_over: bool = False
 
 
 def run(name: str, path: Path, asked: Asked, sets: list[str], console: Console) -> None:
@@ -43,7 +43,7 @@ def run(name: str, path: Path, asked: Asked, sets: list[str], console: Console) 
             shards=session.shards_or_all(asked.shard),
             overwrite=asked.overwrite,
             dry_run=asked.dry_run,
-            help_others=asked.help_others,
+            take_over=asked.take_over,
         )
         report = perform(session, name, request)
         text = _plan_text(session, report) if asked.dry_run else summary_line(report)

@@ -7,15 +7,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from igrpo_cli.console import Console
-from igrpo_cli.display.status_text import status_line, status_text
 from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, UsageError
 from igrpo_cli.inspection.shard_states import missing_shards
-from igrpo_cli.pipeline.run_status import RunStatus, paths_of_stage
-from igrpo_cli.session import Session, open_session
-from igrpo_cli.shards.command_lines import command_line
-from igrpo_cli.shards.layout import ShardPath, bench_name, format_shards
-from igrpo_cli.shards.policy_lineage import newest_policy
+from igrpo_cli.pipeline.run_state import RunStatus, paths_of_stage
+from igrpo_cli.pipeline.session import Session, open_session
+from igrpo_cli.store.command_lines import command_line
+from igrpo_cli.store.layout import ShardPath, bench_name, format_shards
+from igrpo_cli.store.policy_lineage import newest_policy
+from igrpo_cli.ui.console import Console
+from igrpo_cli.ui.status_screen import status_line, status_text
 
 SECONDS_UNTIL_SECOND_LOOK = 0.1
 

@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING
 from igrpo_cli.algo.schedules import learning_rate_at
 from igrpo_cli.config import stage_identity
 from igrpo_cli.errors import MissingInputError, UsageError
-from igrpo_cli.pipeline.observations import input_shards, read_observations
 from igrpo_cli.pipeline.optimizer_states import prune_optimizer_states
 from igrpo_cli.pipeline.provenance import Provenance
+from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.shard_work import ShardWork, work_through
+from igrpo_cli.pipeline.training_groups import input_shards, read_observations
 from igrpo_cli.pipeline.update_trainer import previous_update
 from igrpo_cli.records import StageReport, TrainingGroup
 from igrpo_cli.seeds import derive_seed
-from igrpo_cli.session import Session, StageRequest
-from igrpo_cli.shards.finishing import finished_update
-from igrpo_cli.shards.identity import Identity
-from igrpo_cli.shards.layout import ShardPath, UpdatePath
-from igrpo_cli.shards.manifest import Manifest
-from igrpo_cli.shards.policies import Policy, settle_update
-from igrpo_cli.shards.publish import remove_stale_temporaries, withdraw_directory
+from igrpo_cli.store.atomic import remove_directory, remove_stale_temporaries
+from igrpo_cli.store.completion import completed_update
+from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.layout import ShardPath, UpdatePath
+from igrpo_cli.store.manifest import Manifest
+from igrpo_cli.store.policies import Policy, promote_policy
 from igrpo_cli.torchrun import rank_and_size
 
 if TYPE_CHECKING:
     from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints
-    from igrpo_cli.pipeline.update_files import Step
+    from igrpo_cli.pipeline.update_artifacts import Step
     from igrpo_cli.training.progress import UpdateProgress
     from igrpo_cli.training.step import PolicyTrainer
 
@@ -37,7 +37,7 @@ def run(session: Session, request: StageRequest) -> StageReport:
     """Train on the iteration's rollouts and publish `policies/k+1`."""
     update = session.run.update(request.iteration)
     policy = session.policy(request.iteration)
-    settle_update(session.run, request.iteration)
+    promote_policy(session.run, request.iteration)
     if not request.dry_run:
         # Of a finished update too: it may have been killed while it cleared away what nobody needs any more.
         for directory in (session.run.policies, update.directory.parent):
@@ -51,7 +51,7 @@ def run(session: Session, request: StageRequest) -> StageReport:
             return _make_update(session, update, policy, identity, overwrite=overwrite)
         except (MissingInputError, FileNotFoundError):
             # A task that has finished the same update clears away what this one was still reading.
-            theirs = None if overwrite or rank_and_size()[1] > 1 else finished_update(session.run, update, identity)
+            theirs = None if overwrite or rank_and_size()[1] > 1 else completed_update(session.run, update, identity)
             if theirs is None:
                 raise
             return theirs
@@ -60,7 +60,7 @@ def run(session: Session, request: StageRequest) -> StageReport:
     once = StageRequest(request.iteration, ONLY_SHARD, request.overwrite, request.dry_run)
     report = work_through(work, make, once, session.console.note)
     if update.checkpoints.exists() and not request.dry_run:
-        withdraw_directory(update.checkpoints)
+        remove_directory(update.checkpoints)
     if not request.dry_run:
         prune_optimizer_states(session, request.iteration)
     # The rows of its manifest are metrics; what a reader of the report asks is how much was trained on.
@@ -88,7 +88,7 @@ def _make_update(
     session: Session, path: UpdatePath, policy: Policy, identity: Identity, *, overwrite: bool
 ) -> Manifest:
     """The update by this process, or by all that torchrun started: then the first one writes what is not sharded."""
-    from igrpo_cli.pipeline import update_files
+    from igrpo_cli.pipeline import update_artifacts
     from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints, shared_staging_directory
     from igrpo_cli.pipeline.update_trainer import keep_warm, trainer_of
     from igrpo_cli.training.ranks import joined_ranks
@@ -103,13 +103,13 @@ def _make_update(
         standing = manifest = None
         with shared_staging_directory(path.directory, ranks) as staged:
             with session.console.activity(f"update of iteration {path.iteration}: writing policy and optimiser"):
-                update_files.stage_trainer(session, trainer, policy, path.iteration, staged)
+                update_artifacts.stage_trainer(session, trainer, policy, path.iteration, staged)
             if ranks.is_first:
-                outputs = update_files.record_policy(session, policy, path.iteration, staged)
-                outputs.append(update_files.stage_advantages(path, staged, steps))
+                outputs = update_artifacts.record_policy(session, policy, path.iteration, staged)
+                outputs.append(update_artifacts.stage_advantages(path, staged, steps))
                 manifest = provenance.manifest(
                     identity,
-                    update_files.stage_metrics(path, staged, observations, steps),
+                    update_artifacts.stage_metrics(path, staged, observations, steps),
                     device=f"{ranks.describe()}, {trainer.settings.dtype}",
                     num_devices=ranks.size,
                     tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
@@ -122,7 +122,7 @@ def _make_update(
                     },
                     outputs=outputs,
                 )
-                standing = update_files.publish_update(session, path, staged, manifest, overwrite=overwrite)
+                standing = update_artifacts.publish_update(session, path, staged, manifest, overwrite=overwrite)
         if standing is manifest and ranks.size == 1:
             keep_warm(session, trainer, path.iteration)
         found = ranks.share(standing)
@@ -138,7 +138,7 @@ def _train(
     checkpoints: StepCheckpoints,
 ) -> list[Step]:
     """All optimiser steps of the iteration: `num_epochs` passes over `num_minibatches` parts of the groups."""
-    from igrpo_cli.pipeline.update_files import Step
+    from igrpo_cli.pipeline.update_artifacts import Step
 
     section = session.config.update
     minibatches = _minibatches(groups, section.num_minibatches, session.config.run.seed, iteration)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from igrpo_cli.console import Console
 from igrpo_cli.errors import DamagedFileError
-from igrpo_cli.shards.command_lines import no_run
-from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.store.command_lines import no_run
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.ui.console import Console
 
 
 def run(path: Path, console: Console) -> None:
@@ -15,7 +15,7 @@ def run(path: Path, console: Console) -> None:
 
     Raises MissingInputError where there is no run; one that has lost its run.toml is damaged.
     """
-    from igrpo_cli.shards.verify import bytes_to_hash, verify_run
+    from igrpo_cli.store.verify import bytes_to_hash, verify_run
 
     directory = RunDirectory(path)
     if not directory.run_toml.exists() and not directory.iterations():

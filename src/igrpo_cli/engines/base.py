@@ -112,7 +112,7 @@ class Engine(Protocol):
         """Put the weights of another policy of the same kind into the running engine."""
         ...
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Give the accelerator's memory to somebody else; `load_policy` ends the rest."""
         ...
 

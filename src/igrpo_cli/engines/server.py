@@ -120,7 +120,7 @@ class ServerEngine:
             limits.append(self._settings.max_model_len)
         self._max_model_len = min(limits)
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """Nothing to give back: the servers have accelerators of their own."""
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from igrpo_cli.engines.base import logits_not_finite
 from igrpo_cli.engines.server_policy import PolicyFiles, require_root, require_same_shape
 from igrpo_cli.engines.server_replies import parse_completion, served_policy
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.http_client import ClosedError, HttpClient, PassingError, RefusedError, pause_before_retry
+from igrpo_cli.http_client import ClosedError, HttpClient, PermanentError, TransientError, pause_before_retry
 from igrpo_cli.records import Completion, SamplingSettings
 
 _UNKNOWN = "unknown"
@@ -70,11 +70,11 @@ class Endpoint:
                 # A server that is being stopped cuts its completions off: another try says more.
                 if completion.finish_reason != "abort" or is_last:
                     return completion
-                error = PassingError(f"{self.url} aborts its completions")
-            except PassingError as passing:
+                error = TransientError(f"{self.url} aborts its completions")
+            except TransientError as passing:
                 error = passing
                 self._forget(served)
-            except RefusedError as refused:
+            except PermanentError as refused:
                 if "not JSON compliant" in refused.message:  # how vLLM fails to write a log-prob that is no number
                     raise logits_not_finite(served_policy(self.url)) from refused
                 raise
@@ -84,13 +84,13 @@ class Endpoint:
             pause_before_retry(attempt, self._closing)
         raise AssertionError("the last attempt returns or raises")
 
-    def _require_failing(self, error: PassingError) -> None:
+    def _require_failing(self, error: TransientError) -> None:
         """Raise IgrpoError where the server is well but for this one completion: running again would not help."""
         if error.status != 500:
             return
         try:
             self._client.get("/health")
-        except PassingError:
+        except TransientError:
             return  # 503: the process answers, but its engine is dead.
         raise IgrpoError(
             f"{self.url} is well, but fails at one completion at every one of {self._max_retries + 1} tries: {error}",
@@ -109,7 +109,7 @@ class Endpoint:
                     return self._served
                 try:
                     self._served = self._prepare(policy)
-                except PassingError as error:
+                except TransientError as error:
                     if attempt == self._max_retries:
                         self._give_up(error)
                     pause_before_retry(attempt, self._closing)
@@ -126,14 +126,14 @@ class Endpoint:
         try:
             info = self._client.get("/server_info?config_format=json")
             return str(info["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")
-        except (PassingError, RefusedError, KeyError, TypeError):
+        except (TransientError, PermanentError, KeyError, TypeError):
             return "server"
 
     def version(self) -> str:
         """Of vLLM."""
         try:
             return str(self._client.get("/version")["version"])
-        except (PassingError, RefusedError, KeyError, TypeError):
+        except (TransientError, PermanentError, KeyError, TypeError):
             return _UNKNOWN
 
     def close(self) -> None:
@@ -145,7 +145,7 @@ class Endpoint:
             if self._served is served:
                 self._served = None
 
-    def _give_up(self, error: PassingError) -> None:
+    def _give_up(self, error: TransientError) -> None:
         self.dead = str(error)
         raise DeadEndpointError(self.dead) from error
 
@@ -176,7 +176,7 @@ class Endpoint:
         """Whether it was started with VLLM_SERVER_DEV_MODE=1: else this path does not exist."""
         try:
             self._client.post("/collective_rpc", {})
-        except RefusedError as error:
+        except PermanentError as error:
             return error.status == 400
         return False
 
@@ -187,7 +187,7 @@ class Endpoint:
         try:
             info = self._client.get("/server_info?config_format=json")
             return str(info["vllm_config"]["device_config"]["device"]).startswith("cpu")
-        except (RefusedError, KeyError, TypeError):
+        except (PermanentError, KeyError, TypeError):
             return True  # It does not say: then it must serve the policy from the start.
 
     def _load(self, policy: PolicyFiles) -> str:
@@ -199,7 +199,7 @@ class Endpoint:
         try:
             call = {"method": "reload_weights", "kwargs": {"weights_path": str(policy.directory)}}
             self._client.post("/collective_rpc", call)
-        except PassingError as error:
+        except TransientError as error:
             if error.status != 500:
                 raise
             raise IgrpoError(
@@ -211,28 +211,28 @@ class Endpoint:
         if now.startswith(policy.fingerprint):
             return now  # Another task has loaded the same weights meanwhile, and is sampling by now.
         if not has_reset or now not in (loading, _UNKNOWN):
-            raise PassingError(f"{self.url} is in use by somebody else: its weights cannot be exchanged")
+            raise TransientError(f"{self.url} is in use by somebody else: its weights cannot be exchanged")
         self._set_weight_version(f"{policy.fingerprint}-{token}")
         return self._weight_version()
 
     def _weight_version(self) -> str:
         try:
             return str(self._client.get("/weight_info")["weight_version"])
-        except RefusedError:
+        except PermanentError:
             return _UNKNOWN
 
     def _set_weight_version(self, version: str) -> None:
         try:
             self._client.post("/update_weight_version", {"new_version": version})
-        except RefusedError as error:
+        except PermanentError as error:
             if error.status != 404:
                 raise
 
     def _require_stamp(self, served: Served) -> None:
-        """Raise PassingError where the weights may have been others: a server started again, or loaded by others."""
+        """Raise TransientError where the weights may have been others: a server started again, or loaded by others."""
         stamp = self._weight_version() if served.can_load else self._model()[1]
         if stamp != served.stamp:
-            raise PassingError(f"{self.url} has got other weights meanwhile: started again, or loaded by another run")
+            raise TransientError(f"{self.url} has got other weights meanwhile: started again, or loaded by another run")
 
     def _require_processed_logprobs(self, model: str) -> None:
         """Sample from one token alone: its log-prob is 0 under the distribution sampled from, and no other."""

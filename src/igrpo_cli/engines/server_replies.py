@@ -7,7 +7,7 @@ from typing import Any
 
 from igrpo_cli.engines.batches import to_completion
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.http_client import PassingError
+from igrpo_cli.http_client import TransientError
 from igrpo_cli.records import Completion, FinishReason, SamplingSettings
 
 
@@ -16,8 +16,8 @@ def parse_completion(
 ) -> Completion:
     """The only completion of `reply`, which was asked for with `seed`.
 
-    Raises PassingError for more or less than was asked for, which another try may mend, and IgrpoError for a reply of a
-    server that cannot do what it is asked for.
+    Raises TransientError for more or less than was requested, which another attempt may fix, and IgrpoError for a
+    reply of a server that cannot do what it is asked for.
     """
     choice = _only_choice(reply, url)
     if list(choice.get("prompt_token_ids") or prompt_ids) != list(prompt_ids):
@@ -69,8 +69,8 @@ def _malformed(url: str, what: str, hint: str = "an endpoint is the base URL of 
     return IgrpoError(_unlike_asked(url, what), hint=hint)
 
 
-def _miscounted(url: str, what: str) -> PassingError:
-    return PassingError(_unlike_asked(url, what))
+def _miscounted(url: str, what: str) -> TransientError:
+    return TransientError(_unlike_asked(url, what))
 
 
 def _unlike_asked(url: str, what: str) -> str:

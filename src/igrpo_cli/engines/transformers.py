@@ -71,7 +71,7 @@ class TransformersEngine:
             completions[index] = drawn
         return [(key, completions)]
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """A CPU engine keeps its weights: there is memory enough for them and the gradient step."""
         if self._torch_device.type == "cuda":
             self.close()

@@ -144,7 +144,7 @@ class VllmEngine:
         self._policy = directory
         self.tokenizer = PolicyTokenizer(directory, self._settings.trust_remote_code)
 
-    def rest(self) -> None:
+    def sleep(self) -> None:
         """On a GPU, drop weights and cache: the next policy is loaded from disk anyway."""
         if not self._on_cpu and not self._is_resting:
             self._llm.sleep(level=2)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.evaluation.answer_classes import Pair, answer_classes
 from igrpo_cli.evaluation.summary import by_problem, correct_matrix, majorities
+from igrpo_cli.pipeline.session import Session
 from igrpo_cli.records import Grade, Rollout
-from igrpo_cli.session import Session
 
 if TYPE_CHECKING:
     from igrpo_cli.rewards.workers import GradingPool

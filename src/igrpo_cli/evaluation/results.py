@@ -8,10 +8,10 @@ from pathlib import Path
 
 from igrpo_cli.errors import DamagedFileError, MissingInputError
 from igrpo_cli.records import Rollout
-from igrpo_cli.shards.finishing import open_input
-from igrpo_cli.shards.layout import SUMMARY, ShardPath
-from igrpo_cli.shards.sealed_files import read_summary
-from igrpo_cli.shards.siblings import require_siblings
+from igrpo_cli.store.completion import open_input
+from igrpo_cli.store.conflicts import require_same_settings
+from igrpo_cli.store.layout import SUMMARY, ShardPath
+from igrpo_cli.store.sealed_files import read_summary
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ def read_results(paths: Sequence[ShardPath]) -> EvalResults:
     Raises MissingInputError where one is missing, DamagedFileError as they do, ConflictError where they were sampled
     with different settings.
     """
-    from igrpo_cli.shards.tables import read_records
+    from igrpo_cli.store.tables import read_records
 
     rollouts: list[Rollout] = []
     manifests = {path: open_input(path) for path in paths}
-    require_siblings(manifests)
+    require_same_settings(manifests)
     for path in paths:
         rollouts += read_records(path.data, Rollout)
     return EvalResults(paths[0].data.parent, rollouts, [manifest.data.sha256 for manifest in manifests.values()])

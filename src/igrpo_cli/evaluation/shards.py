@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from igrpo_cli.algo.selection import majority_draft
 from igrpo_cli.errors import ConflictError, MissingInputError
 from igrpo_cli.evaluation.results import read_results
-from igrpo_cli.pipeline.open_shard import ShardedRollouts
+from igrpo_cli.pipeline.rollout_shard import ShardedRollouts
+from igrpo_cli.pipeline.session import Session
 from igrpo_cli.prompts import bare_prompt, conditioned_prompt, visible_draft
 from igrpo_cli.records import Problem, Rollout, SamplingSettings
 from igrpo_cli.rollouts import RolloutPlan, RolloutTask
-from igrpo_cli.session import Session
-from igrpo_cli.shards.identity import FileHash
-from igrpo_cli.shards.layout import ShardPath
-from igrpo_cli.shards.manifest import read_manifest
-from igrpo_cli.shards.policies import Policy
-from igrpo_cli.shards.siblings import require_siblings
+from igrpo_cli.store.conflicts import require_same_settings
+from igrpo_cli.store.identity import FileHash
+from igrpo_cli.store.layout import ShardPath
+from igrpo_cli.store.manifest import read_manifest
+from igrpo_cli.store.policies import Policy
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -94,7 +94,7 @@ def require_bare_samples(session: Session, evaluation: Evaluation) -> None:
             hint=f"first the same command without --conditioned: {paths[0].command}",
         )
     manifests = {path: read_manifest(path) for path in paths}
-    require_siblings(manifests)
+    require_same_settings(manifests)
     there = sum(manifest.data.rows for manifest in manifests.values())
     wanted = len(evaluation.problems) * evaluation.samples
     others = [manifest for manifest in manifests.values() if manifest.identity.policy != evaluation.policy.id]

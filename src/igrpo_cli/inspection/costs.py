@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from igrpo_cli.errors import DamagedFileError
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.manifest import Cost, read_cost
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.manifest import Cost, read_cost
 
 READING_THREADS = 8
 """A network file system answers many at once, each slowly."""

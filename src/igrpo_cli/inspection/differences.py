@@ -13,8 +13,8 @@ from igrpo_cli.algo.estimates import PairedDifference, paired_difference
 from igrpo_cli.inspection.evaluations import EvaluationState, read_evaluations
 from igrpo_cli.inspection.stories import finished_shards, read_stories
 from igrpo_cli.records import Problem
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.manifest import read_manifest
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.manifest import read_manifest
 
 SAMPLED_STAGES = ("draft", "refine")
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from igrpo_cli.errors import MissingInputError
 from igrpo_cli.records import Metric
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.tables import read_records
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.tables import read_records
 
 WHOLE_ITERATION = -1
 """The step of a metric that is of the iteration and of no single step."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.policies import Policy, read_policy
-from igrpo_cli.shards.policy_lineage import waiting_policies
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.policies import Policy, read_policy
+from igrpo_cli.store.policy_lineage import waiting_policies
 
 
 @dataclass(frozen=True, slots=True)

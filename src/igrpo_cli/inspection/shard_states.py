@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from igrpo_cli.shards.finishing import damage_of
-from igrpo_cli.shards.layout import ShardPath, UpdatePath
+from igrpo_cli.store.completion import damage_of
+from igrpo_cli.store.layout import ShardPath, UpdatePath
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from igrpo_cli.loggers.base import TrackerSettings
 from igrpo_cli.loggers.entries import Entry
-from igrpo_cli.shards.publish import publish_bytes, remove_stale_temporaries
+from igrpo_cli.store.atomic import publish_bytes, remove_stale_temporaries
 
 
 class TensorBoardTracker:

@@ -12,8 +12,8 @@ from pathlib import Path
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.loggers.base import Tracker, TrackerSettings
 from igrpo_cli.loggers.entries import read_entries
-from igrpo_cli.shards.layout import RunDirectory
-from igrpo_cli.shards.publish import make_directory
+from igrpo_cli.store.atomic import make_directory
+from igrpo_cli.store.layout import RunDirectory
 
 NAMES = ("trackio", "tensorboard", "wandb")
 SECONDS_FOR_ANOTHER = 10.0

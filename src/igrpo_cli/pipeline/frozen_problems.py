@@ -7,11 +7,11 @@ from typing import Any
 
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.records import Problem
-from igrpo_cli.shards.finishing import publish_shard
-from igrpo_cli.shards.identity import Identity
-from igrpo_cli.shards.layout import ShardPath
-from igrpo_cli.shards.problem_file import write_problems
-from igrpo_cli.shards.publish import remove_stale_temporaries
+from igrpo_cli.store.atomic import remove_stale_temporaries
+from igrpo_cli.store.completion import commit_shard
+from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.layout import ShardPath
+from igrpo_cli.store.problem_file import write_problems
 
 
 def freeze_problems(
@@ -34,7 +34,7 @@ def freeze_problems(
     remove_stale_temporaries(path.data.parent)
     read_from = {} if revision is None else {"problems": revision}
     identity = Identity("problems", path.iteration, path.shard, path.num_shards, made_from, policy)
-    publish_shard(
+    commit_shard(
         path,
         identity,
         lambda replace: write_problems(path, problems, replace=replace),

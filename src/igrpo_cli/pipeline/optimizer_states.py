@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from igrpo_cli.errors import ConflictError, MissingInputError
-from igrpo_cli.session import Session
-from igrpo_cli.shards.hashed_directory import RECORD, verify_directory
-from igrpo_cli.shards.identity import FileHash
-from igrpo_cli.shards.layout import RunDirectory, UpdatePath
-from igrpo_cli.shards.manifest import Manifest, read_manifest
-from igrpo_cli.shards.policies import Policy
-from igrpo_cli.shards.publish import remove_stale_temporaries, sha256_file, withdraw_directory
+from igrpo_cli.pipeline.session import Session
+from igrpo_cli.store.atomic import remove_directory, remove_stale_temporaries, sha256_file
+from igrpo_cli.store.hashed_directory import RECORD, verify_directory
+from igrpo_cli.store.identity import FileHash
+from igrpo_cli.store.layout import RunDirectory, UpdatePath
+from igrpo_cli.store.manifest import Manifest, read_manifest
+from igrpo_cli.store.policies import Policy
 
 
 def verify_optimizer_state(update: UpdatePath, policy: Policy) -> None:
@@ -29,7 +29,7 @@ def verify_optimizer_state(update: UpdatePath, policy: Policy) -> None:
     manifest = read_manifest(update.shard)
     what = _misfit(update, manifest, policy)
     if what is not None:
-        raise ConflictError(what, hint=f"{update.shard.anew} makes policy and optimiser state anew")
+        raise ConflictError(what, hint=f"{update.shard.overwrite_command} makes policy and optimiser state anew")
 
 
 def _misfit(update: UpdatePath, manifest: Manifest, policy: Policy) -> str | None:
@@ -72,7 +72,7 @@ def prune_optimizer_states(session: Session, iteration: int) -> None:
     for earlier in session.run.iterations():
         update = session.run.update(earlier)
         if keep and earlier <= iteration - keep and update.optimizer.is_dir():
-            withdraw_directory(update.optimizer)
+            remove_directory(update.optimizer)
         if earlier <= iteration:
             remove_stale_temporaries(update.directory)
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from igrpo_cli.errors import MissingInputError
+from igrpo_cli.pipeline.session import StageRequest
 from igrpo_cli.records import Rollout, StageReport
-from igrpo_cli.session import StageRequest
-from igrpo_cli.shards.finishing import finished
-from igrpo_cli.shards.identity import Identity
-from igrpo_cli.shards.layout import RunDirectory, ShardPath, format_shards
-from igrpo_cli.shards.lineage import require_current
-from igrpo_cli.shards.manifest import Manifest
-from igrpo_cli.shards.publish import remove_stale_temporaries
+from igrpo_cli.store.atomic import remove_stale_temporaries
+from igrpo_cli.store.completion import completed
+from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards
+from igrpo_cli.store.lineage import require_current
+from igrpo_cli.store.manifest import Manifest
 
 NOTES_OF_A_KIND = 3
 """How often the same reason why a row is ungraded is told of one shard."""
@@ -78,7 +78,7 @@ class StageLedger:
                 raise
             self._missing.append(shard)
             return None
-        manifest = None if self._request.overwrite else finished(path, identity, self._note)
+        manifest = None if self._request.overwrite else completed(path, identity, self._note)
         # After it: where the shard itself has an input too many or another one, that is the nearer cause.
         require_current(RunDirectory(path.root), identity.inputs)
         if manifest is not None:

@@ -6,20 +6,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
-from igrpo_cli.console import Console
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, Interrupted, MissingInputError
-from igrpo_cli.shards.hashed_directory import record_directory, verify_directory
-from igrpo_cli.shards.identity import Identity
-from igrpo_cli.shards.layout import UpdatePath
-from igrpo_cli.shards.publish import (
+from igrpo_cli.store.atomic import (
     publish_directory,
+    remove_directory,
     remove_stale_temporaries,
     staging_directory,
-    withdraw_directory,
 )
+from igrpo_cli.store.hashed_directory import record_directory, verify_directory
+from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.layout import UpdatePath
 from igrpo_cli.training.progress import UpdateProgress, load_progress, save_progress
 from igrpo_cli.training.ranks import Ranks
 from igrpo_cli.training.step import PolicyTrainer
+from igrpo_cli.ui.console import Console
 
 MOST_LOOKS = 64
 """How often a checkpoint may be taken away while it is read: once by each task that shares the update."""
@@ -76,11 +76,11 @@ class StepCheckpoints:
         record_directory(staged)
         with suppress(ConflictError):  # another task, which makes the same update, was faster
             if not _is_sound(final):
-                withdraw_directory(final)
+                remove_directory(final)
                 publish_directory(staged, final)
         for earlier in sorted(self._directory.glob("step_*")):
             if earlier.name < final.name:
-                withdraw_directory(earlier)
+                remove_directory(earlier)
 
     def _newest_sound(self) -> Path | None:
         newest_first = sorted(self._directory.glob("step_*"), reverse=True)

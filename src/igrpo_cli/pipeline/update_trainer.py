@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.pipeline.optimizer_states import verify_optimizer_state
+from igrpo_cli.pipeline.session import Session
 from igrpo_cli.seeds import derive_seed
-from igrpo_cli.session import Session
-from igrpo_cli.shards.layout import UpdatePath
-from igrpo_cli.shards.policies import Policy, read_policy, verify_policy
+from igrpo_cli.store.layout import UpdatePath
+from igrpo_cli.store.policies import Policy, read_policy, verify_policy
 
 if TYPE_CHECKING:
     from igrpo_cli.training.adapters import LoraSettings

@@ -10,12 +10,12 @@ from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError
 from igrpo_cli.records import Problem, Rollout, Selection
 from igrpo_cli.rollouts import RolloutTask
-from igrpo_cli.shards.command_lines import command_line
-from igrpo_cli.shards.layout import ShardPath, block_range
-from igrpo_cli.shards.manifest import Manifest
+from igrpo_cli.store.command_lines import command_line
+from igrpo_cli.store.layout import ShardPath, block_range
+from igrpo_cli.store.manifest import Manifest
 
 if TYPE_CHECKING:
-    from igrpo_cli.shards.parts import RowId
+    from igrpo_cli.store.parts import RowId
 
 
 def groups_of_shard(config: RunConfig, shard: int) -> range:
@@ -84,5 +84,5 @@ def _first_difference(found: Iterable[RowId], wanted: Iterable[RowId]) -> str | 
 def _damaged(path: ShardPath, what: str) -> DamagedFileError:
     return DamagedFileError(
         f"{path.data}: {what}",
-        hint=f"`{path.anew}` makes the shard anew; `{command_line(path.root, 'verify')}` checks all",
+        hint=f"`{path.overwrite_command}` makes the shard anew; `{command_line(path.root, 'verify')}` checks all",
     )

@@ -73,9 +73,9 @@ def read_rows(path: Path) -> Iterator[RawRow]:
     Raises `DamagedFileError` where the whole file is unreadable: Parquet, or an array of broken JSON.
     """
     if path.suffix == ".parquet":
-        from igrpo_cli.shards.foreign import read_foreign_parquet
+        from igrpo_cli.store.external import read_external_parquet
 
-        return iter(enumerate(read_foreign_parquet(path), 1))
+        return iter(enumerate(read_external_parquet(path), 1))
     with path.open("rb") as file:
         is_array = path.suffix == ".json" and file.read(MAX_ROW_BYTES).removeprefix(BOM).lstrip()[:1] == b"["
     return _read_array(path) if is_array else _read_lines(path)

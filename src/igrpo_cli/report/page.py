@@ -14,14 +14,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from igrpo_cli.console import printable
-from igrpo_cli.display.quotation import in_line, shortened
 from igrpo_cli.inspection.curves import IterationFigures, Point, StageCost
 from igrpo_cli.records import VERDICTS
 from igrpo_cli.report.figures import SECTIONS, Figure
 from igrpo_cli.report.samples import KINDS, Samples
 from igrpo_cli.report.svg import NEUTRAL, Axis, Line, chart, number
-from igrpo_cli.shards.layout import SHARD_STAGES
+from igrpo_cli.store.layout import SHARD_STAGES
+from igrpo_cli.ui.console import printable
+from igrpo_cli.ui.quoting import in_line, shortened
 
 STAGES = (*SHARD_STAGES, "update")
 HERE = Path(__file__).parent

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from igrpo_cli.display.quotation import MAX_SHOWN
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.inspection.stories import GroupStory, read_stories
 from igrpo_cli.records import Rollout
-from igrpo_cli.shards.layout import RunDirectory
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.ui.quoting import MAX_SHOWN
 
 ITERATIONS = 10
 STORIES_OF_A_KIND = 3

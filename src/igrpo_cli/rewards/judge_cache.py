@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from igrpo_cli.records import JUDGEMENT_HASH
 from igrpo_cli.rewards.judge_prompt import JudgeScore
-from igrpo_cli.seals import read_sealed_line, sealed_line
+from igrpo_cli.store.checksummed_json import read_sealed_line, sealed_line
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
-from igrpo_cli.http_client import HttpClient, PassingError, RefusedError, pause_before_retry
+from igrpo_cli.http_client import HttpClient, PermanentError, TransientError, pause_before_retry
 
 _REFUSED_ALONE = (400, 413, 422)
 """Statuses with which a server may refuse one request, for example one that is too long, and take the others."""
@@ -55,9 +55,9 @@ class JudgeServer:
         """The model that it serves. Raises UsageError where there are several, and as `chat` does."""
         try:
             reply = self._tried(lambda: self._client.get("/v1/models"), self._num_tries)
-        except PassingError as error:
+        except TransientError as error:
             raise self._interrupted(error) from error
-        except RefusedError as error:
+        except PermanentError as error:
             raise self._misconfigured(error) from error
         try:
             models = [str(model["id"]) for model in reply["data"]]
@@ -78,12 +78,12 @@ class JudgeServer:
         """
         try:
             return self._tried(lambda: self._chat(body), num_tries or self._num_tries)
-        except PassingError as error:
+        except TransientError as error:
             if error.status != 500:
                 raise self._interrupted(error) from error
             reason = "the judge fails at the request (500)"
             raise RequestError(reason, self._interrupted(error), is_refusal=False) from error
-        except RefusedError as error:
+        except PermanentError as error:
             if error.status not in _REFUSED_ALONE:
                 raise self._misconfigured(error) from error
             reason = f"the judge refuses the request ({error.status})"
@@ -104,7 +104,7 @@ class JudgeServer:
         except (KeyError, TypeError, ValueError, AttributeError):
             raise self._foreign("/v1/chat/completions") from None
         if finish_reason == "abort":  # how vLLM cuts off what is under way when it is stopped
-            raise PassingError(f"{self.url} aborts its replies")
+            raise TransientError(f"{self.url} aborts its replies")
         num_prompt_tokens, num_completion_tokens = (n if type(n) is int and n >= 0 else None for n in tokens)
         return ChatReply(
             content if isinstance(content, str) else "",
@@ -117,7 +117,7 @@ class JudgeServer:
         for attempt in range(num_tries - 1):
             try:
                 return call()
-            except PassingError:
+            except TransientError:
                 pause_before_retry(attempt, self._closing)
         return call()
 
@@ -127,13 +127,13 @@ class JudgeServer:
             hint="judge.endpoint is the base URL of one, for example http://node7:8000",
         )
 
-    def _interrupted(self, error: PassingError) -> Interrupted:
+    def _interrupted(self, error: TransientError) -> Interrupted:
         return Interrupted(
             f"the judge does not answer, after {self._num_tries} tries: {error}; what was judged is kept",
             hint="start the judge again, then run the same command again: nothing is paid for twice",
         )
 
-    def _misconfigured(self, error: RefusedError) -> IgrpoError:
+    def _misconfigured(self, error: PermanentError) -> IgrpoError:
         hint = "judge.endpoint is the base URL of an OpenAI-compatible server, for example http://node7:8000"
         if error.status in (401, 403):
             hint = f"set {self._api_key_variable} to a key that the server takes"

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class ScoringInput:
     """One completion, with all that its reward may depend on."""
 
     problem: Problem
@@ -49,7 +49,7 @@ class Answered:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoringResult:
     """What became of it."""
 
     grade: Grade
@@ -77,7 +77,7 @@ class Scorer:
         self._judge = judge
         self._has_functions = has_functions
 
-    def score(self, rows: Sequence[Answered]) -> list[Scored]:
+    def score(self, rows: Sequence[ScoringInput]) -> list[ScoringResult]:
         """The rewards of `rows`, in order. Raises what the pool and the judge raise: then no row is scored."""
         pairs = [(row.completion, row.problem.answer) for row in rows]
         contexts = [row.context() for row in rows] if self._has_functions else None
@@ -90,7 +90,7 @@ class Scorer:
             judged = self._judge.score(requests)
         return [self._scored(*each) for each in zip(rows, grading.result(), judged, strict=True)]
 
-    def _scored(self, row: Answered, grade: Grade, judged: JudgeScore | None) -> Scored:
+    def _scored(self, row: ScoringInput, grade: Grade, judged: JudgeScore | None) -> ScoringResult:
         said: dict[str, float | None] = {
             "format": format_reward(row.completion),
             "length": length_reward(row.num_tokens, row.max_completion_length),
@@ -103,4 +103,4 @@ class Scorer:
             grade = replace(grade, verdict="ungraded", reason=judged.reason)
         parts = {"accuracy": float(grade.verdict == "correct"), "format": said["format"] or 0.0}
         parts |= {name: said.get(name) or 0.0 for name in self._weights if name not in parts}
-        return Scored(grade, parts, weighted_reward(parts, self._weights))
+        return ScoringResult(grade, parts, weighted_reward(parts, self._weights))

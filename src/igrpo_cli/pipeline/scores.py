@@ -1,0 +1,217 @@
+"""Completions that are on disk, scored anew: a named set of scores beside their shards, and what it changed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from igrpo_cli.errors import UsageError
+from igrpo_cli.pipeline.provenance import Provenance
+from igrpo_cli.pipeline.rollout_stage import refuse_ungraded
+from igrpo_cli.pipeline.session import Session, StageRequest
+from igrpo_cli.pipeline.shard_work import ShardWork, UngradedNotes, work_through
+from igrpo_cli.records import VERDICTS, Problem, Rollout, Score, StageReport
+from igrpo_cli.rewards.scorer import ScoringInput, ScoringResult
+from igrpo_cli.store.completion import commit_shard, open_input
+from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.layout import ShardPath
+from igrpo_cli.store.manifest import DataFile, Manifest, read_manifest
+from igrpo_cli.ui.console import Console, table
+from igrpo_cli.ui.progress import Progress
+
+SCORED_STAGES = ("draft", "refine")
+SHOWN_FLIPS = 10
+"""Rows whose verdict flipped that the text lists; `--json` counts all."""
+
+
+@dataclass(frozen=True)
+class ScoreSet:
+    """A named set of scores of one stage of one iteration."""
+
+    session: Session
+    stage: str
+    iteration: int
+    name: str
+
+    def rollouts(self, shard: int) -> ShardPath:
+        """The shard that is scored."""
+        return self.session.run.shard(self.iteration, self.stage, shard, self.session.config.run.num_shards)
+
+    def path(self, shard: int, name: str | None = None) -> ShardPath:
+        """Its scores, under this name or another one."""
+        return self.session.run.scores(self.rollouts(shard), name or self.name)
+
+    def make(self, request: StageRequest) -> StageReport:
+        """Score those of the requested shards that have no scores of this name yet."""
+        title = self.path(0).data.parent.relative_to(self.session.run.root).as_posix()
+        with self.session.console.progress(title, self._num_rows(request), "rows") as progress:
+            work = ShardWork("scores", self.path, self._identity)
+
+            def make(path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
+                return self._make_shard(path, identity, progress, overwrite=overwrite)
+
+            report = work_through(work, make, request, self.session.console.note)
+        refuse_ungraded(report, self.session.config.reward.max_ungraded_share)
+        report.details |= {"of": self.stage, "scores": self.name}
+        return report
+
+    def flips(self, shards: Sequence[int], against: str | None) -> Flips:
+        """How the verdicts of this set differ from those of another one, or from the recorded ones (None)."""
+        from igrpo_cli.store.scores import open_scores, read_scored
+
+        flips = Flips(against or "recorded", self.name)
+        for shard in shards:
+            paths = [None if against is None else self.path(shard, against), self.path(shard)]
+            open_input(self.rollouts(shard))
+            for path in filter(None, paths):
+                open_scores(path, self.rollouts(shard))
+            before, after = (
+                read_scored(self.rollouts(shard).data, None if path is None else path.data) for path in paths
+            )
+            for old, new in zip(before, after, strict=True):
+                flips.add(old, new)
+        return flips
+
+    def _identity(self, path: ShardPath) -> Identity:
+        config = self.session.stage_identity("scores")
+        inputs = self.session.inputs(self.session.run.problems(), self.rollouts(path.shard))
+        return Identity("scores", path.iteration, path.shard, path.num_shards, config, inputs=inputs)
+
+    def _make_shard(self, path: ShardPath, identity: Identity, progress: Progress, *, overwrite: bool) -> Manifest:
+        from igrpo_cli.store.schema import SCORES
+        from igrpo_cli.store.tables import write_rows
+
+        provenance = Provenance()
+        source = open_input(self.rollouts(path.shard))
+        counts: Counter[str] = Counter()
+
+        def write(replace_existing: bool) -> DataFile:
+            counts.clear()
+            blocks = self._scores(path, source, counts, progress)
+            return write_rows(path.data, SCORES, blocks, replace=replace_existing)
+
+        def describe(data: DataFile) -> Manifest:
+            return provenance.manifest(identity, data, counts=counts)
+
+        return commit_shard(path, identity, write, describe, overwrite=overwrite)
+
+    def _num_rows(self, request: StageRequest) -> int:
+        """Rows of the requested shards that have no scores of this name yet, as far as they are there."""
+        shards = (each for each in request.shards if request.overwrite or not self.path(each).manifest.exists())
+        sources = (self.rollouts(shard) for shard in shards)
+        return sum(read_manifest(source).data.rows for source in sources if source.manifest.exists())
+
+    def _scores(
+        self, path: ShardPath, source: Manifest, counts: Counter[str], progress: Progress
+    ) -> Iterator[list[Score]]:
+        from igrpo_cli.store.tables import iterate_records
+
+        assert source.sampling is not None
+        longest = int(source.sampling["max_completion_length"])
+        problems = {problem.problem_id: problem for problem in self.session.problems()}
+        scorer, note = self.session.scorer(), UngradedNotes(path.name, self.session.console.note)
+        for rollouts in iterate_records(self.rollouts(path.shard).data, Rollout):
+            scored = scorer.score([_answered(row, problems[row.problem_id], longest) for row in rollouts])
+            for row, each in zip(rollouts, scored, strict=True):
+                counts[f"verdict_{each.grade.verdict}"] += 1
+                if each.grade.reason is not None:
+                    note(row, each.grade.reason)
+            progress.advance(len(rollouts))
+            yield [_score(row, each) for row, each in zip(rollouts, scored, strict=True)]
+
+
+class Flips:
+    """Rows that two sets of scores judge differently."""
+
+    def __init__(self, before: str, after: str) -> None:
+        self._names = (before, after)
+        self._verdicts: Counter[tuple[str, str]] = Counter()
+        self._rewards = [0.0, 0.0]
+        self._rows: list[tuple[str, int, int, str, str, str]] = []
+
+    def add(self, before: Rollout, after: Rollout) -> None:
+        """Count one row."""
+        self._verdicts[before.verdict, after.verdict] += 1
+        self._rewards[0] += before.reward
+        self._rewards[1] += after.reward
+        if before.verdict != after.verdict and len(self._rows) < SHOWN_FLIPS:
+            answer = (after.extracted_answer or before.extracted_answer or "")[:40]
+            row = (before.problem_id, before.group_id, before.sample_id, before.verdict, after.verdict, answer)
+            self._rows.append(row)
+
+    def payload(self) -> dict[str, Any]:
+        """For the `--json` object."""
+        num_rows = max(self._verdicts.total(), 1)
+        flipped = {f"{old} -> {new}": n for (old, new), n in sorted(self._verdicts.items()) if old != new}
+        return {
+            "against": self._names[0],
+            "flipped": flipped,
+            "reward_mean_before": self._rewards[0] / num_rows,
+            "reward_mean_after": self._rewards[1] / num_rows,
+        }
+
+    def text(self) -> str:
+        """Verdicts before by verdicts after, and the first rows that flipped."""
+        before, after = self._names
+        means = self.payload()
+        grid = [(old, *(self._verdicts[old, new] for new in VERDICTS)) for old in VERDICTS]
+        lines = [
+            table((f"{before} \\ {after}", *VERDICTS), grid),
+            "",
+            f"mean reward {means['reward_mean_before']:.4f} -> {means['reward_mean_after']:.4f}, "
+            f"{sum(means['flipped'].values())} of {self._verdicts.total()} verdicts flipped",
+        ]
+        if self._rows:
+            lines += ["", table(("problem", "group", "sample", before, after, "answer"), self._rows)]
+        return "\n".join(lines)
+
+
+def name_of_weights(weights: dict[str, float]) -> str:
+    """What a set of scores is called if nobody names it: its parts and their weights."""
+    return "+".join(part if weight == 1 else f"{part}={weight:g}" for part, weight in weights.items())
+
+
+def parse_weights(texts: Sequence[str]) -> dict[str, float]:
+    """`--reward accuracy --reward judge=0.5` as weights. Raises UsageError."""
+    weights: dict[str, float] = {}
+    for text in texts:
+        part, _, weight = text.partition("=")
+        try:
+            weights[part.strip()] = float(weight) if weight else 1.0
+        except ValueError:
+            raise UsageError(f"--reward {text!r}: {weight!r} is no weight", hint="--reward judge=0.5") from None
+    return weights
+
+
+def grade_stage(
+    session: Session, stage: str, request: StageRequest, name: str, against: str | None, console: Console
+) -> None:
+    """Make a set of scores and print what it changed."""
+    scores = ScoreSet(session, stage, request.iteration, name)
+    report = scores.make(request)
+    if request.dry_run:
+        console.data(report.payload(), f"missing shards: {report.details['missing_shards'] or 'none'}")
+        return
+    flips = scores.flips(request.shards, against)
+    heading = f"iteration {report.iteration} {stage}, scores {name}: {report.rows:,} rows of {report.groups:,} groups"
+    console.data({**report.payload(), **flips.payload()}, f"{heading}\n\n{flips.text()}")
+
+
+def _answered(row: Rollout, problem: Problem, longest: int) -> ScoringInput:
+    return ScoringInput(problem, row.prompt, row.completion, len(row.completion_ids), longest, row.finish_reason)
+
+
+def _score(row: Rollout, scored: ScoringResult) -> Score:
+    return Score(
+        iteration=row.iteration,
+        stage=row.stage,
+        problem_id=row.problem_id,
+        group_id=row.group_id,
+        sample_id=row.sample_id,
+        reward=scored.reward,
+        reward_parts=scored.parts,
+        verdict=scored.grade.verdict,
+        extracted_answer=scored.grade.extracted_answer,
+    )

@@ -1,0 +1,300 @@
+"""What the commands of one process share: the run, its settings, and the engine and graders kept warm."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igrpo_cli.config import RunConfig, stage_identity
+from igrpo_cli.config.files import apply_overrides, check_config, read_toml, refuse_fixed
+from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.errors import UsageError
+from igrpo_cli.store.command_lines import command_line, no_run
+from igrpo_cli.store.completion import input_hashes
+from igrpo_cli.store.identity import FileHash
+from igrpo_cli.store.layout import RunDirectory, ShardPath, parse_shards
+from igrpo_cli.store.policies import Policy, promote_policy, read_policy
+from igrpo_cli.store.policy_lineage import require_lineage
+from igrpo_cli.store.problem_file import count_problems
+from igrpo_cli.store.run_guard import standing
+from igrpo_cli.store.sealed_settings import require_sealed, settings_fault
+from igrpo_cli.torchrun import rank_and_size
+from igrpo_cli.ui.console import Console
+
+if TYPE_CHECKING:
+    from igrpo_cli.engines.base import Engine, EngineSettings
+    from igrpo_cli.loggers.background import BackgroundTrackers
+    from igrpo_cli.records import Problem
+    from igrpo_cli.rewards.judge import Judge
+    from igrpo_cli.rewards.scorer import Scorer
+    from igrpo_cli.rewards.workers import GradingPool
+    from igrpo_cli.training.step import PolicyTrainer
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """What one stage is asked for."""
+
+    iteration: int
+    shards: tuple[int, ...]
+    overwrite: bool = False
+    dry_run: bool = False
+    take_over: bool = False
+    """Whether to sample unfinished blocks of the other shards once these are done."""
+
+
+def limit_cpu_threads(number: int) -> None:
+    """Let torch use so many threads, whether it is imported yet or not; 0 leaves it alone."""
+    if number:
+        os.environ["OMP_NUM_THREADS"] = str(number)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(number)
+
+
+def engine_settings(section: EngineSection, trust_remote_code: bool) -> EngineSettings:
+    """The section `[engine]` as the engines take it."""
+    from igrpo_cli.engines.base import EngineSettings, ServerSettings, VllmSettings
+
+    return EngineSettings(
+        dtype=section.dtype,
+        device=section.device,
+        max_num_seqs=section.max_num_seqs,
+        max_model_len=section.max_model_len,
+        trust_remote_code=trust_remote_code,
+        vllm=VllmSettings(
+            tensor_parallel_size=section.tensor_parallel_size,
+            data_parallel_size=section.data_parallel_size,
+            gpu_memory_utilization=section.gpu_memory_utilization,
+            kv_cache_memory_bytes=section.kv_cache_memory_bytes,
+            enforce_eager=section.enforce_eager,
+            kv_cache_dtype=section.kv_cache_dtype,
+            batch_invariant=section.batch_invariant,
+            timeout=section.timeout,
+        ),
+        server=ServerSettings(tuple(section.endpoints), section.max_retries, section.timeout),
+    )
+
+
+class Session:
+    """One open run. Heavy things (engine, graders, problems) start when they are first asked for."""
+
+    def __init__(self, run: RunDirectory, config: RunConfig, console: Console) -> None:
+        self.run = run
+        self.config = config
+        self.console = console
+        self._engine: Engine | None = None
+        self._engine_policy: str | None = None
+        self._grader: GradingPool | None = None
+        self._judge: Judge | None = None
+        self._scorer: Scorer | None = None
+        self._problems: list[Problem] | None = None
+        self._chosen: dict[int, list[Problem]] = {}
+        self._trackers: BackgroundTrackers | None = None
+        self._in_line: set[str] = set()
+        """Policies whose forebears are known to be those on disk."""
+        self.warm_trainer: tuple[str, PolicyTrainer] | None = None
+        """The trainer as the last update of this process left it, and the id of the policy that it published."""
+        limit_cpu_threads(config.run.cpu_threads)
+
+    def policy(self, iteration: int) -> Policy:
+        """The policy that `iteration` samples from, moved to its place. Raises as `read_policy`, `require_lineage`."""
+        if iteration > 0:
+            promote_policy(self.run, iteration - 1)
+        policy = read_policy(self.run, iteration)
+        require_lineage(self.run, policy, self._in_line)
+        self._in_line.add(policy.id)
+        return policy
+
+    def engine(self, policy: Policy) -> Engine:
+        """The engine with the weights of `policy`: started once, later policies are loaded into it."""
+        from igrpo_cli.engines.factory import create_engine
+        from igrpo_cli.store.policies import verify_policy
+
+        if self._engine_policy == policy.id and self._engine is not None:
+            return self._engine
+        with self.console.activity("hashing the policy"):
+            verify_policy(policy)
+        section = self.config.engine
+        if self._engine is None:
+            settings = engine_settings(section, self.config.policy.trust_remote_code)
+            with self.console.activity(f"starting the {section.name} engine"):
+                self._engine = create_engine(section.name, policy.directory, settings)
+        else:
+            with self.console.activity("loading the policy"):
+                self._engine.load_policy(policy.directory)
+        self._engine_policy = policy.id
+        self.console.detail(f"{self._engine.name} engine on {self._engine.device} samples from {policy.id}")
+        return self._engine
+
+    def sleep_engine(self) -> None:
+        """Let the update have the accelerator; the next `engine` loads its policy anew."""
+        if self._engine is not None:
+            self._engine_policy = None
+            self._engine.sleep()
+
+    def grader(self) -> GradingPool:
+        """The grading processes, started once."""
+        from igrpo_cli.rewards.workers import GradingLimits, GradingPool
+
+        if self._grader is None:
+            section = self.config.reward
+            limits = GradingLimits(cpu_seconds=section.cpu_seconds, memory_mb=section.memory_mb)
+            self._grader = GradingPool(section.num_workers, limits, self._reward_functions())
+        return self._grader
+
+    def scorer(self) -> Scorer:
+        """What gives completions their rewards, made once. Raises UsageError for a reward that cannot be computed."""
+        from igrpo_cli.rewards.scorer import Scorer
+
+        if self._scorer is None:
+            section = self.config.reward
+            self._scorer = Scorer(
+                self.grader(),
+                section.weights,
+                overlong_cache=section.overlong_cache_in_use,
+                judge=self._start_judge() if "judge" in section.weights else None,
+                has_functions=bool(section.functions_in_use),
+            )
+        return self._scorer
+
+    def _start_judge(self) -> Judge:
+        from igrpo_cli.rewards.judge import Judge, JudgeSettings
+
+        section = self.config.judge
+        if not section.endpoint:
+            raise UsageError(
+                "reward.weights has judge, but judge.endpoint is not set",
+                hint="--set judge.endpoint=http://NODE:8000, any OpenAI-compatible server",
+            )
+        self._judge = Judge(JudgeSettings(**section.model_dump()), self.run.judgements)
+        return self._judge
+
+    def stage_identity(self, stage: str) -> dict[str, dict[str, Any]]:
+        """The settings that `stage` reads, with the content of the user's reward functions where they count."""
+        from igrpo_cli.rewards.functions import source_sha256
+
+        identity = stage_identity(self.config, stage)
+        if "reward" in identity and self.config.reward.functions_in_use:
+            targets = self._reward_functions()
+            identity["reward"]["function_sources"] = {name: source_sha256(target) for name, target in targets.items()}
+        return identity
+
+    def _reward_functions(self) -> dict[str, str]:
+        from igrpo_cli.rewards.functions import resolve_target
+
+        return {name: resolve_target(name, target) for name, target in self.config.reward.functions_in_use.items()}
+
+    def problems_of_iteration(self, iteration: int) -> list[Problem]:
+        """The problems of one iteration; a problem's position is its `group_id`."""
+        from igrpo_cli.problems.ordering import problems_of_iteration
+
+        if iteration not in self._chosen:
+            problems, data, seed = self.problems(), self.config.data, self.config.run.seed
+            chosen = problems_of_iteration(len(problems), iteration, data.problems_sampled, seed)
+            # One iteration at a time: a long run must not gather those of all iterations.
+            self._chosen = {iteration: [problems[index] for index in chosen]}
+        return self._chosen[iteration]
+
+    def problems(self) -> list[Problem]:
+        """All training problems of the run, frozen by `init`, checked against their manifest."""
+        from igrpo_cli.store.problem_file import read_problems
+
+        if self._problems is None:
+            self._problems = read_problems(self.run.problems())
+        return self._problems
+
+    def inputs(self, *paths: ShardPath) -> list[FileHash]:
+        """Shards as inputs of another one, as their manifests record them, without reading their data.
+
+        Raises MissingInputError for one that is not finished.
+        """
+        return list(input_hashes(*paths))
+
+    def require_trackers(self) -> None:
+        """Raises UsageError where `log.report_to` names a tracker that is not installed."""
+        from igrpo_cli.loggers.trackers import require_trackers
+
+        require_trackers(self.config.log.report_to)
+
+    def report(self) -> None:
+        """Let the trackers of `log.report_to` know that there are new figures; does not wait for them."""
+        from igrpo_cli.loggers.background import BackgroundTrackers
+
+        if not self.config.log.report_to or rank_and_size()[0] != 0:
+            return
+        if self._trackers is None:
+            section = self.config.log.model_dump(exclude_none=True)
+            self._trackers = BackgroundTrackers(self.run.root, section, self.console.note)
+        self._trackers.wake()
+
+    def close(self) -> None:
+        """End the engine and the grading processes, then wait a while for trackers."""
+        for resource in (self._engine, self._grader, self._judge, self._trackers):
+            if resource is not None:
+                resource.close()
+        self._engine = self._grader = self._judge = self._scorer = self.warm_trainer = self._trackers = None
+
+    def num_iterations(self) -> int:
+        """Iterations of the whole run: as configured, or as many as the epochs over the problems take."""
+        if self.config.run.num_iterations is not None:
+            return self.config.run.num_iterations
+        data = self.config.data
+        passes = data.num_train_epochs * count_problems(self.run.problems())
+        return max(1, round(passes / data.problems_sampled))
+
+    def current_iteration(self) -> int:
+        """The first iteration without a finished update, or the last one when all are done."""
+        last = self.num_iterations() - 1
+        for iteration in range(last):
+            if not self.run.update(iteration).manifest.exists():
+                return iteration
+        return last
+
+    def iteration_or_current(self, iteration: int | None) -> int:
+        """`iteration` if it is one of the run's, the current one if it is None. Raises UsageError."""
+        if iteration is None:
+            return self.current_iteration()
+        if iteration >= self.num_iterations():
+            raise UsageError(
+                f"iteration {iteration} does not exist: the run has {self.num_iterations()}, counted from 0",
+                hint=command_line(self.run.root, "status"),
+            )
+        return iteration
+
+    def shards_or_all(self, text: str | None) -> tuple[int, ...]:
+        """The shards named by `--shard`, or all of the run."""
+        num_shards = self.config.run.num_shards
+        return tuple(range(num_shards)) if text is None else tuple(parse_shards(text, num_shards))
+
+
+@contextmanager
+def open_session(
+    path: Path, overrides: Iterable[str], console: Console, *, only_looks: bool = False
+) -> Iterator[Session]:
+    """The run at `path` with `overrides` laid over its settings; closes engine and graders at the end.
+
+    Raises MissingInputError where there is no run, ConflictError for settings that are fixed by then, and for a
+    `run.toml` that is not what `init` wrote: where a command `only_looks`, that is a note.
+    """
+    run = RunDirectory(path)
+    if not run.run_toml.exists():
+        raise no_run(path)
+    if not only_looks:
+        require_sealed(run.run_toml)
+    settings = read_toml(run.run_toml)
+    overrides = list(overrides)
+    config = check_config(apply_overrides(settings, overrides), str(run.run_toml))
+    refuse_fixed(settings, overrides, run.run_toml)
+    session = Session(run, config, console)
+    if only_looks and (fault := settings_fault(run.run_toml)):
+        console.note(f"{run.run_toml} {fault[0]}")
+    try:
+        with standing(path):
+            yield session
+    finally:
+        session.close()

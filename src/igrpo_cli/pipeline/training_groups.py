@@ -1,0 +1,160 @@
+"""What one iteration observed, read back from its shards: the groups to train on and the metrics of the iteration."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from igrpo_cli.algo.advantages import group_advantages
+from igrpo_cli.algo.diagnostics import refinement_metrics, rollout_metrics, selection_metrics
+from igrpo_cli.config.sections import UpdateSection
+from igrpo_cli.errors import ConflictError
+from igrpo_cli.pipeline.session import Session
+from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups, require_whole
+from igrpo_cli.records import Rollout, Selection, TrainingGroup
+from igrpo_cli.store.completion import open_input
+from igrpo_cli.store.conflicts import require_same_settings
+from igrpo_cli.store.layout import ShardPath
+from igrpo_cli.store.manifest import Manifest
+from igrpo_cli.store.policies import Policy
+
+TRAINED_STAGES = {"drafts": ("draft",), "refinements": ("refine",), "both": ("draft", "refine")}
+GREEDY_TEMPERATURE = 1.0
+"""Greedy sampling has no temperature to divide logits by; log-probs are then taken of the plain distribution."""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """All rollouts and selections of one iteration, in order of group and sample."""
+
+    rollouts: dict[str, list[Rollout]]
+    """By stage; a run of plain GRPO has no `refine`."""
+    sampling: dict[str, Mapping[str, Any]]
+    """By stage, as recorded with the shards."""
+    selections: list[Selection]
+
+    def training_groups(self, section: UpdateSection, problems_per_iteration: int) -> list[TrainingGroup]:
+        """The groups of the gradient step; advantages are relative to the group's own rewards.
+
+        Where groups without gradient are dropped, the first `problems_per_iteration` others of each stage, in the
+        order of the problems. As many as make `num_minibatches` groups stay in any case.
+        """
+        by_stage = [
+            [_training_group(rollouts, self.sampling[stage], section) for rollouts in _by_group(self.rollouts[stage])]
+            for stage in TRAINED_STAGES[section.train_on]
+        ]
+        if section.groups_without_gradient == "keep":
+            return [group for groups in by_stage for group in groups]
+        chosen: list[TrainingGroup] = []
+        idle: list[TrainingGroup] = []
+        for groups in by_stage:
+            chosen += [group for group in groups if any(group.advantages)][:problems_per_iteration]
+            idle += [group for group in groups if not any(group.advantages)]
+        return [*chosen, *idle[: max(0, section.num_minibatches - len(chosen))]]
+
+    def num_groups(self, train_on: str) -> int:
+        """Groups sampled in the stages that are trained on, whether they are used or not."""
+        return sum(len(_by_group(self.rollouts[stage])) for stage in TRAINED_STAGES[train_on])
+
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the whole iteration, bare (`draft/…`) and conditioned (`refine/…`) kept apart."""
+        drafts, refinements = self.rollouts["draft"], self.rollouts.get("refine", [])
+        return {
+            **rollout_metrics(drafts, "draft"),
+            **selection_metrics(self.selections),
+            **rollout_metrics(refinements, "refine"),
+            **refinement_metrics(
+                refinements,
+                {(draft.group_id, draft.sample_id): draft for draft in drafts},
+                {selection.group_id: selection.draft_group_id for selection in self.selections},
+            ),
+        }
+
+
+def input_shards(session: Session, iteration: int) -> list[ShardPath]:
+    """The shards that an update is made from: all that the iteration observed, and the scores that are asked for."""
+    observed = _observed(session, iteration)
+    return [*observed, *(scores for shard in observed if (scores := _scores_of(session, shard)) is not None)]
+
+
+def _observed(session: Session, iteration: int) -> list[ShardPath]:
+    stages = [stage for stage in session.config.stages() if stage != "update"]
+    num_shards = session.config.run.num_shards
+    return [shard for stage in stages for shard in session.run.shards(iteration, stage, num_shards)]
+
+
+def _scores_of(session: Session, shard: ShardPath) -> ShardPath | None:
+    """The scores to train on in place of those recorded in `shard`, if it has any."""
+    name = session.config.update.scores
+    return None if name is None or shard.stage == "select" else session.run.scores(shard, name)
+
+
+def read_observations(session: Session, iteration: int, policy: Policy) -> Observations:
+    """Read and check everything that `iteration` observed.
+
+    Raises MissingInputError for an unfinished shard, DamagedFileError for one that is not what it was or lacks a row,
+    and ConflictError for one sampled from another policy than the one that is to be trained, or made with other
+    settings than the other shards of its stage.
+    """
+    from igrpo_cli.store.scores import open_scores, read_scored
+    from igrpo_cli.store.tables import read_records
+
+    rollouts: defaultdict[str, list[Rollout]] = defaultdict(list)
+    selections: list[Selection] = []
+    sampling: dict[str, Mapping[str, Any]] = {}
+    first: dict[str, tuple[ShardPath, Manifest]] = {}
+    for shard in _observed(session, iteration):
+        manifest, groups = open_input(shard), groups_of_shard(session.config, shard.shard)
+        if shard.stage != "select" and manifest.identity.policy != policy.id:
+            raise ConflictError(
+                f"{shard.name} was sampled from another policy than the one to be trained "
+                f"({manifest.identity.policy} there, {policy.id} now)",
+                hint=shard.overwrite_command,
+            )
+        require_same_settings(dict([first.setdefault(shard.stage, (shard, manifest)), (shard, manifest)]))
+        if shard.stage == "select":
+            chosen = read_records(shard.data, Selection)
+            require_groups(shard, [selection.group_id for selection in chosen], groups)
+            selections += chosen
+            continue
+        assert manifest.sampling is not None
+        sampling[shard.stage] = manifest.sampling
+        scores = _scores_of(session, shard)
+        if scores is not None:
+            scored = scores, open_scores(scores, shard)
+            require_same_settings(dict([first.setdefault(f"scores of {shard.stage}", scored), scored]))
+        rows = read_scored(shard.data, None if scores is None else scores.data)
+        dropped = {each.group_id for each in selections if each.action == "drop"} if shard.stage == "refine" else ()
+        require_whole(shard, manifest, rows, [group_id for group_id in groups if group_id not in dropped])
+        rollouts[shard.stage] += rows
+    return Observations(dict(rollouts), sampling, selections)
+
+
+def _by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
+    groups: defaultdict[int, list[Rollout]] = defaultdict(list)
+    for rollout in rollouts:
+        groups[rollout.group_id].append(rollout)
+    return list(groups.values())
+
+
+def _training_group(rollouts: Sequence[Rollout], sampling: Mapping[str, Any], section: UpdateSection) -> TrainingGroup:
+    first = rollouts[0]
+    rewards = [rollout.reward for rollout in rollouts]
+    masks_truncated = section.mask_truncated_completions
+    return TrainingGroup(
+        stage=first.stage,
+        group_id=first.group_id,
+        problem_id=first.problem_id,
+        prompt_ids=first.prompt_ids,
+        temperature=sampling["temperature"] or GREEDY_TEMPERATURE,
+        completion_ids=[rollout.completion_ids for rollout in rollouts],
+        sampling_logprobs=[rollout.sampling_logprobs for rollout in rollouts],
+        rewards=rewards,
+        advantages=group_advantages(np.array(rewards), section.constants()["scale_rewards"]).tolist(),
+        is_masked=[masks_truncated and rollout.finish_reason == "length" for rollout in rollouts],
+        max_completion_length=sampling["max_completion_length"],
+    )

@@ -1,0 +1,140 @@
+"""What an update leaves behind: the next policy, the optimiser state, metrics and an audit copy, published as one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.pipeline.optimizer_states import recorded_states
+from igrpo_cli.pipeline.session import Session
+from igrpo_cli.pipeline.training_groups import Observations
+from igrpo_cli.records import Metric, TrainingGroup
+from igrpo_cli.store.atomic import flush_files, publish_directory, publish_json, remove_directory
+from igrpo_cli.store.completion import completed_update
+from igrpo_cli.store.hashed_directory import record_directory
+from igrpo_cli.store.identity import FileHash
+from igrpo_cli.store.layout import UpdatePath
+from igrpo_cli.store.manifest import DataFile, Manifest, manifest_json
+from igrpo_cli.store.policies import (
+    Policy,
+    promote_policy,
+    read_policy,
+    verify_policy,
+    write_policy_manifest,
+)
+from igrpo_cli.store.schema import ADVANTAGES, METRICS
+from igrpo_cli.store.tables import write_rows
+from igrpo_cli.training.restore import TrainerPlaces, save_trainer
+from igrpo_cli.training.step import PolicyTrainer, StepResult
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step of the iteration."""
+
+    number: int
+    """Counted from 0 over the whole run."""
+    groups: Sequence[TrainingGroup]
+    result: StepResult
+
+
+def stage_trainer(session: Session, trainer: PolicyTrainer, policy: Policy, iteration: int, staged: Path) -> None:
+    """Stage the new policy and the optimiser state; every rank must ask."""
+    names = UpdatePath(session.run.root, iteration, staged)
+    places = TrainerPlaces(names.policy, names.optimizer, names.adapter)
+    save_trainer(trainer, policy.directory, places, session.config.policy.dtype, session.config.policy.model)
+
+
+def record_policy(session: Session, policy: Policy, iteration: int, staged: Path) -> list[FileHash]:
+    """Write the records of what `stage_trainer` has staged.
+
+    Returns the policy's files and the records of optimiser state and adapter, all under their final names.
+    """
+    names = UpdatePath(session.run.root, iteration, staged)
+    written = [path for path in staged.rglob("*") if path.is_file()]
+    # Gigabytes are hashed here, and the disk has nothing to do meanwhile.
+    with ThreadPoolExecutor() as beside:
+        others = [beside.submit(record_directory, each) for each in (names.optimizer, names.adapter) if each.is_dir()]
+        others.append(beside.submit(flush_files, written))
+        made = write_policy_manifest(names.policy, iteration + 1, made_from=policy.id)
+        for other in others:
+            other.result()
+    place = session.run.policy(iteration + 1).relative_to(session.run.root)
+    files = [FileHash((place / name).as_posix(), sha256) for name, sha256 in sorted(made.files.items())]
+    return files + recorded_states(session.run.update(iteration), names)
+
+
+def stage_metrics(path: UpdatePath, staged: Path, observations: Observations, steps: list[Step]) -> DataFile:
+    """Metrics of the iteration (step -1) and of each optimiser step. No times: the bytes follow from the inputs."""
+    found = [(-1, observations.metrics()), *((step.number, step.result.metrics) for step in steps)]
+    rows = [Metric(path.iteration, number, name, value) for number, values in found for name, value in values.items()]
+    return write_rows(staged / path.metrics.name, METRICS, [rows])
+
+
+def stage_advantages(path: UpdatePath, staged: Path, steps: list[Step]) -> FileHash:
+    """The audit copy: what each completion contributed to each step."""
+    blocks = [_audit_rows(path.iteration, step) for step in steps]
+    data = write_rows(staged / path.advantages.name, ADVANTAGES, blocks)
+    return FileHash(path.advantages.relative_to(path.root).as_posix(), data.sha256)
+
+
+def _audit_rows(iteration: int, step: Step) -> list[dict[str, object]]:
+    audit = step.result.audit
+    samples = [(group, sample) for group in step.groups for sample in range(len(group.completion_ids))]
+    return [
+        {
+            "iteration": iteration,
+            "step": step.number,
+            "stage": group.stage,
+            "problem_id": group.problem_id,
+            "group_id": group.group_id,
+            "sample_id": sample,
+            "reward": group.rewards[sample],
+            "advantage": group.advantages[sample],
+            "num_tokens": int(audit.num_tokens[row]),
+            "old_logprob_mean": float(audit.old_logprob[row]),
+            "policy_entropy_mean": float(audit.entropy[row]),
+        }
+        for row, (group, sample) in enumerate(samples)
+    ]
+
+
+def publish_update(
+    session: Session, path: UpdatePath, staged: Path, manifest: Manifest, *, overwrite: bool
+) -> Manifest:
+    """Publish the staged update in one rename, then move its policy into place; returns the manifest that stands.
+
+    What is there already was finished by another task (whose work then stands), was damaged, or is to be overwritten.
+    """
+    publish_json(staged / path.manifest.name, manifest_json(manifest))
+    if path.directory.exists():
+        theirs = None if overwrite else completed_update(session.run, path, manifest.identity)
+        if theirs is not None:
+            return theirs
+        remove_directory(path.directory)
+    if overwrite or _is_damaged(session, path.iteration + 1):
+        remove_directory(session.run.policy(path.iteration + 1))
+    try:
+        publish_directory(staged, path.directory)
+    except ConflictError:
+        theirs = completed_update(session.run, path, manifest.identity)
+        if theirs is None:
+            raise
+        return theirs
+    promote_policy(session.run, path.iteration)
+    return manifest
+
+
+def _is_damaged(session: Session, iteration: int) -> bool:
+    """Whether something that is no sound policy lies where one belongs."""
+    try:
+        verify_policy(read_policy(session.run, iteration))
+    except DamagedFileError:
+        return True
+    except MissingInputError:
+        return os.path.lexists(session.run.policy(iteration))  # a link to nothing, too
+    return False

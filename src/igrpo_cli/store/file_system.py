@@ -1,0 +1,61 @@
+"""What the file system below a directory can do, found out by doing it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from igrpo_cli.store.atomic import publish_bytes, staging_directory
+
+PUBLISHED = 5
+"""Files that are published to see how long one takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystem:
+    """Of the directory that was asked about."""
+
+    free_bytes: int
+    has_hard_links: bool
+    """Without them a writer claims the name of a file before it renames; a dead writer's claim waits for a person."""
+    has_locks: bool
+    seconds_to_publish: float
+    """Median for a small file: written, flushed to the disk, linked, its directory flushed."""
+
+
+def probe_file_system(directory: Path) -> FileSystem:
+    """Try it in a hidden directory that is gone afterwards. Raises IgrpoError where nothing can be written."""
+    seconds = []
+    with staging_directory(directory / "doctor") as staged:
+        for number in range(PUBLISHED):
+            started = time.perf_counter()
+            publish_bytes(staged / f"{number}", b"published")
+            seconds.append(time.perf_counter() - started)
+        return FileSystem(
+            free_bytes=shutil.disk_usage(staged).free,
+            has_hard_links=_can_link(staged / "0", staged / "link"),
+            has_locks=_can_lock(staged / "0"),
+            seconds_to_publish=statistics.median(seconds),
+        )
+
+
+def _can_link(file: Path, link: Path) -> bool:
+    try:
+        os.link(file, link)
+    except OSError:
+        return False
+    return True
+
+
+def _can_lock(file: Path) -> bool:
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,298 @@
+"""Where everything of a run lies: names on disk in one place, and which blocks and shards there are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from igrpo_cli.errors import UsageError
+from igrpo_cli.store.command_lines import making, overwrite_command
+from igrpo_cli.store.eval_names import eval_iteration, eval_name
+
+SHARD_STAGES = ("draft", "select", "refine")
+PARTS, LOG = ".parts", "log"
+SCORES = "scores"
+SUMMARY = "summary.json"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+@=-]{0,99}")
+_SHARD_FILE = re.compile(r"shard-([0-9]{5,})-of-([0-9]{5,})\.(parquet|json)")
+_RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardPath:
+    """A data file with its manifest, and what it is a shard of."""
+
+    root: Path
+    """The run directory; paths in manifests are relative to it."""
+    stage: str
+    iteration: int
+    shard: int
+    num_shards: int
+    data: Path
+    manifest: Path
+
+    @property
+    def relative(self) -> str:
+        """The data file as manifests name it: `iteration_0000/draft/shard-00000-of-00008.parquet`."""
+        return self.data.relative_to(self.root).as_posix()
+
+    @property
+    def parts(self) -> Path:
+        """Directory of the finished blocks while the shard is being made; each shard has its own."""
+        return self.data.parent / PARTS / self.data.stem
+
+    @property
+    def name(self) -> str:
+        """What it is called in messages, for example `draft shard 3 of 8`."""
+        return name_of(self.stage, self.iteration, self.shard, self.num_shards)
+
+    @property
+    def command(self) -> str:
+        """What to type to make it."""
+        return making(self)
+
+    @property
+    def overwrite_command(self) -> str:
+        """What to type to make it in place of what is there."""
+        return overwrite_command(self)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePath:
+    """The directory `update/` of an iteration; it appears in one rename."""
+
+    root: Path
+    iteration: int
+    directory: Path
+
+    @property
+    def metrics(self) -> Path:
+        """The data file that the manifest speaks of."""
+        return self.directory / "metrics.parquet"
+
+    @property
+    def advantages(self) -> Path:
+        """Audit copy of what the gradient step was given."""
+        return self.directory / "advantages.parquet"
+
+    @property
+    def optimizer(self) -> Path:
+        """Directory of the optimiser state."""
+        return self.directory / "optimizer"
+
+    @property
+    def adapter(self) -> Path:
+        """Directory of the LoRA adapter, where one is trained."""
+        return self.directory / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Checkpoints between optimiser steps, beside the directory that does not exist yet."""
+        return self.directory.parent / ".update"
+
+    @property
+    def manifest(self) -> Path:
+        """Inside the directory, so that it is published with it."""
+        return self.directory / "manifest.json"
+
+    @property
+    def policy(self) -> Path:
+        """Where the new policy lies until `promote_policy` moves it to `policies/`."""
+        return self.directory / "policy"
+
+    @property
+    def shard(self) -> ShardPath:
+        """Metrics and manifest as the one shard of this stage, for `finished` and `open_input`."""
+        return ShardPath(self.root, "update", self.iteration, 0, 1, self.metrics, self.manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class RunDirectory:
+    """The paths of one run. Makes and reads nothing but directory listings."""
+
+    root: Path
+
+    @property
+    def run_toml(self) -> Path:
+        """The resolved settings."""
+        return self.root / "run.toml"
+
+    @property
+    def policies(self) -> Path:
+        """Directory of all policies."""
+        return self.root / "policies"
+
+    @property
+    def judgements(self) -> Path:
+        """What a judge said, kept so that no task pays for it twice."""
+        return self.root / "judge"
+
+    def problems(self) -> ShardPath:
+        """The training problems, frozen by `init`."""
+        return self._problem_file(self.root)
+
+    def policy(self, iteration: int) -> Path:
+        """The policy that `iteration` samples from: 0 is the initial one, k+1 what the update of k makes."""
+        return self.policies / f"{iteration:04d}"
+
+    def iteration(self, iteration: int) -> Path:
+        """Directory of one iteration."""
+        return self.root / f"iteration_{iteration:04d}"
+
+    def stage(self, iteration: int, stage: str) -> Path:
+        """Directory of one stage of one iteration."""
+        return self.iteration(iteration) / stage
+
+    def shard(self, iteration: int, stage: str, shard: int, num_shards: int) -> ShardPath:
+        """One shard of draft, select or refine."""
+        return self._shard(self.stage(iteration, stage), stage, iteration, shard, num_shards)
+
+    def shards(self, iteration: int, stage: str, num_shards: int) -> tuple[ShardPath, ...]:
+        """All shards of draft, select or refine, in order."""
+        return tuple(self.shard(iteration, stage, shard, num_shards) for shard in range(num_shards))
+
+    def scores(self, rollouts: ShardPath, name: str) -> ShardPath:
+        """The set of scores called `name` of a shard of drafts or refinements, in a folder beside it."""
+        directory = rollouts.data.parent / SCORES / _checked_name(name, "set of scores")
+        return self._shard(directory, SCORES, rollouts.iteration, rollouts.shard, rollouts.num_shards)
+
+    def score_sets(self, iteration: int, stage: str) -> list[str]:
+        """The sets of scores that a stage has, by name."""
+        directory = self.stage(iteration, stage) / SCORES
+        names = (path.name for path in directory.iterdir()) if directory.is_dir() else ()
+        return sorted(name for name in names if _NAME.fullmatch(name))
+
+    def update(self, iteration: int) -> UpdatePath:
+        """The update of one iteration."""
+        return UpdatePath(self.root, iteration, self.stage(iteration, "update"))
+
+    def eval(self, bench: str, policy: int | str, *, conditioned: str | None = None) -> Path:
+        """Directory of one evaluation: `policy` is a policy of the run, or a name given to another model.
+
+        `conditioned` is the `eval.selection` of a conditioned one, None for bare problems.
+        """
+        return self._bench(bench) / _checked_name(eval_name(policy, conditioned), "model")
+
+    def eval_shard(
+        self, bench: str, policy: int | str, shard: int, num_shards: int, *, conditioned: str | None = None
+    ) -> ShardPath:
+        """One shard of an evaluation; its iteration is that of the policy, 0 for other models."""
+        return self.eval_shard_in(self.eval(bench, policy, conditioned=conditioned), shard, num_shards)
+
+    def eval_shard_in(self, directory: Path, shard: int, num_shards: int) -> ShardPath:
+        """One shard of the evaluation in `directory`."""
+        return self._shard(directory, "eval", eval_iteration(directory), shard, num_shards)
+
+    def eval_summary(self, bench: str, policy: int | str, *, conditioned: str | None = None) -> Path:
+        """The figures of one evaluation."""
+        return self.eval(bench, policy, conditioned=conditioned) / SUMMARY
+
+    def eval_summaries(self) -> list[Path]:
+        """Those of all finished evaluations."""
+        return sorted(self.root.glob(f"eval/*/*/{SUMMARY}"))
+
+    def eval_problems(self, bench: str) -> ShardPath:
+        """The problems of a benchmark as they were evaluated."""
+        return self._problem_file(self._bench(bench))
+
+    def iterations(self) -> list[int]:
+        """Iterations that have a directory, in order."""
+        return _numbered(self.root, r"iteration_([0-9]{4,})")
+
+    def policy_iterations(self) -> list[int]:
+        """Iterations whose policy has a directory, in order."""
+        return _numbered(self.policies, r"([0-9]{4,})")
+
+    def _bench(self, bench: str) -> Path:
+        return self.root / "eval" / _checked_name(bench, "benchmark")
+
+    def _problem_file(self, directory: Path) -> ShardPath:
+        data, manifest = directory / "problems.parquet", directory / "problems.json"
+        return ShardPath(self.root, "problems", 0, 0, 1, data, manifest)
+
+    def _shard(self, directory: Path, stage: str, iteration: int, shard: int, num_shards: int) -> ShardPath:
+        if not 0 <= shard < num_shards:
+            raise UsageError(f"shard {shard} of {num_shards} does not exist: shards count from 0")
+        stem = f"shard-{shard:05d}-of-{num_shards:05d}"
+        data, manifest = directory / f"{stem}.parquet", directory / f"{stem}.json"
+        return ShardPath(self.root, stage, iteration, shard, num_shards, data, manifest)
+
+
+def name_of(stage: str, iteration: int, shard: int, num_shards: int) -> str:
+    """What a shard is called in messages."""
+    if stage == "problems":
+        return "the problems file"
+    return f"the update of iteration {iteration}" if stage == "update" else f"{stage} shard {shard} of {num_shards}"
+
+
+def directory_name(name: str) -> str:
+    """A model's or benchmark's name as the name of a directory."""
+    return re.sub(r"[^A-Za-z0-9._+@=-]+", "--", name.strip("/.")) or "model"
+
+
+def bench_name(bench: str) -> str:
+    """What `--bench` is called on disk: a file by its stem, a named benchmark by its name."""
+    return Path(bench).stem if bench.endswith((".jsonl", ".json", ".parquet")) else directory_name(bench)
+
+
+def block_range(num_blocks: int, shard: int, num_shards: int) -> range:
+    """The blocks of one shard: contiguous, sizes differing by at most one, empty where blocks are few."""
+    if not 0 <= shard < num_shards or num_blocks < 0:
+        raise ValueError(f"no shard {shard} of {num_shards} over {num_blocks} blocks")
+    return range(shard * num_blocks // num_shards, (shard + 1) * num_blocks // num_shards)
+
+
+def parse_shards(text: str, num_shards: int) -> tuple[int, ...]:
+    """`3,7,12-15` as sorted shard numbers without duplicates. Raises UsageError."""
+    hint = f"for example --shard 0 or --shard 0,2-3; this run has {num_shards} shards, counted from 0"
+    shards: set[int] = set()
+    for piece in text.split(","):
+        match = _RANGE.fullmatch(piece.strip())
+        if match is None:
+            raise UsageError(f"{piece.strip()!r} names no shard", hint=hint)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UsageError(f"the shards {piece.strip()} run backwards", hint=hint)
+        if last >= num_shards:
+            raise UsageError(f"shard {last} of {num_shards} does not exist", hint=hint)
+        shards.update(range(first, last + 1))
+    return tuple(sorted(shards))
+
+
+def format_shards(shards: Iterable[int]) -> str:
+    """Shard numbers as `3,7,12-15`: what `parse_shards` and Slurm's `--array` read; empty for none."""
+    runs: list[list[int]] = []
+    for shard in sorted(set(shards)):
+        if runs and runs[-1][1] == shard - 1:
+            runs[-1][1] = shard
+        else:
+            runs.append([shard, shard])
+    return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def shards_in(directory: Path) -> dict[tuple[int, int], set[str]]:
+    """What a stage directory holds: {(shard, num_shards): suffixes}, of `parquet` and `json`."""
+    found: dict[tuple[int, int], set[str]] = {}
+    for path in directory.iterdir() if directory.is_dir() else ():
+        if match := _SHARD_FILE.fullmatch(path.name):
+            found.setdefault((int(match[1]), int(match[2])), set()).add(match[3])
+    return dict(sorted(found.items()))
+
+
+def _numbered(directory: Path, pattern: str) -> list[int]:
+    if not directory.is_dir():
+        return []
+    matches = (re.fullmatch(pattern, path.name) for path in directory.iterdir() if path.is_dir())
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def _checked_name(name: str, kind: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot name a {kind}",
+            hint="letters, digits and . _ + @ = - after a first letter or digit",
+        )
+    return name

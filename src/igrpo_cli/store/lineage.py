@@ -1,0 +1,74 @@
+"""Whether finished shards were made from what lies in the run now: their manifests against those of their inputs.
+
+A shard that was made from a file which another one has replaced since is stale, though its own hashes are right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+
+from igrpo_cli.store.completion import require_completed
+from igrpo_cli.store.identity import FileHash, require_same
+from igrpo_cli.store.layout import RunDirectory, ShardPath
+from igrpo_cli.store.manifest import Manifest
+
+_SHARD = re.compile(r"(.+)/shard-([0-9]{5,9})-of-([0-9]{5,9})\.parquet")
+_OF_ITERATION = re.compile(r"iteration_([0-9]{4,9})/(draft|select|refine|update)")
+_OF_BENCH = re.compile(r"eval/([^/]+)")
+
+
+def require_current(run: RunDirectory, inputs: Iterable[FileHash]) -> None:
+    """Raises ConflictError for a shard among `inputs`, or among what they were made from, that is stale.
+
+    It names the stale shard from which all others follow. Manifests are read, each once, and no data. What has been
+    removed since is passed over, as are sets of scores, which `open_scores` compares. Of an update that is an input
+    its own inputs are looked at; an earlier update is compared by its hash, and what it was made from is not.
+    """
+    walk = _Walk(run)
+    for file in inputs:
+        walk.follow(file.path)
+
+
+class _Walk:
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._seen: dict[str, str | None] = {}
+
+    def follow(self, relative: str, *, is_earlier: bool = False) -> str | None:
+        """The hash of a file as its manifest says it now, once all that it was made from is known to be current.
+
+        None where there is no such shard. Of an update with `is_earlier` the hash alone is read.
+        """
+        if relative not in self._seen:
+            path = _shard_at(self._run, relative)
+            manifest = require_completed(path) if path is not None and path.manifest.exists() else None
+            self._seen[relative] = None if manifest is None else manifest.data.sha256
+            if path is not None and manifest is not None and not (is_earlier and path.stage == "update"):
+                self._require_current(path, manifest)
+        return self._seen[relative]
+
+    def _require_current(self, path: ShardPath, manifest: Manifest) -> None:
+        then = manifest.identity
+        found = [(file, self.follow(file.path, is_earlier=True)) for file in then.inputs]
+        now = [file if sha256 is None else FileHash(file.path, sha256) for file, sha256 in found]
+        require_same(then, replace(then, inputs=now), path.anew)
+
+
+def _shard_at(run: RunDirectory, relative: str) -> ShardPath | None:
+    """The shard whose data file manifests name so; None for sets of scores, and for files that are no shards."""
+    if relative == run.problems().relative:
+        return run.problems()
+    directory, _, name = relative.rpartition("/")
+    of_iteration, of_bench = _OF_ITERATION.fullmatch(directory), _OF_BENCH.match(directory)
+    if of_bench is not None and name == run.problems().data.name:
+        return run.eval_problems(of_bench[1])
+    if of_iteration is not None and of_iteration[2] == "update":
+        return run.update(int(of_iteration[1])).shard
+    shard = _SHARD.fullmatch(relative)
+    if shard is None or int(shard[2]) >= int(shard[3]):
+        return None
+    if of_iteration is not None:
+        return run.shard(int(of_iteration[1]), of_iteration[2], int(shard[2]), int(shard[3]))
+    return None if of_bench is None else run.eval_shard_in(run.root / directory, int(shard[2]), int(shard[3]))

@@ -1,0 +1,128 @@
+"""The finished blocks of a shard that is not finished yet, each a small Parquet file of its own.
+
+A shard takes hours to sample and may be killed at any time; what lies in its parts is not sampled
+again. A shard is always put together from its parts as they are on disk, so its bytes do not
+depend on how often it was interrupted. A part has no manifest: it carries a hash of its own rows, since
+no checksum covers the footer of a Parquet file, where one bit makes two rows none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
+from igrpo_cli.store.atomic import mark, remove_directory, remove_file, remove_stale_temporaries
+from igrpo_cli.store.content import content_sha256
+from igrpo_cli.store.manifest import DataFile
+from igrpo_cli.store.rows import table_of
+from igrpo_cli.store.schema import ROLLOUTS
+from igrpo_cli.store.tables import read_table, write_tables
+
+IDENTITY_KEY = "igrpo.identity"
+BLOCK_KEY = "igrpo.block"
+CONTENT_KEY = "igrpo.content"
+RowId = tuple[int, int]
+"""Group and sample of a row."""
+MOST_CLEARINGS = 64
+"""How often the directory may be taken away while a part is written: once by each task that shares the shard."""
+
+
+@dataclass(frozen=True)
+class PartStore:
+    """The parts of one shard (`ShardPath.parts`), made for one identity; parts of any other do not count."""
+
+    directory: Path
+    identity_sha256: str
+    schema: pa.Schema = ROLLOUTS
+
+    def path(self, block: int) -> Path:
+        """Where the part of a block lies."""
+        return self.directory / f"block-{block:06d}.parquet"
+
+    def has(self, block: int) -> bool:
+        """Whether a block is done. A part that is damaged or of another identity is removed."""
+        try:
+            self.read(block)
+        except MissingInputError:
+            return False
+        except DamagedFileError:
+            self.discard(block)
+            return False
+        return True
+
+    def claim(self, block: int) -> bool:
+        """Say that this task samples a block; False where some task, perhaps a dead one, has said so before.
+
+        A claim only orders the work of tasks that share a shard. Whoever needs the block may sample it still.
+        """
+        return mark(self.directory / f"block-{block:06d}.claim")
+
+    def write(self, block: int, rows: Sequence[Any]) -> None:
+        """Keep the rows of a block. Where another task has kept the same block first, its rows stand."""
+        table = table_of(self.schema, rows)
+        try:
+            self._write(block, table)
+        except ConflictError:
+            # The same sampling need not give the same bytes on every GPU; either part is a true observation.
+            if not self.has(block):
+                self._write(block, table, replace=True)
+
+    def _write(self, block: int, table: pa.Table, *, replace: bool = False) -> None:
+        metadata = {**self._whose(block), CONTENT_KEY: content_sha256(table)}
+        for clearings_left in reversed(range(MOST_CLEARINGS)):
+            try:
+                write_tables(self.path(block), self.schema, [table], metadata=metadata, replace=replace)
+                return
+            except IgrpoError as error:
+                # A task that has just finished this shard took the directory away while we wrote into it.
+                if not isinstance(error.__cause__, FileNotFoundError) or not clearings_left:
+                    raise
+
+    def read(self, block: int) -> pa.Table:
+        """The rows of a block. Raises MissingInputError, or DamagedFileError (another identity included)."""
+        path = self.path(block)
+        table = read_table(path, self.schema)
+        # In bytes as they stand there: what is damaged need not be text.
+        found = table.schema.metadata
+        if any(found.get(key.encode()) != value.encode() for key, value in self._whose(block).items()):
+            raise DamagedFileError(f"{path} was made for another shard or config")
+        if found.get(CONTENT_KEY.encode()) != content_sha256(table).encode():
+            raise DamagedFileError(f"{path} is damaged: its rows are not those that were written")
+        return table
+
+    def _whose(self, block: int) -> dict[str, str]:
+        return {IDENTITY_KEY: self.identity_sha256, BLOCK_KEY: str(block)}
+
+    def discard(self, block: int) -> None:
+        """Remove the part of a block, which is sampled again then; it may be gone already."""
+        remove_file(self.path(block))
+
+    def clear(self) -> None:
+        """Remove all parts, of whatever identity: the shard is finished."""
+        remove_directory(self.directory)
+        remove_stale_temporaries(self.directory.parent)
+
+    def assemble(
+        self,
+        path: Path,
+        blocks: Iterable[int],
+        replace: bool = False,
+        check: Callable[[int, Iterable[RowId]], None] = lambda block, found: None,
+    ) -> DataFile:
+        """Publish the parts as one file, a row group per block that has rows.
+
+        `check` is given each block and whose its rows are before anything is published; what it raises goes through.
+        Raises MissingInputError when a part is not there.
+        """
+
+        def checked(block: int) -> pa.Table:
+            table = self.read(block)
+            check(block, zip(table["group_id"].to_pylist(), table["sample_id"].to_pylist(), strict=True))
+            return table
+
+        return write_tables(path, self.schema, map(checked, blocks), replace=replace)

@@ -1,0 +1,291 @@
+"""Policies are directories: which files make one, what it is called, and whether it is still what it was.
+
+A policy of the run is a Hugging Face model directory with a `manifest.json` of ours in it. The
+initial one may instead be a pointer: a directory that holds only `pointer.json`. Reading a policy's
+id reads that small file; hashing its weights is `verify_policy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.store.atomic import publish_json, remove_directory, sha256_files
+from igrpo_cli.store.checksummed_json import sealed, sha256_json
+from igrpo_cli.store.command_lines import init_again
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.moving import move_directory
+from igrpo_cli.store.strict_json import (
+    COUNT,
+    HASHES,
+    POLICY_ID,
+    TEXT,
+    check_keys,
+    check_seal,
+    check_version,
+    read_object,
+)
+
+POLICY_VERSION = 1
+MANIFEST = "manifest.json"
+POINTER = "pointer.json"
+OWN_HASH = "record_sha256"
+"""Of either: SHA-256 of the other keys but the version. Nothing else on disk says where a model came from."""
+
+FILES_THAT_MATTER = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "*.tiktoken",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.*",
+    "*.py",
+)
+"""What decides the behaviour of a model directory; its read-me, for example, does not."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
+"""Weights in these formats run code when they are loaded."""
+NOT_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
+"""Pickles that training scripts leave beside a model; nothing of ours loads them."""
+
+_MANIFEST_FIELDS = {
+    "policy_id": POLICY_ID,
+    "iteration": COUNT,
+    "made_from": POLICY_ID.or_null(),
+    "files": HASHES,
+}
+_POINTER_FIELDS = {
+    "policy_id": POLICY_ID,
+    "model": TEXT,
+    "revision": TEXT.or_null(),
+    "path": TEXT,
+    "files": HASHES,
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One policy: who it is and where its files lie."""
+
+    id: str
+    """`sha256:…` over the names and hashes of its files."""
+    directory: Path
+    """Where its model files are; elsewhere than in the run for a pointer."""
+    iteration: int
+    made_from: str | None = None
+    """Id of the policy that it was trained from; None for the initial one."""
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """{name: SHA-256} as recorded when it was published."""
+    model: str | None = None
+    """Hub id or path that a pointer points to."""
+    revision: str | None = None
+
+
+def policy_id(files: Mapping[str, str]) -> str:
+    """`sha256:…` over the sorted names and hashes of a policy's files."""
+    return f"sha256:{sha256_json(dict(files))}"
+
+
+def describe_directory(directory: Path) -> dict[str, str]:
+    """{name: SHA-256} of the files of a model directory that matter.
+
+    Raises MissingInputError when it is no directory, DamagedFileError when it holds pickled weights,
+    no safetensors, no config or a broken link, naming the file.
+    """
+    hashes = sha256_files(directory / name for name in _files_that_matter(directory))
+    return {path.name: sha256 for path, sha256 in hashes.items()}
+
+
+def write_policy_manifest(directory: Path, iteration: int, made_from: str | None) -> Policy:
+    """Describe a staged model directory as the policy of `iteration`, and write that into it."""
+    files = describe_directory(directory)
+    policy = Policy(policy_id(files), directory, iteration, made_from, files)
+    facts = {"policy_id": policy.id, "iteration": iteration, "made_from": made_from, "files": files}
+    publish_json(directory / MANIFEST, {"policy_version": POLICY_VERSION, **sealed(facts, OWN_HASH)}, replace=True)
+    return policy
+
+
+def write_pointer(run: RunDirectory, model: str, revision: str | None, path: Path, *, replace: bool = False) -> Policy:
+    """Make policy 0 a pointer to the model directory `path` (relative to the run, or absolute).
+
+    Of a pointer that is there already only the path is written anew: a run is copied, a model is moved.
+    Raises ConflictError where it is to another policy, unless with `replace`.
+    """
+    directory, place = run.root / path, run.policy(0) / POINTER
+    files = describe_directory(directory)
+    if place.exists() and not replace:
+        standing = _read_pointer(run, place, 0)
+        if standing.id != policy_id(files):
+            raise ConflictError(
+                f"{place} is to another policy than {directory} holds now "
+                f"({standing.id[:15]}… there, {policy_id(files)[:15]}… now)",
+                hint="make the model available as it was, or name another directory for the run",
+            )
+        if standing.directory == directory:
+            return standing
+        replace, revision = True, standing.revision
+    facts = {
+        "policy_id": policy_id(files),
+        "model": model,
+        "revision": revision,
+        "path": str(path),
+        "files": files,
+    }
+    publish_json(place, {"policy_version": POLICY_VERSION, **sealed(facts, OWN_HASH)}, replace=replace)
+    return Policy(policy_id(files), directory, 0, None, files, model, revision)
+
+
+def read_policy(run: RunDirectory, iteration: int) -> Policy:
+    """The policy that `iteration` samples from, without touching its weights.
+
+    Raises MissingInputError when it is not there yet, DamagedFileError when its record is not sound.
+    """
+    directory = run.policy(iteration)
+    if (directory / POINTER).exists():
+        return _read_pointer(run, directory / POINTER, iteration)
+    if not (directory / MANIFEST).exists():
+        made_by = init_again(run.root) if iteration == 0 else run.update(iteration - 1).shard.command
+        raise MissingInputError(f"policy {iteration} does not exist ({directory})", hint=made_by)
+    return _read_manifest(directory, iteration)
+
+
+def verify_policy(policy: Policy, hash_of: Callable[[Path], str] | None = None) -> None:
+    """Hash every file again. Raises DamagedFileError naming the first that is not as recorded.
+
+    `hash_of` may remember hashes, for whoever needs them more than once.
+    """
+    present = _files_that_matter(policy.directory, policy.files)
+    if hash_of is None:
+        hash_of = sha256_files(policy.directory / name for name in policy.files).__getitem__
+    for name in sorted({*present, *policy.files}):
+        if name not in policy.files:
+            what = "was not there when"
+        elif hash_of(policy.directory / name) != policy.files[name]:
+            what = "has changed since"
+        else:
+            continue
+        raise DamagedFileError(
+            f"{policy.directory / name} {what} policy {policy.id[:15]}… was recorded",
+            hint="restore the directory" if policy.iteration == 0 else _remake(policy),
+        )
+
+
+def promote_policy(run: RunDirectory, iteration: int) -> bool:
+    """Move the policy made by the update of `iteration` to its place; True when this call moved it.
+
+    An update is published with its policy inside, in one rename; this is the second rename, which
+    any later command finishes when the process died between both. Safe to call at any time, by
+    several processes at once.
+
+    Raises ConflictError when another policy is in that place.
+    """
+    made = run.update(iteration).policy
+    if not made.is_dir():
+        return False
+    place = run.policy(iteration + 1)
+    try:
+        return move_directory(made, place)
+    except ConflictError as error:
+        _require_made_before(run, iteration, error)
+    remove_directory(made)
+    return False
+
+
+def _files_that_matter(directory: Path, expected: Mapping[str, str] | None = None) -> list[str]:
+    if not directory.is_dir():
+        raise MissingInputError(
+            f"the model directory {directory} does not exist",
+            hint="make it available there again, on this machine",
+        )
+    names = sorted(path.name for path in directory.iterdir() if not path.is_dir())
+    for name in names:
+        if _matches(name, PICKLES) and not _matches(name, NOT_WEIGHTS):
+            raise DamagedFileError(
+                f"{directory / name} holds pickled weights, which can run code when they are loaded",
+                hint="convert them to safetensors and remove the file",
+            )
+    for name in expected or ():
+        if not (directory / name).is_file():
+            raise DamagedFileError(f"{directory / name} is gone", hint="restore the file, or the whole directory")
+    chosen = [name for name in names if _matches(name, FILES_THAT_MATTER)]
+    if not _matches_any(chosen, "*.safetensors"):
+        raise DamagedFileError(f"{directory} holds no *.safetensors weights", hint="it must be a Hugging Face model")
+    if "config.json" not in chosen:
+        raise DamagedFileError(f"{directory} holds no config.json", hint="it must be a Hugging Face model")
+    for name in chosen:
+        if not (directory / name).is_file():
+            raise DamagedFileError(f"{directory / name} is a link to nothing", hint="download the model again")
+    return chosen
+
+
+def _require_made_before(run: RunDirectory, iteration: int, error: ConflictError) -> None:
+    """The place of the new policy is taken: fine if by the same policy, or by another process settling it."""
+    made, place = run.update(iteration).policy, run.policy(iteration + 1)
+    try:
+        ours = _read_manifest(made, iteration + 1)
+    except MissingInputError:
+        if made.is_dir():
+            raise
+        return
+    theirs = read_policy(run, iteration + 1)
+    if ours.id != theirs.id:
+        raise ConflictError(
+            f"{place} holds another policy than the update of iteration {iteration} made "
+            f"({theirs.id[:15]}… there, {ours.id[:15]}… made)",
+            hint=f"remove {place} and the iterations after {iteration} if they are not wanted, then go on",
+        ) from error
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _matches_any(names: list[str], pattern: str) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names)
+
+
+def _read_pointer(run: RunDirectory, path: Path, iteration: int) -> Policy:
+    value = _read_record(path, _POINTER_FIELDS)
+    directory = run.root / value["path"]
+    return Policy(value["policy_id"], directory, iteration, None, value["files"], value["model"], value["revision"])
+
+
+def _read_manifest(directory: Path, iteration: int) -> Policy:
+    path = directory / MANIFEST
+    value = _read_record(path, _MANIFEST_FIELDS)
+    if value["iteration"] != iteration:
+        raise DamagedFileError(f"{path}: iteration is {value['iteration']}, but it lies where {iteration} belongs")
+    return Policy(value["policy_id"], directory, iteration, value["made_from"], value["files"])
+
+
+def _read_record(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    value = read_object(path)
+    check_version(path, value, "policy_version", POLICY_VERSION)
+    value.pop("policy_version")
+    sha256 = value.pop(OWN_HASH, None)
+    check_keys(path, value, fields)
+    strange = [name for name in value["files"] if Path(name).name != name]
+    if strange:
+        raise DamagedFileError(f"{path}: files names {strange[0]!r}, which is no file of the directory")
+    if value["policy_id"] != policy_id(value["files"]):
+        raise DamagedFileError(f"{path}: policy_id is not the hash of files")
+    check_seal(path, value, sha256, OWN_HASH)
+    return value
+
+
+def _remake(policy: Policy) -> str:
+    run = RunDirectory(policy.directory.parent.parent)
+    return run.update(policy.iteration - 1).shard.overwrite_command

@@ -1,0 +1,183 @@
+"""Parquet files of ours: zstd, page checksums written and verified, the same bytes for the same rows.
+
+One Parquet row group per block of groups, so that a file can be read block by block in flat memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError
+from igrpo_cli.store.atomic import publish_file, sha256_file
+from igrpo_cli.store.manifest import DataFile
+from igrpo_cli.store.rows import rows_of, table_of
+from igrpo_cli.store.schema import SCHEMA_OF, check_file_schema, is_always_finite, name_of_schema, version_of_schema
+
+Record = TypeVar("Record")
+
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, IndexError)
+"""What pyarrow raises over bytes that are not what they were."""
+
+
+def write_rows(path: Path, schema: pa.Schema, blocks: Iterable[Sequence[Any]], *, replace: bool = False) -> DataFile:
+    """Publish rows (records or dicts), each of `blocks` as one Parquet row group; empty blocks leave none.
+
+    Raises IgrpoError for a row that does not fit the schema, ConflictError as `publish_file` does.
+    """
+    return write_tables(path, schema, (table_of(schema, rows) for rows in blocks), replace=replace)
+
+
+def write_tables(
+    path: Path,
+    schema: pa.Schema,
+    blocks: Iterable[pa.Table],
+    *,
+    replace: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> DataFile:
+    """`write_rows` of tables that `table_of` or `read_table` made; `metadata` goes into the file's own."""
+    facts: list[DataFile] = []
+
+    def write(temporary: Path) -> None:
+        rows, groups = _write(temporary, schema, blocks, metadata or {})
+        facts.append(
+            DataFile(
+                name_of_schema(schema),
+                version_of_schema(schema),
+                rows,
+                groups,
+                sha256_file(temporary),
+                temporary.stat().st_size,
+            )
+        )
+
+    publish_file(path, write, replace=replace)
+    return facts[0]
+
+
+def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """A whole file of the kind `schema` (all of its columns, or those named), every page's checksum verified.
+
+    The metadata that `write_tables` was given is in that of the table's schema, as bytes.
+    Raises MissingInputError, UnknownSchemaError for another kind or version, DamagedFileError.
+    """
+    with _reading(path), _open(path, schema) as file:
+        return _checked(path, file.read(columns=_known(file, columns)))
+
+
+def iterate_blocks(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """`read_table`, one block at a time; holds no more than one block in memory."""
+    with _reading(path):
+        file = _open(path, schema)
+    with file:
+        for index in range(file.num_row_groups):
+            with _reading(path):
+                block = _checked(path, file.read_row_group(index, columns=_known(file, columns)))
+            # Outside of `_reading`, which would take the errors of whoever uses the block for the file's.
+            yield block
+
+
+def read_records(path: Path, record: type[Record]) -> list[Record]:
+    """All rows of a file as `Rollout`, `Selection`, `Metric` or `Problem`; raises as `read_table` does."""
+    return [row for rows in iterate_records(path, record) for row in rows]
+
+
+def iterate_records(path: Path, record: type[Record]) -> Iterator[list[Record]]:
+    """`read_records`, one block at a time."""
+    for block in iterate_blocks(path, SCHEMA_OF[record]):
+        yield rows_of(block, record)
+
+
+def file_schema(path: Path, schema: pa.Schema) -> pa.Schema:
+    """The columns of a file of the kind `schema`, further parts of the reward included, without reading any rows."""
+    with _reading(path), _open(path, schema) as file:
+        return file.schema_arrow
+
+
+def _write(path: Path, schema: pa.Schema, blocks: Iterable[pa.Table], metadata: Mapping[str, str]) -> tuple[int, int]:
+    rows = groups = 0
+    full = (block for block in blocks if block.num_rows)
+    first = next(full, None)
+    if first is not None:
+        schema = first.schema.with_metadata(schema.metadata)
+    with _writer(path, schema.with_metadata({**schema.metadata, **metadata})) as writer:
+        for block in chain([] if first is None else [first], full):
+            if block.schema.names != schema.names:
+                raise IgrpoError(f"blocks with other columns than {', '.join(schema.names)} cannot share {path}")
+            writer.write_table(_uniform(block), row_group_size=block.num_rows)
+            rows += block.num_rows
+            groups += len(block.column("group_id").unique()) if "group_id" in schema.names else 0
+    return rows, groups
+
+
+def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    # No statistics: they lie in the footer, which no checksum covers, and would double its size.
+    return pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=3,
+        write_page_checksum=True,
+        write_statistics=False,
+        version="2.6",
+    )
+
+
+def _uniform(block: pa.Table) -> pa.Table:
+    """The same rows in the one form that decides their bytes: single chunks, dictionaries as they appear."""
+    block = block.combine_chunks()
+    for index, field in enumerate(block.schema):
+        if pa.types.is_dictionary(field.type):
+            values = block.column(index).cast(field.type.value_type)
+            block = block.set_column(index, field, values.dictionary_encode().cast(field.type))
+    return block.replace_schema_metadata(None)
+
+
+def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    try:
+        check_file_schema(path, file.schema_arrow, schema)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _known(file: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
+    """pyarrow leaves out unknown columns without a word."""
+    unknown = sorted(set(columns or ()) - set(file.schema_arrow.names))
+    if unknown:
+        raise IgrpoError(f"there is no column {unknown[0]}")
+    return None if columns is None else list(columns)
+
+
+def _checked(path: Path, table: pa.Table) -> pa.Table:
+    table.validate(full=True)
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if column.null_count and not field.nullable:
+            raise DamagedFileError(f"{path}: the column {field.name} has nulls")
+        if is_always_finite(field.name) and not pc.all(pc.is_finite(column), min_count=0).as_py():
+            raise DamagedFileError(f"{path}: the column {field.name} has NaN or infinity", hint="igrpo verify")
+    return table
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingInputError(f"{path} does not exist") from error
+    except _UNREADABLE as error:
+        reason = str(error).strip().partition("\n")[0]
+        if isinstance(error, MemoryError) or "worker thread" in reason:
+            hint = "give the command more memory and threads (ulimit -v, -u); `igrpo verify` says whether it is damaged"
+            raise IgrpoError(f"there is no memory to read {path} ({reason})", hint=hint) from error
+        raise DamagedFileError(f"{path} is damaged: {reason}", hint="igrpo verify") from error

@@ -1,0 +1,267 @@
+"""`igrpo verify`: every file of a run against its manifest, and the files against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from igrpo_cli.errors import IgrpoError
+from igrpo_cli.store.atomic import sha256_file
+from igrpo_cli.store.command_lines import init_again
+from igrpo_cli.store.conflicts import settings_differences
+from igrpo_cli.store.hashed_directory import verify_directory
+from igrpo_cli.store.layout import (
+    SCORES,
+    SHARD_STAGES,
+    SUMMARY,
+    RunDirectory,
+    ShardPath,
+    format_shards,
+    shards_in,
+)
+from igrpo_cli.store.manifest import Manifest, read_manifest
+from igrpo_cli.store.policies import Policy, read_policy, verify_policy
+from igrpo_cli.store.row_checks import IterationRows, check_stage, read_problem_ids, read_scores, read_shard
+from igrpo_cli.store.sealed_files import read_summary, summary_hint
+from igrpo_cli.store.sealed_settings import settings_fault
+from igrpo_cli.store.verify_beside import broken_links, damaged_records, leftovers
+from igrpo_cli.store.verify_report import FileProblem, VerifyReport
+
+MAX_COMPLAINTS = 5
+"""Told of one file; a file that is wrong throughout is not told of row by row."""
+HASHED = ("*.parquet", "*.safetensors", "tokenizer.json")
+"""What makes up nearly all bytes of a run."""
+
+
+def verify_run(
+    run: RunDirectory,
+    on_file: Callable[[Path], None] | None = None,
+    on_hashed: Callable[[int], None] | None = None,
+) -> VerifyReport:
+    """Check a whole run, block by block; `on_file` is told of each file before it is read, `on_hashed` of its bytes."""
+    return _Verifier(run, on_file or (lambda path: None), on_hashed or (lambda num_bytes: None)).verify()
+
+
+def bytes_to_hash(run: RunDirectory) -> int:
+    """About how many bytes `verify_run` will hash: those of all data files and weights in the run."""
+    return sum(path.stat().st_size for name in HASHED for path in run.root.rglob(name) if path.is_file())
+
+
+class _Verifier:
+    def __init__(self, run: RunDirectory, on_file: Callable[[Path], None], on_hashed: Callable[[int], None]) -> None:
+        self.run = run
+        self.on_file = on_file
+        self.on_hashed = on_hashed
+        self.report = VerifyReport()
+        self.policies: dict[int, Policy] = {}
+        self._hashes: dict[Path, str] = {}
+
+    def verify(self) -> VerifyReport:
+        if fault := settings_fault(self.run.run_toml):
+            self.problem(self.run.run_toml, *fault)
+        problem_ids = self.check_problems(self.run.problems())
+        self.check_policies()
+        iterations = self.run.iterations()
+        for iteration in range(max(iterations, default=-1) + 1):
+            if iteration in iterations:
+                self.check_iteration(iteration, iteration != iterations[-1], problem_ids)
+            else:
+                self.problem(self.run.iteration(iteration), "does not exist, though later iterations do")
+        self.check_evals()
+        self.report.problems += [*damaged_records(self.run), *broken_links(self.run)]
+        self.report.notes += leftovers(self.run)
+        return self.report
+
+    def problem(self, path: Path, what: str, hint: str | None = None) -> None:
+        self.report.problems.append(FileProblem(path, what, hint))
+
+    def note(self, path: Path, what: str, hint: str | None = None) -> None:
+        self.report.notes.append(FileProblem(path, what, hint))
+
+    @contextmanager
+    def guarded(self, path: Path, hint: str | None = None) -> Iterator[None]:
+        """What cannot be read is a problem of `path`, and the walk goes on."""
+        try:
+            yield
+        except IgrpoError as error:
+            self.problem(path, error.message, hint or error.hint)
+
+    def check_problems(self, path: ShardPath) -> set[str] | None:
+        ids: set[str] = set()
+        sound = self.check_file(path, lambda manifest: read_problem_ids(path, manifest, ids))
+        return ids if sound else None
+
+    def check_policies(self) -> None:
+        present = self.run.policy_iterations()
+        for iteration in present:
+            self.report.num_checked += 1
+            self.on_file(self.run.policy(iteration))
+            with self.guarded(self.run.policy(iteration)):
+                policy = self.policies[iteration] = read_policy(self.run, iteration)
+                verify_policy(policy, self.hash_of)
+                before = self.policies.get(iteration - 1)
+                if before is not None and policy.made_from != before.id:
+                    self.problem(policy.directory, f"was not made from policy {iteration - 1} ({before.id[:15]}…)")
+        updates = [k for k in self.run.iterations() if self.run.update(k).manifest.exists()]
+        needed = max(updates, default=-1) + 1
+        for iteration in sorted(set(range(needed + 1)) - set(present)):
+            self.tell_missing_policy(iteration, needed)
+
+    def tell_missing_policy(self, iteration: int, needed: int) -> None:
+        place = self.run.policy(iteration)
+        if iteration and self.run.update(iteration - 1).policy.is_dir():
+            self.note(place, "is still in the update that made it: the next command moves it here")
+        elif iteration in (0, needed):
+            made_by = self.run.update(iteration - 1).shard.overwrite_command if iteration else init_again(self.run.root)
+            self.problem(place, "does not exist", made_by)
+        else:
+            self.note(place, "was removed: the shards sampled from it cannot be made again")
+
+    def check_iteration(self, iteration: int, passed: bool, problem_ids: set[str] | None) -> None:
+        known, update = IterationRows(problem_ids), self.run.update(iteration)
+        reached = [stage for stage in SHARD_STAGES if shards_in(self.run.stage(iteration, stage))]
+        passed = passed or update.directory.exists() or self.run.policy(iteration + 1).exists()
+        for stage in SHARD_STAGES:
+
+            def path_of(shard: int, num_shards: int, stage: str = stage) -> ShardPath:
+                return self.run.shard(iteration, stage, shard, num_shards)
+
+            done = passed or stage != (reached or [stage])[-1]
+            self.check_shards(self.run.stage(iteration, stage), stage, path_of, known, done)
+            self.check_scores(iteration, stage, known)
+        for directory in (update.optimizer, update.adapter):
+            if directory.exists():
+                with self.guarded(directory, update.shard.anew):
+                    verify_directory(directory)
+                self.on_hashed(sum(path.stat().st_size for path in directory.iterdir()))
+        if update.directory.exists():
+            self.check_file(update.shard, lambda manifest: read_shard(update.shard, manifest, known))
+        elif passed:
+            self.problem(update.directory, "does not exist, though what follows from it does", update.shard.command)
+
+    def check_shards(
+        self,
+        directory: Path,
+        stage: str,
+        path_of: Callable[[int, int], ShardPath],
+        known: IterationRows,
+        passed: bool,
+    ) -> None:
+        """All shards of a stage; `passed` when later work is there, so that none may be missing."""
+        found = shards_in(directory)
+        totals = sorted({num_shards for _, num_shards in found})
+        known.unread.add(stage)
+        if len(totals) > 1:
+            self.problem(directory, f"holds shards of {totals[0]} beside shards of {totals[1]}")
+        if len(totals) != 1:
+            return
+        paths = [path_of(shard, totals[0]) for shard in range(totals[0])]
+        missing = [path for path in paths if not path.manifest.exists()]
+        for path in missing:
+            if path.data.exists():
+                self.note(path.data, "has no manifest, so it does not count: its stage makes it again", path.command)
+        if missing and passed:
+            shards = format_shards(path.shard for path in missing)
+            self.problem(directory, f"shards {shards} of {totals[0]} are missing", missing[0].command)
+        manifests = {path: self.check_shard(path, known) for path in paths if path not in missing}
+        self.check_same_settings({path: manifest for path, manifest in manifests.items() if manifest is not None})
+        if not missing and all(manifests.values()):
+            known.unread.discard(stage)
+            self.complain(directory, check_stage(stage, known), None)
+
+    def check_scores(self, iteration: int, stage: str, known: IterationRows) -> None:
+        """All sets of scores of a stage, whole or not: a set serves those shards that it has."""
+        for name in self.run.score_sets(iteration, stage):
+            manifests: dict[ShardPath, Manifest] = {}
+            for shard, num_shards in shards_in(self.run.stage(iteration, stage) / SCORES / name):
+                path = self.run.scores(self.run.shard(iteration, stage, shard, num_shards), name)
+                if not path.manifest.exists():
+                    self.note(path.data, "has no manifest, so it does not count", path.command)
+                elif manifest := self.check_file(path, partial(read_scores, path, stage=stage, known=known)):
+                    manifests[path] = manifest
+            self.check_same_settings(manifests)
+
+    def check_shard(self, path: ShardPath, known: IterationRows) -> Manifest | None:
+        return self.check_file(path, lambda manifest: read_shard(path, manifest, known))
+
+    def check_same_settings(self, manifests: dict[ShardPath, Manifest]) -> None:
+        for path, what in settings_differences(manifests):
+            self.problem(path.manifest, what, path.anew)
+
+    def check_file(self, path: ShardPath, read: Callable[[Manifest], Iterator[str]]) -> Manifest | None:
+        """Manifest, hashes and rows of one data file; None where later files cannot be compared with it."""
+        self.report.num_checked += 1
+        self.on_file(path.data)
+        with self.guarded(path.manifest, path.anew):
+            manifest = read_manifest(path)
+            self.complain(path.manifest, self.check_made_from(path, manifest), path.anew)
+            if self.hash(path.relative) is None:
+                self.problem(path.data, "does not exist, though its manifest does", path.command)
+            elif self.hash(path.relative) != manifest.data.sha256:
+                self.problem(path.data, f"is damaged: its SHA-256 is not the one in {path.manifest.name}", path.anew)
+            elif self.complain(path.data, read(manifest), path.anew):
+                return manifest
+        return None
+
+    def check_made_from(self, path: ShardPath, manifest: Manifest) -> Iterator[str]:
+        """What its manifest says of other files, against these files."""
+        for file in manifest.identity.inputs:
+            now = self.hash(file.path)
+            if now is None:
+                yield f"was made from {file.path}, which does not exist"
+            elif now != file.sha256:
+                yield f"was made from another {file.path} (sha256 {file.sha256[:8]}… then, {now[:8]}… now)"
+        for file in manifest.outputs:
+            now = self.hash(file.path)
+            # Old policies may be removed to save room; `check_policies` says which of them matter.
+            if now is None and file in manifest.lasting_outputs and not file.path.startswith("policies/"):
+                yield f"speaks of {file.path}, which does not exist"
+            elif now is not None and now != file.sha256:
+                yield f"speaks of another {file.path} (sha256 {file.sha256[:8]}… then, {now[:8]}… now)"
+        policy = self.policies.get(path.iteration) if path.stage in ("draft", "refine", "update") else None
+        if policy is not None and manifest.identity.policy != policy.id:
+            yield f"was made from another policy than {policy.directory} holds"
+
+    def complain(self, path: Path, complaints: Iterator[str], hint: str | None) -> bool:
+        """Tells the first of the complaints; False when the file could not be read to its end."""
+        try:
+            for what in islice(complaints, MAX_COMPLAINTS):
+                self.problem(path, what, hint)
+            if any(True for _ in complaints):
+                self.problem(path, "and more of the kind", hint)
+        except IgrpoError as error:
+            self.problem(path, error.message, hint)
+            return False
+        return True
+
+    def hash(self, relative: str) -> str | None:
+        """SHA-256 of a file of the run; None where there is none."""
+        path = self.run.root / relative
+        return self.hash_of(path) if path.is_file() else None
+
+    def hash_of(self, path: Path) -> str:
+        """SHA-256 of a file, computed once: many manifests speak of the same file."""
+        if path not in self._hashes:
+            self._hashes[path] = sha256_file(path)
+            self.on_hashed(path.stat().st_size)
+        return self._hashes[path]
+
+    def check_evals(self) -> None:
+        for directory in sorted((self.run.root / "eval").glob("*/*/")):
+            if directory.name.startswith(".") or not directory.is_dir():
+                continue
+
+            def path_of(shard: int, num_shards: int, directory: Path = directory) -> ShardPath:
+                return self.run.eval_shard_in(directory, shard, num_shards)
+
+            with self.guarded(directory):
+                problems = self.run.eval_problems(directory.parent.name)
+                ids = self.check_problems(problems) if problems.manifest.exists() else None
+                summary = directory / SUMMARY
+                self.check_shards(directory, "eval", path_of, IterationRows(ids), summary.exists())
+                if summary.exists():
+                    with self.guarded(summary, summary_hint(summary)):
+                        read_summary(summary)

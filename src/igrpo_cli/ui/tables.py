@@ -1,0 +1,132 @@
+"""The figures of evaluations as text: for a terminal, and as Markdown to paste."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from igrpo_cli.algo.estimates import LEAST_P_VALUE
+from igrpo_cli.ui.console import percent, table
+
+Figures = Mapping[str, Any]
+"""What `summarise` returns."""
+ORACLE = "the drafts of `best` were found with the reference answers: an oracle, not an accuracy that a user would see"
+
+
+def summary_text(summary: Figures) -> str:
+    """One evaluation for a terminal."""
+    tokens = f"{summary['mean_completion_tokens']:.0f} tokens a completion"
+    heading = f"{summary['bench']}: {summary['problems']} problems x {summary['samples']} samples, {tokens}"
+    named = f"{summary['model']['name']} ({summary['model']['policy']})"
+    parts = [f"{heading}\n{named}", table(("figure", "value", "meaning"), _rows(summary))]
+    if summary["samples"] > 1:
+        parts.append(_by_k(summary))
+    if summary.get("selection") is not None:
+        parts.append(_against_bare(summary))
+    return "\n\n".join(parts)
+
+
+def all_benches_text(summaries: Sequence[Figures], macro_average: float | None) -> str:
+    """Several benchmarks in one table, with the macro-average where there is one."""
+    text = plain_table([{"bench": summary["bench"], **summary_row(summary)} for summary in summaries])
+    if macro_average is None:
+        return text
+    return f"{text}\n\nmacro-average of the paper's six benchmarks: {percent(macro_average)}"
+
+
+def markdown_text(summaries: Sequence[Figures], macro_average: float | None = None) -> str:
+    """The same as a Markdown table; a conditioned evaluation has a row for the bare samples as well."""
+    rows = []
+    for summary in summaries:
+        sides = [summary["bare"], summary] if summary.get("selection") is not None else [summary]
+        rows += [{"bench": side["bench"], **summary_row(side)} for side in sides]
+    text = markdown_table(rows)
+    return text if macro_average is None else f"{text}\n\nmacro-average: {percent(macro_average)}"
+
+
+def summary_row(summary: Figures) -> dict[str, str]:
+    """The figures of one evaluation as cells by column; what could not be graded is never left out."""
+    selection = summary.get("selection")
+    return {
+        "model": summary["model"]["name"] + (f", conditioned ({selection})" if selection is not None else ""),
+        "samples": f"{summary['problems']} x {summary['samples']}",
+        "avg@k": percent(summary["avg_at_k"]),
+        "95 % interval": interval(summary["ci95"]),
+        **{f"{name}@k": percent(summary[f"{name}_at_k"]) for name in ("pass", "maj", "cons")},
+        **{name.replace("_", " "): percent(summary[f"{name}_fraction"]) for name in SHARES},
+        "tokens": f"{summary['mean_completion_tokens']:.0f}",
+    }
+
+
+SHARES = ("truncated", "no_answer", "ungraded")
+"""Always shown: an accuracy means little where many completions were cut or not understood."""
+
+
+def difference_text(figures: Figures) -> str:
+    """A paired difference in one line, in points of a hundred."""
+    points = f"difference {100 * figures['difference']:+.1f} points"
+    if figures["difference_ci95"] is None:
+        return f"{points}; a single problem gives no interval"
+    low, high = figures["difference_ci95"]
+    p_value = figures["p_value"]
+    chance = f"p = {p_value:.2g}" if p_value > LEAST_P_VALUE else f"p < {LEAST_P_VALUE:.0e}"
+    return f"{points}, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {chance}"
+
+
+def interval(ends: Sequence[float] | None) -> str:
+    """Both ends of an interval of shares."""
+    return "–" if ends is None else f"{percent(ends[0])} to {percent(ends[1])}"
+
+
+def plain_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of cells by column, aligned."""
+    return table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of cells by column, as Markdown."""
+
+    def line(cells: Sequence[str]) -> str:
+        return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
+
+    return "\n".join([line(list(rows[0])), "|---" * len(rows[0]) + "|", *(line(list(row.values())) for row in rows)])
+
+
+def _rows(summary: Figures) -> list[tuple[str, str, str]]:
+    k, completions = summary["samples"], summary["problems"] * summary["samples"]
+    meanings = {
+        "truncated": "cut at eval.max_gen_toks",
+        "no_answer": "no answer was found in it",
+        "ungraded": "not judged: a limit of the grader",
+    }
+    return [
+        (f"avg@{k}", percent(summary["avg_at_k"]), f"a sample is right; 95 % interval {interval(summary['ci95'])}"),
+        (f"pass@{k}", percent(summary["pass_at_k"]), f"at least one of {k} samples is right"),
+        (f"maj@{k}", percent(summary["maj_at_k"]), "the most frequent text of an answer is right"),
+        (f"cons@{k}", percent(summary["cons_at_k"]), "the most frequent answer is right, equal answers counted as one"),
+        *(
+            (name.replace("_", " "), percent(summary[f"{name}_fraction"]), f"of {completions:,} completions: {meaning}")
+            for name, meaning in meanings.items()
+        ),
+    ]
+
+
+def _by_k(summary: Figures) -> str:
+    """pass@k, maj@k and cons@k for powers of two and for all samples; `--json` has every k."""
+    last = summary["samples"]
+    shown = [str(k) for k in (1 << exponent for exponent in range(last.bit_length())) if k < last] + [str(last)]
+    rows = [(name, *(percent((summary[f"{name}_at"] or {}).get(k)) for k in shown)) for name in ("pass", "maj", "cons")]
+    return table(("k", *shown), rows)
+
+
+def _against_bare(summary: Figures) -> str:
+    sides = {"bare": summary["bare"], f"conditioned ({summary['selection']})": summary}
+    rows = [{"": name, **{k: v for k, v in summary_row(side).items() if k != "model"}} for name, side in sides.items()]
+    rates = [
+        ("drafts right", percent(summary["draft_accuracy"]), "of the drafts that were shown"),
+        ("fix rate", percent(summary.get("fix_rate")), "of the refinements of wrong drafts, right"),
+        ("break rate", percent(summary.get("break_rate")), "of the refinements of right drafts, wrong"),
+        ("copy rate", percent(summary.get("copy_rate")), "of all refinements, their draft word for word"),
+    ]
+    lines = [plain_table(rows), difference_text(summary), table(("rate", "value", "meaning"), rates)]
+    return "\n\n".join([*lines, ORACLE] if summary["selection"] == "best" else lines)

@@ -1,0 +1,101 @@
+"""From rollouts to the groups of the gradient step: scale, masks, and what stands in for groups without gradient."""
+
+from __future__ import annotations
+
+import pytest
+
+from igrpo_cli.config.sections import UpdateSection
+from igrpo_cli.pipeline.training_groups import Observations
+from igrpo_cli.records import Rollout
+
+
+def rollout(stage, group_id, sample_id, reward, finish_reason="stop"):
+    return Rollout(
+        iteration=0,
+        stage=stage,
+        problem_id=f"p{group_id}",
+        group_id=group_id,
+        sample_id=sample_id,
+        draft_sample_id=None,
+        prompt="",
+        prompt_ids=[1],
+        completion="",
+        completion_ids=[2],
+        sampling_logprobs=[-1.0],
+        finish_reason=finish_reason,
+        seed=0,
+        reward=reward,
+        reward_parts={"accuracy": reward, "format": 0.0},
+        verdict="correct" if reward else "incorrect",
+        extracted_answer=None,
+    )
+
+
+def observed(**rewards_by_stage):
+    """Groups of two completions: `observed(refine=["10", "11"])` has one group with a gradient and one without."""
+    return Observations(
+        rollouts={
+            stage: [
+                rollout(stage, group_id, sample_id, float(reward))
+                for group_id, rewards in enumerate(groups)
+                for sample_id, reward in enumerate(rewards)
+            ]
+            for stage, groups in rewards_by_stage.items()
+        },
+        sampling={stage: {"temperature": 0.5, "max_completion_length": 7} for stage in rewards_by_stage},
+        selections=[],
+    )
+
+
+def chosen(observations, problems_per_iteration, **section):
+    groups = observations.training_groups(UpdateSection(**section), problems_per_iteration)
+    return [(group.stage, group.group_id) for group in groups]
+
+
+def test_every_group_is_kept_by_default():
+    assert chosen(observed(refine=["11", "10", "00"]), 3) == [("refine", 0), ("refine", 1), ("refine", 2)]
+
+
+def test_dropped_groups_are_replaced_by_spare_ones_in_their_order():
+    observations = observed(refine=["11", "10", "00", "01", "10"])
+    drop = {"groups_without_gradient": "drop"}
+    assert chosen(observations, 2, **drop) == [("refine", 1), ("refine", 3)]
+    assert chosen(observations, 3, **drop) == [("refine", 1), ("refine", 3), ("refine", 4)]
+    assert chosen(observations, 5, **drop) == [("refine", 1), ("refine", 3), ("refine", 4)]
+    assert observations.num_groups("refinements") == 5
+
+
+def test_each_stage_that_is_trained_on_is_filled_by_itself():
+    observations = observed(draft=["10", "11", "10"], refine=["11", "10", "11"])
+    found = chosen(observations, 2, groups_without_gradient="drop", train_on="both")
+    assert found == [("draft", 0), ("draft", 2), ("refine", 1)]
+
+
+def test_where_nothing_has_a_gradient_as_many_groups_stay_as_there_are_minibatches():
+    observations = observed(refine=["11", "00", "11"])
+    assert chosen(observations, 3, groups_without_gradient="drop") == [("refine", 0)]
+    assert chosen(observations, 3, groups_without_gradient="drop", num_minibatches=2) == [("refine", 0), ("refine", 1)]
+
+
+@pytest.mark.parametrize(
+    ("section", "advantage"),
+    [
+        ({}, 0.5 / (0.5**0.5 + 1e-4)),
+        ({"loss_type": "gspo"}, 0.5 / (0.5**0.5 + 1e-4)),
+        ({"loss_type": "dr_grpo"}, 0.5),
+        ({"loss_type": "dr_grpo", "scale_rewards": "population_std"}, 0.5 / (0.5 + 1e-4)),
+    ],
+)
+def test_advantages_have_the_scale_of_the_objective_unless_it_is_set(section, advantage):
+    (group,) = observed(refine=["10"]).training_groups(UpdateSection(**section), 1)
+    assert group.advantages == pytest.approx([advantage, -advantage])
+    assert (group.temperature, group.max_completion_length) == (0.5, 7)
+
+
+def test_truncated_completions_are_masked_on_demand_and_still_count_for_the_baseline():
+    observations = observed(refine=["10"])
+    observations.rollouts["refine"][1] = rollout("refine", 0, 1, 0.0, "length")
+    for is_on in (False, True):
+        (group,) = observations.training_groups(UpdateSection(mask_truncated_completions=is_on), 1)
+        assert group.is_masked == [False, is_on]
+        assert group.advantages[0] > 0 > group.advantages[1]
