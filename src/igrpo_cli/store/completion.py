@@ -31,7 +31,7 @@ def completed(path: ShardPath, identity: Identity, on_damage: Callable[[str], No
     manifest, damage = None, None
     try:
         manifest = read_manifest(path)
-        require_same(manifest.identity, identity, path.anew)
+        require_same(manifest.identity, identity, path.overwrite_command)
         damage = _damage(path, manifest)
     except MissingInputError:
         return None
@@ -156,7 +156,7 @@ def commit_manifest(path: ShardPath, manifest: Manifest) -> Manifest:
             f"{path.data} was replaced by another task while {path.name} was published",
             hint=f"when no other task makes it, run `{path.command}` again",
         )
-    require_same(standing.identity, manifest.identity, path.anew)
+    require_same(standing.identity, manifest.identity, path.overwrite_command)
     if standing.data != manifest.data:
         raise ConflictError(
             f"{path.name} was finished by another task, with other rows",

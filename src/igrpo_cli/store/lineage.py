@@ -53,7 +53,7 @@ class _Walk:
         then = manifest.identity
         found = [(file, self.follow(file.path, is_earlier=True)) for file in then.inputs]
         now = [file if sha256 is None else FileHash(file.path, sha256) for file, sha256 in found]
-        require_same(then, replace(then, inputs=now), path.anew)
+        require_same(then, replace(then, inputs=now), path.overwrite_command)
 
 
 def _shard_at(run: RunDirectory, relative: str) -> ShardPath | None:

@@ -134,7 +134,7 @@ class _Verifier:
             self.check_scores(iteration, stage, known)
         for directory in (update.optimizer, update.adapter):
             if directory.exists():
-                with self.guarded(directory, update.shard.anew):
+                with self.guarded(directory, update.shard.overwrite_command):
                     verify_directory(directory)
                 self.on_hashed(sum(path.stat().st_size for path in directory.iterdir()))
         if update.directory.exists():
@@ -189,20 +189,20 @@ class _Verifier:
 
     def check_same_settings(self, manifests: dict[ShardPath, Manifest]) -> None:
         for path, what in settings_differences(manifests):
-            self.problem(path.manifest, what, path.anew)
+            self.problem(path.manifest, what, path.overwrite_command)
 
     def check_file(self, path: ShardPath, read: Callable[[Manifest], Iterator[str]]) -> Manifest | None:
         """Manifest, hashes and rows of one data file; None where later files cannot be compared with it."""
         self.report.num_checked += 1
         self.on_file(path.data)
-        with self.guarded(path.manifest, path.anew):
+        with self.guarded(path.manifest, path.overwrite_command):
             manifest = read_manifest(path)
-            self.complain(path.manifest, self.check_made_from(path, manifest), path.anew)
+            self.complain(path.manifest, self.check_made_from(path, manifest), path.overwrite_command)
             if self.hash(path.relative) is None:
                 self.problem(path.data, "does not exist, though its manifest does", path.command)
             elif self.hash(path.relative) != manifest.data.sha256:
-                self.problem(path.data, f"is damaged: its SHA-256 is not the one in {path.manifest.name}", path.anew)
-            elif self.complain(path.data, read(manifest), path.anew):
+                self.problem(path.data, f"is damaged: its SHA-256 is not the one in {path.manifest.name}", path.overwrite_command)
+            elif self.complain(path.data, read(manifest), path.overwrite_command):
                 return manifest
         return None
 
