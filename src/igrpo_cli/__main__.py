@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import warnings
 from collections.abc import Sequence
 
 from igrpo_cli.cli.signals import exit_on_signal, ignore_signals
@@ -10,12 +13,20 @@ from igrpo_cli.cli.signals import exit_on_signal, ignore_signals
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line, and leave the process so that it can only end. Nothing heavy is imported before."""
     exit_on_signal()
+    _silence_libraries()
     try:
         from igrpo_cli.cli.app import main as command_line
 
         command_line(arguments)
     finally:
         ignore_signals()
+
+
+def _silence_libraries() -> None:
+    """Keep warnings of libraries off the terminal. `python -W` and TRANSFORMERS_VERBOSITY show them."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 if __name__ == "__main__":

@@ -53,3 +53,15 @@ def test_no_file_is_given_the_descriptor_of_a_closed_stdout():
     code = "from igrpo_cli.cli.streams import prepare_streams as p; p(); exit(open('/dev/zero').fileno())"
     done = shell(f'"{sys.executable}" -c "{code}" <&- >&-')
     assert done.returncode > 2
+
+
+WARN = (
+    "from igrpo_cli.__main__ import _silence_libraries as f; f(); import warnings; warnings.warn('old', FutureWarning)"
+)
+
+
+@pytest.mark.parametrize(("option", "is_shown"), [([], False), (["-W", "default"], True)])
+def test_a_warning_of_a_library_is_shown_only_on_request(option: list[str], is_shown: bool):
+    env = {name: value for name, value in ONE_THREAD.items() if name != "PYTHONWARNINGS"}
+    done = subprocess.run([sys.executable, *option, "-c", WARN], env=env, capture_output=True, text=True, check=True)
+    assert ("FutureWarning: old" in done.stderr) == is_shown

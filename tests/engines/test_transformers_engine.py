@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from igrpo_cli.engines import EngineSettings, create_engine
+from igrpo_cli.engines.decoding import _Forward
 from igrpo_cli.engines.transformers import plan_waves
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
@@ -26,6 +27,8 @@ GROUPS = [
     SamplingGroup(prompt_ids=[2, 3], seeds=[31, 32, 33]),
 ]
 EOS = 1
+pytestmark = pytest.mark.filterwarnings("error")
+"""A warning about a call of ours, for example that an argument has a new name, is a failure."""
 
 
 def engine_of(policy: Path, **settings: object):
@@ -256,6 +259,35 @@ def test_a_gpu_samples_from_the_same_distribution(make_policy: MakePolicy, famil
 
 def test_attention_is_the_fused_one(make_policy: MakePolicy):
     assert engine_of(make_policy("llama"))._model.config._attn_implementation == "sdpa"
+
+
+class TakesCache:
+    def forward(self, input_ids, cache=None, use_cache=None): ...
+
+
+class TakesPastKeyValues:
+    def forward(self, input_ids, past_key_values=None, use_cache=None): ...
+
+
+class TakesCacheParams:
+    def forward(self, input_ids, cache_params=None, use_cache=None): ...
+
+
+class TakesAnything:
+    def forward(self, input_ids, **kwargs): ...
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (TakesCache(), "cache"),
+        (TakesPastKeyValues(), "past_key_values"),
+        (TakesCacheParams(), "cache_params"),
+        (TakesAnything(), "past_key_values"),
+    ],
+)
+def test_the_cache_is_passed_under_the_name_that_the_model_has_for_it(model: object, name: str):
+    assert set(_Forward(model, cache="the cache")._fixed) == {name, "use_cache"}
 
 
 def test_weights_that_could_run_code_are_refused(make_policy: MakePolicy, tmp_path: Path):

@@ -20,6 +20,8 @@ from igrpo_cli.records import Completion, SamplingSettings
 
 _ONE_MASK_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types known to hand a ready 4-dimensional mask to all their layers as it is."""
+_CACHE_ARGUMENTS = ("past_key_values", "cache", "cache_params")
+"""Names that transformers has given to the cache argument of `forward`. Newer releases warn about all but `cache`."""
 _COMPACTION_SHARE = 1 / 8
 """Share of the batch that must have finished before it is taken out: moving the cache costs about a step."""
 
@@ -167,7 +169,8 @@ class _Forward:
         accepted = inspect.signature(model.forward).parameters
         self._model = model
         self._takes_positions = "position_ids" in accepted
-        self._fixed = {"past_key_values": cache, "use_cache": True}
+        cache_argument = next((name for name in _CACHE_ARGUMENTS if name in accepted), _CACHE_ARGUMENTS[0])
+        self._fixed = {cache_argument: cache, "use_cache": True}
         if "logits_to_keep" in accepted:
             self._fixed["logits_to_keep"] = 1
 
