@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from command_line import ONE_THREAD
-from igrpo_cli.problems.packaged import packaged_data
+from igrpo_cli.problems.sources import packaged_data
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 TINY = packaged_data() / "tiny-policy"

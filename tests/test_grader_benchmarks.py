@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from command_line import igrpo, sets
-from igrpo_cli.problems.packaged import packaged_data
+from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.rewards.workers import GradingPool
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

@@ -9,7 +9,7 @@ import pytest
 import igrpo_cli.engines.factory as engines
 from command_line import igrpo, igrpo_process, make_run, sets
 from igrpo_cli.evaluation.summary import PAPER_BENCHES
-from igrpo_cli.problems.benches import BENCHES
+from igrpo_cli.problems.sources import BENCHES
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.problem_file import read_problems
 from igrpo_cli.store.sealed_files import read_summary, write_summary

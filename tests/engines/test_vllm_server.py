@@ -28,7 +28,7 @@ from igrpo_cli.engines import EngineSettings, create_engine
 from igrpo_cli.engines.availability import vllm_fits
 from igrpo_cli.engines.base import ServerSettings, VllmSettings
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.problems.packaged import packaged_data
+from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.records import SamplingGroup, SamplingSettings
 
 pytestmark = [

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from command_line import files_below, igrpo, sets
-from igrpo_cli.problems.packaged import packaged_data
+from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.store.layout import RunDirectory
 
 

@@ -19,7 +19,7 @@ from test_inputs_of_stages import change_rows
 
 from command_line import igrpo, make_run, sets
 from igrpo_cli.engines.tokenization import PolicyTokenizer
-from igrpo_cli.problems.packaged import packaged_data
+from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.records import Rollout, Selection
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.problem_file import read_problems

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from command_line import igrpo, sets
-from igrpo_cli.problems.packaged import model_location
+from igrpo_cli.problems.sources import model_location
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.policies import read_policy, write_pointer
 

@@ -21,7 +21,7 @@ from igrpo_cli.config.sections import PolicySection
 from igrpo_cli.endpoints import without_secrets
 from igrpo_cli.engines.base import EngineSettings
 from igrpo_cli.engines.tokenization import PolicyTokenizer
-from igrpo_cli.problems.packaged import packaged_data
+from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.store.sealed_settings import sealed
 from igrpo_cli.training.policy import load_policy
 

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from problem_files import Row, pairs, write_lines
 
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.problems.benches import BENCHES, ProblemSource
-from igrpo_cli.problems.choices import INSTRUCTION, problem_with_choices, shuffled_choices
+from igrpo_cli.problems.answers import INSTRUCTION, problem_with_choices, shuffled_choices
 from igrpo_cli.problems.loading import load_problems
-from igrpo_cli.problems.sources import resolve_bench
+from igrpo_cli.problems.sources import BENCHES, ProblemSource, resolve_bench
 
 METALS: Row = {"question": "Which is no metal?", "options": ["iron", " sulphur\n", "zinc"], "answer": "B"}
 METALS_TEXT = f"Which is no metal?\n\n(A) iron\n(B) sulphur\n(C) zinc\n\n{INSTRUCTION}"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igrpo_cli.problems.ordering import iterations_per_epoch, problems_of_iteration
+from igrpo_cli.problems.loading import iterations_per_epoch, problems_of_iteration
 
 
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(0, 2**62), st.integers(1, 4))

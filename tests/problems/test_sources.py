@@ -8,9 +8,15 @@ from pathlib import Path
 import pytest
 
 from igrpo_cli.errors import MissingInputError
-from igrpo_cli.problems.benches import BENCHES, TRAINING_SETS, ProblemSource
-from igrpo_cli.problems.packaged import packaged_data
-from igrpo_cli.problems.sources import default_repeats, resolve_bench, resolve_training
+from igrpo_cli.problems.sources import (
+    BENCHES,
+    TRAINING_SETS,
+    ProblemSource,
+    default_repeats,
+    packaged_data,
+    resolve_bench,
+    resolve_training,
+)
 
 ROW = '{"problem": "1+1?", "answer": "2"}\n'
 

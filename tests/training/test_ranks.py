@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from command_line import ONE_THREAD, igrpo, make_run, sets
 from igrpo_cli.pipeline.optimizer_states import recorded_states
-from igrpo_cli.problems.packaged import packaged_data
+from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.store.atomic import publish_json
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import manifest_json, read_manifest

@@ -6,8 +6,7 @@ from dataclasses import fields
 from textwrap import shorten
 from typing import Any
 
-from igrpo_cli.problems.benches import BENCHES, OTHER_REPEATS, NamedSet, ProblemSource
-from igrpo_cli.problems.packaged import PACKAGED_SETS
+from igrpo_cli.problems.sources import BENCHES, OTHER_REPEATS, PACKAGED_SETS, NamedSet, ProblemSource
 from igrpo_cli.ui.console import Console
 from igrpo_cli.ui.tables import markdown_table, plain_table
 

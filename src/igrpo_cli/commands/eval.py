@@ -193,7 +193,7 @@ def _policy(session: Session, request: EvalRequest) -> tuple[Policy, str | int]:
         newest = newest_policy(session.run)
         return session.policy(newest), newest
     from igrpo_cli.engines.hub import fetch_model
-    from igrpo_cli.problems.packaged import model_location
+    from igrpo_cli.problems.sources import model_location
 
     section = session.config.policy
     fetched = fetch_model(model_location(request.model), section.revision, trust_remote_code=section.trust_remote_code)

@@ -67,7 +67,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     from igrpo_cli.engines.hub import fetch_model
     from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.loading import load_problems
-    from igrpo_cli.problems.packaged import model_location
+    from igrpo_cli.problems.sources import model_location
     from igrpo_cli.store.atomic import publish_bytes, remove_stale_temporaries
     from igrpo_cli.store.manifest import read_manifest
     from igrpo_cli.store.policies import write_pointer

@@ -191,7 +191,7 @@ class Session:
 
     def problems_of_iteration(self, iteration: int) -> list[Problem]:
         """The problems of one iteration; a problem's position is its `group_id`."""
-        from igrpo_cli.problems.ordering import problems_of_iteration
+        from igrpo_cli.problems.loading import problems_of_iteration
 
         if iteration not in self._chosen:
             problems, data, seed = self.problems(), self.config.data, self.config.run.seed

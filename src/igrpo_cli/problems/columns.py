@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from igrpo_cli.errors import UsageError
-from igrpo_cli.problems.answers import reference_answer
-from igrpo_cli.problems.benches import AnswerForm, ProblemSource
-from igrpo_cli.problems.choices import (
+from igrpo_cli.problems.answers import (
     is_index,
     listed_choices,
     problem_with_choices,
+    reference_answer,
     reference_letter,
     shuffled_choices,
 )
-from igrpo_cli.problems.rows import BadRow, text_of
+from igrpo_cli.problems.rows import AnswerForm, BadRow, text_of
+from igrpo_cli.problems.sources import ProblemSource
 
 PROBLEM_NAMES = ("problem", "question", "prompt")
 ANSWER_NAMES = ("answer", "final_answer", "expected_answer", "reward_model.ground_truth")

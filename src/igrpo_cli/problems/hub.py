@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
-from igrpo_cli.problems.benches import ProblemSource
 from igrpo_cli.problems.rows import RawRow, Table
+from igrpo_cli.problems.sources import ProblemSource
 
 INSTALL_HINT = "pip install 'igrpo-cli[hub]', or name a local file or folder instead"
 OFFLINE_HINT = (

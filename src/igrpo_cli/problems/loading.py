@@ -11,14 +11,16 @@ from itertools import chain
 from reprlib import repr as short
 from typing import Any
 
+import numpy as np
+
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.problems.benches import AnswerForm, ProblemSource
 from igrpo_cli.problems.columns import Columns, find_columns, id_text, problem_and_answer
 from igrpo_cli.problems.files import digest_of, open_file, problem_files
 from igrpo_cli.problems.hub import open_hub
-from igrpo_cli.problems.rows import BLANK_LINE, BadRow, RawRow, Table
-from igrpo_cli.problems.sources import resolve_training
+from igrpo_cli.problems.rows import BLANK_LINE, AnswerForm, BadRow, RawRow, Table
+from igrpo_cli.problems.sources import ProblemSource, resolve_training
 from igrpo_cli.records import Problem
+from igrpo_cli.seeds import derive_seed
 
 ROWS_THAT_SHOW_COLUMNS = 100
 SKIP_HINT = "correct it, or count and skip such rows: --skip-bad-rows"
@@ -188,3 +190,34 @@ def _digest_of_problems(problems: Sequence[Problem]) -> str:
 
 def _as_words(counts: Counter[str]) -> str:
     return ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in sorted(counts.items()))
+
+
+def problems_of_iteration(num_problems: int, iteration: int, problems_per_iteration: int, run_seed: int) -> list[int]:
+    """Indices into the problems for `iteration` (from 0), in the order of their group ids.
+
+    Epoch e is a permutation of all problems; iterations are consecutive slices of the epochs laid end
+    to end, so every problem comes once per epoch, and a slice may cross from one epoch into the next.
+    Each iteration follows from the run seed alone: nothing is remembered from the ones before.
+    """
+    if min(num_problems, problems_per_iteration) < 1 or iteration < 0:
+        raise ValueError("needs at least one problem, one problem per iteration, and an iteration from 0")
+    chosen: list[int] = []
+    position = iteration * problems_per_iteration
+    end = position + problems_per_iteration
+    while position < end:
+        epoch, offset = divmod(position, num_problems)
+        part = _permutation(num_problems, derive_seed(run_seed, "epoch", epoch))[offset : offset + end - position]
+        chosen.extend(part.tolist())
+        position += len(part)
+    return chosen
+
+
+def iterations_per_epoch(num_problems: int, problems_per_iteration: int) -> int:
+    """Iterations until every problem was met once; the last of them may already take from the next epoch."""
+    return -(-num_problems // problems_per_iteration)
+
+
+def _permutation(size: int, seed: int) -> np.ndarray:
+    # Sorting raw bits rather than Generator.permutation: NumPy promises the bit stream of PCG64
+    # for ever, but not what its Generator makes of it.
+    return np.argsort(np.random.PCG64(seed).random_raw(size), kind="stable")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+AnswerForm = Literal["auto", "plain", "solution"]
+"""How the reference answer stands in its column (see `answers`)."""
 
 MAX_ROW_BYTES = 1_000_000
 """Longest JSON line (bytes), problem and answer (characters); longer ones are broken exports."""
