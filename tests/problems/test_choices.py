@@ -82,7 +82,7 @@ def test_a_letter_outranks_an_index(tmp_path: Path) -> None:
         ({"answer": "AB"}, "unknown_choice", "the answer is 'AB', not a letter"),
         ({"answer": "(B"}, "unknown_choice", r"the answer is '\(B', not a letter"),
         ({"answer": "2"}, "unknown_choice", "the answer is '2', not a letter"),
-        ({"answer": 2}, "unknown_choice", "number 2, and nothing tells whether choices are counted from 0 or 1"),
+        ({"answer": 2}, "unknown_choice", "number 2, and it is unknown whether choices are counted from 0 or 1"),
         ({"answer": ["A", "B"]}, "wrong_type", "the answer is a list of 2"),
         ({"answer": True}, "wrong_type", "the answer is true or false"),
         ({"answer": None}, "empty_answer", "the answer is missing"),

@@ -36,13 +36,13 @@ def test_columns_are_found_or_named(tmp_path: Path, row: Row, names: dict[str, A
         (
             {"text": "1+1?", "answer": "2"},
             {},
-            "no column is known to hold the problem .*text, answer",
+            "no column has a known name for the problem .*text, answer",
             "problem_column",
         ),
         (
             {"problem": "1+1?", "gold": "2"},
             {},
-            "no column is known to hold the answer .*problem, gold",
+            "no column has a known name for the answer .*problem, gold",
             "answer_column",
         ),
         (

@@ -31,7 +31,7 @@ def test_a_folder_is_read_whole_but_never_across_splits(tmp_path: Path) -> None:
     assert pairs(load_problems(str(tmp_path), split="test")) == [("test?", "1")]
     for path in (tmp_path / "data").glob("train*"):
         path.rename(path.with_name(path.name.replace("train", "validation")))
-    with pytest.raises(UsageError, match="holds the splits test, validation"):
+    with pytest.raises(UsageError, match="contains the splits test, validation"):
         load_problems(str(tmp_path))
 
 
@@ -39,7 +39,7 @@ def test_a_folder_is_read_whole_but_never_across_splits(tmp_path: Path) -> None:
 def test_a_file_to_test_on_is_not_read_with_files_of_no_split(tmp_path: Path, name: str) -> None:
     write_lines(tmp_path / "a.jsonl", [GOOD])
     write_lines(tmp_path / f"{name}.jsonl", [OTHER])
-    with pytest.raises(UsageError, match=r"beside files of no split, such as a\.jsonl"):
+    with pytest.raises(UsageError, match=r"and files of no split, such as a\.jsonl"):
         load_problems(str(tmp_path))
     split = name.removeprefix("b_")
     assert pairs(load_problems(str(tmp_path), split=split)) == [("2+2?", "4")]
@@ -75,7 +75,7 @@ def test_files_that_are_wrong_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(MissingInputError):
         load_problems(str(tmp_path / "none.jsonl"))
     (tmp_path / "folder").mkdir()
-    with pytest.raises(MissingInputError, match="holds no"):
+    with pytest.raises(MissingInputError, match="contains no"):
         load_problems(str(tmp_path / "folder"))
 
 

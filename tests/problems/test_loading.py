@@ -54,18 +54,18 @@ def test_json_lines_an_array_and_parquet_of_the_same_rows_load_alike(tmp_path: P
         (
             '{"problem": "3+3?", "answer": "6", "answer": "7"}',
             "duplicate_key",
-            "the key 'answer' stands twice",
+            "the key 'answer' occurs twice",
         ),
         ('{"problem": "3+3?", "answer": "6"', "invalid_json", "not JSON at column"),
         ('{"problem": "3+3?", "answer": ' + "[" * 900 + "]" * 900 + "}", "empty_answer", "the answer is missing"),
         ("[1, 2]", "not_an_object", "the row is not a JSON object but list"),
         ("[" * 100_000, "invalid_json", "JSON nested too deeply"),
-        ('{"problem": "3+3?", "answer": ' + "1" * 5000 + "}", "invalid_json", "JSON that cannot be held"),
+        ('{"problem": "3+3?", "answer": ' + "1" * 5000 + "}", "invalid_json", "JSON that cannot be parsed"),
         (b'{"problem": "3+\xff?", "answer": "6"}', "invalid_utf8", "byte 16 is not UTF-8"),
-        ({"problem": "3+\0?", "answer": "6"}, "nul", "the problem holds a NUL character"),
-        ('{"problem": "3\\ud800", "answer": "6"}', "invalid_utf8", "the problem holds half a surrogate pair"),
+        ({"problem": "3+\0?", "answer": "6"}, "nul", "the problem contains a NUL character"),
+        ('{"problem": "3\\ud800", "answer": "6"}', "invalid_utf8", "the problem contains half a surrogate pair"),
         ({"problem": "x" * 1_000_000, "answer": "6"}, "row_too_long", "the limit is 1,000,000"),
-        (GOOD, "duplicate_problem", r"problem and answer are those of set\.jsonl:1"),
+        (GOOD, "duplicate_problem", r"problem and answer equal those of set\.jsonl:1"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_place_or_counted(
@@ -94,7 +94,7 @@ def test_a_half_last_line_is_told_from_a_last_line_without_line_end(tmp_path: Pa
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps(OTHER))
     assert len(load_problems(str(path)).problems) == 2
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps(OTHER)[:-5])
-    with pytest.raises(IgrpoError, match=r"set\.jsonl row 2: the last line breaks off"):
+    with pytest.raises(IgrpoError, match=r"set\.jsonl row 2: the last line is truncated"):
         load_problems(str(path))
     assert load_problems(str(path), skip_bad_rows=True).counts == {"rows": 2, "kept": 1, "half_last_line": 1}
 
@@ -137,9 +137,11 @@ def test_identical_rows_keep_one_and_contradictions_keep_none(tmp_path: Path) ->
     assert [(row.problem_id, row.problem) for row in loaded.problems] == [("1", "a?"), ("7", "d?")]
     kinds = {"conflicting_answer": 3, "duplicate_id": 1, "duplicate_problem": 1}
     assert loaded.counts == {"rows": 7, "kept": 2, **kinds}
-    with pytest.raises(IgrpoError, match=r"row 2: the problem is that of set\.jsonl:1, but the answer is '2', not '1'"):
+    with pytest.raises(
+        IgrpoError, match=r"row 2: the problem equals that of set\.jsonl:1, but the answer is '2', not '1'"
+    ):
         load_problems(str(write_lines(tmp_path / "set.jsonl", [*rows[2:4]])))
-    with pytest.raises(IgrpoError, match=r"row 2: the id '1' is that of set\.jsonl:1"):
+    with pytest.raises(IgrpoError, match=r"row 2: the id '1' is already used by set\.jsonl:1"):
         load_problems(str(write_lines(tmp_path / "set.jsonl", [rows[0], rows[5]])))
 
 

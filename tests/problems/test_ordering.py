@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igrpo_cli.problems.loading import iterations_per_epoch, problems_of_iteration
+from igrpo_cli.problems.loading import problems_of_iteration
 
 
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(0, 2**62), st.integers(1, 4))
 def test_every_epoch_meets_every_problem_once(num_problems: int, per_iteration: int, seed: int, epochs: int) -> None:
-    iterations = range(iterations_per_epoch(num_problems * epochs, per_iteration))
+    iterations = range(-(-num_problems * epochs // per_iteration))
     order = [index for n in iterations for index in problems_of_iteration(num_problems, n, per_iteration, seed)]
     for epoch in range(epochs):
         assert sorted(order[epoch * num_problems : (epoch + 1) * num_problems]) == list(range(num_problems))
@@ -42,8 +42,3 @@ def test_the_order_is_pinned_since_old_runs_must_resume_under_new_versions() -> 
 def test_nonsense_is_refused(num_problems: int, iteration: int, size: int) -> None:
     with pytest.raises(ValueError, match="at least one problem"):
         problems_of_iteration(num_problems, iteration, size, 0)
-
-
-@pytest.mark.parametrize(("num_problems", "size", "iterations"), [(10, 5, 2), (10, 3, 4), (3, 6, 1), (1, 1, 1)])
-def test_iterations_per_epoch(num_problems: int, size: int, iterations: int) -> None:
-    assert iterations_per_epoch(num_problems, size) == iterations

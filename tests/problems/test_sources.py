@@ -79,7 +79,7 @@ def test_an_unknown_word_is_answered_with_its_neighbours(tmp_path: Path) -> None
         ("my_sett", "my_set"),
         ("qqq", "olympiadbench"),
     ):
-        with pytest.raises(MissingInputError, match=f"no problems called '{word}'") as missing:
+        with pytest.raises(MissingInputError, match=f"no problem set '{word}'") as missing:
             resolve_bench(word, tmp_path)
         assert near in (missing.value.hint or "")
     with pytest.raises(MissingInputError, match=r"folder .*nowhere does not exist"):

@@ -1,1 +1,1 @@
-"""Problems in: named sets, files and Hub ids become `Problem` records; the rest is refused or counted."""
+"""Load problems from files, folders, named sets and the Hugging Face Hub."""

@@ -1,12 +1,14 @@
-"""Reference answers as text, changed only where the meaning stays the same.
+"""Normalise reference answers to text, and turn multiple-choice rows into problems with a letter as the answer.
 
-In this order:
-1. One-element lists give their element; integers their digits; floats their shortest form, whole ones without
-   `.0`; true, false, NaN, infinities, objects and longer lists are refused.
-2. What marks the answer goes away: all up to the `####` of the last line (GSM8K), or around `\\boxed{…}`.
-3. Behind `####`, thousands commas of a number go away (`1,234`). Elsewhere a comma may part two answers.
-4. A decimal number loses zeros that are its whole fraction (`27.0` gives `27`; `2.50` stays).
-All else stays as it stands, `023`, `336^\\circ` and `\\$18` included: to judge those is the grader's work.
+The steps change the notation of an answer and never its meaning:
+
+1. A list with one element becomes its element. An integer becomes its digits, and a float its shortest form, without
+   `.0` for a whole number. Booleans, NaN, infinities, objects and longer lists are rejected.
+2. The marker of the answer is removed: everything up to the last `####` (GSM8K), or the `\\boxed{…}` around it.
+3. After `####`, thousands separators are removed (`1,234`). Elsewhere a comma may separate two answers.
+4. A fraction of zeros is removed (`27.0` becomes `27`, `2.50` stays).
+
+Everything else is kept, for example `023`, `336^\\circ` and `\\$18`: the grader compares those.
 """
 
 from __future__ import annotations
@@ -30,11 +32,11 @@ EXACT_FLOATS = 2.0**53
 
 
 def reference_answer(value: object, form: AnswerForm) -> str:
-    """The answer that stands in `value`. Raises `BadRow` where there is none.
+    """Return the reference answer in `value`.
 
-    `plain` takes the whole value; `solution` wants a marked answer (the last `\\boxed{…}`, or behind
-    `####`); `auto` takes a marked answer if there is one (of several boxes all must agree), else the
-    whole value.
+    The form `plain` takes the whole value. `solution` takes the marked answer: the text after `####`, or else the last
+    `\\boxed{…}`. `auto` takes a marked answer if there is one (several boxes must agree), or else the whole value.
+    Raises `BadRow` when there is no answer.
     """
     text = text_of(_as_text(value), "answer")
     if form != "plain":
@@ -43,9 +45,10 @@ def reference_answer(value: object, form: AnswerForm) -> str:
 
 
 def boxed_answers(text: str) -> list[str]:
-    """What stands in each outermost `\\boxed{…}`, `\\fbox{…}` or `\\framebox{…}`; a box that never closes is left out.
+    """Return the content of each outermost `\\boxed{…}`, `\\fbox{…}` or `\\framebox{…}`, in order.
 
-    `\\boxed 42$`, as some solutions of MATH write it, runs to the dollar or the end of the line.
+    A box that is never closed is left out. `\\boxed 42$`, as in some solutions of MATH, ends at the dollar sign or at
+    the end of the line.
     """
     found: list[str] = []
     position = 0
@@ -68,7 +71,10 @@ def _as_text(value: object) -> object:
 
 
 def number_as_text(value: object, what: str) -> object:
-    """A number as text, anything else as it is; `what` names it in the `BadRow` that true, false and NaN raise."""
+    """Return a number as text and any other value unchanged.
+
+    `what` names the value in messages. Raises `BadRow` for booleans, NaN and infinities.
+    """
     if isinstance(value, bool):
         raise BadRow("wrong_type", f"the {what} is true or false, not a text or a number")
     if isinstance(value, int):
@@ -96,7 +102,7 @@ def _marked_answer(text: str, form: AnswerForm) -> str:
             raise BadRow("no_final_answer", "the solution marks no answer (neither \\boxed{…} nor ####)")
         return boxes[-1]
     if len(set(boxes)) > 1:
-        raise BadRow("several_answers", f"the answer holds {len(boxes)} boxes that differ")
+        raise BadRow("several_answers", f"the answer contains {len(boxes)} different boxes")
     return boxes[0] if boxes else text
 
 
@@ -111,30 +117,30 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 LETTERS = string.ascii_uppercase
 INSTRUCTION = "Answer with the letter of the right choice."
-"""Ends every problem with choices."""
+"""The last line of every problem with choices."""
 
 _LETTER = re.compile(r"(?P<opened>\()?(?P<letter>[A-Za-z])(?(opened)\)|[).]?)")
 
 
 def problem_with_choices(question: str, choices: Sequence[str]) -> str:
-    """The question, a blank line, the choices as `(A) …` one a line, and the instruction."""
+    """Return the text of a problem: the question, the choices as lines `(A) …`, and `INSTRUCTION`."""
     lettered = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
     return "\n".join([question, "", *lettered, "", INSTRUCTION])
 
 
 def listed_choices(value: object) -> list[str]:
-    """The choices in a list of texts or numbers, each on one line. Raises `BadRow`."""
+    """Return the choices in a list of texts or numbers, each as one line. Raises `BadRow` when they are not usable."""
     if value is not None and not isinstance(value, list):
         raise BadRow("wrong_type", f"the choices are not a list but {type(value).__name__}")
     return _checked({f"number {number}": choice for number, choice in enumerate(value or [], 1)})
 
 
 def shuffled_choices(question: str, right: str, values: Mapping[str, object]) -> tuple[list[str], str]:
-    """The choices in `values` (by column) in an order of their own, and the letter of that in column `right`.
+    """Return the choices in `values` (by column) in a shuffled order, and the letter of the choice in column `right`.
 
-    They are sorted by the SHA-256 of the question and the choice. So the order is the same on every machine and
-    however the columns stand, it says nothing of which choice is right, and every letter is right about equally often.
-    Raises `BadRow`.
+    The choices are sorted by the SHA-256 of question and choice. The order is therefore the same on every machine and
+    for every order of the columns, and each letter is right about equally often. Raises `BadRow` when the choices are
+    not usable.
     """
     choices = dict(zip(values, _checked(values), strict=True))
     ordered = sorted(choices.values(), key=lambda choice: hashlib.sha256(f"{question}\0{choice}".encode()).digest())
@@ -142,13 +148,14 @@ def shuffled_choices(question: str, right: str, values: Mapping[str, object]) ->
 
 
 def reference_letter(value: object, form: AnswerForm, num_choices: int, counts_from_zero: bool) -> str:
-    """The reference answer for a letter (`B`, `(B)`, `b`, `B.`), or for an index where it is known to count from 0.
+    """Return the reference answer, such as `(B)`, for a letter (`B`, `(B)`, `b`, `B.`) or an index.
 
-    Raises `BadRow` for a letter or an index beyond the choices, for an index of unknown base, and for anything else.
+    An index is accepted only if it is known to count from 0. Raises `BadRow` for a letter or index outside the
+    choices, for an index with an unknown base, and for any other value.
     """
     if is_index(value):
         if not counts_from_zero:
-            reason = f"the answer is the number {value}, and nothing tells whether choices are counted from 0 or 1"
+            reason = f"the answer is the number {value}, and it is unknown whether choices are counted from 0 or 1"
             raise BadRow("unknown_choice", f"{reason} (0-based numbers belong in a column answer_index)")
         if not 0 <= value < num_choices:
             raise BadRow("unknown_choice", f"the answer is {value}, and choices count from 0 to {num_choices - 1}")
@@ -163,13 +170,13 @@ def reference_letter(value: object, form: AnswerForm, num_choices: int, counts_f
 
 
 def is_index(value: object) -> TypeGuard[int | float]:
-    """Whether `value` is a whole number; Parquet may hold it as a float."""
+    """Return True for a whole number; Parquet may store it as a float."""
     is_int = isinstance(value, int) and not isinstance(value, bool)
     return is_int or (isinstance(value, float) and value.is_integer())
 
 
 def _checked(values: Mapping[str, object]) -> list[str]:
-    """The choices as texts on one line, after a look at their number and for two that are the same."""
+    """Return the choices as texts of one line. Raises `BadRow` for a wrong number of choices and for duplicates."""
     if not 2 <= len(values) <= len(LETTERS):
         raise BadRow("wrong_number_of_choices", f"the row has {len(values)} choices, not 2 to {len(LETTERS)}")
     places: dict[str, str] = {}

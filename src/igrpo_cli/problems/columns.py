@@ -1,4 +1,4 @@
-"""Which column holds the problem, the answer, the choices and the identifier, and their values in a row."""
+"""Find the columns of problem, answer, choices and identifier, and read their values from a row."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ INDEX_NAME = "answer_index"
 RIGHT_NAMES = ("correct answer", "correct_answer")
 WRONG_NAME = re.compile(r"incorrect[ _]answer[ _]\d+", re.IGNORECASE)
 NONE = "none"
-"""For a column that is not to be read though it bears a known name."""
+"""Value of a `*_column` setting that disables a column even if a column with a known name exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of one table. `a.b` means key `b` of the object in column `a`."""
+    """Holds the column names of one table. `a.b` means key `b` of the object in column `a`."""
 
     problem: str
     answer: str
@@ -41,20 +41,20 @@ class Columns:
     """None: rows are numbered."""
     answer_form: AnswerForm
     choices: str | None = None
-    """Column of the lists of choices."""
+    """Column with the list of choices; None without multiple choice."""
     wrong: tuple[str, ...] = ()
-    """Columns of the wrong choices; `answer` then holds the right one."""
+    """Columns of the wrong choices, if each choice has its own column; `answer` then holds the right one."""
     counts_from_zero: bool = False
-    """Whether an answer that is a number is known to be the index of a choice from 0."""
+    """True if a numeric answer is known to be the 0-based index of a choice."""
 
 
 def find_columns(rows: Sequence[Mapping[str, Any]], source: ProblemSource, label: str) -> Columns:
-    """The columns named in `source`, or else those of `rows` that bear a known name, in any letter case.
+    """Return the columns named in `source`, or else the columns of `rows` with a known name, in any letter case.
 
-    A solution is read for its answer only where no column holds the answer itself. Choices are looked for in a
-    column of lists, or beside a right answer in columns of wrong ones; numbers are known to count from 0 where the
-    column is called an index, or one of `rows` has a 0. Raises `UsageError` with the columns found where a named one
-    is missing, or no column or several come into question.
+    A solution column is used only if no column holds the answer itself. Choices are either one column of lists, or
+    several columns: the right choice and the wrong ones. Numeric answers count from 0 if the name of their column ends
+    in `index` or if one of `rows` contains a 0. Raises `UsageError`, with the names of the columns, when a named
+    column is missing, and when no column or more than one matches.
     """
     names = _names_of(rows)
     problem = _named(source.problem_column, names, label) or _only_one("problem", PROBLEM_NAMES, names, label)
@@ -78,7 +78,10 @@ def find_columns(rows: Sequence[Mapping[str, Any]], source: ProblemSource, label
 
 
 def problem_and_answer(row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
-    """The text of the problem of `row`, with its choices if it has any, and the reference answer. Raises `BadRow`."""
+    """Return the problem text (with its choices, if any) and the reference answer of `row`.
+
+    Raises `BadRow` when the row has no usable problem or answer.
+    """
     question = _question(row, columns)
     answer = _value(row, columns.answer)
     if columns.wrong:
@@ -93,7 +96,7 @@ def problem_and_answer(row: Mapping[str, Any], columns: Columns) -> tuple[str, s
 
 
 def id_text(row: Mapping[str, Any], columns: Columns) -> str | None:
-    """The identifier of `row` as text, None where rows are numbered. Raises `BadRow`."""
+    """Return the identifier of `row` as text, or None if rows are numbered. Raises `BadRow` when it is not usable."""
     if columns.id is None:
         return None
     value = _value(row, columns.id)
@@ -101,7 +104,7 @@ def id_text(row: Mapping[str, Any], columns: Columns) -> str | None:
 
 
 def _question(row: Mapping[str, Any], columns: Columns) -> str:
-    """What stands in the problem column; of a chat, the content of its one user message."""
+    """Return the value of the problem column; for a chat, the content of its only user message."""
     value = _value(row, columns.problem)
     if isinstance(value, list) and value:
         value = _user_message(value)
@@ -132,12 +135,12 @@ def _only_one(role: str, known: Sequence[str], names: list[str], label: str) -> 
         return found[0]
     message = f"{label}: {len(found)} columns may hold the {role}: {', '.join(found)}"
     if not found:
-        message = f"{label}: no column is known to hold the {role} (its columns: {', '.join(names)})"
+        message = f"{label}: no column has a known name for the {role} (its columns: {', '.join(names)})"
     raise UsageError(message, hint=f"name the column: --set data.{role}_column=NAME")
 
 
 def _choices_column(rows: Sequence[Mapping[str, Any]], wanted: str | None, names: list[str], label: str) -> str | None:
-    """The column of lists of choices, None where there is none; a known name counts only if lists stand in it."""
+    """Return the column with lists of choices, or None. A known name counts only if the column contains lists."""
     if wanted == NONE and NONE not in names:
         return None
     if wanted is not None:
@@ -147,7 +150,7 @@ def _choices_column(rows: Sequence[Mapping[str, Any]], wanted: str | None, names
 
 
 def _right_and_wrong(source: ProblemSource, names: list[str], label: str) -> tuple[str | None, tuple[str, ...]]:
-    """The columns of the right choice and of the wrong ones; None where choices do not stand so."""
+    """Return the columns of the right choice and of the wrong ones, or None if choices are not stored that way."""
     if source.wrong_columns:
         for name in (source.answer_column, *source.wrong_columns):
             _named(name, names, label)
@@ -179,7 +182,7 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
 def _user_message(messages: list[Any]) -> Any:
     if not all(isinstance(message, dict) for message in messages):
         raise BadRow("wrong_type", "the problem is a list, but not one of chat messages")
-    asked = [message for message in messages if message.get("role", "user") == "user"]
-    if len(asked) != 1:
-        raise BadRow("wrong_type", f"the problem is a chat with {len(asked)} user messages")
-    return asked[0].get("content")
+    user_messages = [message for message in messages if message.get("role", "user") == "user"]
+    if len(user_messages) != 1:
+        raise BadRow("wrong_type", f"the problem is a chat with {len(user_messages)} user messages")
+    return user_messages[0].get("content")

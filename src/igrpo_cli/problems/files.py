@@ -1,4 +1,4 @@
-"""Local files of problems: JSON lines, a JSON array, Parquet, or a folder of those."""
+"""Read local files of problems: JSON lines, a JSON array, Parquet, or a folder of those."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from igrpo_cli.problems.rows import BLANK_LINE, MAX_ROW_BYTES, BadRow, RawRow, T
 SUFFIXES = (".jsonl", ".json", ".parquet")
 SPLITS = ("train", "validation", "test")
 NO_PROBLEMS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-"""Files that the Hub's tools lay beside the data."""
+"""Metadata files that Hub tools write into the folder of a dataset."""
 BOM = b"\xef\xbb\xbf"
 
 
 def problem_files(location: Path, split: str | None = None, configs: tuple[str, ...] = ()) -> list[Path]:
-    """The files of `location`, sorted: itself, or all in the folder (below `configs`, of `split`).
+    """Return the problem files of `location`, sorted: the file itself, or all files in the folder.
 
-    Raises `UsageError` where a folder holds several splits, or one to test on beside files that name none,
-    and no split is named: reading them together would train on test problems.
+    `configs` limits a folder to these subfolders, `split` to the files of one split. Raises `UsageError` when a folder
+    contains several splits and none is named, or contains files of a test split together with files of no split:
+    reading them together would train on test problems. Raises `MissingInputError` when there is no file.
     """
     if not location.is_dir():
         _check_file(location, split, configs)
@@ -34,43 +35,43 @@ def problem_files(location: Path, split: str | None = None, configs: tuple[str, 
         files = [path for path in files if split_of(path) == split]
     if not files:
         of_split = f" of the split {split}" if split else ""
-        raise MissingInputError(f"{location} holds no {', '.join(SUFFIXES)} file{of_split}")
+        raise MissingInputError(f"{location} contains no {', '.join(SUFFIXES)} file{of_split}")
     splits = _splits_of(files)
     if len(splits) > 1:
         raise UsageError(
-            f"{location} holds the splits {', '.join(splits)}",
+            f"{location} contains the splits {', '.join(splits)}",
             hint=f"name one of its files, or the split: --set data.split={splits[0]}",
         )
     unnamed = [path for path in files if split_of(path) is None]
     if unnamed and splits and splits != ["train"]:
         raise UsageError(
-            f"{location} holds the split {splits[0]} beside files of no split, such as {unnamed[0].name}",
-            hint=f"name one of its files, call those train-…, or take the split: --set data.split={splits[0]}",
+            f"{location} contains files of the split {splits[0]} and files of no split, such as {unnamed[0].name}",
+            hint=f"name one of its files, rename those to train-…, or select the split: --set data.split={splits[0]}",
         )
     return files
 
 
 def splits_below(folder: Path) -> list[str]:
-    """Splits that the names of the files below `folder` speak of, sorted."""
+    """Return the splits in the names of all files below `folder`, sorted."""
     return _splits_of(_files_below(folder))
 
 
 def split_of(path: Path) -> str | None:
-    """Split that a file name speaks of (`gsm8k_test.jsonl`, `train-00000-of-00001.parquet`), or None."""
+    """Return the split in a file name (`gsm8k_test.jsonl`, `train-00000-of-00001.parquet`), or None."""
     words = re.split(r"[-_.]", path.stem.lower())
     return next((split for split in SPLITS if split in words), None)
 
 
 def open_file(path: Path, folder: Path) -> Table:
-    """The rows of `path`, labelled by its place below `folder`."""
+    """Open `path` as a table whose label is the path relative to `folder`."""
     label = path.relative_to(folder).as_posix()
     return Table(label, label.removesuffix(path.suffix).replace("/", "-"), read_rows(path))
 
 
 def read_rows(path: Path) -> Iterator[RawRow]:
-    """Rows of one file in order; bad ones as `BadRow` values.
+    """Yield the rows of one file in order. A bad row is yielded as a `BadRow` instead of its values.
 
-    Raises `DamagedFileError` where the whole file is unreadable: Parquet, or an array of broken JSON.
+    Raises `DamagedFileError` when the whole file is unreadable: damaged Parquet, or an array with invalid JSON.
     """
     if path.suffix == ".parquet":
         from igrpo_cli.store.external import read_external_parquet
@@ -82,7 +83,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
 
 
 def digest_of(files: list[Path], folder: Path) -> str:
-    """SHA-256 of the file; of several, of the lines `<sha256>  <path below folder>` for each."""
+    """Return the SHA-256 of one file, or of the list of lines `<sha256>  <path relative to folder>` of several."""
     digests = {path: _sha256(path) for path in files}
     if len(files) == 1:
         return digests[files[0]]
@@ -102,7 +103,7 @@ def _check_file(path: Path, split: str | None, configs: tuple[str, ...]) -> None
     if path.suffix not in SUFFIXES:
         raise UsageError(f"{path} is none of {', '.join(SUFFIXES)}", hint="export the problems as JSON lines")
     if split is not None or configs:
-        raise UsageError(f"{path} is one file: it has no splits or configs", hint="leave them out, or name the folder")
+        raise UsageError(f"{path} is one file: it has no splits or configs", hint="remove them, or name the folder")
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -140,7 +141,7 @@ def _parse_line(line: bytes) -> dict[str, Any] | BadRow:
         return _as_object(_parse_json(line.rstrip()))
     except BadRow as bad:
         if bad.kind in ("invalid_json", "invalid_utf8") and not line.endswith(b"\n"):
-            return BadRow("half_last_line", "the last line breaks off: it has no line end and is not whole JSON")
+            return BadRow("half_last_line", "the last line is truncated: it has no line end and is not complete JSON")
         return bad
 
 
@@ -153,7 +154,7 @@ def _parse_json(data: bytes) -> Any:
         where = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
         raise BadRow("invalid_json", f"not JSON at {where} ({error.msg})") from None
     except ValueError as error:
-        raise BadRow("invalid_json", f"JSON that cannot be held ({error})") from None
+        raise BadRow("invalid_json", f"JSON that cannot be parsed ({error})") from None
     except RecursionError:
         raise BadRow("invalid_json", "JSON nested too deeply") from None
 
@@ -162,7 +163,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for key, value in pairs:
         if key in values:
-            raise BadRow("duplicate_key", f"the key {key!r} stands twice")
+            raise BadRow("duplicate_key", f"the key {key!r} occurs twice")
         values[key] = value
     return values
 
@@ -178,7 +179,7 @@ def _read_array(path: Path) -> Iterator[RawRow]:
         rows = _parse_json(path.read_bytes().removeprefix(BOM))
     except BadRow as bad:
         raise DamagedFileError(
-            f"{path.name}: {bad.reason}", hint="one bad character spoils an array: correct it"
+            f"{path.name}: {bad.reason}", hint="correct the file: a JSON array is read as a whole"
         ) from bad
     if not isinstance(rows, list):
         raise IgrpoError(f"{path.name} is not an array of problems")

@@ -1,4 +1,4 @@
-"""Problems from the Hugging Face Hub (the optional extra `hub`)."""
+"""Read problems from the Hugging Face Hub (the optional extra `hub`)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from igrpo_cli.problems.sources import ProblemSource
 
 INSTALL_HINT = "pip install 'igrpo-cli[hub]', or name a local file or folder instead"
 OFFLINE_HINT = (
-    "connect, or on a machine that is connected fill the cache (HF_HOME) and copy it; "
-    "or name a local file or folder: --bench-dir DIR, --set data.train=PATH; gated sets need hf auth login"
+    "connect to the network, or fill the cache (HF_HOME) on a connected machine and copy it, "
+    "or name a local file or folder (--bench-dir DIR, --set data.train=PATH); gated datasets need `hf auth login`"
 )
 COMMIT = re.compile(r"@([0-9a-f]{40})/")
 
 
 def open_hub(source: ProblemSource) -> tuple[list[Table], str | None]:
-    """One table per config of `source`, and the Hub commit they come from (None where it cannot be told).
+    """Return one table per config of `source`, and the Hub commit of the data (None if it is unknown).
 
-    Raises `MissingInputError` without the package `datasets` or without the data, `UsageError` where a
-    config or split must be named.
+    Raises `MissingInputError` when the package `datasets` or the data is missing, and `UsageError` when a config or a
+    split must be named.
     """
     hub_id = str(source.location)
     datasets = _import_datasets(hub_id)
@@ -77,7 +77,7 @@ def _numbered(rows: Iterable[dict[str, Any]]) -> Iterator[RawRow]:
 
 
 def _commit_of(rows: Any) -> str | None:
-    """The commit in the addresses that `datasets` records of the files it read, from its cache too."""
+    """Return the commit in the file addresses that `datasets` records; it records them for cached files too."""
     addresses = rows.info.download_checksums or {}
     commits = {match[1] for match in map(COMMIT.search, addresses) if match}
     return commits.pop() if len(commits) == 1 else None

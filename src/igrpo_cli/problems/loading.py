@@ -1,4 +1,4 @@
-"""Problems from any source: each row becomes a `Problem`, or is refused, or is counted by its fault."""
+"""Load the problems of a run: every row becomes a `Problem`, is an error, or is counted by the kind of its fault."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from igrpo_cli.problems.sources import ProblemSource, resolve_training
 from igrpo_cli.records import Problem
 from igrpo_cli.seeds import derive_seed
 
-ROWS_THAT_SHOW_COLUMNS = 100
-SKIP_HINT = "correct it, or count and skip such rows: --skip-bad-rows"
+NUM_ROWS_FOR_COLUMNS = 100
+SKIP_HINT = "correct the row, or skip and count such rows: --skip-bad-rows"
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedProblems:
-    """Problems and where they came from."""
+    """Holds the problems of a source, and the identity of that source."""
 
     problems: list[Problem]
     """In the order of the source."""
     counts: dict[str, int]
-    """`rows` read, `kept`, and each kind of row left out; `rows` is the sum of all others."""
+    """`rows`, `kept`, and the number of skipped rows by kind (see `BadRow`); `rows` is the sum of all others."""
     source: str
     sha256: str
-    """Of the file, or of the list of files (`files.digest_of`); for a Hub set of its problems."""
+    """SHA-256 of the file or of the list of files (see `files.digest_of`), for a Hub dataset of its problems."""
     revision: str | None
-    """Commit of a Hub set, None for local files."""
+    """Commit of a Hub dataset; None for local files."""
 
 
 def load_problems(
@@ -54,14 +54,16 @@ def load_problems(
     skip_bad_rows: bool = False,
     revision: str | None = None,
 ) -> LoadedProblems:
-    """The problems of `source`: a word that `resolve_training` understands, or what `resolve_bench` returned.
+    """Load the problems of `source`: a name for `resolve_training`, or a `ProblemSource`.
 
-    What is given here goes before what `source` says, which goes before what the data shows. A row that
-    cannot be used raises `IgrpoError` with its place; with `skip_bad_rows` it is counted by kind and left
-    out. Of rows with the same problem the first is kept (`duplicate_problem`), unless their answers differ:
-    then none is, since nothing tells which is right (`conflicting_answer`). Blank lines are ignored, and
-    counted. Also raises `MissingInputError` (no such source), `UsageError` (a column, split or config must
-    be named) and `DamagedFileError` (the whole file is unreadable).
+    Arguments of this function take precedence over the fields of `source`, and those over values found from the data.
+
+    Of several rows with the same problem the first is kept (`duplicate_problem`). If their answers differ, none is
+    kept, because the right answer is unknown (`conflicting_answer`). Blank lines are counted and ignored.
+
+    Raises `IgrpoError` with the place of the first bad row; with `skip_bad_rows` bad rows are counted and left out
+    instead. Raises `MissingInputError` when the source does not exist, `UsageError` when a column, split or config must
+    be named, and `DamagedFileError` when a whole file is unreadable.
     """
     known = resolve_training(source) if isinstance(source, str) else source
     configs = (config,) if isinstance(config, str) else tuple(config or ())
@@ -77,127 +79,34 @@ def load_problems(
         revision=revision or known.revision,
     )
     tables, sha256, commit = _open(resolved)
-    sieve = _Sieve(skip_bad_rows)
+    deduplicator = _ProblemDeduplicator(skip_bad_rows)
     for table in tables:
-        _read_table(table, resolved, sieve)
-    problems = list(sieve.kept.values())
+        _read_table(table, resolved, deduplicator)
+    problems = list(deduplicator.kept.values())
     if not problems:
-        raise IgrpoError(f"{resolved.location} holds no usable problem ({_as_words(sieve.counts) or 'no rows'})")
+        raise IgrpoError(
+            f"{resolved.location} contains no usable problem ({_as_words(deduplicator.counts) or 'no rows'})"
+        )
     counts = {
-        "rows": sieve.counts.total() + len(problems),
+        "rows": deduplicator.counts.total() + len(problems),
         "kept": len(problems),
-        **dict(sorted(sieve.counts.items())),
+        **dict(sorted(deduplicator.counts.items())),
     }
     return LoadedProblems(problems, counts, str(resolved.location), sha256 or _digest_of_problems(problems), commit)
 
 
-def _open(source: ProblemSource) -> tuple[list[Table], str | None, str | None]:
-    """Tables, SHA-256 of local files, Hub commit."""
-    if isinstance(source.location, str):
-        tables, commit = open_hub(source)
-        return tables, None, commit
-    files = problem_files(source.location, source.split, source.configs)
-    folder = source.location if source.location.is_dir() else source.location.parent
-    return [open_file(path, folder) for path in files], digest_of(files, folder), None
-
-
-@dataclass(slots=True)
-class _Sieve:
-    """What was read so far, over all tables."""
-
-    skip_bad_rows: bool
-    kept: dict[str, Problem] = field(default_factory=dict)
-    """By problem text, in order."""
-    conflicting: set[str] = field(default_factory=set)
-    places: dict[str, str] = field(default_factory=dict)
-    """Place of the first row with an identifier."""
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def add(self, problem: Problem) -> None:
-        """Keep `problem`, or raise the `BadRow` that says why not."""
-        text, place = problem.problem, problem.source
-        if text in self.conflicting:
-            raise BadRow("conflicting_answer", "the problem stands in earlier rows, with other answers")
-        first = self.kept.get(text)
-        if first is not None and first.answer == problem.answer:
-            raise BadRow("duplicate_problem", f"problem and answer are those of {first.source}")
-        if first is not None:
-            self._give_up(first)
-            answers = f"{short(problem.answer)}, not {short(first.answer)}"
-            reason = f"the problem is that of {first.source}, but the answer is {answers}"
-            raise BadRow("conflicting_answer", reason)
-        if problem.problem_id in self.places:
-            reason = f"the id {short(problem.problem_id)} is that of {self.places[problem.problem_id]}"
-            raise BadRow("duplicate_id", reason)
-        self.kept[text] = problem
-        self.places[problem.problem_id] = place
-
-    def _give_up(self, problem: Problem) -> None:
-        del self.kept[problem.problem]
-        self.conflicting.add(problem.problem)
-        self.counts["conflicting_answer"] += 1
-
-    def refuse(self, bad: BadRow, place: str) -> None:
-        """Count a bad row, or raise where it may not be skipped."""
-        self.counts[bad.kind] += 1
-        if not self.skip_bad_rows and bad.kind != BLANK_LINE:
-            raise IgrpoError(f"{place}: {bad.reason}", hint=SKIP_HINT)
-
-
-def _read_table(table: Table, source: ProblemSource, sieve: _Sieve) -> None:
-    seen: list[RawRow] = []
-    samples: list[dict[str, Any]] = []
-    for raw in table.rows:
-        seen.append(raw)
-        if not isinstance(raw[1], BadRow):
-            samples.append(raw[1])
-        elif not sieve.skip_bad_rows and raw[1].kind != BLANK_LINE:
-            break
-        if len(samples) == ROWS_THAT_SHOW_COLUMNS:
-            break
-    columns = find_columns(samples, source, table.label) if samples else None
-    for number, values in chain(seen, table.rows):
-        try:
-            if isinstance(values, BadRow):
-                raise values
-            assert columns is not None, "a good row is among the samples, or comes after them"
-            sieve.add(_problem(number, values, columns, table))
-        except BadRow as bad:
-            sieve.refuse(bad, f"{table.label} row {number}")
-
-
-def _problem(number: int, values: dict[str, Any], columns: Columns, table: Table) -> Problem:
-    problem_id = id_text(values, columns) or f"{table.id_prefix}-{number}"
-    problem, answer = problem_and_answer(values, columns)
-    return Problem(
-        problem_id=problem_id,
-        problem=problem,
-        answer=answer,
-        source=f"{table.label}:{number}",
-    )
-
-
 def problems_in_both(problems: Sequence[Problem], others: Sequence[Problem]) -> list[Problem]:
-    """Those of `problems` whose text, but for white space, is the text of one of `others`."""
+    """Return the members of `problems` whose text also occurs in `others`, white space aside."""
     texts = {" ".join(other.problem.split()) for other in others}
     return [problem for problem in problems if " ".join(problem.problem.split()) in texts]
 
 
-def _digest_of_problems(problems: Sequence[Problem]) -> str:
-    rows = [[row.problem_id, row.problem, row.answer] for row in problems]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-def _as_words(counts: Counter[str]) -> str:
-    return ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in sorted(counts.items()))
-
-
 def problems_of_iteration(num_problems: int, iteration: int, problems_per_iteration: int, run_seed: int) -> list[int]:
-    """Indices into the problems for `iteration` (from 0), in the order of their group ids.
+    """Return the indices of the problems of `iteration` (from 0), in the order of their group ids.
 
-    Epoch e is a permutation of all problems; iterations are consecutive slices of the epochs laid end
-    to end, so every problem comes once per epoch, and a slice may cross from one epoch into the next.
-    Each iteration follows from the run seed alone: nothing is remembered from the ones before.
+    Every epoch is a permutation of all problems. The iterations are consecutive slices of the concatenated epochs, so
+    each problem occurs once per epoch, and a slice may continue in the next epoch. The result depends only on the
+    arguments, never on earlier iterations. Raises ValueError when a number is out of range.
     """
     if min(num_problems, problems_per_iteration) < 1 or iteration < 0:
         raise ValueError("needs at least one problem, one problem per iteration, and an iteration from 0")
@@ -212,12 +121,103 @@ def problems_of_iteration(num_problems: int, iteration: int, problems_per_iterat
     return chosen
 
 
-def iterations_per_epoch(num_problems: int, problems_per_iteration: int) -> int:
-    """Iterations until every problem was met once; the last of them may already take from the next epoch."""
-    return -(-num_problems // problems_per_iteration)
-
-
 def _permutation(size: int, seed: int) -> np.ndarray:
-    # Sorting raw bits rather than Generator.permutation: NumPy promises the bit stream of PCG64
-    # for ever, but not what its Generator makes of it.
+    # NumPy guarantees the bit stream of PCG64 across versions, but not the output of Generator.permutation.
     return np.argsort(np.random.PCG64(seed).random_raw(size), kind="stable")
+
+
+def _open(source: ProblemSource) -> tuple[list[Table], str | None, str | None]:
+    """Return the tables, the SHA-256 of local files and the commit of a Hub dataset."""
+    if isinstance(source.location, str):
+        tables, commit = open_hub(source)
+        return tables, None, commit
+    files = problem_files(source.location, source.split, source.configs)
+    folder = source.location if source.location.is_dir() else source.location.parent
+    return [open_file(path, folder) for path in files], digest_of(files, folder), None
+
+
+@dataclass(slots=True)
+class _ProblemDeduplicator:
+    """Collects the problems of all tables, and detects duplicates and conflicts among them."""
+
+    skip_bad_rows: bool
+    kept: dict[str, Problem] = field(default_factory=dict)
+    """Problems by their text, in the order of the source."""
+    conflicting: set[str] = field(default_factory=set)
+    """Texts of the problems that occurred with different answers."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Place of the first row with each identifier."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """Number of rows that were not kept, by kind."""
+
+    def add(self, problem: Problem) -> None:
+        """Keep `problem`. Raises `BadRow` when it repeats or contradicts an earlier one."""
+        text, place = problem.problem, problem.source
+        if text in self.conflicting:
+            raise BadRow("conflicting_answer", "earlier rows give different answers to the problem")
+        first = self.kept.get(text)
+        if first is not None and first.answer == problem.answer:
+            raise BadRow("duplicate_problem", f"problem and answer equal those of {first.source}")
+        if first is not None:
+            self._discard(first)
+            answers = f"{short(problem.answer)}, not {short(first.answer)}"
+            reason = f"the problem equals that of {first.source}, but the answer is {answers}"
+            raise BadRow("conflicting_answer", reason)
+        if problem.problem_id in self.places:
+            reason = f"the id {short(problem.problem_id)} is already used by {self.places[problem.problem_id]}"
+            raise BadRow("duplicate_id", reason)
+        self.kept[text] = problem
+        self.places[problem.problem_id] = place
+
+    def _discard(self, problem: Problem) -> None:
+        del self.kept[problem.problem]
+        self.conflicting.add(problem.problem)
+        self.counts["conflicting_answer"] += 1
+
+    def reject(self, bad: BadRow, place: str) -> None:
+        """Count a bad row. Raises `IgrpoError` when bad rows must not be skipped."""
+        self.counts[bad.kind] += 1
+        if not self.skip_bad_rows and bad.kind != BLANK_LINE:
+            raise IgrpoError(f"{place}: {bad.reason}", hint=SKIP_HINT)
+
+
+def _read_table(table: Table, source: ProblemSource, deduplicator: _ProblemDeduplicator) -> None:
+    seen: list[RawRow] = []
+    samples: list[dict[str, Any]] = []
+    for raw in table.rows:
+        seen.append(raw)
+        if not isinstance(raw[1], BadRow):
+            samples.append(raw[1])
+        elif not deduplicator.skip_bad_rows and raw[1].kind != BLANK_LINE:
+            break
+        if len(samples) == NUM_ROWS_FOR_COLUMNS:
+            break
+    columns = find_columns(samples, source, table.label) if samples else None
+    for number, values in chain(seen, table.rows):
+        try:
+            if isinstance(values, BadRow):
+                raise values
+            assert columns is not None, "the first good row is among the samples"
+            deduplicator.add(_problem(number, values, columns, table))
+        except BadRow as bad:
+            deduplicator.reject(bad, f"{table.label} row {number}")
+
+
+def _problem(number: int, values: dict[str, Any], columns: Columns, table: Table) -> Problem:
+    problem_id = id_text(values, columns) or f"{table.id_prefix}-{number}"
+    problem, answer = problem_and_answer(values, columns)
+    return Problem(
+        problem_id=problem_id,
+        problem=problem,
+        answer=answer,
+        source=f"{table.label}:{number}",
+    )
+
+
+def _digest_of_problems(problems: Sequence[Problem]) -> str:
+    rows = [[row.problem_id, row.problem, row.answer] for row in problems]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def _as_words(counts: Counter[str]) -> str:
+    return ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in sorted(counts.items()))

@@ -1,4 +1,4 @@
-"""A row before it is a problem, and what can be wrong with it."""
+"""Rows as they are read from a source, and the reasons for which a row is rejected."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 AnswerForm = Literal["auto", "plain", "solution"]
-"""How the reference answer stands in its column (see `answers`)."""
+"""How a column holds the reference answer (see `answers.reference_answer`)."""
 
 MAX_ROW_BYTES = 1_000_000
-"""Longest JSON line (bytes), problem and answer (characters); longer ones are broken exports."""
+"""Maximum length of a JSON line (bytes), of a problem and of an answer (characters)."""
 
 BLANK_LINE = "blank_line"
-"""The one kind that is ignored rather than refused."""
+"""The only kind of bad row that is counted without an error."""
 
 
 class BadRow(Exception):
-    """A row that cannot become a problem: `reason` completes `FILE row N: …`, `kind` is what it counts as.
+    """Signals that a row cannot become a problem.
 
-    Kinds: of the file `blank_line`, `invalid_utf8`, `invalid_json`, `half_last_line`, `row_too_long`,
-    `not_an_object`, `duplicate_key`; of a value `empty_problem`, `empty_answer`, `empty_id`, `wrong_type`,
-    `nul`, `no_final_answer`, `several_answers`; of choices `empty_choice`, `duplicate_choice`, `unknown_choice`,
-    `wrong_number_of_choices`; among rows `duplicate_problem`, `conflicting_answer`,
-    `duplicate_id`.
+    `reason` completes the message `FILE row N: …`. `kind` is the name under which the row is counted:
+
+    - errors of the file: `blank_line`, `invalid_utf8`, `invalid_json`, `half_last_line`, `row_too_long`,
+      `not_an_object`, `duplicate_key`
+    - errors of a value: `empty_problem`, `empty_answer`, `empty_id`, `wrong_type`, `nul`, `no_final_answer`,
+      `several_answers`
+    - errors of choices: `empty_choice`, `duplicate_choice`, `unknown_choice`, `wrong_number_of_choices`
+    - conflicts with other rows: `duplicate_problem`, `conflicting_answer`, `duplicate_id`
     """
 
     def __init__(self, kind: str, reason: str) -> None:
@@ -33,25 +36,25 @@ class BadRow(Exception):
 
 
 RawRow = tuple[int, "dict[str, Any] | BadRow"]
-"""Row number from 1 (the line number in JSON lines) and its values, or why there are none."""
+"""Row number from 1 (in JSON lines: the line number), and the values of the row or the reason why it has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows with the same columns: one file, or one config of a Hub set."""
+    """Rows with the same columns: one file, or one config of a Hub dataset."""
 
     label: str
-    """What error messages and `Problem.source` call it."""
+    """Name of the table in error messages and in `Problem.source`."""
     id_prefix: str
-    """Identifiers of rows without one are `<id_prefix>-<row>`."""
+    """A row without an identifier gets `<id_prefix>-<row>`."""
     rows: Iterator[RawRow]
 
 
 def text_of(value: object, what: str) -> str:
-    """`value` without the white space around it; `what` says whether it is a problem, an answer, an id or a choice.
+    """Return the text `value` without surrounding white space.
 
-    Raises `BadRow` for text that is missing, empty, invisible, too long, holds NUL or does not fit UTF-8,
-    and for other types.
+    `what` names the value in messages: `problem`, `answer`, `id` or `choice`. Raises `BadRow` when the value is not a
+    text, or when the text is missing, empty, invisible or too long, contains NUL, or cannot be encoded as UTF-8.
     """
     if isinstance(value, bytes):
         raise BadRow("invalid_utf8", f"the {what} is not UTF-8")
@@ -61,11 +64,11 @@ def text_of(value: object, what: str) -> str:
     if not any(character.isprintable() and not character.isspace() for character in text):
         raise BadRow(f"empty_{what}", f"the {what} is {'missing' if value is None else 'empty'}")
     if "\0" in text:
-        raise BadRow("nul", f"the {what} holds a NUL character")
+        raise BadRow("nul", f"the {what} contains a NUL character")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise BadRow("invalid_utf8", f"the {what} holds half a surrogate pair") from None
+        raise BadRow("invalid_utf8", f"the {what} contains half a surrogate pair") from None
     if len(text) > MAX_ROW_BYTES:
         raise BadRow("row_too_long", f"the {what} has {len(text):,} characters, the limit is {MAX_ROW_BYTES:,}")
     return text

@@ -1,4 +1,4 @@
-"""From what a user typed to where the problems lie: a path, a packaged set, a named set, or a Hub id."""
+"""Resolve the name of a problem set to its location: a path, a packaged set, a named set, or a Hub id."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ OTHER_REPEATS = 8
 
 @dataclass(frozen=True, slots=True)
 class ProblemSource:
-    """Where problems lie and how to read them; None means: find out from the data."""
+    """Describes where problems are and how to read them. None means that the value is found from the data."""
 
     location: Path | str
     """A local file or folder (`Path`), or a Hub id (`str`)."""
     split: str | None = None
     configs: tuple[str, ...] = ()
-    """Hub configs, or subfolders of a local folder, read one after the other; empty means the default one."""
+    """Hub configs, or subfolders of a local folder, in the order of reading. Empty: the default config or all files."""
     problem_column: str | None = None
     answer_column: str | None = None
     id_column: str | None = None
-    """Column of the identifiers; `none` numbers the rows instead."""
+    """Column of the identifiers; `none` numbers the rows."""
     answer_form: AnswerForm = "auto"
     revision: str | None = None
     choices_column: str | None = None
-    """Column of the lists of choices, of which the answer names one; `none` leaves such a column unread."""
+    """Column with the list of choices; the answer names one of them. `none` ignores such a column."""
     wrong_columns: tuple[str, ...] = ()
-    """Columns of the wrong choices, where the answer column, which must be named, holds the right one in full."""
+    """Columns of the wrong choices. `answer_column` must then be given; it holds the text of the right choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedSet:
-    """A set of problems with a short name."""
+    """Gives a short name to a problem set on the Hub."""
 
     name: str
     source: ProblemSource
     repeats: int = OTHER_REPEATS
-    """Samples per problem in the paper's evaluation; without meaning for a training set."""
+    """Samples per problem in the evaluation of the paper (arXiv 2602.09000); unused for a training set."""
 
 
 def _table(*sets: NamedSet) -> dict[str, NamedSet]:
@@ -105,7 +105,7 @@ BENCHES: dict[str, NamedSet] = _table(
         ),
     ),
 )
-"""Benchmarks of the paper and their successors. Some Hub sets keep their test problems under `train`."""
+"""Benchmarks of the paper and their successors. Some Hub datasets name the split of their test problems `train`."""
 
 TRAINING_SETS: dict[str, NamedSet] = _table(
     NamedSet(
@@ -143,7 +143,7 @@ TRAINING_SETS: dict[str, NamedSet] = _table(
     ),
     NamedSet("acereason", ProblemSource("nvidia/AceReason-Math", "train")),
 )
-"""Training sets by name; `dapo` names its column `solution` though it holds the bare answer."""
+"""Training sets by name. The column `solution` of `dapo` holds only the final answer."""
 
 PREFIX = "builtin:"
 PACKAGED_SETS = ("arithmetic",)
@@ -151,21 +151,27 @@ PACKAGED_SPLITS = ("train", "test", "products")
 
 
 def packaged_data() -> Path:
-    """The folder of packaged data: inside the installed package, or `data/` of a source checkout."""
+    """Return the folder of the packaged data: in the installed package, or `data/` of a source checkout.
+
+    Raises `MissingInputError` when neither exists.
+    """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "data", package.parents[1] / "data"):
         if folder.is_dir():
             return folder
-    raise MissingInputError("the package came without its data", hint="install it again: pip install igrpo-cli")
+    raise MissingInputError("the data of the package is missing", hint="install it again: pip install igrpo-cli")
 
 
 def model_location(model: str) -> str:
-    """The model directory or Hub id that `model` names; `tiny` stands for the packaged policy."""
+    """Return the model directory or Hub id for `model`; `tiny` means the packaged policy."""
     return str(packaged_data() / "tiny-policy") if model == "tiny" else model
 
 
 def packaged_problems(name: str) -> Path:
-    """The file of `arithmetic/train`, `arithmetic/test` or `arithmetic/products`."""
+    """Return the file of a packaged set: `arithmetic/train`, `arithmetic/test` or `arithmetic/products`.
+
+    Raises `MissingInputError` for any other name.
+    """
     set_name, _, split = name.partition("/")
     if set_name not in PACKAGED_SETS or split not in PACKAGED_SPLITS:
         known = [f"{PREFIX}{known}/{split}" for known in PACKAGED_SETS for split in PACKAGED_SPLITS]
@@ -179,30 +185,34 @@ def packaged_problems(name: str) -> Path:
 Use = Literal["train", "test"]
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 NO_HUB_HINT = (
-    "put the files in a folder and name it (--bench-dir DIR, or IGRPO_BENCH_DIR), "
-    "or read the Hub: pip install 'igrpo-cli[hub]'"
+    "put the files into a folder and name it (--bench-dir DIR, or IGRPO_BENCH_DIR), "
+    "or read from the Hub: pip install 'igrpo-cli[hub]'"
 )
 
 TRAINING_HINT = "--set data.train=PATH of a JSONL or Parquet file, or of a folder of them"
 
 
 def resolve_bench(name_or_path: str, bench_dir: Path | None = None) -> ProblemSource:
-    """Where the benchmark `name_or_path` lies; the first of these that exists:
+    """Return the source of the benchmark `name_or_path`: the first of these that exists.
 
-    a path; in `bench_dir` the file `<name>` or `<name>_test` (`.jsonl`, `.json`, `.parquet`) or the folder
-    `<name>`; a packaged set (its test split); a named benchmark on the Hub; a Hub id. A folder with several
-    splits is read for `test`. Raises `MissingInputError` for any other word.
+    1. a path
+    2. in `bench_dir`, the file `<name>` or `<name>_test` (`.jsonl`, `.json`, `.parquet`), or the folder `<name>`
+    3. the test split of a packaged set
+    4. a named benchmark on the Hub
+    5. a Hub id
+
+    The split `test` is read from a folder with several splits. Raises `MissingInputError` for any other name.
     """
     return _resolve(name_or_path, BENCHES, bench_dir, "test")
 
 
 def resolve_training(name_or_path: str, train_dir: Path | None = None) -> ProblemSource:
-    """Where the training set `name_or_path` lies: as `resolve_bench`, but `train`."""
+    """Return the source of a training set. The rules are those of `resolve_bench`, with `train` in place of `test`."""
     return _resolve(name_or_path, TRAINING_SETS, train_dir, "train")
 
 
 def default_repeats(name_or_path: str) -> int:
-    """Samples per problem in the paper's evaluation: 64 for the small AIME sets, else 8."""
+    """Return the samples per problem of the paper's evaluation: 64 for the small AIME sets, else 8."""
     named = BENCHES.get(name_or_path) or _by_hub_id(name_or_path, BENCHES)
     return named.repeats if named else OTHER_REPEATS
 
@@ -227,15 +237,15 @@ def _resolve(name: str, table: Mapping[str, NamedSet], folder: Path | None, use:
 
 
 def _local(path: Path, use: Use) -> ProblemSource:
-    """A folder that holds several splits is read for the one that fits its use."""
+    """Return a local source; in a folder with several splits, the split for `use`."""
     splits = splits_below(path) if path.is_dir() else []
     return ProblemSource(path, split=use if len(splits) > 1 and use in splits else None)
 
 
 def _below(folder: Path, name: str, use: Use) -> Path | None:
     if not folder.is_dir():
-        what = f"{folder} is no folder" if folder.exists() else f"the folder {folder} does not exist"
-        raise MissingInputError(what, hint="name the folder that holds the files of the benchmarks")
+        what = f"{folder} is not a folder" if folder.exists() else f"the folder {folder} does not exist"
+        raise MissingInputError(what, hint="name the folder that contains the benchmark files")
     if not name or Path(name).name != name:
         return None
     stems = (name, f"{name}_{use}")
@@ -253,6 +263,4 @@ def _unknown(name: str, table: Mapping[str, NamedSet], folder: Path | None, use:
     local = [path.stem for path in folder.iterdir()] if folder is not None else []
     known = sorted({*table, *PACKAGED_SETS, *local})
     near = difflib.get_close_matches(name, known, n=3) or known
-    return MissingInputError(
-        f"there are no problems called {name!r}", hint=f"there are {', '.join(near)}; or name a file"
-    )
+    return MissingInputError(f"there is no problem set {name!r}", hint=f"there are {', '.join(near)}; or name a file")

@@ -201,7 +201,9 @@ class _Verifier:
             if self.hash(path.relative) is None:
                 self.problem(path.data, "does not exist, though its manifest does", path.command)
             elif self.hash(path.relative) != manifest.data.sha256:
-                self.problem(path.data, f"is damaged: its SHA-256 is not the one in {path.manifest.name}", path.overwrite_command)
+                self.problem(
+                    path.data, f"is damaged: its SHA-256 is not the one in {path.manifest.name}", path.overwrite_command
+                )
             elif self.complain(path.data, read(manifest), path.overwrite_command):
                 return manifest
         return None
