@@ -1,6 +1,6 @@
-"""Write the pages of `docs/reference/` that follow from the code: commands, settings, schemas, exit codes.
+"""Generate the pages of `docs/reference/` from the code: commands, settings, schemas, exit codes.
 
-`python docs/make_reference.py` writes them, `--check` fails where one is not what the code says.
+`python docs/make_reference.py` writes them. `--check` fails when a page differs from the code.
 """
 
 from __future__ import annotations
@@ -26,18 +26,21 @@ from igrpo_cli.store import schema as schemas
 from igrpo_cli.store.schema import CHOICES, SCHEMA_OF, name_of_schema, version_of_schema
 
 REFERENCE = Path(__file__).parent / "reference"
-GENERATED = "<!-- Made from the code: `just reference`. -->"
+GENERATED = "<!-- Generated from the code: `just reference`. -->"
 
 
 def pages() -> dict[str, str]:
-    """The text of each page by the name of its file."""
-    made = {"commands": commands(), "settings": settings(), "schemas": columns(), "exit-codes": exit_codes()}
-    return {f"{name}.md": f"{GENERATED}\n{text}\n" for name, text in made.items()}
+    """Return the text of each page by its file name."""
+    texts = {"commands": commands(), "settings": settings(), "schemas": columns(), "exit-codes": exit_codes()}
+    return {f"{name}.md": f"{GENERATED}\n{text}\n" for name, text in texts.items()}
 
 
 def commands() -> str:
-    """Every command with its arguments and flags, in the order of `igrpo --help`."""
-    parts = ["# Commands", "`igrpo COMMAND --help` says the same. [What the exit codes mean](exit-codes.md)."]
+    """Return the page of all commands with their arguments and flags, in the order of `igrpo --help`."""
+    parts = [
+        "# Commands",
+        "`igrpo COMMAND --help` prints the same. The [exit codes](exit-codes.md) have a page of their own.",
+    ]
     for command in app.registered_commands:
         assert command.callback is not None
         text, _, example = (inspect.getdoc(command.callback) or "").partition("Example: ")
@@ -48,12 +51,13 @@ def commands() -> str:
 
 
 def settings() -> str:
-    """Every key of `run.toml`."""
+    """Return the page of all keys of `run.toml`."""
     parts = [
         "# Settings",
-        "The sections of `run.toml`, in its order. `--set section.key=value` overrides one. "
-        "The last column names the stages whose shards depend on a key: with another value they are a conflict "
-        "(exit 4) until `--overwrite`. A dash: `igrpo init` fixes the key for the run, or it changes no result.",
+        "The sections of `run.toml`, in order. `--set section.key=value` overrides a key. "
+        "The last column names the stages whose results depend on the key: shards made with another value are a "
+        "conflict (exit 4) until `--overwrite`. A dash means that `igrpo init` fixes the key for the run, or that the "
+        "key changes no result.",
     ]
     for name, field in RunConfig.model_fields.items():
         section: type[Section] = field.annotation  # type: ignore[assignment]
@@ -64,19 +68,19 @@ def settings() -> str:
             for key, each in section.model_fields.items()
         ]  # fmt: skip
         parts += [f"## {name}", _joined(inspect.getdoc(section) or "")]
-        parts += [_table(("key", "value", "default", "meaning", "decides"), rows)]
+        parts += [_table(("key", "value", "default", "meaning", "stages"), rows)]
     return "\n\n".join(parts)
 
 
 def columns() -> str:
-    """Every kind of Parquet file."""
+    """Return the page of all Parquet schemas."""
     described = _module_docs(Path(schemas.__file__))
     records = {name_of_schema(schema): record for record, schema in SCHEMA_OF.items()}
     shared = {column: text for record in records.values() for column, text in _attribute_docs(record).items()}
     parts = [
         "# Schemas",
-        "What the Parquet files of a run hold. A file says in its metadata which kind and version it is "
-        "(`igrpo.schema`, `igrpo.schema_version`). `igrpo sql` reads them all.",
+        "The columns of the Parquet files of a run. The metadata of a file gives the name and version of its schema "
+        "(`igrpo.schema`, `igrpo.schema_version`). `igrpo sql` reads all of them.",
     ]
     for variable, schema in vars(schemas).items():
         if not (isinstance(schema, pa.Schema) and variable.isupper()):
@@ -98,10 +102,10 @@ def columns() -> str:
 
 
 def exit_codes() -> str:
-    """Every exit code, with what raises it."""
+    """Return the page of all exit codes and their errors."""
     meanings = {
-        errors.EXIT_DONE: ["Done, or done before."],
-        errors.EXIT_CTRL_C: ["Stopped by Ctrl-C; running it again goes on."],
+        errors.EXIT_DONE: ["The work is done, now or before."],
+        errors.EXIT_CTRL_C: ["Stopped by Ctrl-C; run the command again to continue."],
     }
     for error in vars(errors).values():
         if isinstance(error, type) and issubclass(error, IgrpoError):
@@ -112,7 +116,9 @@ def exit_codes() -> str:
             )
             meanings.setdefault(error.exit_code, []).append(text)
     rows = [(str(code), " ".join(texts)) for code, texts in sorted(meanings.items())]
-    intro = "An error is two lines on stderr: `error: ` what and where, `hint: ` what to type next."
+    intro = (
+        "An error is printed on stderr in two lines: `error: ` says what failed and where, `hint: ` what to type next."
+    )
     return "\n\n".join(["# Exit codes", intro, _table(("code", "meaning"), rows)])
 
 
@@ -132,10 +138,10 @@ def _parameter(parameter: inspect.Parameter) -> tuple[str, str, str]:
 
 
 def _value_name(kind: Any) -> str:
-    """What a flag without a metavar takes: `INTEGER`, `TEXT`, `PATH`, `FLOAT`."""
+    """Return the metavar of a flag from its type: `INTEGER`, `TEXT`, `PATH`, `FLOAT`."""
     words = {int: "integer", str: "text"}
     plain = next((each for each in get_args(kind) if each is not type(None)), kind)
-    plain = next(iter(get_args(plain)), plain)  # of a list, what it is a list of
+    plain = next(iter(get_args(plain)), plain)  # the type of the items of a list
     return words.get(plain, plain.__name__)
 
 
@@ -148,7 +154,7 @@ def _stages_that_read(section_name: str, section: type[Section], key: str) -> li
 
 
 def _type(value: Mapping[str, Any]) -> str:
-    """A JSON schema in words."""
+    """Return a JSON schema as text."""
     if "anyOf" in value:
         return " or ".join(_type(each) for each in value["anyOf"] if each.get("type") != "null")
     if "enum" in value or "const" in value:
@@ -172,7 +178,7 @@ def _column_type(field: pa.Field) -> str:
 
 
 def _attribute_docs(cls: type) -> dict[str, str]:
-    """The docstrings that follow the attributes of a class."""
+    """Return the docstring below each attribute of a class."""
     return _docs_after(ast.parse(inspect.getsource(cls)).body[0].body)  # type: ignore[attr-defined]
 
 

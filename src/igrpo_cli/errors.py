@@ -1,7 +1,7 @@
-"""One exception root: each error knows its exit code and what the user should type next.
+"""Define the exceptions of the package, and the exit code of each.
 
-A command either returns (exit 0) or raises one of these. `afterok` in Slurm trusts the exit code,
-so unfinished work never exits 0.
+A command returns normally (exit 0) or raises one of these. Slurm's `afterok` depends on the exit code, so incomplete
+work never exits with 0.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ EXIT_CTRL_C = 130
 
 
 class IgrpoError(Exception):
-    """Something failed: `message` says what and where, `hint` what to type next.
+    """Base class of all errors; raised directly, it means that something failed (exit 1).
 
-    Raised directly it means exit code 1; the subclasses below carry the other codes.
+    `message` says what failed and where. `hint` says what to type next.
     """
 
     exit_code = EXIT_FAILED
@@ -30,28 +30,28 @@ class IgrpoError(Exception):
 
 
 class UsageError(IgrpoError):
-    """The command line or the configuration makes no sense (exit 2)."""
+    """The command line or the configuration is invalid (exit 2)."""
 
     exit_code = EXIT_USAGE
 
 
 class MissingInputError(IgrpoError):
-    """An input does not exist or is not complete yet (exit 3)."""
+    """An input does not exist or is incomplete (exit 3)."""
 
     exit_code = EXIT_MISSING
 
 
 class ConflictError(IgrpoError):
-    """What is on disk was made from something else than what is asked for now (exit 4)."""
+    """A file on disk was made with other inputs or settings than the current ones (exit 4)."""
 
     exit_code = EXIT_CONFLICT
 
 
 class DamagedFileError(IgrpoError):
-    """A file is not what its manifest says: truncated, flipped bits, foreign or of an unknown schema (exit 1)."""
+    """A file does not match its manifest: it is truncated, corrupted, replaced, or has an unknown schema (exit 1)."""
 
 
 class Interrupted(IgrpoError):
-    """Stopped cleanly by a signal or by resources that went away; running it again goes on (exit 75)."""
+    """The command was stopped cleanly, by a signal or by a lost resource; run it again to continue (exit 75)."""
 
     exit_code = EXIT_INTERRUPTED

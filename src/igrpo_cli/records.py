@@ -1,7 +1,7 @@
-"""The records that pass between the rooms: what each field means, its unit and its shape.
+"""Define the records that pass between rooms.
 
-A room takes and returns these and knows no other room's files. N is the number of drafts of a
-problem, G the number of its refinements, T the number of tokens of one completion.
+A field is described below it, with its unit and shape. Letters for sizes: N drafts and G refinements per problem,
+T tokens of one completion, P tokens of a prompt.
 """
 
 from __future__ import annotations
@@ -23,216 +23,247 @@ SELECTION_ACTIONS: tuple[SelectionAction, ...] = ("condition", "bare", "drop")
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem with its reference answer."""
+    """Holds one problem and its reference answer."""
 
     problem_id: str
+    """Unique within a problem set."""
     problem: str
+    """Text of the problem, with its lettered choices if it has any."""
     answer: str
-    """Never empty: an empty reference would reward empty answers."""
+    """Reference answer. Never empty: an empty reference would reward empty answers."""
     source: str
-    """Where the row came from, for example `gsm8k_train.jsonl:17`."""
+    """File and row of origin, for example `gsm8k_train.jsonl:17`."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSegment:
-    """A piece of a user turn. Control tokens count only in trusted text; elsewhere they are plain characters."""
+    """Holds one part of a user turn."""
 
     text: str
     trusted: bool
-    """True for our own template text, False for problems and drafts."""
+    """True for template text. Control tokens are parsed only in trusted text, never in problems and drafts."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """One system turn (may be empty: then there is none) and one user turn, not yet rendered."""
+    """Holds a prompt before the chat template is applied: one system turn and one user turn."""
 
     system: str
+    """Empty: the prompt has no system turn."""
     user: tuple[PromptSegment, ...]
+    """Parts of the user turn, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How completions are drawn. The recorded log-probs are those of exactly this distribution."""
+    """Defines the distribution that completions are sampled from."""
 
     temperature: float
-    """1.0 leaves the model's distribution as it is; 0.0 is greedy (log-prob 0 for every token)."""
+    """Divisor of the logits; 1.0 keeps the distribution of the model, 0.0 is greedy (log-prob 0 for every token)."""
     top_p: float
-    """Nucleus mass kept, in (0, 1]; 1.0 keeps everything."""
+    """Probability mass that nucleus sampling keeps, in (0, 1]; 1.0 keeps all tokens."""
     top_k: int
-    """Number of tokens kept; 0 keeps all."""
+    """Number of most likely tokens that are kept; 0 keeps all."""
     max_completion_length: int
-    """Most tokens of a completion, EOS included."""
+    """Maximum tokens per completion, EOS included."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingGroup:
-    """One prompt and how many completions it gets: one for each seed."""
+    """Requests the completions of one prompt: one completion per seed."""
 
     prompt_ids: Sequence[int]
+    """P token ids, chat template applied."""
     seeds: Sequence[int]
-    """One seed per completion, in [0, 2**63), derived from the row's identity (see `seeds`)."""
+    """Seed of each completion, in [0, 2**63), derived from the identity of its row (see `seeds`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the sampler drew for one seed."""
+    """Holds one completion as the engine sampled it."""
 
     completion_ids: Sequence[int]
-    """T token ids, the EOS token included when it was emitted."""
+    """T token ids, EOS included if it was sampled."""
     sampling_logprobs: Sequence[float]
-    """T log-probs (nats) under the distribution really sampled from: temperature, top-p and top-k included."""
+    """T log-probs in nats under the distribution that was sampled from: temperature, top-p and top-k applied."""
     finish_reason: FinishReason
+    """`stop`: EOS; `length`: truncated at the maximum; `abort`: ended by the engine."""
     seed: int
-    """The one that it was drawn for, given back: so that one completion cannot pass for another."""
+    """Seed that was requested. The caller compares it, so that completions cannot be exchanged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """What the grader says of one completion."""
+    """Holds the result of grading one completion."""
 
     verdict: Verdict
     extracted_answer: str | None
-    """The text that was compared with the reference; None when nothing was found."""
+    """Answer that was compared with the reference; None if the completion contains none."""
     seconds: float
-    """Wall time spent on this completion. Not stored in shards: it would make their bytes differ from run to run."""
+    """Wall time of grading. It is not stored in shards, because their bytes would differ between runs."""
     reason: str | None = None
-    """Why it is `ungraded`; holds no text of the model."""
+    """Reason of the verdict `ungraded`; contains no text of the model."""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """What a user's own reward functions say, by name; a function that failed is missing."""
+    """Results of the user's reward functions by name. A function that failed is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """One row of a ROLLOUTS shard: a prompt, a completion of it and what was observed."""
+    """Represents one row of a ROLLOUTS shard: a prompt, one completion of it, and its reward."""
 
     iteration: int
-    """Outer pass, from 0; of an evaluation, the number of the policy."""
+    """Iteration, from 0. In an evaluation: the number of the policy."""
     stage: RolloutStage
+    """Stage that sampled the completion."""
     problem_id: str
+    """Identifier of the problem in its problem set."""
     group_id: int
-    """Position of the problem in its iteration (or benchmark), from 0; the same for drafts and refinements."""
+    """Position of the problem in its iteration or benchmark, from 0; drafts and refinements of a problem share it."""
     sample_id: int
     """Position of the completion in its group, from 0."""
     draft_sample_id: int | None
-    """The draft that stands in the prompt; None where the prompt is bare."""
+    """`sample_id` of the draft in the prompt; None for a prompt without draft."""
     prompt: str
-    """As the sampler saw it, chat template applied."""
+    """Text of the prompt, chat template applied."""
     prompt_ids: Sequence[int]
+    """P token ids of the prompt."""
     completion: str
+    """Decoded text of the completion."""
     completion_ids: Sequence[int]
-    """EOS included when it was emitted."""
+    """T token ids, EOS included if it was sampled."""
     sampling_logprobs: Sequence[float]
-    """Nats, one for each of `completion_ids`, of the distribution really sampled from, temperature included."""
+    """T log-probs in nats under the distribution that was sampled from: temperature, top-p and top-k applied."""
     finish_reason: FinishReason
-    """`length`: cut off at the limit; `abort`: ended by the engine."""
+    """`stop`: EOS; `length`: truncated at the maximum; `abort`: ended by the engine."""
     seed: int
-    """Made of the row's place in the run (see `seeds`)."""
+    """Seed of the completion, derived from the identity of the row (see `seeds`)."""
     reward: float
-    """The parts, weighted with `reward.weights`."""
+    """Sum of the reward parts, weighted with `reward.weights`."""
     reward_parts: dict[str, float]
-    """Unweighted parts by name, each stored as column `reward_<name>`; always has `accuracy` and `format`."""
+    """Unweighted parts by name, each stored in column `reward_<name>`. `accuracy` and `format` always exist."""
     verdict: Verdict
-    """What the grader says; `ungraded` was not judged, and is never called wrong."""
+    """Result of grading. `ungraded` means that grading failed; it is not the same as `wrong`."""
     extracted_answer: str | None
-    """The text that was compared with the reference; None when nothing was found."""
+    """Answer that was compared with the reference; None if the completion contains none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One row of a SCORES shard: what a named set of scores says of a completion that is on disk."""
+    """Represents one row of a SCORES shard: another reward for a completion that is already on disk."""
 
     iteration: int
+    """Iteration of the completion, from 0."""
     stage: RolloutStage
-    """Of the completion; with `group_id` and `sample_id` it says which one is meant."""
+    """Stage of the completion. `stage`, `group_id` and `sample_id` identify the completion in its iteration."""
     problem_id: str
     group_id: int
+    """Position of the problem in its iteration, from 0."""
     sample_id: int
+    """Position of the completion in its group, from 0."""
     reward: float
+    """Sum of the reward parts, weighted with the weights of this set of scores."""
     reward_parts: dict[str, float]
+    """Unweighted parts by name, each stored in column `reward_<name>`."""
     verdict: Verdict
     extracted_answer: str | None
+    """Answer that was compared with the reference; None if the completion contains none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """One row of a SELECTIONS shard: which draft of a group conditions its refinements."""
+    """Represents one row of a SELECTIONS shard: the draft that the refinements of a group get in their prompt."""
 
     iteration: int
+    """Iteration, from 0."""
     group_id: int
+    """Position of the problem in its iteration, from 0."""
     problem_id: str
     action: SelectionAction
-    """`condition`: refine with the draft in the prompt; `bare`: refine without; `drop`: do not refine."""
+    """`condition`: refine with the draft in the prompt; `bare`: refine without draft; `drop`: do not refine."""
     draft_group_id: int
-    """Group that the draft comes from: `group_id` itself, or another one under the strategy `shuffled`."""
+    """Group of the draft: `group_id`, or another group for the strategy `shuffled`."""
     draft_sample_id: int
-    """Of the draft in its group."""
+    """`sample_id` of the draft in its group."""
     draft: str
-    """Completion text of that draft, whole; what of it is shown is decided when the prompt is made."""
+    """Complete text of the draft. The prompt may contain a shortened version of it."""
     draft_answer: str
-    """Answer extracted from that draft; empty where none was found."""
+    """Answer extracted from the draft; empty if it contains none."""
     draft_reward: float
+    """Reward of the draft."""
     num_tied: int
-    """Number of drafts of the group that share the reward of the chosen one (1 = no tie)."""
+    """Number of drafts in the group whose reward equals that of the selected one; 1 means no tie."""
     group_reward_mean: float
-    """Over the N drafts of the group."""
+    """Mean reward of the N drafts of the group."""
     group_reward_std: float
-    """Sample standard deviation (ddof 1) over the N drafts; 0 for a single draft."""
+    """Sample standard deviation (ddof 1) of the rewards of the N drafts; 0 for a single draft."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingGroup:
-    """One group as the gradient step sees it: a shared prompt and its completions with their advantages."""
+    """Holds one group for the gradient step: a prompt and its G completions with their advantages."""
 
     stage: RolloutStage
     group_id: int
+    """Position of the problem in its iteration, from 0."""
     problem_id: str
     prompt_ids: Sequence[int]
+    """P token ids, shared by all completions."""
     temperature: float
-    """Temperature of sampling: log-probs of the policy are taken of logits / temperature (1.0 when greedy)."""
+    """Sampling temperature; log-probs of the policy are those of logits / temperature. 1.0 if sampling was greedy."""
     completion_ids: Sequence[Sequence[int]]
+    """Token ids of the G completions, each with its own T."""
     sampling_logprobs: Sequence[Sequence[float]]
+    """Log-probs in nats under the sampler's distribution, with the shape of `completion_ids`."""
     rewards: Sequence[float]
+    """G rewards."""
     advantages: Sequence[float]
+    """G advantages."""
     is_masked: Sequence[bool]
-    """Whether the completion adds nothing to the objective; its reward is still one of the group's."""
+    """G flags; True excludes a completion from the loss. Its reward still counts in the statistics of the group."""
     max_completion_length: int
-    """Tokens at which sampling would have stopped."""
+    """Maximum tokens per completion in sampling."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row of a METRICS file."""
+    """Represents one row of a METRICS file."""
 
     iteration: int
+    """Iteration, from 0."""
     step: int
-    """Optimiser step, counted from 0 over the whole run; -1 for metrics of the whole iteration."""
+    """Optimiser step, counted from 0 over the whole run; -1 for a metric of the whole iteration."""
     name: str
+    """Name of the metric, for example `draft/accuracy_mean`."""
     value: float
 
 
 @dataclass(slots=True)
 class StageReport:
-    """What a stage says of itself on stdout; these keys are always in its `--json` object."""
+    """Collects the counts that a stage prints on stdout."""
 
     stage: str
     iteration: int
+    """Iteration, from 0."""
     shards: int = 0
-    """Shards that the command was asked for."""
+    """Number of shards that the command was asked for."""
     rows: int = 0
+    """Number of rows written."""
     groups: int = 0
+    """Number of groups written."""
     tokens: int = 0
-    """Tokens of completions (draft, refine, eval) or tokens trained on (update)."""
+    """Completion tokens that were sampled (draft, refine, eval) or trained on (update)."""
     seconds: float = 0.0
+    """Wall time."""
     skipped: int = 0
-    """Shards of `shards` that were finished before."""
+    """Number of shards that were already complete."""
     details: dict[str, Any] = field(default_factory=dict)
-    """Further counts by name, merged into the `--json` object."""
+    """Further counts by name, added to the `--json` object."""
 
     def payload(self) -> dict[str, Any]:
-        """The `--json` object."""
+        """Return the `--json` object."""
         keys = ("stage", "iteration", "shards", "rows", "groups", "tokens", "seconds", "skipped")
         return {**{key: getattr(self, key) for key in keys}, **self.details}
 
 
 JUDGEMENT_HASH = "sha256"
-"""The key of a line of the judge's cache that holds the hash of the others."""
+"""Key of a line in the judge's cache that holds the checksum of the other keys."""

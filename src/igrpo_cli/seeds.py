@@ -1,7 +1,7 @@
-"""Every random number follows from the identity of what it is drawn for.
+"""Derive the seed of every random number from the identity of the item that it is drawn for.
 
-No generator is carried from row to row, so neither the number of shards, nor the order of work,
-nor a restart can change a result, and there is no random state to save.
+No generator passes from one row to the next. The number of shards, the order of the work and restarts therefore never
+change a result, and there is no random state to save.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import hashlib
 
 
 def derive_seed(run_seed: int, *identity: str | int) -> int:
-    """Seed in [0, 2**63) for the thing named by `identity`, for example `("draft", iteration, group_id, sample_id)`.
+    """Return the seed, in [0, 2**63), of the item `identity`, for example `("draft", iteration, group_id, sample_id)`.
 
-    SHA-256 over the parts with their lengths, so that ("ab", "c") and ("a", "bc") differ, and
-    neighbouring identities have unrelated seeds.
+    The seed is a SHA-256 over the parts, each with its type and length: ("ab", "c") and ("a", "bc") give different
+    seeds, and similar identities give unrelated ones.
     """
     digest = hashlib.sha256()
     for part in (run_seed, *identity):
