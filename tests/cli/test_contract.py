@@ -11,7 +11,7 @@ import pytest
 
 from command_line import SMALL, igrpo, igrpo_process, make_run, sets
 from igrpo_cli.cli.app import app
-from igrpo_cli.store.sealed_files import read_summary
+from igrpo_cli.store.checksummed_json import read_summary
 
 STAGE_KEYS = {"stage", "iteration", "shards", "rows", "groups", "tokens", "seconds", "skipped"}
 EVAL_KEYS = {

@@ -10,9 +10,9 @@ import igrpo_cli.engines.factory as engines
 from command_line import igrpo, igrpo_process, make_run, sets
 from igrpo_cli.evaluation.summary import PAPER_BENCHES
 from igrpo_cli.problems.sources import BENCHES
+from igrpo_cli.store.checksummed_json import read_summary, write_summary
+from igrpo_cli.store.completion import read_problems
 from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.problem_file import read_problems
-from igrpo_cli.store.sealed_files import read_summary, write_summary
 
 ASKED = ("--samples", "2", *sets("eval.limit=3"))
 PRODUCTS = "builtin:arithmetic/products"

@@ -10,9 +10,9 @@ import pytest
 
 from command_line import files_below, igrpo, sets
 from igrpo_cli.pipeline import update_trainer
+from igrpo_cli.store.checksummed_json import sealed_settings
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.policies import write_policy_manifest
-from igrpo_cli.store.sealed_settings import sealed
 from igrpo_cli.store.temporaries import temporary_name
 
 EVAL = ("--bench", "arithmetic", "--samples", 1, *sets("eval.limit=2", "eval.max_gen_toks=8"))
@@ -26,7 +26,7 @@ def run(finished_run, tmp_path):
 def go_on_to_three(run: RunDirectory) -> None:
     """Settings of one more iteration, as if `init` had written them."""
     settings = run.run_toml.read_bytes().partition(b"\n")[2]
-    run.run_toml.write_bytes(sealed(settings.replace(b"num_iterations = 2", b"num_iterations = 3")))
+    run.run_toml.write_bytes(sealed_settings(settings.replace(b"num_iterations = 2", b"num_iterations = 3")))
 
 
 def make_anew(run: RunDirectory, iteration: int) -> None:

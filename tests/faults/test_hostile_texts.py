@@ -21,8 +21,8 @@ from command_line import igrpo, make_run, sets
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.records import Rollout, Selection
+from igrpo_cli.store.completion import read_problems
 from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.problem_file import read_problems
 from igrpo_cli.store.tables import read_records
 
 BOMB = "\\boxed{" * 3000

@@ -17,10 +17,9 @@ from command_line import files_below, igrpo, make_run
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.records import Rollout, Selection
 from igrpo_cli.store.atomic import publish_json, sha256_file
-from igrpo_cli.store.completion import commit_shard, input_hashes
+from igrpo_cli.store.completion import commit_shard, input_hashes, read_problems
 from igrpo_cli.store.layout import RunDirectory, ShardPath
 from igrpo_cli.store.manifest import manifest_json, read_manifest
-from igrpo_cli.store.problem_file import read_problems
 from igrpo_cli.store.schema import SCHEMA_OF, VERSION_KEY
 from igrpo_cli.store.tables import read_records, write_rows
 

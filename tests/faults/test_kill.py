@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run, run_to_end
-from igrpo_cli.store.content import content_sha256
 from igrpo_cli.store.parts import CONTENT_KEY, PartStore
+from igrpo_cli.store.tables import content_sha256
 
 STAGES = ("draft", "select", "refine", "update")
 SETTINGS = ("run.num_iterations=1", "engine.groups_per_block=1", "update.num_minibatches=4")

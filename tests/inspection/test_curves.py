@@ -9,8 +9,8 @@ from command_line import igrpo
 from igrpo_cli.algo.estimates import clustered_interval
 from igrpo_cli.inspection.curves import read_curves, refinement_points, stage_points
 from igrpo_cli.inspection.metrics import metrics_by_iteration
-from igrpo_cli.store.columns import NO_DRAFT, RolloutColumns, SelectionColumns
 from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.views import NO_DRAFT, RolloutColumns, SelectionColumns
 
 CORRECT, WRONG = 0, 1
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from igrpo_cli.inspection.evaluations import read_evaluations
 from igrpo_cli.inspection.shard_states import stage_state
-from igrpo_cli.store.eval_names import eval_name, read_eval_name
-from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.layout import RunDirectory, eval_name, read_eval_name
 
 
 def test_a_stage_that_nobody_has_begun_misses_all(tmp_path):

@@ -14,8 +14,8 @@ from read_back import read_trackio, tensorboard_curves, trackio_curves, wandb_cu
 from command_line import TRACKIO_DIRECTORY, Result, igrpo, sets
 from igrpo_cli.loggers import trackers
 from igrpo_cli.records import Metric
+from igrpo_cli.store.checksummed_json import write_sent
 from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.sealed_files import write_sent
 from igrpo_cli.store.tables import read_records
 
 pytestmark = pytest.mark.skipif(

@@ -11,7 +11,7 @@ from command_line import igrpo, make_run, sets
 from igrpo_cli.algo.estimates import paired_difference
 from igrpo_cli.evaluation.summary import by_problem, correct_matrix
 from igrpo_cli.records import Rollout
-from igrpo_cli.store.sealed_files import read_summary
+from igrpo_cli.store.checksummed_json import read_summary
 from igrpo_cli.store.tables import read_records
 
 PROBLEMS, SAMPLES = 8, 3

@@ -7,9 +7,9 @@ import pytest
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.records import Problem
+from igrpo_cli.store.completion import read_problems
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import read_manifest
-from igrpo_cli.store.problem_file import read_problems
 
 PROBLEMS = [Problem("p0", "1+1=?", "2", "sums:1")]
 MADE_FROM = {"bench": {"sha256": "3" * 64}}

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
 from igrpo_cli.store.atomic import publish_directory, publish_json, sha256_file, staging_directory
-from igrpo_cli.store.completion import commit_shard, input_hashes
-from igrpo_cli.store.hashed_directory import record_directory
-from igrpo_cli.store.identity import FileHash, Identity
+from igrpo_cli.store.checksummed_json import record_directory, sealed_settings
+from igrpo_cli.store.completion import commit_shard, input_hashes, write_problems
 from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
-from igrpo_cli.store.manifest import DataFile, Manifest, manifest_json, read_manifest
+from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, manifest_json, read_manifest
 from igrpo_cli.store.policies import (
     policy_id,
     promote_policy,
@@ -21,9 +20,7 @@ from igrpo_cli.store.policies import (
     write_pointer,
     write_policy_manifest,
 )
-from igrpo_cli.store.problem_file import write_problems
 from igrpo_cli.store.schema import ADVANTAGES, METRICS, ROLLOUTS, SELECTIONS
-from igrpo_cli.store.sealed_settings import sealed
 from igrpo_cli.store.tables import write_rows
 from igrpo_cli.store.verify import verify_run
 
@@ -140,7 +137,7 @@ def make_run(root: Path, num_iterations: int = 2, num_shards: int = 2) -> RunDir
     """A finished run: two iterations of all four stages over two shards, one block per group."""
     run = RunDirectory(root)
     root.mkdir(parents=True, exist_ok=True)
-    run.run_toml.write_bytes(sealed(b"[run]\nnum_shards = 2\n"))
+    run.run_toml.write_bytes(sealed_settings(b"[run]\nnum_shards = 2\n"))
     problems = [Problem(f"p{i}", f"What is {i} + 1?", str(i + 1), f"sums.jsonl:{i}") for i in range(NUM_GROUPS)]
     path = run.problems()
     identity = Identity("problems", 0, 0, 1, {"data": {"train": "sums"}})

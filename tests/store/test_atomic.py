@@ -11,6 +11,7 @@ import pytest
 from igrpo_cli.errors import ConflictError, IgrpoError
 from igrpo_cli.store import atomic
 from igrpo_cli.store.atomic import (
+    move_directory,
     publish_bytes,
     publish_directory,
     publish_file,
@@ -20,7 +21,6 @@ from igrpo_cli.store.atomic import (
     sha256_file,
     staging_directory,
 )
-from igrpo_cli.store.moving import move_directory
 from igrpo_cli.store.temporaries import temporary_name
 
 FORK = multiprocessing.get_context("fork")

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_cli.store.command_lines import command_line
-from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.layout import RunDirectory, command_line
 
 
 @pytest.mark.parametrize(

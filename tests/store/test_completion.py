@@ -10,11 +10,11 @@ from sample_run import draft_shard, group, identity_of, manifest_of, publish
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.records import Rollout
 from igrpo_cli.store import completion
+from igrpo_cli.store.checksummed_json import UnknownSchemaError
 from igrpo_cli.store.completion import commit_manifest, commit_shard, completed, input_hashes, open_input
-from igrpo_cli.store.identity import FileHash
 from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.manifest import FileHash
 from igrpo_cli.store.schema import ROLLOUTS
-from igrpo_cli.store.strict_json import UnknownSchemaError
 from igrpo_cli.store.tables import read_records, write_rows
 
 FORK = multiprocessing.get_context("fork")

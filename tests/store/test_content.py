@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_run import group, rollout
 
-from igrpo_cli.store.content import content_sha256
 from igrpo_cli.store.rows import table_of
 from igrpo_cli.store.schema import ROLLOUTS
+from igrpo_cli.store.tables import content_sha256
 
 CHOICE = pa.dictionary(pa.int8(), pa.string())
 LISTS = pa.list_(pa.field("element", pa.int32(), nullable=False))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_cli.store.eval_names import eval_flags, eval_iteration, eval_name
+from igrpo_cli.store.layout import eval_flags, eval_iteration, eval_name
 
 
 @pytest.mark.parametrize(

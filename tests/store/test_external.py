@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from igrpo_cli.errors import DamagedFileError, MissingInputError
-from igrpo_cli.store.external import read_external_parquet
+from igrpo_cli.store.tables import read_external_parquet
 
 
 def test_rows_come_in_order_as_plain_values_across_row_groups(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import pytest
 from sample_run import draft_shard, identity_of
 
 from igrpo_cli.errors import DamagedFileError, MissingInputError
+from igrpo_cli.store.checksummed_json import UTC_TIME, UnknownSchemaError
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import read_manifest, utc_now
-from igrpo_cli.store.strict_json import UTC_TIME, UnknownSchemaError
 
 KEYS = [
     "manifest_version",

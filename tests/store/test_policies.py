@@ -12,8 +12,8 @@ from sample_run import model_directory
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.store import policies
+from igrpo_cli.store.atomic import move_directory
 from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.moving import move_directory
 from igrpo_cli.store.policies import (
     describe_directory,
     policy_id,

@@ -5,9 +5,9 @@ from sample_run import drafts, rollout, selection
 
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.records import Rollout
-from igrpo_cli.store.columns import NO_DRAFT, joined, read_rollout_columns, read_selection_columns
 from igrpo_cli.store.schema import ROLLOUTS, SELECTIONS
 from igrpo_cli.store.tables import read_records, write_rows
+from igrpo_cli.store.views import NO_DRAFT, joined, read_rollout_columns, read_selection_columns
 
 
 def test_columns_say_what_the_records_say(tmp_path):

@@ -12,9 +12,8 @@ from sample_run import (
     told,
 )
 
-from igrpo_cli.store.completion import commit_shard
+from igrpo_cli.store.completion import commit_shard, read_problems, write_problems
 from igrpo_cli.store.manifest import read_manifest
-from igrpo_cli.store.problem_file import read_problems, write_problems
 from igrpo_cli.store.schema import ROLLOUTS, SELECTIONS
 from igrpo_cli.store.verify import MAX_COMPLAINTS
 

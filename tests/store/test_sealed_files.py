@@ -11,11 +11,10 @@ from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.rewards.judge_cache import JudgementCache
 from igrpo_cli.rewards.judge_prompt import JudgeScore
 from igrpo_cli.store.atomic import publish_json
-from igrpo_cli.store.hashed_directory import record_directory
+from igrpo_cli.store.checksummed_json import read_sent, read_summary, record_directory, write_sent, write_summary
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.policies import MANIFEST, POINTER, read_policy, write_pointer, write_policy_manifest
 from igrpo_cli.store.schema import PROBLEMS, SCORES
-from igrpo_cli.store.sealed_files import read_sent, read_summary, write_sent, write_summary
 from igrpo_cli.store.verify import verify_run
 
 FIGURES = {"bench": "sums", "problems": 4, "avg_at_k": 0.0, "ci95": [0.0, 0.25], "pass_at": {"1": 1e-06}}

@@ -13,11 +13,11 @@ from sample_run import draft_shard, group, rollout, selection
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
 from igrpo_cli.store.atomic import sha256_file
+from igrpo_cli.store.checksummed_json import UnknownSchemaError
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.rows import table_of
 from igrpo_cli.store.schema import METRICS, PROBLEMS, ROLLOUTS, SELECTIONS
-from igrpo_cli.store.strict_json import UnknownSchemaError
 from igrpo_cli.store.tables import iterate_blocks, iterate_records, read_records, read_table, write_rows, write_tables
 
 BLOCKS = [group(0) + group(1), group(2), group(3, completion="x" * 2000)]

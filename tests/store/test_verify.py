@@ -17,11 +17,10 @@ from sample_run import (
 )
 
 from igrpo_cli.records import Problem
-from igrpo_cli.store.completion import input_hashes
+from igrpo_cli.store.completion import count_problems, input_hashes, read_problems
 from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.parts import PartStore
 from igrpo_cli.store.policies import promote_policy, read_policy, write_policy_manifest
-from igrpo_cli.store.problem_file import count_problems, read_problems
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.temporaries import temporary_name
 from igrpo_cli.store.verify import verify_run

@@ -13,10 +13,8 @@ from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.evaluation.results import EvalResults, read_results
 from igrpo_cli.evaluation.summary import paired_figures, summarise
 from igrpo_cli.records import Problem
-from igrpo_cli.store.command_lines import command_line, typed
-from igrpo_cli.store.eval_names import eval_flags
-from igrpo_cli.store.layout import RunDirectory, bench_name, directory_name, shards_in
-from igrpo_cli.store.problem_file import read_problems
+from igrpo_cli.store.completion import read_problems
+from igrpo_cli.store.layout import RunDirectory, bench_name, command_line, directory_name, eval_flags, shards_in, typed
 from igrpo_cli.ui.console import Console, percent, table
 from igrpo_cli.ui.tables import difference_text, markdown_table, plain_table, summary_row
 

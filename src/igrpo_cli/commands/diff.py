@@ -21,8 +21,7 @@ from igrpo_cli.inspection.differences import (
 from igrpo_cli.inspection.evaluations import EvaluationState
 from igrpo_cli.inspection.stories import finished_shards
 from igrpo_cli.pipeline.session import Session, open_session
-from igrpo_cli.store.command_lines import command_line
-from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.layout import RunDirectory, command_line
 from igrpo_cli.ui.console import Console
 from igrpo_cli.ui.difference_screen import iterations_markdown, iterations_text
 

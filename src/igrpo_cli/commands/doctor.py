@@ -16,8 +16,8 @@ from typing import Literal
 from igrpo_cli import __version__
 from igrpo_cli.config.files import check_config, read_toml
 from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.store.checksummed_json import require_sealed
 from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.sealed_settings import require_sealed
 from igrpo_cli.ui.console import Console, table
 
 PACKAGES = ("torch", "transformers", "pyarrow", "math-verify")

@@ -19,8 +19,8 @@ from igrpo_cli.pipeline.rollout_stage import make_rollout_shards
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import Problem, StageReport
 from igrpo_cli.store.layout import RunDirectory, bench_name, directory_name
+from igrpo_cli.store.lineage import newest_policy
 from igrpo_cli.store.policies import Policy, describe_directory, policy_id
-from igrpo_cli.store.policy_lineage import newest_policy
 from igrpo_cli.ui.console import Console
 
 UNDECIDED = Policy("", Path(), 0)
@@ -234,7 +234,7 @@ def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) ->
 def _summarise(session: Session, evaluation: Evaluation, trained_on: int) -> dict[str, Any]:
     """The figures of all shards, kept as `summary.json` beside them."""
     from igrpo_cli.evaluation.summary import conditioned_figures
-    from igrpo_cli.store.sealed_files import write_summary
+    from igrpo_cli.store.checksummed_json import write_summary
 
     results, summary = _figures(session, evaluation, trained_on)
     if evaluation.selection is not None:

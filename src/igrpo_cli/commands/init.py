@@ -22,9 +22,8 @@ from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.prompts import bare_prompt
 from igrpo_cli.records import Problem
-from igrpo_cli.store.command_lines import command_line
-from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.sealed_settings import require_sealed, sealed
+from igrpo_cli.store.checksummed_json import require_sealed, sealed_settings
+from igrpo_cli.store.layout import RunDirectory, command_line
 from igrpo_cli.ui.console import Console, printable
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     from igrpo_cli.store.manifest import read_manifest
     from igrpo_cli.store.policies import write_pointer
 
-    run_directory, content = RunDirectory(path), sealed(write_config(config))
+    run_directory, content = RunDirectory(path), sealed_settings(write_config(config))
     is_run = _is_this_run(run_directory, content)
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
@@ -107,7 +106,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
 
 def _sound_problems(run_directory: RunDirectory) -> list[Problem] | None:
     """The problems of a run that is there already; None where their file is gone or damaged."""
-    from igrpo_cli.store.problem_file import read_problems
+    from igrpo_cli.store.completion import read_problems
 
     try:
         return read_problems(run_directory.problems())
@@ -136,7 +135,7 @@ def _freeze(
         freeze(overwrite=overwrite)
     except ConflictError:
         # Unless a twin has just made the run: then its problems stand.
-        if not _is_this_run(run_directory, sealed(write_config(config))):
+        if not _is_this_run(run_directory, sealed_settings(write_config(config))):
             freeze(overwrite=True)
 
 

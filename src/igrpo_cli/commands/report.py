@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
-from igrpo_cli.store.command_lines import command_line, no_run
-from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.sealed_files import read_summary
-from igrpo_cli.store.sealed_settings import settings_fault
+from igrpo_cli.store.checksummed_json import read_summary, settings_fault
+from igrpo_cli.store.layout import RunDirectory, command_line, no_run
 from igrpo_cli.ui.console import Console, printable
 from igrpo_cli.ui.tables import summary_row
 

@@ -16,12 +16,11 @@ from igrpo_cli.records import Selection, SelectionAction, StageReport
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.store.completion import commit_shard, open_input
 from igrpo_cli.store.conflicts import require_same_settings
-from igrpo_cli.store.identity import Identity
 from igrpo_cli.store.layout import ShardPath
-from igrpo_cli.store.manifest import DataFile, Manifest
+from igrpo_cli.store.manifest import DataFile, Identity, Manifest
 
 if TYPE_CHECKING:
-    from igrpo_cli.store.candidates import CandidateBlock
+    from igrpo_cli.store.views import CandidateBlock
 
 
 def run(session: Session, request: StageRequest) -> StageReport:
@@ -102,7 +101,7 @@ def _selections(session: Session, path: ShardPath) -> Iterator[list[Selection]]:
 
 
 def _candidates(session: Session, draft_shard: ShardPath) -> Iterator[CandidateBlock]:
-    from igrpo_cli.store.candidates import iterate_candidates
+    from igrpo_cli.store.views import iterate_candidates
 
     name = session.config.select.scores
     scores = None if name is None else session.run.scores(draft_shard, name).data

@@ -13,7 +13,7 @@ from igrpo_cli.inspection.stories import GroupStory, finished_shards, problems_b
 from igrpo_cli.inspection.word_changes import word_changes
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.records import VERDICTS, Rollout
-from igrpo_cli.store.command_lines import command_line
+from igrpo_cli.store.layout import command_line
 from igrpo_cli.ui.console import Console, printable
 from igrpo_cli.ui.story_screen import story_markdown, story_text
 

@@ -11,9 +11,8 @@ from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, UsageError
 from igrpo_cli.inspection.shard_states import missing_shards
 from igrpo_cli.pipeline.run_state import RunStatus, paths_of_stage
 from igrpo_cli.pipeline.session import Session, open_session
-from igrpo_cli.store.command_lines import command_line
-from igrpo_cli.store.layout import ShardPath, bench_name, format_shards
-from igrpo_cli.store.policy_lineage import newest_policy
+from igrpo_cli.store.layout import ShardPath, bench_name, command_line, format_shards
+from igrpo_cli.store.lineage import newest_policy
 from igrpo_cli.ui.console import Console
 from igrpo_cli.ui.status_screen import status_line, status_text
 

@@ -17,9 +17,8 @@ from igrpo_cli.records import StageReport, TrainingGroup
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.store.atomic import remove_directory, remove_stale_temporaries
 from igrpo_cli.store.completion import completed_update
-from igrpo_cli.store.identity import Identity
 from igrpo_cli.store.layout import ShardPath, UpdatePath
-from igrpo_cli.store.manifest import Manifest
+from igrpo_cli.store.manifest import Identity, Manifest
 from igrpo_cli.store.policies import Policy, promote_policy
 from igrpo_cli.torchrun import rank_and_size
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from igrpo_cli.errors import DamagedFileError
-from igrpo_cli.store.command_lines import no_run
-from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.layout import RunDirectory, no_run
 from igrpo_cli.ui.console import Console
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from igrpo_cli.errors import DamagedFileError, MissingInputError
 from igrpo_cli.records import Rollout
+from igrpo_cli.store.checksummed_json import read_summary
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.conflicts import require_same_settings
 from igrpo_cli.store.layout import SUMMARY, ShardPath
-from igrpo_cli.store.sealed_files import read_summary
 
 
 @dataclass(frozen=True)

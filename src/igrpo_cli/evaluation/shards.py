@@ -17,9 +17,8 @@ from igrpo_cli.prompts import bare_prompt, conditioned_prompt, visible_draft
 from igrpo_cli.records import Problem, Rollout, SamplingSettings
 from igrpo_cli.rollouts import RolloutPlan, RolloutTask
 from igrpo_cli.store.conflicts import require_same_settings
-from igrpo_cli.store.identity import FileHash
 from igrpo_cli.store.layout import ShardPath
-from igrpo_cli.store.manifest import read_manifest
+from igrpo_cli.store.manifest import FileHash, read_manifest
 from igrpo_cli.store.policies import Policy
 
 if TYPE_CHECKING:

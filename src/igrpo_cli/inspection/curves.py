@@ -18,7 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 from igrpo_cli.algo.estimates import clustered_interval, ratio_interval
 from igrpo_cli.errors import DamagedFileError, MissingInputError
 from igrpo_cli.inspection.metrics import IterationMetrics, read_metrics
-from igrpo_cli.store.columns import (
+from igrpo_cli.store.layout import RunDirectory, shards_in
+from igrpo_cli.store.manifest import Manifest, read_manifest
+from igrpo_cli.store.views import (
     NO_DRAFT,
     Columns,
     RolloutColumns,
@@ -27,8 +29,6 @@ from igrpo_cli.store.columns import (
     read_rollout_columns,
     read_selection_columns,
 )
-from igrpo_cli.store.layout import RunDirectory, shards_in
-from igrpo_cli.store.manifest import Manifest, read_manifest
 
 
 @dataclass(frozen=True, slots=True)

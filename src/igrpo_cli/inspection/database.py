@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from igrpo_cli.errors import DamagedFileError, IgrpoError, UsageError
-from igrpo_cli.store.datasets import run_tables
 from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.views import run_tables
 
 T = TypeVar("T")
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.inspection.shard_states import StageState, stage_state
-from igrpo_cli.store.eval_names import read_eval_name
-from igrpo_cli.store.layout import SUMMARY, RunDirectory, shards_in
-from igrpo_cli.store.sealed_files import read_summary
+from igrpo_cli.store.checksummed_json import read_summary
+from igrpo_cli.store.layout import SUMMARY, RunDirectory, read_eval_name, shards_in
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.lineage import waiting_policies
 from igrpo_cli.store.policies import Policy, read_policy
-from igrpo_cli.store.policy_lineage import waiting_policies
 
 
 @dataclass(frozen=True, slots=True)

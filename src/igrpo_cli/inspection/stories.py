@@ -12,10 +12,9 @@ from typing import Any
 
 from igrpo_cli.errors import ConflictError, DamagedFileError
 from igrpo_cli.records import Problem, Rollout, Selection, Verdict
-from igrpo_cli.store.completion import open_input
+from igrpo_cli.store.completion import open_input, read_problems
 from igrpo_cli.store.layout import RunDirectory, ShardPath, shards_in
 from igrpo_cli.store.manifest import read_manifest
-from igrpo_cli.store.problem_file import read_problems
 from igrpo_cli.store.schema import ADVANTAGES, ROLLOUTS
 from igrpo_cli.store.tables import iterate_records, read_table
 

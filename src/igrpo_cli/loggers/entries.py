@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.inspection.metrics import IterationMetrics, read_metrics
-from igrpo_cli.store.eval_names import read_eval_name
-from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.sealed_files import read_summary
+from igrpo_cli.store.checksummed_json import read_summary
+from igrpo_cli.store.layout import RunDirectory, read_eval_name
 
 ITERATION, STEP = "iteration", "train/global_step"
 """The two x axes: the iteration, which is also the number of the policy that was sampled, and the optimiser step."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from pathlib import Path
 
-from igrpo_cli.store.sealed_files import read_sent, write_sent
+from igrpo_cli.store.checksummed_json import read_sent, write_sent
 
 
 class SentEntries:

@@ -8,10 +8,9 @@ from typing import Any
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.records import Problem
 from igrpo_cli.store.atomic import remove_stale_temporaries
-from igrpo_cli.store.completion import commit_shard
-from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.completion import commit_shard, write_problems
 from igrpo_cli.store.layout import ShardPath
-from igrpo_cli.store.problem_file import write_problems
+from igrpo_cli.store.manifest import Identity
 
 
 def freeze_problems(

@@ -7,10 +7,9 @@ from pathlib import Path
 from igrpo_cli.errors import ConflictError, MissingInputError
 from igrpo_cli.pipeline.session import Session
 from igrpo_cli.store.atomic import remove_directory, remove_stale_temporaries, sha256_file
-from igrpo_cli.store.hashed_directory import RECORD, verify_directory
-from igrpo_cli.store.identity import FileHash
+from igrpo_cli.store.checksummed_json import RECORD, verify_directory
 from igrpo_cli.store.layout import RunDirectory, UpdatePath
-from igrpo_cli.store.manifest import Manifest, read_manifest
+from igrpo_cli.store.manifest import FileHash, Manifest, read_manifest
 from igrpo_cli.store.policies import Policy
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from igrpo_cli import __version__
 from igrpo_cli.records import SamplingSettings
-from igrpo_cli.store.identity import FileHash, Identity
-from igrpo_cli.store.manifest import DataFile, Manifest, utc_now
+from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, utc_now
 
 PACKAGES = {"torch": "torch", "transformers": "transformers", "vllm": "vllm", "math_verify": "math-verify"}
 

@@ -19,9 +19,8 @@ from igrpo_cli.pipeline.whole_groups import require_planned
 from igrpo_cli.records import Rollout, RolloutStage
 from igrpo_cli.rollouts import BlockJob, RolloutPlan
 from igrpo_cli.store.completion import commit_shard, completed
-from igrpo_cli.store.identity import FileHash, Identity
 from igrpo_cli.store.layout import ShardPath
-from igrpo_cli.store.manifest import Manifest
+from igrpo_cli.store.manifest import FileHash, Identity, Manifest
 from igrpo_cli.store.policies import Policy
 from igrpo_cli.ui.progress import Progress
 

@@ -16,9 +16,9 @@ from igrpo_cli.prompts import template_hash
 from igrpo_cli.records import SamplingSettings, StageReport
 from igrpo_cli.rollouts import BlockJob, RolloutPlan, RolloutTask, roll_out
 from igrpo_cli.store.completion import completed
-from igrpo_cli.store.identity import Identity
 from igrpo_cli.store.layout import ShardPath, block_range
 from igrpo_cli.store.lineage import require_current
+from igrpo_cli.store.manifest import Identity
 from igrpo_cli.store.policies import Policy
 from igrpo_cli.ui.progress import Progress
 

@@ -15,9 +15,8 @@ from igrpo_cli.pipeline.shard_work import ShardWork, UngradedNotes, work_through
 from igrpo_cli.records import VERDICTS, Problem, Rollout, Score, StageReport
 from igrpo_cli.rewards.scorer import ScoringInput, ScoringResult
 from igrpo_cli.store.completion import commit_shard, open_input
-from igrpo_cli.store.identity import Identity
 from igrpo_cli.store.layout import ShardPath
-from igrpo_cli.store.manifest import DataFile, Manifest, read_manifest
+from igrpo_cli.store.manifest import DataFile, Identity, Manifest, read_manifest
 from igrpo_cli.ui.console import Console, table
 from igrpo_cli.ui.progress import Progress
 

@@ -14,15 +14,13 @@ from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import apply_overrides, check_config, read_toml, refuse_fixed
 from igrpo_cli.config.sections import EngineSection
 from igrpo_cli.errors import UsageError
-from igrpo_cli.store.command_lines import command_line, no_run
-from igrpo_cli.store.completion import input_hashes
-from igrpo_cli.store.identity import FileHash
-from igrpo_cli.store.layout import RunDirectory, ShardPath, parse_shards
+from igrpo_cli.store.atomic import standing
+from igrpo_cli.store.checksummed_json import require_sealed, settings_fault
+from igrpo_cli.store.completion import count_problems, input_hashes
+from igrpo_cli.store.layout import RunDirectory, ShardPath, command_line, no_run, parse_shards
+from igrpo_cli.store.lineage import require_lineage
+from igrpo_cli.store.manifest import FileHash
 from igrpo_cli.store.policies import Policy, promote_policy, read_policy
-from igrpo_cli.store.policy_lineage import require_lineage
-from igrpo_cli.store.problem_file import count_problems
-from igrpo_cli.store.run_guard import standing
-from igrpo_cli.store.sealed_settings import require_sealed, settings_fault
 from igrpo_cli.torchrun import rank_and_size
 from igrpo_cli.ui.console import Console
 
@@ -202,7 +200,7 @@ class Session:
 
     def problems(self) -> list[Problem]:
         """All training problems of the run, frozen by `init`, checked against their manifest."""
-        from igrpo_cli.store.problem_file import read_problems
+        from igrpo_cli.store.completion import read_problems
 
         if self._problems is None:
             self._problems = read_problems(self.run.problems())

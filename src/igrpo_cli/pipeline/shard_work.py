@@ -12,10 +12,9 @@ from igrpo_cli.pipeline.session import StageRequest
 from igrpo_cli.records import Rollout, StageReport
 from igrpo_cli.store.atomic import remove_stale_temporaries
 from igrpo_cli.store.completion import completed
-from igrpo_cli.store.identity import Identity
 from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards
 from igrpo_cli.store.lineage import require_current
-from igrpo_cli.store.manifest import Manifest
+from igrpo_cli.store.manifest import Identity, Manifest
 
 NOTES_OF_A_KIND = 3
 """How often the same reason why a row is ungraded is told of one shard."""

@@ -13,9 +13,9 @@ from igrpo_cli.store.atomic import (
     remove_stale_temporaries,
     staging_directory,
 )
-from igrpo_cli.store.hashed_directory import record_directory, verify_directory
-from igrpo_cli.store.identity import Identity
+from igrpo_cli.store.checksummed_json import record_directory, verify_directory
 from igrpo_cli.store.layout import UpdatePath
+from igrpo_cli.store.manifest import Identity
 from igrpo_cli.training.progress import UpdateProgress, load_progress, save_progress
 from igrpo_cli.training.ranks import Ranks
 from igrpo_cli.training.step import PolicyTrainer

@@ -14,11 +14,10 @@ from igrpo_cli.pipeline.session import Session
 from igrpo_cli.pipeline.training_groups import Observations
 from igrpo_cli.records import Metric, TrainingGroup
 from igrpo_cli.store.atomic import flush_files, publish_directory, publish_json, remove_directory
+from igrpo_cli.store.checksummed_json import record_directory
 from igrpo_cli.store.completion import completed_update
-from igrpo_cli.store.hashed_directory import record_directory
-from igrpo_cli.store.identity import FileHash
 from igrpo_cli.store.layout import UpdatePath
-from igrpo_cli.store.manifest import DataFile, Manifest, manifest_json
+from igrpo_cli.store.manifest import DataFile, FileHash, Manifest, manifest_json
 from igrpo_cli.store.policies import (
     Policy,
     promote_policy,

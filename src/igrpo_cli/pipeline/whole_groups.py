@@ -10,8 +10,7 @@ from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError
 from igrpo_cli.records import Problem, Rollout, Selection
 from igrpo_cli.rollouts import RolloutTask
-from igrpo_cli.store.command_lines import command_line
-from igrpo_cli.store.layout import ShardPath, block_range
+from igrpo_cli.store.layout import ShardPath, block_range, command_line
 from igrpo_cli.store.manifest import Manifest
 
 if TYPE_CHECKING:

@@ -74,7 +74,7 @@ def read_rows(path: Path) -> Iterator[RawRow]:
     Raises `DamagedFileError` when the whole file is unreadable: damaged Parquet, or an array with invalid JSON.
     """
     if path.suffix == ".parquet":
-        from igrpo_cli.store.external import read_external_parquet
+        from igrpo_cli.store.tables import read_external_parquet
 
         return iter(enumerate(read_external_parquet(path), 1))
     with path.open("rb") as file:

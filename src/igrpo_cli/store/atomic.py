@@ -20,8 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.errors import ConflictError, IgrpoError
-from igrpo_cli.store.run_guard import require_standing
+from igrpo_cli.errors import ConflictError, IgrpoError, MissingInputError
 from igrpo_cli.store.temporaries import is_stale, temporary_name
 
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -294,3 +293,63 @@ def _explained(path: Path) -> Iterator[None]:
                 ) from error
         hint = "make room there and run it again" if error.errno in _FULL else None
         raise IgrpoError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
+
+
+def move_directory(source: Path, final: Path) -> bool:
+    """Rename a published directory; False when it is gone, because somebody else has moved it.
+
+    To another file system, where there is no rename, it is copied under a temporary name, published and withdrawn here.
+    Raises `ConflictError` when `final` exists and is not an empty directory.
+    """
+    try:
+        publish_directory(source, final)
+    except IgrpoError as error:
+        reason = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+        if reason in (errno.ENOENT, errno.EXDEV) and not source.exists():
+            return False
+        if reason == errno.EXDEV:
+            return _copy_and_remove(source, final)
+        raise
+    return True
+
+
+def _copy_and_remove(source: Path, final: Path) -> bool:
+    if final.is_dir() and any(final.iterdir()):
+        # Known before gigabytes are copied: perhaps a process died between publishing and withdrawing.
+        raise ConflictError(f"{final} exists already", hint="if it is not wanted, remove it and run it again")
+    with staging_directory(final) as staged:
+        try:
+            copy_content(source, staged)
+        except IgrpoError:
+            if source.exists():
+                raise
+        # Another process that moves it takes it away whole: what is there still was copied whole.
+        if not source.exists():
+            return False
+        publish_directory(staged, final)
+    remove_directory(source)
+    return True
+
+
+_STANDING: list[Path] = []
+
+
+@contextmanager
+def standing(root: Path) -> Iterator[None]:
+    """Within it the directory `root`, which is there, is not made by this process."""
+    place = root.absolute()
+    _STANDING.append(place)
+    try:
+        yield
+    finally:
+        _STANDING.remove(place)
+
+
+def require_standing(missing: Iterable[Path]) -> None:
+    """Raises MissingInputError where one of the directories that are about to be made is a run that was there."""
+    for path in missing:
+        if path.absolute() in _STANDING:
+            raise MissingInputError(
+                f"{path} is gone: it was there when this command began",
+                hint="bring the directory back, or make a new run: igrpo init RUN",
+            )

@@ -6,16 +6,17 @@ data and manifest in place, and the stage after it begins with `open_input`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
+from igrpo_cli.records import Problem
 from igrpo_cli.store.atomic import publish_json, remove_file, sha256_file
-from igrpo_cli.store.identity import FileHash, Identity, require_same
+from igrpo_cli.store.checksummed_json import UnknownSchemaError
+from igrpo_cli.store.conflicts import require_same
 from igrpo_cli.store.layout import RunDirectory, ShardPath, UpdatePath
-from igrpo_cli.store.manifest import DataFile, Manifest, manifest_json, read_manifest
+from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, manifest_json, read_manifest
 from igrpo_cli.store.policies import promote_policy
-from igrpo_cli.store.strict_json import UnknownSchemaError
 
 
 def completed(path: ShardPath, identity: Identity, on_damage: Callable[[str], None] | None = None) -> Manifest | None:
@@ -173,3 +174,29 @@ def _damage(path: ShardPath, manifest: Manifest) -> str | None:
     if size != manifest.data.num_bytes:
         return f"{path.data} has {size} bytes, not the {manifest.data.num_bytes} that {path.manifest.name} says"
     return None
+
+
+ROWS_PER_BLOCK = 1024
+
+
+def write_problems(path: ShardPath, problems: Sequence[Problem], *, replace: bool = False) -> DataFile:
+    """Publish the data file; the caller publishes its manifest (`commit_shard`)."""
+    from igrpo_cli.store.schema import PROBLEMS
+    from igrpo_cli.store.tables import write_rows
+
+    starts = range(0, len(problems), ROWS_PER_BLOCK)
+    blocks = (problems[start : start + ROWS_PER_BLOCK] for start in starts)
+    return write_rows(path.data, PROBLEMS, blocks, replace=replace)
+
+
+def read_problems(path: ShardPath) -> list[Problem]:
+    """All problems in order, the file checked against its manifest; raises as `open_input` does."""
+    from igrpo_cli.store.tables import read_records
+
+    open_input(path)
+    return read_records(path.data, Problem)
+
+
+def count_problems(path: ShardPath) -> int:
+    """How many problems there are, from the manifest alone."""
+    return read_manifest(path).data.rows

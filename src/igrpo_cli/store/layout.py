@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from igrpo_cli.errors import UsageError
-from igrpo_cli.store.command_lines import making, overwrite_command
-from igrpo_cli.store.eval_names import eval_iteration, eval_name
+from igrpo_cli.errors import MissingInputError, UsageError
 
 SHARD_STAGES = ("draft", "select", "refine")
 PARTS, LOG = ".parts", "log"
@@ -296,3 +295,96 @@ def _checked_name(name: str, kind: str) -> str:
             hint="letters, digits and . _ + @ = - after a first letter or digit",
         )
     return name
+
+
+_EVAL_NAME = re.compile(r"(?:policy_([0-9]{4,})|.+?)(_conditioned(?:_(majority|best))?)?")
+"""Policy of the run, whether conditioned, `eval.selection` unless it is `each`."""
+
+
+def eval_name(policy: int | str, conditioned: str | None) -> str:
+    """`policy_0003`, `policy_0003_conditioned`, `SmolLM2_conditioned_best`; `conditioned` is the `eval.selection`."""
+    name = policy if isinstance(policy, str) else f"policy_{policy:04d}"
+    if conditioned is None:
+        return name
+    return f"{name}_conditioned" if conditioned == "each" else f"{name}_conditioned_{conditioned}"
+
+
+def eval_iteration(directory: Path) -> int:
+    """The iteration of the policy that was evaluated; 0 for other models."""
+    return int(_eval_parts(directory)[0] or 0)
+
+
+def read_eval_name(name: str) -> tuple[int | str, str | None]:
+    """What `eval_name` made the name of a directory from: policy of the run or name of a model, and how conditioned."""
+    policy, conditioned, selection = _eval_parts(Path(name))
+    model = name.removesuffix(conditioned or "")
+    return (model if policy is None else int(policy)), (selection or "each") if conditioned else None
+
+
+def eval_flags(directory: Path) -> str:
+    """The flags of `igrpo eval` that lead to these results."""
+    policy, conditioned, selection = _eval_parts(directory)
+    bench = f"--bench {directory.parent.name}"
+    flags = [f"--model MODEL {bench}" if policy is None else f"{bench} --iteration {int(policy)}"]
+    flags += ["--conditioned"] if conditioned else []
+    flags += [f"--set eval.selection={selection}"] if selection else []
+    return " ".join(flags)
+
+
+def _eval_parts(directory: Path) -> tuple[str | None, ...]:
+    match = _EVAL_NAME.fullmatch(directory.name)
+    return match.groups() if match else (None, None, None)
+
+
+def typed(path: Path) -> str:
+    """`path` as a shell takes it for a path, not for flags."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def command_line(root: Path, name: str, flags: str = "") -> str:
+    """`igrpo NAME RUN FLAGS`; the run at `root` is left out where it is the current directory."""
+    return " ".join(["igrpo", name, *([] if root == Path() else [typed(root)]), *([flags] if flags else [])])
+
+
+def init_again(root: Path) -> str:
+    """The `igrpo init` that makes what is missing of the run at `root`, with the settings that it has."""
+    return f"igrpo init {typed(root)} --config {typed(root / 'run.toml')}"
+
+
+def no_run(path: Path) -> MissingInputError:
+    """The error for a directory, or for what is none, that is not a run."""
+    return MissingInputError(
+        f"{path} is not a run directory: it has no run.toml",
+        hint=f"igrpo init {'RUN' if path == Path() else typed(path)} --preset quickstart",
+    )
+
+
+def making(path: ShardPath) -> str:
+    """What to type to make a shard."""
+    if path.stage == "problems":
+        is_of_run = path.data.parent == path.root
+        return (
+            init_again(path.root) if is_of_run else command_line(path.root, "eval", f"--bench {path.data.parent.name}")
+        )
+    if path.stage == "eval":
+        return _evaluating(path)
+    if path.stage == "scores":
+        stage, name = path.data.parents[2].name, path.data.parent.name
+        flags = f"--stage {stage} --iteration {path.iteration} --scores {name} --shard {path.shard}"
+        return f"igrpo grade {typed(path.root)} {flags}"
+    flags = f"--iteration {path.iteration}" + ("" if path.stage == "update" else f" --shard {path.shard}")
+    return command_line(path.root, path.stage, flags)
+
+
+def overwrite_command(path: ShardPath) -> str:
+    """What to type to make a shard in place of the one that is there; `igrpo init` makes damaged problems so anyway."""
+    is_of_run = path.stage == "problems" and path.data.parent == path.root
+    return making(path) if is_of_run else f"{making(path)} --overwrite"
+
+
+def _evaluating(path: ShardPath) -> str:
+    flags = f"{eval_flags(path.data.parent)} --shard {path.shard}"
+    if not flags.startswith("--model"):
+        return command_line(path.root, "eval", flags)
+    return f"igrpo eval {flags}" + ("" if path.root == Path() else f" --output {typed(path.root)}")

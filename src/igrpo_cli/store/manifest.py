@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.errors import DamagedFileError
-from igrpo_cli.store.checksummed_json import sealed, sha256_json
-from igrpo_cli.store.identity import FileHash, Identity
-from igrpo_cli.store.layout import RunDirectory, ShardPath
-from igrpo_cli.store.strict_json import (
+from igrpo_cli.store.checksummed_json import (
     AMOUNT,
     COUNT,
     INTEGER,
@@ -28,11 +26,15 @@ from igrpo_cli.store.strict_json import (
     TEXT,
     TEXTS,
     UTC_TIME,
+    canonical_json,
     check_keys,
     check_seal,
     check_version,
     read_object,
+    sealed,
+    sha256_json,
 )
+from igrpo_cli.store.layout import RunDirectory, ShardPath, name_of
 
 MANIFEST_VERSION = 1
 OWN_HASH = "manifest_sha256"
@@ -231,3 +233,57 @@ def _check_place(path: ShardPath, identity: Identity) -> None:
         says, belongs = getattr(identity, key), getattr(path, key)
         if says != belongs:
             raise DamagedFileError(f"{path.manifest}: {key} is {says}, but it lies where {belongs} belongs")
+
+
+@dataclass(frozen=True, slots=True)
+class FileHash:
+    """A file of the run and its content."""
+
+    path: str
+    """Relative to the run directory, with forward slashes."""
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Everything that decides the rows of a shard. Equal identities ask for the same shard."""
+
+    stage: str
+    iteration: int
+    shard: int
+    num_shards: int
+    config: Mapping[str, Mapping[str, Any]]
+    """The resolved sections that the stage reads: {section: {key: JSON value}}."""
+    policy: str | None = None
+    """Id of the policy that was sampled from or trained; None where none is involved."""
+    template_sha256: str | None = None
+    """Hash of the chat template; None where no prompt is rendered."""
+    inputs: Sequence[FileHash] = field(default=())
+    """The files that were read, in the order of their paths."""
+
+    def __post_init__(self) -> None:
+        # As JSON returns it, so that a tuple equals the list on disk. The order of inputs means nothing.
+        object.__setattr__(self, "config", json.loads(canonical_json(self.config)))
+        object.__setattr__(self, "inputs", tuple(sorted(self.inputs, key=lambda file: file.path)))
+
+    @property
+    def name(self) -> str:
+        """What the shard is called in messages."""
+        return name_of(self.stage, self.iteration, self.shard, self.num_shards)
+
+    def to_json(self) -> dict[str, Any]:
+        """The identity as a JSON object."""
+        return {
+            "stage": self.stage,
+            "iteration": self.iteration,
+            "shard": self.shard,
+            "num_shards": self.num_shards,
+            "config": self.config,
+            "policy": self.policy,
+            "template_sha256": self.template_sha256,
+            "inputs": [{"path": file.path, "sha256": file.sha256} for file in self.inputs],
+        }
+
+    def sha256(self) -> str:
+        """One hash for all of it."""
+        return sha256_json(self.to_json())

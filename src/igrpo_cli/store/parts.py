@@ -17,11 +17,10 @@ import pyarrow as pa
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.store.atomic import mark, remove_directory, remove_file, remove_stale_temporaries
-from igrpo_cli.store.content import content_sha256
 from igrpo_cli.store.manifest import DataFile
 from igrpo_cli.store.rows import table_of
 from igrpo_cli.store.schema import ROLLOUTS
-from igrpo_cli.store.tables import read_table, write_tables
+from igrpo_cli.store.tables import content_sha256, read_table, write_tables
 
 IDENTITY_KEY = "igrpo.identity"
 BLOCK_KEY = "igrpo.block"

@@ -14,12 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
-from igrpo_cli.store.atomic import publish_json, remove_directory, sha256_files
-from igrpo_cli.store.checksummed_json import sealed, sha256_json
-from igrpo_cli.store.command_lines import init_again
-from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.moving import move_directory
-from igrpo_cli.store.strict_json import (
+from igrpo_cli.store.atomic import move_directory, publish_json, remove_directory, sha256_files
+from igrpo_cli.store.checksummed_json import (
     COUNT,
     HASHES,
     POLICY_ID,
@@ -28,7 +24,10 @@ from igrpo_cli.store.strict_json import (
     check_seal,
     check_version,
     read_object,
+    sealed,
+    sha256_json,
 )
+from igrpo_cli.store.layout import RunDirectory, init_again
 
 POLICY_VERSION = 1
 MANIFEST = "manifest.json"

@@ -25,7 +25,7 @@ from igrpo_cli.records import (
     Score,
     Selection,
 )
-from igrpo_cli.store.strict_json import UnknownSchemaError
+from igrpo_cli.store.checksummed_json import UnknownSchemaError
 
 NAME_KEY = b"igrpo.schema"
 VERSION_KEY = b"igrpo.schema_version"

@@ -5,6 +5,7 @@ One Parquet row group per block of groups, so that a file can be read block by b
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -181,3 +182,86 @@ def _reading(path: Path) -> Iterator[None]:
             hint = "give the command more memory and threads (ulimit -v, -u); `igrpo verify` says whether it is damaged"
             raise IgrpoError(f"there is no memory to read {path} ({reason})", hint=hint) from error
         raise DamagedFileError(f"{path} is damaged: {reason}", hint="igrpo verify") from error
+
+
+def content_sha256(table: pa.Table) -> str:
+    """SHA-256 over the columns of a table in order: names, types, which rows are null, and all values.
+
+    Chunks, slices, dictionaries and what lies under a null do not count; floats count by their bits. Made for the
+    types of `schema`; raises ArrowException for any other.
+    """
+    digest = hashlib.sha256()
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        _add(digest, name, column.combine_chunks())
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, name: str, array: pa.Array) -> None:
+    """Every piece is preceded by what says how long it is, so that no two tables run together into the same bytes."""
+    digest.update(f"{name!r} {array.type} {len(array)} {array.null_count}\n".encode())
+    digest.update(_buffer(pc.indices_nonzero(array.is_null())))
+    if pa.types.is_list(array.type):
+        digest.update(_buffer(pc.list_value_length(array).fill_null(0)))
+        _add(digest, "", array.flatten())
+    elif pa.types.is_string(array.type):
+        texts = array.fill_null("")
+        digest.update(_buffer(pc.binary_length(texts)))
+        digest.update(pc.binary_join(pa.ListArray.from_arrays([0, len(texts)], texts), "")[0].as_buffer())
+    else:
+        digest.update(_buffer(array.fill_null(0)))
+
+
+def _buffer(array: pa.Array) -> Any:
+    return array.to_numpy(zero_copy_only=True)
+
+
+ROWS_AT_A_TIME = 1024
+
+
+def read_external_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of `path` in order, as plain Python values; a missing column is simply not a key.
+
+    A value that Python cannot hold (a string that is not UTF-8) comes as bytes, so that one bad row
+    does not hide the others. Raises `DamagedFileError` where the file cannot be read.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"{path} does not exist")
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_names(file.schema_arrow.names, path)
+            for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
+                columns = {name: _python_values(batch.column(name)) for name in batch.schema.names}
+                for row in range(batch.num_rows):
+                    yield {name: values[row] for name, values in columns.items()}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns that are no text
+        raise DamagedFileError(
+            f"{path.name} is not a readable Parquet file ({_first_line(error)})",
+            hint="copy or download it again",
+        ) from error
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DamagedFileError(f"{path.name} has two columns of the name {twice[0]}")
+
+
+def _python_values(column: pa.Array) -> list[Any]:
+    try:
+        values: list[Any] = column.to_pylist()
+    except ValueError:
+        return [_python_value(scalar) for scalar in column]
+    return values
+
+
+def _python_value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except ValueError:
+        return scalar.as_buffer().to_pybytes() if hasattr(scalar, "as_buffer") else b""
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:200]

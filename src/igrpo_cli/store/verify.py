@@ -1,34 +1,64 @@
-"""`igrpo verify`: every file of a run against its manifest, and the files against each other."""
+"""What `igrpo verify` has to say of a run."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.records import JUDGEMENT_HASH
 from igrpo_cli.store.atomic import sha256_file
-from igrpo_cli.store.command_lines import init_again
+from igrpo_cli.store.checksummed_json import (
+    read_sealed_line,
+    read_sent,
+    read_summary,
+    settings_fault,
+    summary_hint,
+    verify_directory,
+)
 from igrpo_cli.store.conflicts import settings_differences
-from igrpo_cli.store.hashed_directory import verify_directory
 from igrpo_cli.store.layout import (
+    LOG,
+    PARTS,
     SCORES,
     SHARD_STAGES,
     SUMMARY,
     RunDirectory,
     ShardPath,
     format_shards,
+    init_again,
     shards_in,
 )
 from igrpo_cli.store.manifest import Manifest, read_manifest
 from igrpo_cli.store.policies import Policy, read_policy, verify_policy
 from igrpo_cli.store.row_checks import IterationRows, check_stage, read_problem_ids, read_scores, read_shard
-from igrpo_cli.store.sealed_files import read_summary, summary_hint
-from igrpo_cli.store.sealed_settings import settings_fault
-from igrpo_cli.store.verify_beside import broken_links, damaged_records, leftovers
-from igrpo_cli.store.verify_report import FileProblem, VerifyReport
+from igrpo_cli.store.temporaries import is_temporary
+
+
+@dataclass(frozen=True, slots=True)
+class FileProblem:
+    """Something wrong with a file, or worth knowing about it."""
+
+    path: Path
+    what: str
+    hint: str | None = None
+
+
+@dataclass
+class VerifyReport:
+    """What `verify_run` found."""
+
+    problems: list[FileProblem] = field(default_factory=list)
+    notes: list[FileProblem] = field(default_factory=list)
+    """Harmless: leftovers of interrupted commands, policies that were removed."""
+    num_checked: int = 0
+    """Data files and policies that were read and compared with their manifests."""
+
 
 MAX_COMPLAINTS = 5
 """Told of one file; a file that is wrong throughout is not told of row by row."""
@@ -267,3 +297,56 @@ class _Verifier:
                 if summary.exists():
                     with self.guarded(summary, summary_hint(summary)):
                         read_summary(summary)
+
+
+def damaged_records(run: RunDirectory) -> Iterator[FileProblem]:
+    """What trackers were sent and what a judge said, where it is not as it was written."""
+    for path in sorted((run.root / LOG).glob("*.json")):
+        try:
+            read_sent(path)
+        except IgrpoError as error:
+            yield FileProblem(path, error.message, error.hint)
+    for path in sorted(run.judgements.glob("*.jsonl")):
+        try:
+            # What follows the last newline is a line that is being written, or whose writer was killed.
+            lines = path.read_bytes().split(b"\n")[:-1]
+        except OSError as error:
+            yield FileProblem(path, f"cannot be read: {error.strerror}")
+            continue
+        damaged = [number for number, line in enumerate(lines, start=1) if not _is_judgement(line)]
+        if damaged:
+            others = f" and {len(damaged) - 1} others" if len(damaged) > 1 else ""
+            hint = "remove these lines: what they were about is judged again when it is needed"
+            yield FileProblem(path, f"line {damaged[0]}{others}: no judgement as it was written", hint)
+
+
+def broken_links(run: RunDirectory) -> Iterator[FileProblem]:
+    """Links whose target cannot be reached: whoever looks for what they are called finds nothing there."""
+    for path in _walk(run.root):
+        if path.is_symlink() and not os.path.exists(path):
+            hint = "remove the link, or make available what it leads to"
+            yield FileProblem(path, f"is a link that leads nowhere ({os.readlink(path)})", hint)
+
+
+def leftovers(run: RunDirectory) -> Iterator[FileProblem]:
+    """What killed commands have left behind."""
+    for path in _walk(run.root):
+        if is_temporary(path.name):
+            yield FileProblem(path, "is a temporary of a command that runs, or was killed")
+        elif path.name == PARTS and any(path.glob("*/*")):
+            yield FileProblem(path, "holds finished blocks of unfinished shards")
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Everything below `root`, but not what lies within leftovers."""
+    for directory, names, files in os.walk(root):
+        yield from (Path(directory, name) for name in sorted([*names, *files]))
+        names[:] = [name for name in names if name != PARTS and not is_temporary(name)]
+
+
+def _is_judgement(line: bytes) -> bool:
+    try:
+        read_sealed_line(line, JUDGEMENT_HASH)
+    except ValueError:
+        return False
+    return True

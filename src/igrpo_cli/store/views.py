@@ -1,0 +1,279 @@
+"""Draft shards as a selection reads them: block by block, only the columns that it depends on.
+
+Shape suffixes: _B groups of a block, _N drafts of a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import reduce
+from itertools import chain
+from operator import and_
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+from pyarrow.fs import LocalFileSystem
+
+from igrpo_cli.errors import DamagedFileError
+from igrpo_cli.records import VERDICTS
+from igrpo_cli.store.layout import RunDirectory, ShardPath, shards_in
+from igrpo_cli.store.schema import (
+    ADVANTAGES,
+    METRICS,
+    PROBLEMS,
+    ROLLOUTS,
+    SCORES,
+    SELECTIONS,
+    reward_columns,
+    with_reward_parts,
+)
+from igrpo_cli.store.scores import with_scores
+from igrpo_cli.store.tables import file_schema, iterate_blocks
+
+_CANDIDATE_COLUMNS = (
+    "group_id",
+    "sample_id",
+    "problem_id",
+    "completion",
+    "completion_ids",
+    "reward",
+    "extracted_answer",
+)
+
+
+@dataclass(frozen=True)
+class CandidateBlock:
+    """The drafts of some groups."""
+
+    group_ids: Sequence[int]
+    problem_ids: Sequence[str]
+    rewards_BN: NDArray[np.float32]
+    lengths_BN: NDArray[np.int64]
+    """Tokens of each draft."""
+    table: pa.Table
+
+    def texts(self, indices_B: NDArray[np.int64]) -> tuple[list[str], list[str | None]]:
+        """Completions and extracted answers of one draft per group; the others are never turned into Python text."""
+        rows = indices_B + np.arange(len(self.group_ids)) * self.rewards_BN.shape[1]
+        chosen = self.table.select(["completion", "extracted_answer"]).take(pa.array(rows))
+        return chosen["completion"].to_pylist(), chosen["extracted_answer"].to_pylist()
+
+
+def iterate_candidates(path: Path, scores: Path | None = None) -> Iterator[CandidateBlock]:
+    """The groups of a draft shard, a block at a time; rewards and extracted answers are those of `scores`, if given.
+
+    Raises DamagedFileError where a group lacks a draft or has one twice, or where the scores are of other rows.
+    """
+    blocks = iterate_blocks(path, ROLLOUTS, _CANDIDATE_COLUMNS)
+    num_drafts = 0
+    for table in blocks if scores is None else with_scores(blocks, scores):
+        group_ids, sample_ids = (table[name].to_numpy() for name in ("group_id", "sample_id"))
+        num_drafts = num_drafts or int(sample_ids.max()) + 1
+        complete = (
+            table.num_rows % num_drafts == 0
+            and (sample_ids == np.tile(np.arange(num_drafts), table.num_rows // num_drafts)).all()
+        )
+        if not complete or (group_ids != np.repeat(group_ids[::num_drafts], num_drafts)).any():
+            raise DamagedFileError(
+                f"{path}: a group between {group_ids[0]} and {group_ids[-1]} lacks a draft or holds one twice",
+                hint="igrpo verify; igrpo draft --overwrite samples the shard again",
+            )
+        yield CandidateBlock(
+            group_ids=group_ids[::num_drafts].tolist(),
+            problem_ids=table["problem_id"].take(pa.array(np.arange(0, table.num_rows, num_drafts))).to_pylist(),
+            rewards_BN=table["reward"].to_numpy().reshape(-1, num_drafts),
+            lengths_BN=pc.list_value_length(table["completion_ids"]).to_numpy().reshape(-1, num_drafts),
+            table=table,
+        )
+
+
+NO_DRAFT = -1
+"""Stands where a rollout has no `draft_sample_id`."""
+_ROLLOUT_COLUMNS = (
+    "group_id",
+    "sample_id",
+    "draft_sample_id",
+    "completion",
+    "sampling_logprobs",
+    "finish_reason",
+    "reward",
+    "verdict",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutColumns:
+    """Rollouts of one stage; every column has an entry per rollout, in the order of the files."""
+
+    group_id: NDArray[np.int64]
+    sample_id: NDArray[np.int64]
+    draft_sample_id: NDArray[np.int64]
+    """NO_DRAFT where the prompt is bare."""
+    completion: Sequence[str]
+    num_tokens: NDArray[np.int64]
+    logprob_sum: NDArray[np.float64]
+    """Nats, over the tokens of the completion, as sampled."""
+    is_truncated: NDArray[np.bool_]
+    reward: NDArray[np.float64]
+    verdict: NDArray[np.int64]
+    """Position in `records.VERDICTS`."""
+
+    def is_verdict(self, verdict: str) -> NDArray[np.bool_]:
+        """Which rollouts have this verdict."""
+        found: NDArray[np.bool_] = self.verdict == VERDICTS.index(verdict)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class SelectionColumns:
+    """Selections; every column has an entry per group."""
+
+    group_id: NDArray[np.int64]
+    draft_group_id: NDArray[np.int64]
+    num_tied: NDArray[np.int64]
+
+
+Columns = TypeVar("Columns", RolloutColumns, SelectionColumns)
+
+
+def read_rollout_columns(path: Path) -> RolloutColumns:
+    """The rollouts of a shard; token ids and prompts are left on disk. Raises as `read_table`."""
+    blocks = [_rollouts(block) for block in iterate_blocks(path, ROLLOUTS, _ROLLOUT_COLUMNS)]
+    return joined([_rollouts(ROLLOUTS.empty_table()), *blocks])
+
+
+def read_selection_columns(path: Path) -> SelectionColumns:
+    """The selections of a shard. Raises as `read_table`."""
+    blocks = [_selections(block) for block in iterate_blocks(path, SELECTIONS, SelectionColumns.__slots__)]
+    return joined([_selections(SELECTIONS.empty_table()), *blocks])
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """The rows of one or more shards, one after the other."""
+    columns = ([getattr(part, field.name) for part in parts] for field in fields(parts[0]))
+    return type(parts[0])(*map(_end_to_end, columns))
+
+
+def _end_to_end(pieces: list[Any]) -> Any:
+    return np.concatenate(pieces) if isinstance(pieces[0], np.ndarray) else list(chain.from_iterable(pieces))
+
+
+def _selections(block: pa.Table) -> SelectionColumns:
+    return SelectionColumns(*(_integers(block[name]) for name in SelectionColumns.__slots__))
+
+
+def _rollouts(block: pa.Table) -> RolloutColumns:
+    logprobs = block["sampling_logprobs"].combine_chunks()
+    num_tokens = _integers(pc.list_value_length(logprobs))
+    starts = np.cumsum(num_tokens) - num_tokens
+    logprob_sum = np.zeros(block.num_rows)
+    # Only of completions with tokens: `reduceat` would give an empty one the first token of the next.
+    values = logprobs.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
+    logprob_sum[num_tokens > 0] = np.add.reduceat(values, starts[num_tokens > 0]) if len(values) else 0.0
+    return RolloutColumns(
+        group_id=_integers(block["group_id"]),
+        sample_id=_integers(block["sample_id"]),
+        draft_sample_id=_integers(pc.fill_null(block["draft_sample_id"], NO_DRAFT)),
+        completion=block["completion"].to_pylist(),
+        num_tokens=num_tokens,
+        logprob_sum=logprob_sum,
+        is_truncated=pc.equal(block["finish_reason"].cast(pa.string()), "length").to_numpy().astype(np.bool_),
+        reward=block["reward"].to_numpy().astype(np.float64),
+        verdict=_integers(pc.index_in(block["verdict"].cast(pa.string()), pa.array(VERDICTS))),
+    )
+
+
+def _integers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    found: NDArray[np.int64] = column.to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
+
+
+_FORMAT = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    place: Mapping[str, str] = field(default_factory=dict)
+    """What only the path says of its rows, by the name of the column that it becomes."""
+
+
+def run_tables(run: RunDirectory, num_shards: int) -> dict[str, ds.Dataset]:
+    """What the finished shards and updates of a run hold, by name; a kind that has none yet is a table without rows.
+
+    `rollouts` has the parts of the reward of all its files, null where a file was made without one. `scores` has
+    the name of the set as column `name`; `evals` those of the benchmark and of the evaluation as `bench` and `policy`.
+
+    Raises UnknownSchemaError and DamagedFileError for files that are not of their kind. Rows are read, and their
+    checksums verified, by whoever scans the tables.
+    """
+    iterations = run.iterations()
+    shards = {
+        stage: [path for number in iterations for path in _finished(run.shards(number, stage, num_shards))]
+        for stage in ("draft", "select", "refine")
+    }
+    rollouts = [*shards["draft"], *shards["refine"]]
+    updates = [update for number in iterations if (update := run.update(number)).manifest.exists()]
+    return {
+        "rollouts": _table(ROLLOUTS, [_File(path.data) for path in rollouts]),
+        "selections": _table(SELECTIONS, [_File(path.data) for path in shards["select"]]),
+        "metrics": _table(METRICS, [_File(update.metrics) for update in updates]),
+        "advantages": _table(ADVANTAGES, [_File(update.advantages) for update in updates]),
+        "problems": _table(PROBLEMS, [_File(path.data) for path in _finished([run.problems()])]),
+        "scores": _table(SCORES, _scores(run, rollouts), ("name",)),
+        "evals": _table(ROLLOUTS, _evals(run), ("bench", "policy")),
+    }
+
+
+def _scores(run: RunDirectory, rollouts: Iterable[ShardPath]) -> list[_File]:
+    names = {(path.iteration, path.stage): run.score_sets(path.iteration, path.stage) for path in rollouts}
+    return [
+        _File(scores.data, {"name": name})
+        for path in rollouts
+        for name in names[path.iteration, path.stage]
+        for scores in _finished([run.scores(path, name)])
+    ]
+
+
+def _evals(run: RunDirectory) -> list[_File]:
+    return [
+        _File(path.data, {"bench": directory.parent.name, "policy": directory.name})
+        for directory in sorted((run.root / "eval").glob("*/*"))
+        # An evaluation that another command put here may have been cut into another number of shards.
+        for path in _finished(run.eval_shard_in(directory, *place) for place in shards_in(directory))
+    ]
+
+
+def _finished(paths: Iterable[ShardPath]) -> list[ShardPath]:
+    return [path for path in paths if path.manifest.exists()]
+
+
+def _table(schema: pa.Schema, files: list[_File], place: tuple[str, ...] = ()) -> ds.Dataset:
+    found = [file_schema(file.path, schema) for file in files]
+    if reward_columns(schema):
+        parts = {name.removeprefix("reward_") for each in found for name in reward_columns(each)}
+        schema = with_reward_parts(schema, parts)
+    for position, column in enumerate(place):
+        schema = schema.insert(position, pa.field(column, pa.string()))
+    if not files:
+        return ds.dataset(schema.empty_table())
+    filesystem = LocalFileSystem()
+    fragments = [
+        _FORMAT.make_fragment(str(file.path), filesystem, partition_expression=_is_of(file.place)) for file in files
+    ]
+    return ds.FileSystemDataset(fragments, schema, _FORMAT, filesystem)
+
+
+def _is_of(place: Mapping[str, str]) -> ds.Expression | None:
+    terms = [ds.field(column) == value for column, value in place.items()]
+    return reduce(and_, terms) if terms else None
