@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
-from igrpo_cli.store.checksummed_json import sealed_settings
+from igrpo_cli.store.checksummed_json import checksummed_settings
 from igrpo_cli.store.completion import commit_shard
 from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
 from igrpo_cli.store.manifest import DataFile, Identity, Manifest, utc_now
@@ -88,7 +88,7 @@ def make_run(root: Path, arguments: argparse.Namespace) -> None:
     """A run of the shape that was asked for; its updates hold metrics and advantages alone."""
     run, chance = RunDirectory(root), random.Random(0)
     root.mkdir()
-    run.run_toml.write_bytes(sealed_settings(b"[run]\n"))
+    run.run_toml.write_bytes(checksummed_settings(b"[run]\n"))
     groups, samples = range(arguments.problems), range(arguments.samples)
     problems = [Problem(f"p{group}", f"What is {group} + 1?", str(group + 1), f"made:{group}") for group in groups]
     publish(run.problems(), PROBLEMS, [table_of(PROBLEMS, problems)])

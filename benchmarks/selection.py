@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from igrpo_cli.config.files import apply_overrides, check_config, read_preset, write_config
-from igrpo_cli.store.checksummed_json import sealed_settings
+from igrpo_cli.store.checksummed_json import checksummed_settings
 from igrpo_cli.store.completion import commit_shard
 from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
 from igrpo_cli.store.manifest import DataFile, Identity, Manifest, utc_now
@@ -38,7 +38,7 @@ def make_drafts(root: Path, groups: int, arguments: argparse.Namespace) -> None:
     sizes |= {"draft.num_generations": arguments.samples, "engine.groups_per_block": GROUPS_PER_BLOCK}
     settings = apply_overrides(read_preset("quickstart"), [f"{key}={value}" for key, value in sizes.items()])
     root.mkdir()
-    (root / "run.toml").write_bytes(sealed_settings(write_config(check_config(settings, "quickstart"))))
+    (root / "run.toml").write_bytes(checksummed_settings(write_config(check_config(settings, "quickstart"))))
     chance = random.Random(0)
     ids = [(group, sample) for group in range(GROUPS_PER_BLOCK) for sample in range(arguments.samples)]
     block = table_of(ROLLOUTS, [rollout("draft", *place, arguments.tokens, chance) for place in ids])

@@ -10,7 +10,7 @@ from typing import Any
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.records import Metric, Problem, Rollout, Selection, SelectionAction
-from igrpo_cli.store.checksummed_json import sealed_settings
+from igrpo_cli.store.checksummed_json import checksummed_settings
 from igrpo_cli.store.completion import commit_shard
 from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
 from igrpo_cli.store.manifest import Identity
@@ -37,7 +37,7 @@ def make_problems(root: Path, number: int, text: str = "What is {} + {}?") -> Ru
     """A run with the problems p0, p1, … and nothing else."""
     root.mkdir(parents=True, exist_ok=True)
     run = RunDirectory(root)
-    run.run_toml.write_bytes(sealed_settings(b"[run]\nnum_iterations = 9\n"))
+    run.run_toml.write_bytes(checksummed_settings(b"[run]\nnum_iterations = 9\n"))
     problems = [Problem(f"p{i}", text.format(i, i), "4", f"sums.jsonl:{i}") for i in range(number)]
     freeze_problems(run.problems(), problems, {"data": {"train": "sums"}}, {"kept": number})
     return run

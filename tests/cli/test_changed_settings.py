@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from command_line import files_below, igrpo
-from igrpo_cli.store.checksummed_json import sealed_settings
+from igrpo_cli.store.checksummed_json import checksummed_settings
 
 CHANGED = "is not what `igrpo init` wrote"
 
@@ -72,7 +72,7 @@ def test_what_was_restored_goes_on(run, finished_run):
     assert igrpo("verify", run).code == 0
 
 
-@pytest.mark.parametrize("content", [b"", b"[run]\n", b"\x00\xff{", sealed_settings(b"[run]\n")[:-1]])
+@pytest.mark.parametrize("content", [b"", b"[run]\n", b"\x00\xff{", checksummed_settings(b"[run]\n")[:-1]])
 def test_cut_or_foreign_settings(run, content):
     (run / "run.toml").write_bytes(content)
     assert igrpo("refine", run).code == 4
@@ -85,13 +85,13 @@ def test_another_run_takes_its_settings_edited_or_not(run, finished_run, tmp_pat
         assert result.code == 0, result.stderr
         written = (tmp_path / f"of seed {seed}" / "run.toml").read_bytes()
         assert tomllib.loads(written.decode())["run"]["seed"] == seed
-        assert written == sealed_settings(written.partition(b"\n")[2])
+        assert written == checksummed_settings(written.partition(b"\n")[2])
         assert igrpo("draft", tmp_path / f"of seed {seed}", "--dry-run").code == 0
 
 
 def test_a_flipped_bit_of_each_byte_is_noticed_by_verify_and_by_draft(tmp_path):
     path = tmp_path / "run.toml"
-    content = sealed_settings(b"[run]\nseed = 0\n")
+    content = checksummed_settings(b"[run]\nseed = 0\n")
     path.write_bytes(content)
     assert CHANGED not in igrpo("verify", tmp_path).stdout
     assert igrpo("draft", tmp_path).code == 3  # there are no policy and no problems

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from command_line import igrpo
-from igrpo_cli.store.checksummed_json import sealed_settings, write_summary
+from igrpo_cli.store.checksummed_json import checksummed_settings, write_summary
 from made_iteration import SELECT, Group, make_iteration, make_problems, make_update
 
 # Problems right more often than not: by the drafts p1 and p2 before, p0 and p2 after.
@@ -112,7 +112,7 @@ def test_markdown(run):
 def test_runs_iterations_and_policies_by_path(run, tmp_path):
     other = make_problems(tmp_path / "other", 6)
     make_iteration(other, 0, *AFTER, *BEFORE[:2])
-    other.run_toml.write_bytes(sealed_settings(b"[run]\nnum_iterations = 9\n[update]\nlearning_rate = 0.5\n"))
+    other.run_toml.write_bytes(checksummed_settings(b"[run]\nnum_iterations = 9\n[update]\nlearning_rate = 0.5\n"))
     write_summary(other.eval_summary("sums", 0), {"avg_at_k": 0.5, "ci95": [0.1, 0.9]})
     # The newest that both have is 0: `other` has no more, and its update is not finished.
     runs = igrpo("diff", run, other.root, "--json").json

@@ -105,7 +105,7 @@ def sound_files(root: Path) -> dict[str, bytes]:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(problems), buffer)
     lines = "".join(f"{json.dumps(row)}\n" for row in problems).encode()
-    pointer = {"policy_version": 1, "policy_id": f"sha256:{'0' * 64}", "model": "m", "revision": None, "path": "x"}
+    pointer = {"policy_version": 2, "policy_id": f"sha256:{'0' * 64}", "model": "m", "revision": None, "path": "x"}
     shard = (root / "rows.parquet").read_bytes()
     return {
         "config": write_config(check_config(read_preset("quickstart"), "quickstart")),

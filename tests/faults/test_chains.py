@@ -10,7 +10,7 @@ import pytest
 
 from command_line import files_below, igrpo, sets
 from igrpo_cli.pipeline import update_trainer
-from igrpo_cli.store.checksummed_json import sealed_settings
+from igrpo_cli.store.checksummed_json import checksummed_settings
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.policies import write_policy_manifest
 from igrpo_cli.store.temporaries import temporary_name
@@ -26,16 +26,16 @@ def run(finished_run, tmp_path):
 def go_on_to_three(run: RunDirectory) -> None:
     """Settings of one more iteration, as if `init` had written them."""
     settings = run.run_toml.read_bytes().partition(b"\n")[2]
-    run.run_toml.write_bytes(sealed_settings(settings.replace(b"num_iterations = 2", b"num_iterations = 3")))
+    run.run_toml.write_bytes(checksummed_settings(settings.replace(b"num_iterations = 2", b"num_iterations = 3")))
 
 
 def make_anew(run: RunDirectory, iteration: int) -> None:
     """Another policy in the place of one of the run, recorded as it should be."""
     place = run.policy(iteration)
-    made_from = json.loads((place / "manifest.json").read_text())["made_from"]
+    parent = json.loads((place / "manifest.json").read_text())["parent"]
     settings = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps(settings | {"made": "anew"}))
-    write_policy_manifest(place, iteration, made_from)
+    write_policy_manifest(place, iteration, parent)
 
 
 @pytest.mark.parametrize("command", [("draft", "--iteration", 2), ("update", "--iteration", 2), ("run",), ("eval",)])
@@ -54,9 +54,9 @@ def test_a_policy_whose_forebear_was_made_anew_is_not_gone_on_from(run, command)
 
 def test_what_was_made_anew_further_back_is_seen_too(run):
     go_on_to_three(run)
-    made_from = json.loads((run.policy(2) / "manifest.json").read_text())["policy_id"]
+    parent = json.loads((run.policy(2) / "manifest.json").read_text())["policy_id"]
     shutil.copytree(run.policy(2), run.policy(3))
-    write_policy_manifest(run.policy(3), 3, made_from)
+    write_policy_manifest(run.policy(3), 3, parent)
     make_anew(run, 1)
     result = igrpo("eval", run.root, *EVAL)
     assert result.code == 4

@@ -22,7 +22,7 @@ from igrpo_cli.endpoints import without_secrets
 from igrpo_cli.engines.base import EngineSettings
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.problems.sources import packaged_data
-from igrpo_cli.store.checksummed_json import sealed_settings
+from igrpo_cli.store.checksummed_json import checksummed_settings
 from igrpo_cli.training.policy import load_policy
 
 PACKAGE = Path(__file__).parents[2] / "src" / "igrpo_cli"
@@ -222,7 +222,7 @@ def test_a_secret_that_a_run_toml_holds_is_refused_by_every_command_and_not_repe
     settings = (run / "run.toml").read_bytes().partition(b"\n")[2]
     assert b"endpoints = []" in settings
     with_secret = settings.replace(b"endpoints = []", b'endpoints = ["http://bob:hunter2@localhost:1"]')
-    (run / "run.toml").write_bytes(sealed_settings(with_secret))
+    (run / "run.toml").write_bytes(checksummed_settings(with_secret))
     for command in ("draft", "status"):
         result = igrpo(command, run)
         assert result.code == 2

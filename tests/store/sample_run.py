@@ -9,7 +9,7 @@ from pathlib import Path
 
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
 from igrpo_cli.store.atomic import publish_directory, publish_json, sha256_file, staging_directory
-from igrpo_cli.store.checksummed_json import record_directory, sealed_settings
+from igrpo_cli.store.checksummed_json import checksummed_settings, record_directory
 from igrpo_cli.store.completion import commit_shard, input_hashes, write_problems
 from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
 from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, manifest_json, read_manifest
@@ -137,7 +137,7 @@ def make_run(root: Path, num_iterations: int = 2, num_shards: int = 2) -> RunDir
     """A finished run: two iterations of all four stages over two shards, one block per group."""
     run = RunDirectory(root)
     root.mkdir(parents=True, exist_ok=True)
-    run.run_toml.write_bytes(sealed_settings(b"[run]\nnum_shards = 2\n"))
+    run.run_toml.write_bytes(checksummed_settings(b"[run]\nnum_shards = 2\n"))
     problems = [Problem(f"p{i}", f"What is {i} + 1?", str(i + 1), f"sums.jsonl:{i}") for i in range(NUM_GROUPS)]
     path = run.problems()
     identity = Identity("problems", 0, 0, 1, {"data": {"train": "sums"}})

@@ -98,7 +98,7 @@ def test_a_pointer_leads_to_the_model_wherever_the_run_moves(run, pointed, tmp_p
     run.root.rename(tmp_path / "moved")
     policy = read_policy(RunDirectory(tmp_path / "moved"), 0)
     assert policy.directory == tmp_path / "moved" / "base"
-    assert (policy.id, policy.model, policy.revision, policy.made_from) == (pointed.id, "org/model", "main", None)
+    assert (policy.id, policy.model, policy.revision, policy.parent) == (pointed.id, "org/model", "main", None)
     verify_policy(policy)
 
 
@@ -147,7 +147,7 @@ def test_a_policy_that_is_not_made_yet_names_the_command(run, iteration, hint):
         ({"files": {"config.json": "x"}}, "files must be"),
         ({"path": None}, "path must be"),
         ({"more": 1}, "unknown key more"),
-        ({"policy_version": 2}, "newer igrpo"),
+        ({"policy_version": 3}, "newer igrpo"),
     ],
 )
 def test_a_pointer_is_read_strictly(run, pointed, changes, told):
@@ -164,7 +164,7 @@ def test_settling_moves_the_policy_once_and_is_quiet_ever_after(run):
     assert promote_policy(run, 0) is False
     policy = read_policy(run, 1)
     verify_policy(policy)
-    assert (policy.id, policy.made_from, policy.iteration) == (made.id, "sha256:" + "a" * 64, 1)
+    assert (policy.id, policy.parent, policy.iteration) == (made.id, "sha256:" + "a" * 64, 1)
     assert not run.update(0).policy.exists()
 
 

@@ -7,7 +7,7 @@ from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.records import Rollout
 from igrpo_cli.store.schema import ROLLOUTS, SELECTIONS
 from igrpo_cli.store.tables import read_records, write_rows
-from igrpo_cli.store.views import NO_DRAFT, joined, read_rollout_columns, read_selection_columns
+from igrpo_cli.store.views import NO_DRAFT, concatenated, read_rollout_columns, read_selection_columns
 
 
 def test_columns_say_what_the_records_say(tmp_path):
@@ -36,7 +36,7 @@ def test_a_log_prob_that_is_no_number_stays_in_its_row(tmp_path):
 def test_shards_are_joined_in_order_and_an_empty_one_adds_nothing(tmp_path):
     for name, groups in (("a", (0,)), ("b", ()), ("c", (1, 2))):
         write_rows(tmp_path / name, ROLLOUTS, drafts(*groups))
-    columns = joined([read_rollout_columns(tmp_path / name) for name in "abc"])
+    columns = concatenated([read_rollout_columns(tmp_path / name) for name in "abc"])
     assert columns.group_id.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     assert len(columns.completion) == 9
 

@@ -1,4 +1,4 @@
-"""Whatever publishes or withdraws a file is in `shards/publish.py`: one place to read, and to inject faults into."""
+"""Whatever publishes or removes a file is in `store/atomic.py`: one place to read, and to inject faults into."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ OF_MODULES = {
 OF_PATHS = {"write_text", "write_bytes", "mkdir", "unlink", "rmdir", "rename", "touch", "hardlink_to", "symlink_to"}
 OF_LIBRARIES = {"save_file", "save_pretrained", "ParquetWriter", "HuggingFaceStorageWriter"}
 ALLOWED = {
-    "shards/publish.py": "publishes",
-    "shards/tables.py": "writes the temporary that `publish_file` gives it",
-    "shards/file_system.py": "tries hard links and locks in a hidden directory that goes away",
+    "store/atomic.py": "publishes",
+    "store/tables.py": "writes the temporary that `publish_file` gives it",
+    "store/file_system.py": "tries hard links and locks in a hidden directory that goes away",
     "training/adapters.py": "writes into a staging directory, which is published by a rename",
     "training/checkpoint.py": "the same",
     "training/progress.py": "the same",
     "training/sharded_checkpoint.py": "the same",
     "rewards/judge_cache.py": "adds whole lines to a file of its own; a half one is passed over",
     "cli/exit_codes.py": "opens /dev/null in place of a closed stdout",
-    "console.py": "opens /dev/null in place of a stderr that takes nothing",
+    "ui/console.py": "opens /dev/null in place of a stderr that takes nothing",
     "loggers/trackers.py": "holds a lock, which says nothing",
 }
 """Files that write, and why that is no publication."""

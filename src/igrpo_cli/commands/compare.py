@@ -14,7 +14,15 @@ from igrpo_cli.evaluation.results import EvalResults, read_results
 from igrpo_cli.evaluation.summary import paired_figures, summarise
 from igrpo_cli.records import Problem
 from igrpo_cli.store.completion import read_problems
-from igrpo_cli.store.layout import RunDirectory, bench_name, command_line, directory_name, eval_flags, shards_in, typed
+from igrpo_cli.store.layout import (
+    RunDirectory,
+    bench_name,
+    command_line,
+    directory_name,
+    eval_flags,
+    shards_in,
+    shell_path,
+)
 from igrpo_cli.ui.console import Console, percent, table
 from igrpo_cli.ui.tables import difference_text, markdown_table, plain_table, summary_row
 
@@ -157,7 +165,7 @@ def _command(directory: Path, request: CompareRequest, bench: str, name: str) ->
         command = command_line(request.root, "eval", f"--bench {bench} --iteration {int(name)}")
     else:
         command = f"igrpo eval --model {name} --bench {bench}" + (
-            "" if request.root == Path() else f" --output {typed(request.root)}"
+            "" if request.root == Path() else f" --output {shell_path(request.root)}"
         )
     if not request.conditioned:
         return command

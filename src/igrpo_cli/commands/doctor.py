@@ -16,7 +16,7 @@ from typing import Literal
 from igrpo_cli import __version__
 from igrpo_cli.config.files import check_config, read_toml
 from igrpo_cli.errors import IgrpoError, MissingInputError
-from igrpo_cli.store.checksummed_json import require_sealed
+from igrpo_cli.store.checksummed_json import require_unedited
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.ui.console import Console, table
 
@@ -156,7 +156,7 @@ def _settings(path: Path) -> Check:
     from igrpo_cli.loggers.trackers import require_trackers
 
     run_toml = RunDirectory(path).run_toml
-    require_sealed(run_toml)
+    require_unedited(run_toml)
     config = check_config(read_toml(run_toml), str(run_toml))
     require_trackers(config.log.report_to)
     return Check(

@@ -16,7 +16,7 @@ from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.pipeline.scores import SCORED_STAGES, grade_stage, name_of_weights, parse_weights
 from igrpo_cli.pipeline.session import StageRequest, open_session
 from igrpo_cli.rewards.workers import GradingLimits, GradingPool
-from igrpo_cli.store.layout import typed
+from igrpo_cli.store.layout import shell_path
 from igrpo_cli.ui.console import Console, finite
 
 ROWS_PER_BATCH = 256
@@ -53,7 +53,7 @@ def _grade_run(path: Path, request: GradeRequest, sets: list[str], console: Cons
     if request.stage not in SCORED_STAGES:
         raise UsageError(
             f"grading a run needs the stage: --stage {' or '.join(SCORED_STAGES)}",
-            hint=f"igrpo grade {typed(path)} --stage draft --reward accuracy",
+            hint=f"igrpo grade {shell_path(path)} --stage draft --reward accuracy",
         )
     if request.rewards:
         weights = ", ".join(f"{name} = {weight}" for name, weight in parse_weights(request.rewards).items())

@@ -22,7 +22,7 @@ from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.prompts import bare_prompt
 from igrpo_cli.records import Problem
-from igrpo_cli.store.checksummed_json import require_sealed, sealed_settings
+from igrpo_cli.store.checksummed_json import checksummed_settings, require_unedited
 from igrpo_cli.store.layout import RunDirectory, command_line
 from igrpo_cli.ui.console import Console, printable
 
@@ -71,7 +71,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     from igrpo_cli.store.manifest import read_manifest
     from igrpo_cli.store.policies import write_pointer
 
-    run_directory, content = RunDirectory(path), sealed_settings(write_config(config))
+    run_directory, content = RunDirectory(path), checksummed_settings(write_config(config))
     is_run = _is_this_run(run_directory, content)
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
@@ -135,7 +135,7 @@ def _freeze(
         freeze(overwrite=overwrite)
     except ConflictError:
         # Unless a twin has just made the run: then its problems stand.
-        if not _is_this_run(run_directory, sealed_settings(write_config(config))):
+        if not _is_this_run(run_directory, checksummed_settings(write_config(config))):
             freeze(overwrite=True)
 
 
@@ -145,7 +145,7 @@ def _is_this_run(run_directory: RunDirectory, content: bytes) -> bool:
     if not path.exists():
         return False
     if path.read_bytes() != content:
-        require_sealed(path)
+        require_unedited(path)
         both = [flat_settings(sections) for sections in (read_toml(path), tomllib.loads(content.decode()))]
         differing = [f"{name} {old!r} on disk, {new!r} now" for name, (old, new) in differing_values(*both).items()]
         raise ConflictError(

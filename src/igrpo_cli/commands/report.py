@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.store.checksummed_json import read_summary, settings_fault
-from igrpo_cli.store.layout import RunDirectory, command_line, no_run
+from igrpo_cli.store.layout import RunDirectory, command_line, no_run_error
 from igrpo_cli.ui.console import Console, printable
 from igrpo_cli.ui.tables import summary_row
 
@@ -81,7 +81,7 @@ def _read(run: RunDirectory, name: str, num_runs: int, console: Console) -> Repo
     from igrpo_cli.report.samples import choose_samples
 
     if not run.run_toml.exists():
-        raise no_run(run.root)
+        raise no_run_error(run.root)
     iterations: list[IterationFigures] = []
     with console.progress(f"reading {name}", len(run.iterations()), "iterations") as progress:
         for figures in read_curves(run):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from igrpo_cli.errors import DamagedFileError
-from igrpo_cli.store.layout import RunDirectory, no_run
+from igrpo_cli.store.layout import RunDirectory, no_run_error
 from igrpo_cli.ui.console import Console
 
 
@@ -18,7 +18,7 @@ def run(path: Path, console: Console) -> None:
 
     directory = RunDirectory(path)
     if not directory.run_toml.exists() and not directory.iterations():
-        raise no_run(path)
+        raise no_run_error(path)
     with console.progress("verify", bytes_to_hash(directory) / 1e6, "MB") as progress:
         report = verify_run(
             directory,

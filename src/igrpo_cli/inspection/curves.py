@@ -25,7 +25,7 @@ from igrpo_cli.store.views import (
     Columns,
     RolloutColumns,
     SelectionColumns,
-    joined,
+    concatenated,
     read_rollout_columns,
     read_selection_columns,
 )
@@ -192,7 +192,7 @@ def _read_stage(
     total = max((num_shards for _, num_shards in shards), default=0)
     if finished < total:
         found.unreadable.append(f"{stage} of iteration {found.iteration}: {finished} of {total} shards are finished")
-    return joined(parts) if parts else None
+    return concatenated(parts) if parts else None
 
 
 def _add_cost(found: IterationFigures, stage: str, manifest: Manifest) -> None:

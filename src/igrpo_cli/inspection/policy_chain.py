@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.lineage import waiting_policies
+from igrpo_cli.store.lineage import unpromoted_policies
 from igrpo_cli.store.policies import Policy, read_policy
 
 
@@ -33,7 +33,7 @@ def read_policy_chain(run: RunDirectory) -> PolicyChain:
             chain.faults.append(error.message)
             continue
         before = chain.policies.get(iteration - 1)
-        if before is not None and policy.made_from != before.id:
+        if before is not None and policy.parent != before.id:
             chain.faults.append(f"{run.policy(iteration)} was not made from policy {iteration - 1}")
-    chain.waiting.extend(waiting_policies(run))
+    chain.waiting.extend(unpromoted_policies(run))
     return chain

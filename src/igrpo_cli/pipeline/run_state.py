@@ -59,7 +59,7 @@ class RunStatus:
             "stages": {stage: self._stage(stage, state) for stage, state in states.items()},
             "policy": None if newest is None else str(run.policy(newest)),
             "policies": [
-                {"policy": number, "id": policy.id, "made_from": policy.made_from, "model": policy.model}
+                {"policy": number, "id": policy.id, "made_from": policy.parent, "model": policy.model}
                 for number, policy in chain.policies.items()
             ],
             "policies_waiting": chain.waiting,

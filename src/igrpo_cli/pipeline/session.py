@@ -14,10 +14,10 @@ from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import apply_overrides, check_config, read_toml, refuse_fixed
 from igrpo_cli.config.sections import EngineSection
 from igrpo_cli.errors import UsageError
-from igrpo_cli.store.atomic import standing
-from igrpo_cli.store.checksummed_json import require_sealed, settings_fault
+from igrpo_cli.store.atomic import run_guard
+from igrpo_cli.store.checksummed_json import require_unedited, settings_fault
 from igrpo_cli.store.completion import count_problems, input_hashes
-from igrpo_cli.store.layout import RunDirectory, ShardPath, command_line, no_run, parse_shards
+from igrpo_cli.store.layout import RunDirectory, ShardPath, command_line, no_run_error, parse_shards
 from igrpo_cli.store.lineage import require_lineage
 from igrpo_cli.store.manifest import FileHash
 from igrpo_cli.store.policies import Policy, promote_policy, read_policy
@@ -281,9 +281,9 @@ def open_session(
     """
     run = RunDirectory(path)
     if not run.run_toml.exists():
-        raise no_run(path)
+        raise no_run_error(path)
     if not only_looks:
-        require_sealed(run.run_toml)
+        require_unedited(run.run_toml)
     settings = read_toml(run.run_toml)
     overrides = list(overrides)
     config = check_config(apply_overrides(settings, overrides), str(run.run_toml))
@@ -292,7 +292,7 @@ def open_session(
     if only_looks and (fault := settings_fault(run.run_toml)):
         console.note(f"{run.run_toml} {fault[0]}")
     try:
-        with standing(path):
+        with run_guard(path):
             yield session
     finally:
         session.close()

@@ -59,7 +59,7 @@ def record_policy(session: Session, policy: Policy, iteration: int, staged: Path
     with ThreadPoolExecutor() as beside:
         others = [beside.submit(record_directory, each) for each in (names.optimizer, names.adapter) if each.is_dir()]
         others.append(beside.submit(flush_files, written))
-        made = write_policy_manifest(names.policy, iteration + 1, made_from=policy.id)
+        made = write_policy_manifest(names.policy, iteration + 1, parent=policy.id)
         for other in others:
             other.result()
     place = session.run.policy(iteration + 1).relative_to(session.run.root)

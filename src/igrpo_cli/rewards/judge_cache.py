@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from igrpo_cli.records import JUDGEMENT_HASH
 from igrpo_cli.rewards.judge_prompt import JudgeScore
-from igrpo_cli.store.checksummed_json import read_sealed_line, sealed_line
+from igrpo_cli.store.checksummed_json import checksummed_line, read_checksummed_line
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -67,7 +67,7 @@ class JudgementCache:
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": num_completion_tokens,
         }
-        line = sealed_line(record, JUDGEMENT_HASH) + b"\n"
+        line = checksummed_line(record, JUDGEMENT_HASH) + b"\n"
         with self._lock:
             self._directory.mkdir(exist_ok=True)
             # Opened for every line: on a network file system others see what was written only after it is closed.
@@ -119,7 +119,7 @@ class JudgementCache:
 def _parsed(line: bytes) -> _Line | None:
     """None where `line` is not exactly what `add` writes."""
     try:
-        value = read_sealed_line(line, JUDGEMENT_HASH)
+        value = read_checksummed_line(line, JUDGEMENT_HASH)
         key, score, reason = value["key"], value["score"], value.get("reason")
         tokens = [value["prompt_tokens"], value["completion_tokens"]]
     except (ValueError, KeyError):

@@ -126,7 +126,7 @@ def copy_content(source: Path, target: Path) -> None:
                 shutil.copyfile(path, copy, follow_symlinks=False)
 
 
-def mark(path: Path) -> bool:
+def create_marker(path: Path) -> bool:
     """Make an empty file; False when there is one already. It says something to other tasks and is not data."""
     with _explained(path):
         make_directory(path.parent)
@@ -160,9 +160,9 @@ def remove_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and its parents, each new name flushed to disk. Raises as `require_standing`."""
+    """Make a directory and its parents, each new name flushed to disk. Raises as `require_not_removed`."""
     missing = [part for part in (path, *path.parents) if not part.is_dir()]
-    require_standing(missing)
+    require_not_removed(missing)
     for part in reversed(missing):
         part.mkdir(exist_ok=True)
         _sync_directory(part.parent)
@@ -335,7 +335,7 @@ _STANDING: list[Path] = []
 
 
 @contextmanager
-def standing(root: Path) -> Iterator[None]:
+def run_guard(root: Path) -> Iterator[None]:
     """Within it the directory `root`, which is there, is not made by this process."""
     place = root.absolute()
     _STANDING.append(place)
@@ -345,7 +345,7 @@ def standing(root: Path) -> Iterator[None]:
         _STANDING.remove(place)
 
 
-def require_standing(missing: Iterable[Path]) -> None:
+def require_not_removed(missing: Iterable[Path]) -> None:
     """Raises MissingInputError where one of the directories that are about to be made is a run that was there."""
     for path in missing:
         if path.absolute() in _STANDING:

@@ -28,18 +28,18 @@ def sha256_json(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
 
 
-def sealed(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
+def checksummed(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
     """`facts` with the hash of all of them under `key`."""
     return {**facts, key: sha256_json(dict(facts))}
 
 
-def sealed_line(facts: Mapping[str, Any], key: str) -> bytes:
+def checksummed_line(facts: Mapping[str, Any], key: str) -> bytes:
     """`sealed` as one line of text, without its newline."""
-    return json.dumps(sealed(facts, key), allow_nan=False).encode("ascii")
+    return json.dumps(checksummed(facts, key), allow_nan=False).encode("ascii")
 
 
-def read_sealed_line(line: bytes, key: str) -> dict[str, Any]:
-    """The facts of a line as `sealed_line` wrote it. Raises ValueError for any other."""
+def read_checksummed_line(line: bytes, key: str) -> dict[str, Any]:
+    """The facts of a line as `checksummed_line` wrote it. Raises ValueError for any other."""
     try:
         value = json.loads(line)
     except RecursionError:
@@ -121,7 +121,7 @@ def check_version(path: Path, value: Mapping[str, Any], key: str, ours: int) -> 
         )
 
 
-def check_seal(path: Path, facts: Mapping[str, Any], sha256: str | None, key: str) -> None:
+def check_checksum(path: Path, facts: Mapping[str, Any], sha256: str | None, key: str) -> None:
     """Require `sha256`, found under `key`, to be the hash of the other keys, `facts`. Raises DamagedFileError.
 
     None is taken: what the first igrpo wrote has no hash of its own.
@@ -212,7 +212,7 @@ _SENT_FIELDS = {"run_id": TEXT, "sent": LIST}
 
 def write_summary(path: Path, figures: Mapping[str, Any]) -> None:
     """Publish the figures of an evaluation, in place of those that are there."""
-    publish_json(path, sealed(figures, SUMMARY_HASH), replace=True)
+    publish_json(path, checksummed(figures, SUMMARY_HASH), replace=True)
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         sha256 = value.pop(SUMMARY_HASH, None)
         if sha256 is None:
             raise DamagedFileError(f"{path} lacks the key {SUMMARY_HASH}")
-        check_seal(path, value, sha256, SUMMARY_HASH)
+        check_checksum(path, value, sha256, SUMMARY_HASH)
     except DamagedFileError as error:
         error.hint = summary_hint(path)
         raise
@@ -236,7 +236,7 @@ def summary_hint(path: Path) -> str:
 
 def write_sent(path: Path, run_id: str, sent: Sequence[str], *, replace: bool = False) -> None:
     """Publish what a tracker has been sent, and under which id it has it."""
-    publish_json(path, sealed({"run_id": run_id, "sent": list(sent)}, SENT_HASH), replace=replace)
+    publish_json(path, checksummed({"run_id": run_id, "sent": list(sent)}, SENT_HASH), replace=replace)
 
 
 def read_sent(path: Path) -> tuple[str, list[str]]:
@@ -245,7 +245,7 @@ def read_sent(path: Path) -> tuple[str, list[str]]:
         value = read_object(path)
         sha256 = value.pop(SENT_HASH, None)
         check_keys(path, value, _SENT_FIELDS)
-        check_seal(path, value, sha256, SENT_HASH)
+        check_checksum(path, value, sha256, SENT_HASH)
     except DamagedFileError as error:
         error.hint = f"restore {path.name}, or remove it: then all is sent once more, as a new run"
         raise
@@ -255,7 +255,7 @@ def read_sent(path: Path) -> tuple[str, list[str]]:
 _SETTINGS_COMMENT = b"# SHA-256 of the lines below: "
 
 
-def sealed_settings(settings: bytes) -> bytes:
+def checksummed_settings(settings: bytes) -> bytes:
     """The settings as `init` writes them: below a comment that holds their hash."""
     return _SETTINGS_COMMENT + hashlib.sha256(settings).hexdigest().encode() + b"\n" + settings
 
@@ -268,13 +268,13 @@ def settings_fault(path: Path) -> tuple[str, str] | None:
         content = path.read_bytes()
     except OSError as error:
         return f"cannot be read: {error.strerror}", "make it readable"
-    if content == sealed_settings(content.partition(b"\n")[2]):
+    if content == checksummed_settings(content.partition(b"\n")[2]):
         return None
     what = "is not what `igrpo init` wrote: its first line does not hold the SHA-256 of the others"
     return what, f"restore it; for other settings use --set, or igrpo init NEW_RUN --config {path}"
 
 
-def require_sealed(path: Path) -> None:
+def require_unedited(path: Path) -> None:
     """Raises ConflictError for a `run.toml` that is not as `init` wrote it."""
     fault = settings_fault(path)
     if fault is not None:
@@ -291,7 +291,9 @@ def record_directory(directory: Path) -> None:
     hashes = sha256_files(path for path in sorted(directory.iterdir()) if path.name != RECORD)
     files = {path.name: sha256 for path, sha256 in hashes.items()}
     publish_json(
-        directory / RECORD, {"directory_version": RECORD_VERSION, **sealed({"files": files}, OWN_HASH)}, replace=True
+        directory / RECORD,
+        {"directory_version": RECORD_VERSION, **checksummed({"files": files}, OWN_HASH)},
+        replace=True,
     )
 
 
@@ -303,7 +305,7 @@ def verify_directory(directory: Path) -> None:
     value.pop("directory_version")
     sha256 = value.pop(OWN_HASH, None)
     check_keys(record, value, {"files": HASHES})
-    check_seal(record, value, sha256, OWN_HASH)
+    check_checksum(record, value, sha256, OWN_HASH)
     for name in sorted(value["files"]):
         if Path(name).name != name:
             raise DamagedFileError(f"{record}: files names {name!r}, which is no file of the directory")

@@ -29,24 +29,24 @@ def require_lineage(run: RunDirectory, policy: Policy, known: Collection[str] = 
         except MissingInputError:
             after = None
             continue
-        if after is not None and after.made_from != before.id:
-            made_from = "no policy" if after.made_from is None else f"{after.made_from[:15]}…"
+        if after is not None and after.parent != before.id:
+            parent = "no policy" if after.parent is None else f"{after.parent[:15]}…"
             raise ConflictError(
                 f"{after.directory} was not made from the policy that is in {before.directory} now "
-                f"({made_from} then, {before.id[:15]}… now)",
+                f"({parent} then, {before.id[:15]}… now)",
                 hint=f"{run.update(iteration).shard.overwrite_command} makes it anew; then what was made from it",
             )
         after = before
 
 
-def waiting_policies(run: RunDirectory) -> list[int]:
+def unpromoted_policies(run: RunDirectory) -> list[int]:
     """Policies that still lie in the update that made them, because a command was killed before it moved them."""
     return [iteration + 1 for iteration in run.iterations() if run.update(iteration).policy.is_dir()]
 
 
 def newest_policy(run: RunDirectory) -> int:
     """The number of the newest policy, whether it is in its place yet or waits in its update; 0 where there is none."""
-    return max([*run.policy_iterations(), *waiting_policies(run)], default=0)
+    return max([*run.policy_iterations(), *unpromoted_policies(run)], default=0)
 
 
 _SHARD = re.compile(r"(.+)/shard-([0-9]{5,9})-of-([0-9]{5,9})\.parquet")

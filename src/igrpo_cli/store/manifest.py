@@ -27,11 +27,11 @@ from igrpo_cli.store.checksummed_json import (
     TEXTS,
     UTC_TIME,
     canonical_json,
+    check_checksum,
     check_keys,
-    check_seal,
     check_version,
+    checksummed,
     read_object,
-    sealed,
     sha256_json,
 )
 from igrpo_cli.store.layout import RunDirectory, ShardPath, name_of
@@ -154,7 +154,7 @@ def read_manifest(path: ShardPath) -> Manifest:
     manifest = _from_json(path.manifest, value)
     _check_place(path, manifest.identity)
     # Last, so that whatever can be named is named.
-    check_seal(path.manifest, facts, sha256, OWN_HASH)
+    check_checksum(path.manifest, facts, sha256, OWN_HASH)
     return manifest
 
 
@@ -209,7 +209,7 @@ def manifest_json(manifest: Manifest) -> dict[str, Any]:
         "gpu_seconds": manifest.gpu_seconds,
         "counts": dict(manifest.counts),
     }
-    return {"manifest_version": MANIFEST_VERSION, **sealed(facts, OWN_HASH)}
+    return {"manifest_version": MANIFEST_VERSION, **checksummed(facts, OWN_HASH)}
 
 
 def _from_json(path: Path, value: dict[str, Any]) -> Manifest:

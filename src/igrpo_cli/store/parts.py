@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
-from igrpo_cli.store.atomic import mark, remove_directory, remove_file, remove_stale_temporaries
+from igrpo_cli.store.atomic import create_marker, remove_directory, remove_file, remove_stale_temporaries
 from igrpo_cli.store.manifest import DataFile
 from igrpo_cli.store.rows import table_of
 from igrpo_cli.store.schema import ROLLOUTS
@@ -59,7 +59,7 @@ class PartStore:
 
         A claim only orders the work of tasks that share a shard. Whoever needs the block may sample it still.
         """
-        return mark(self.directory / f"block-{block:06d}.claim")
+        return create_marker(self.directory / f"block-{block:06d}.claim")
 
     def write(self, block: int, rows: Sequence[Any]) -> None:
         """Keep the rows of a block. Where another task has kept the same block first, its rows stand."""

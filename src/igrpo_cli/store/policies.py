@@ -20,22 +20,22 @@ from igrpo_cli.store.checksummed_json import (
     HASHES,
     POLICY_ID,
     TEXT,
+    check_checksum,
     check_keys,
-    check_seal,
     check_version,
+    checksummed,
     read_object,
-    sealed,
     sha256_json,
 )
-from igrpo_cli.store.layout import RunDirectory, init_again
+from igrpo_cli.store.layout import RunDirectory, init_command
 
-POLICY_VERSION = 1
+POLICY_VERSION = 2
 MANIFEST = "manifest.json"
 POINTER = "pointer.json"
 OWN_HASH = "record_sha256"
 """Of either: SHA-256 of the other keys but the version. Nothing else on disk says where a model came from."""
 
-FILES_THAT_MATTER = (
+MODEL_FILES = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
@@ -57,13 +57,13 @@ FILES_THAT_MATTER = (
 """What decides the behaviour of a model directory; its read-me, for example, does not."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 """Weights in these formats run code when they are loaded."""
-NOT_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
+IGNORED_PICKLES = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
 """Pickles that training scripts leave beside a model; nothing of ours loads them."""
 
 _MANIFEST_FIELDS = {
     "policy_id": POLICY_ID,
     "iteration": COUNT,
-    "made_from": POLICY_ID.or_null(),
+    "parent": POLICY_ID.or_null(),
     "files": HASHES,
 }
 _POINTER_FIELDS = {
@@ -84,7 +84,7 @@ class Policy:
     directory: Path
     """Where its model files are; elsewhere than in the run for a pointer."""
     iteration: int
-    made_from: str | None = None
+    parent: str | None = None
     """Id of the policy that it was trained from; None for the initial one."""
     files: Mapping[str, str] = field(default_factory=dict, repr=False)
     """{name: SHA-256} as recorded when it was published."""
@@ -108,12 +108,12 @@ def describe_directory(directory: Path) -> dict[str, str]:
     return {path.name: sha256 for path, sha256 in hashes.items()}
 
 
-def write_policy_manifest(directory: Path, iteration: int, made_from: str | None) -> Policy:
+def write_policy_manifest(directory: Path, iteration: int, parent: str | None) -> Policy:
     """Describe a staged model directory as the policy of `iteration`, and write that into it."""
     files = describe_directory(directory)
-    policy = Policy(policy_id(files), directory, iteration, made_from, files)
-    facts = {"policy_id": policy.id, "iteration": iteration, "made_from": made_from, "files": files}
-    publish_json(directory / MANIFEST, {"policy_version": POLICY_VERSION, **sealed(facts, OWN_HASH)}, replace=True)
+    policy = Policy(policy_id(files), directory, iteration, parent, files)
+    facts = {"policy_id": policy.id, "iteration": iteration, "parent": parent, "files": files}
+    publish_json(directory / MANIFEST, {"policy_version": POLICY_VERSION, **checksummed(facts, OWN_HASH)}, replace=True)
     return policy
 
 
@@ -143,7 +143,7 @@ def write_pointer(run: RunDirectory, model: str, revision: str | None, path: Pat
         "path": str(path),
         "files": files,
     }
-    publish_json(place, {"policy_version": POLICY_VERSION, **sealed(facts, OWN_HASH)}, replace=replace)
+    publish_json(place, {"policy_version": POLICY_VERSION, **checksummed(facts, OWN_HASH)}, replace=replace)
     return Policy(policy_id(files), directory, 0, None, files, model, revision)
 
 
@@ -156,7 +156,7 @@ def read_policy(run: RunDirectory, iteration: int) -> Policy:
     if (directory / POINTER).exists():
         return _read_pointer(run, directory / POINTER, iteration)
     if not (directory / MANIFEST).exists():
-        made_by = init_again(run.root) if iteration == 0 else run.update(iteration - 1).shard.command
+        made_by = init_command(run.root) if iteration == 0 else run.update(iteration - 1).shard.command
         raise MissingInputError(f"policy {iteration} does not exist ({directory})", hint=made_by)
     return _read_manifest(directory, iteration)
 
@@ -211,7 +211,7 @@ def _files_that_matter(directory: Path, expected: Mapping[str, str] | None = Non
         )
     names = sorted(path.name for path in directory.iterdir() if not path.is_dir())
     for name in names:
-        if _matches(name, PICKLES) and not _matches(name, NOT_WEIGHTS):
+        if _matches(name, PICKLES) and not _matches(name, IGNORED_PICKLES):
             raise DamagedFileError(
                 f"{directory / name} holds pickled weights, which can run code when they are loaded",
                 hint="convert them to safetensors and remove the file",
@@ -219,7 +219,7 @@ def _files_that_matter(directory: Path, expected: Mapping[str, str] | None = Non
     for name in expected or ():
         if not (directory / name).is_file():
             raise DamagedFileError(f"{directory / name} is gone", hint="restore the file, or the whole directory")
-    chosen = [name for name in names if _matches(name, FILES_THAT_MATTER)]
+    chosen = [name for name in names if _matches(name, MODEL_FILES)]
     if not _matches_any(chosen, "*.safetensors"):
         raise DamagedFileError(f"{directory} holds no *.safetensors weights", hint="it must be a Hugging Face model")
     if "config.json" not in chosen:
@@ -267,7 +267,7 @@ def _read_manifest(directory: Path, iteration: int) -> Policy:
     value = _read_record(path, _MANIFEST_FIELDS)
     if value["iteration"] != iteration:
         raise DamagedFileError(f"{path}: iteration is {value['iteration']}, but it lies where {iteration} belongs")
-    return Policy(value["policy_id"], directory, iteration, value["made_from"], value["files"])
+    return Policy(value["policy_id"], directory, iteration, value["parent"], value["files"])
 
 
 def _read_record(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -281,7 +281,7 @@ def _read_record(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
         raise DamagedFileError(f"{path}: files names {strange[0]!r}, which is no file of the directory")
     if value["policy_id"] != policy_id(value["files"]):
         raise DamagedFileError(f"{path}: policy_id is not the hash of files")
-    check_seal(path, value, sha256, OWN_HASH)
+    check_checksum(path, value, sha256, OWN_HASH)
     return value
 
 

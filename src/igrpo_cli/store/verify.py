@@ -14,7 +14,7 @@ from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import JUDGEMENT_HASH
 from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.checksummed_json import (
-    read_sealed_line,
+    read_checksummed_line,
     read_sent,
     read_summary,
     settings_fault,
@@ -31,7 +31,7 @@ from igrpo_cli.store.layout import (
     RunDirectory,
     ShardPath,
     format_shards,
-    init_again,
+    init_command,
     shards_in,
 )
 from igrpo_cli.store.manifest import Manifest, read_manifest
@@ -133,7 +133,7 @@ class _Verifier:
                 policy = self.policies[iteration] = read_policy(self.run, iteration)
                 verify_policy(policy, self.hash_of)
                 before = self.policies.get(iteration - 1)
-                if before is not None and policy.made_from != before.id:
+                if before is not None and policy.parent != before.id:
                     self.problem(policy.directory, f"was not made from policy {iteration - 1} ({before.id[:15]}…)")
         updates = [k for k in self.run.iterations() if self.run.update(k).manifest.exists()]
         needed = max(updates, default=-1) + 1
@@ -145,7 +145,9 @@ class _Verifier:
         if iteration and self.run.update(iteration - 1).policy.is_dir():
             self.note(place, "is still in the update that made it: the next command moves it here")
         elif iteration in (0, needed):
-            made_by = self.run.update(iteration - 1).shard.overwrite_command if iteration else init_again(self.run.root)
+            made_by = (
+                self.run.update(iteration - 1).shard.overwrite_command if iteration else init_command(self.run.root)
+            )
             self.problem(place, "does not exist", made_by)
         else:
             self.note(place, "was removed: the shards sampled from it cannot be made again")
@@ -346,7 +348,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def _is_judgement(line: bytes) -> bool:
     try:
-        read_sealed_line(line, JUDGEMENT_HASH)
+        read_checksummed_line(line, JUDGEMENT_HASH)
     except ValueError:
         return False
     return True

@@ -145,16 +145,16 @@ Columns = TypeVar("Columns", RolloutColumns, SelectionColumns)
 def read_rollout_columns(path: Path) -> RolloutColumns:
     """The rollouts of a shard; token ids and prompts are left on disk. Raises as `read_table`."""
     blocks = [_rollouts(block) for block in iterate_blocks(path, ROLLOUTS, _ROLLOUT_COLUMNS)]
-    return joined([_rollouts(ROLLOUTS.empty_table()), *blocks])
+    return concatenated([_rollouts(ROLLOUTS.empty_table()), *blocks])
 
 
 def read_selection_columns(path: Path) -> SelectionColumns:
     """The selections of a shard. Raises as `read_table`."""
     blocks = [_selections(block) for block in iterate_blocks(path, SELECTIONS, SelectionColumns.__slots__)]
-    return joined([_selections(SELECTIONS.empty_table()), *blocks])
+    return concatenated([_selections(SELECTIONS.empty_table()), *blocks])
 
 
-def joined(parts: Sequence[Columns]) -> Columns:
+def concatenated(parts: Sequence[Columns]) -> Columns:
     """The rows of one or more shards, one after the other."""
     columns = ([getattr(part, field.name) for part in parts] for field in fields(parts[0]))
     return type(parts[0])(*map(_end_to_end, columns))
