@@ -16,11 +16,10 @@ ROOMS = {
     "errors": (),
     "seeds": (),
     "torchrun": (),
-    "endpoints": (),
     "devices": (),
-    "http_client": ("endpoints",),
+    "http_client": (),
     "algo": (),
-    "config": ("algo", "endpoints"),
+    "config": ("algo", "http_client"),
     "store": (),
     "problems": ("store",),
     "inspection": ("algo", "store"),
@@ -89,6 +88,8 @@ OWNERS = {
     "trackio": {"loggers"},
     "wandb": {"loggers"},
     "rich": {"ui"},
+    "httpx": {"http_client"},
+    "tenacity": {"http_client"},
     "pydantic": {"config", "store"},
 }
 COMPOSITIONS = {"stage", "run", "quickstart"}
@@ -142,7 +143,7 @@ def test_no_command_imports_another_but_the_compositions(path):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["draft", "--help"], ["eval", "--help"], ["--version"]])
 def test_help_imports_nothing_heavy(arguments):
-    heavy = "torch", "vllm", "transformers", "pyarrow", "sympy", "math_verify", "numpy", "duckdb"
+    heavy = "torch", "vllm", "transformers", "pyarrow", "sympy", "math_verify", "numpy", "duckdb", "httpx"
     code = (
         "import sys\n"
         "from igrpo_cli.cli.app import main\n"

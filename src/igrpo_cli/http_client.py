@@ -1,37 +1,49 @@
-"""HTTP to one server: JSON in, JSON out, connections kept alive, and every failure told apart by what it calls for."""
+"""JSON over HTTP to one server, and the check that a server's URL holds no secret.
+
+httpx and tenacity are imported with the first client: settings use the functions on URLs, and must load fast.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
-import random
+import re
 import socket
 import threading
-from typing import Any
-from urllib.parse import SplitResult, urlsplit
+import time
+import weakref
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from igrpo_cli.endpoints import WITHOUT_SECRETS, secret_in, without_secrets
 from igrpo_cli.errors import IgrpoError, UsageError
 
+if TYPE_CHECKING:
+    from tenacity import Retrying
+
+WITHOUT_SECRETS = "leave them out of the URL, for example http://node7:8000"
+
+_CREDENTIALS = re.compile(r"""(?:(?<=//)|[^\s"'<>\[\]=/]+:(?!//))[^\s"'<>]*@""")
+_QUERY = re.compile(r"""(//[^\s"'<>?#]*[?#])[^\s"'<>]*""")
+
 _CONNECT_SECONDS = 10.0
+_FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
-_MOST_TEXT = 500
-"""Characters of a server's message that are passed on."""
+_MAX_MESSAGE_CHARACTERS = 500
+"""Characters of a server's message that an error repeats."""
 
 
 class TransientError(Exception):
-    """What may be over at the next try: no connection, no answer in time, 429 or 5xx."""
+    """An error that another attempt may not meet: no connection, no answer in time, status 429 or 5xx."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
-        """Of HTTP; None: there was no answer."""
+        """The HTTP status; None if there was no answer."""
 
 
 class PermanentError(IgrpoError):
-    """An answer that will be the same at every try: 3xx, 4xx, or no JSON."""
+    """An answer that every attempt would get: status 3xx or 4xx, or a body that is not JSON."""
 
     def __init__(self, message: str, status: int, *, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
@@ -39,159 +51,185 @@ class PermanentError(IgrpoError):
 
 
 class ClosedError(Exception):
-    """The client was closed while a request was under way."""
+    """The client is closed, or was closed during the request."""
 
 
 class HttpClient:
-    """One server. Any number of threads may call at the same time, each on a connection of its own."""
+    """A client of one server. Any number of threads may share it; each request has a connection of its own."""
 
     def __init__(self, endpoint: str, timeout: float, api_key_variable: str) -> None:
-        """`endpoint` is a base URL, with or without `/v1`; the key is read from the environment alone."""
-        parts = _checked(endpoint, api_key_variable)
-        assert parts.hostname is not None
-        self._is_https = parts.scheme == "https"
-        self._host, self._port = parts.hostname, parts.port
-        self._base = parts.path.rstrip("/").removesuffix("/v1")
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        self.url = f"{parts.scheme}://{host}{f':{parts.port}' if parts.port else ''}{self._base}"
+        """Prepare requests to `endpoint`, a base URL with or without `/v1`; makes no request yet.
+
+        `timeout` is in seconds and bounds each request. The API key is read from the environment variable
+        `api_key_variable`, and from nowhere else. Raises UsageError for a bad URL or a key that no header can carry.
+        """
+        import ssl
+
+        import httpx
+
+        self.url = _base_url(endpoint, api_key_variable)
         self._timeout = timeout
         self._api_key_variable = api_key_variable
-        self._api_key = os.environ.get(api_key_variable, "")
+        self._api_key = _api_key(api_key_variable)
+        self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._idle: list[http.client.HTTPConnection] = []
-        self._busy: set[http.client.HTTPConnection] = set()
-        self._is_closed = False
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        headers = {"Content-Type": "application/json"}
+        if self._api_key:
+            headers["Authorization"] = f"Bearer {self._api_key}"
+        self._client = httpx.Client(
+            headers=headers,
+            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            verify=ssl.create_default_context(),
+            trust_env=False,  # no proxy between the nodes of a cluster, and no key from a .netrc
+        )
 
     def get(self, path: str) -> Any:
-        """The JSON at `path`. Raises TransientError, PermanentError, ClosedError."""
-        return self._call("GET", path, None)
+        """Return the JSON at `path`. Raises TransientError, PermanentError and ClosedError."""
+        return self._request("GET", path, None)
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        """The JSON that comes back for `body`. Raises as `get` does."""
-        return self._call("POST", path, json.dumps(body).encode())
+        """Send `body` to `path` and return the JSON of the reply. Raises the errors of `get`."""
+        return self._request("POST", path, json.dumps(body).encode())
+
+    def retrying(self, max_retries: int) -> Retrying:
+        """Return a tenacity object that calls a function again after a TransientError, up to `max_retries` times.
+
+        Pauses grow exponentially and have jitter. The error of the last attempt is raised as it is. `close` ends a
+        pause, and the next attempt raises ClosedError.
+        """
+        import tenacity
+
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(TransientError),
+            stop=tenacity.stop_after_attempt(max_retries + 1),
+            wait=tenacity.wait_exponential_jitter(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE, jitter=_FIRST_PAUSE),
+            sleep=tenacity.sleep_using_event(self._closing),
+            reraise=True,
+        )
 
     def close(self) -> None:
-        """Break off all requests under way; a server such as vLLM stops decoding for a client that is gone."""
+        """Break off all requests; a server such as vLLM stops decoding for a client that is gone."""
+        self._closing.set()
         with self._lock:
-            self._is_closed = True
-            connections = [*self._idle, *self._busy]
-            self._idle.clear()
-        for connection in connections:
-            if connection.sock is not None:
-                # A thread that reads from it wakes up; closing alone would leave it waiting.
-                with contextlib.suppress(OSError):
-                    connection.sock.shutdown(socket.SHUT_RDWR)
+            sockets = list(self._sockets)
+        for each in sockets:
+            _shut_down(each)
+        self._client.close()
 
-    def _call(self, method: str, path: str, body: bytes | None) -> Any:
+    def _request(self, method: str, path: str, body: bytes | None) -> Any:
         status, data = self._exchange(method, path, body)
         if 200 <= status < 300:
             try:
                 return json.loads(data) if data else None
             except ValueError:
-                raise PermanentError(f"{self.url}{path} answers no JSON: {self._shown(data)}", status) from None
-        message = f"{self.url}{path} answers {status}: {self._shown(_message_of(data))}"
+                raise PermanentError(f"{self.url}{path} did not return JSON: {self._shown(data)}", status) from None
+        message = f"{self.url}{path} answered {status}: {self._shown(_error_text(data))}"
         if status == 429 or status >= 500:
             raise TransientError(message, status)
-        key = f"set {self._api_key_variable} to a key that the server takes"
-        raise PermanentError(message, status, hint=key if status == 401 else None)
+        hint = f"set {self._api_key_variable} to a key that the server accepts"
+        raise PermanentError(message, status, hint=hint if status == 401 else None)
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        headers = {"Content-Type": "application/json"}
-        if self._api_key:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        while True:
-            connection, is_kept = self._take()
-            try:
-                if not is_kept:
-                    connection.connect()
-                    connection.sock.settimeout(self._timeout)
-                if self._is_closed:
-                    raise ConnectionError("closed")
-                connection.request(method, self._base + path, body, headers)
-                response = connection.getresponse()
-                status, data = response.status, response.read()
-            except (OSError, http.client.HTTPException) as error:
-                self._drop(connection)
-                if is_kept and isinstance(error, ConnectionError):
-                    continue  # The server closed it while it was idle.
-                raise TransientError(f"{self.url} {_in_words(error, self._timeout)}") from error
-            self._give_back(connection, keep=not response.will_close)
-            return status, data
+        """Return status and body. The read timeout bounds each wait, the deadline a body that comes in drops."""
+        import httpx
 
-    def _take(self) -> tuple[http.client.HTTPConnection, bool]:
-        with self._lock:
-            if self._is_closed:
-                raise ClosedError
-            if self._idle:
-                connection, is_kept = self._idle.pop(), True
-            else:
-                kind = http.client.HTTPSConnection if self._is_https else http.client.HTTPConnection
-                connection, is_kept = kind(self._host, self._port, timeout=min(self._timeout, _CONNECT_SECONDS)), False
-            self._busy.add(connection)
-        return connection, is_kept
-
-    def _give_back(self, connection: http.client.HTTPConnection, *, keep: bool) -> None:
-        with self._lock:
-            if keep and not self._is_closed:
-                self._busy.discard(connection)
-                self._idle.append(connection)
-                return
-        self._drop(connection)
-
-    def _drop(self, connection: http.client.HTTPConnection) -> None:
-        with self._lock:
-            self._busy.discard(connection)
-            is_closed = self._is_closed
-        connection.close()
-        if is_closed:
+        if self._closing.is_set():
             raise ClosedError
+        deadline = time.monotonic() + self._timeout
+        data = bytearray()
+        try:
+            with self._client.stream(
+                method, self.url + path, content=body, extensions={"trace": self._remember_socket}
+            ) as response:
+                for chunk in response.iter_bytes():
+                    data += chunk
+                    if time.monotonic() > deadline:
+                        raise httpx.ReadTimeout("the body is not complete")
+                return response.status_code, bytes(data)
+        except Exception as error:
+            if self._closing.is_set():
+                raise ClosedError from error
+            if isinstance(error, httpx.TimeoutException):
+                raise TransientError(f"{self.url} did not answer within {self._timeout:g} s") from error
+            if isinstance(error, httpx.RequestError):
+                reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+                raise TransientError(f"{self.url} does not answer: {reason}") from error
+            raise
+
+    def _remember_socket(self, event: str, info: dict[str, Any]) -> None:
+        """Keep the socket of a new connection for `close`: httpx calls this at each step of a request."""
+        if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+            return
+        opened = info["return_value"].get_extra_info("socket")
+        with self._lock:
+            self._sockets.add(opened)
+        if self._closing.is_set():
+            _shut_down(opened)
 
     def _shown(self, text: str | bytes) -> str:
-        """Text of the server as a message may show it: short, and without keys, whatever the server repeats."""
+        """Return the server's text as a message may show it: short, and without keys that the server repeats."""
         shown = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
         if self._api_key:
             shown = shown.replace(self._api_key, "***")
-        shown = without_secrets(shown)
-        return " ".join(shown[:_MOST_TEXT].split())
+        return " ".join(without_secrets(shown)[:_MAX_MESSAGE_CHARACTERS].split())
 
 
-def pause_before_retry(attempt: int, closing: threading.Event) -> None:
-    """Wait after try `attempt`, from 0: twice as long every time, and not in step with others that wait for the server.
+def secret_in(endpoint: str) -> str | None:
+    """Return why `endpoint` may hold a secret, without repeating the secret; None if it holds none."""
+    if "@" in endpoint:
+        return f"the endpoint at {_host(endpoint.rpartition('@')[2])} carries credentials, which would end up in files"
+    if "?" in endpoint or "#" in endpoint:
+        return f"the endpoint {_host(endpoint)} has a query or a fragment, which would end up in files"
+    return None
 
-    Raises ClosedError as soon as `closing` is set.
-    """
-    seconds = min(_LONGEST_PAUSE, 0.5 * 2**attempt)
-    if closing.wait(seconds * random.uniform(0.5, 1.0)):
-        raise ClosedError
+
+def without_secrets(text: str) -> str:
+    """Return `text` with *** for the credentials and the query of every URL in it."""
+    return _QUERY.sub(r"\1***", _CREDENTIALS.sub("***@", text))
 
 
-def _checked(endpoint: str, api_key_variable: str) -> SplitResult:
+def _shut_down(opened: socket.socket) -> None:
+    """End a connection so that a thread that reads from it wakes up; closing alone would leave it waiting."""
+    with contextlib.suppress(OSError):
+        opened.shutdown(socket.SHUT_RDWR)
+
+
+def _host(endpoint: str) -> str:
+    return re.split("[?#]", endpoint, maxsplit=1)[0]
+
+
+def _base_url(endpoint: str, api_key_variable: str) -> str:
+    """Return scheme, host, port and path of `endpoint` without `/v1`. Raises UsageError."""
     hint = "for example http://node7:8000"
     try:
         parts = urlsplit(endpoint)
         has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
-        raise UsageError("an endpoint is no URL that can be read", hint=hint) from None
+        raise UsageError("an endpoint is not a valid URL", hint=hint) from None
     if secret := secret_in(endpoint):
         raise UsageError(secret, hint=f"{WITHOUT_SECRETS}; an API key is read from {api_key_variable}")
     if parts.scheme not in ("http", "https") or not has_host:
-        raise UsageError(f"the endpoint {endpoint!r} is no base URL of a server", hint=hint)
-    return parts
+        raise UsageError(f"the endpoint {endpoint!r} is not the base URL of a server", hint=hint)
+    return f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
 
 
-def _message_of(data: bytes) -> str:
-    """What vLLM says in its error object, or the text as it came."""
+def _api_key(variable: str) -> str:
+    key = os.environ.get(variable, "")
+    if key and not (key.isascii() and key.isprintable()):
+        raise UsageError(
+            f"the API key in {variable} has characters that no HTTP header can carry",
+            hint=f"export {variable} without line breaks and with ASCII characters only",
+        )
+    return key
+
+
+def _error_text(data: bytes) -> str:
+    """Return the message of a JSON error object, or the text as it came."""
     try:
         error = json.loads(data)
         error = error.get("error", error.get("detail", error))
         return str(error["message"] if isinstance(error, dict) and "message" in error else error)
     except (ValueError, AttributeError):
         return data.decode("utf-8", "replace")
-
-
-def _in_words(error: Exception, timeout: float) -> str:
-    if isinstance(error, TimeoutError):
-        return f"has not answered within {timeout:g} s"
-    if isinstance(error, socket.gaierror):
-        return f"cannot be found: {error.strerror}"
-    return f"does not answer: {getattr(error, 'strerror', None) or error or type(error).__name__}"

@@ -132,7 +132,7 @@ def test_a_server_that_fails_at_every_try_interrupts(start_server, engine_of):
 def test_a_completion_at_which_a_server_fails_that_is_well_is_an_error_not_an_interruption(start_server, engine_of):
     server = start_server()
     server.faults = [(500, {"error": {"message": "no kernel"}})] * 100
-    with pytest.raises(IgrpoError, match=r"is well, but fails .* 500: no kernel") as caught:
+    with pytest.raises(IgrpoError, match=r"is healthy, but fails .* 500: no kernel") as caught:
         completed(engine_of(server))
     assert caught.value.exit_code == 1
 
@@ -148,7 +148,7 @@ def test_a_server_whose_engine_is_dead_interrupts_though_its_process_answers(sta
 def test_a_refusal_is_final_and_has_the_servers_words(start_server, engine_of):
     server = start_server()
     server.faults = [(400, {"error": {"message": "Token id 7777 is out of vocabulary"}})]
-    with pytest.raises(IgrpoError, match="answers 400: Token id 7777 is out of vocabulary") as caught:
+    with pytest.raises(IgrpoError, match="answered 400: Token id 7777 is out of vocabulary") as caught:
         completed(engine_of(server), [SamplingGroup([5], [1])])
     assert caught.value.exit_code == 1
     assert len(server.asked) == 1
@@ -199,7 +199,7 @@ def test_a_server_that_does_not_answer_in_time_is_given_up(start_server, engine_
     server = start_server()
     engine = engine_of(server, max_retries=0, timeout=0.3)
     server.faults = ["hang"]
-    with pytest.raises(Interrupted, match=r"has not answered within 0\.3 s"):
+    with pytest.raises(Interrupted, match=r"did not answer within 0\.3 s"):
         completed(engine, [SamplingGroup([5], [1])])
 
 
@@ -306,7 +306,7 @@ def test_unprocessed_logprobs_are_refused(start_server, engine_of):
         ({"token_ids": None}, "token_ids is missing"),
         ({"token_ids": ["a", "b"]}, "token_ids is missing"),
         ({"logprobs": None}, "token_logprobs is missing"),
-        ({"finish_reason": "length"}, "ends completions at 2 tokens where 8 were asked for"),
+        ({"finish_reason": "length"}, "ends completions at 2 tokens, and the request allows 8"),
         ({"logprobs": [-0.5, -9999.0]}, "not finite"),
         ({"logprobs": [-0.5, float("nan")]}, "not finite"),
         ((400, {"error": {"message": "Out of range float values are not JSON compliant: nan"}}), "not finite"),
@@ -325,7 +325,7 @@ def test_a_reply_that_is_not_what_was_asked_for_is_named(start_server, engine_of
     [
         ({"logprobs": [-0.5]}, "2 tokens with 1 log-probs"),
         ({"token_ids": [], "logprobs": []}, "0 tokens"),
-        ({"token_ids": [9] * 9, "logprobs": [-0.5] * 9}, "9 tokens where at most 8"),
+        ({"token_ids": [9] * 9, "logprobs": [-0.5] * 9}, "9 tokens, and the request allows 1 to 8"),
         ((200, {"choices": []}), "choices does not hold one completion"),
         ((200, ["no object"]), "choices does not hold one completion"),
     ],
@@ -366,7 +366,7 @@ def test_the_api_key_is_sent_and_never_shown(start_server, engine_of, monkeypatc
     completed(engine_of(server))
     assert set(server.authorizations) == {"Bearer key-of-the-server"}
     monkeypatch.setenv("VLLM_API_KEY", "key-of-somebody")
-    with pytest.raises(IgrpoError, match="answers 401") as caught:
+    with pytest.raises(IgrpoError, match="answered 401") as caught:
         engine_of(server)
     assert "key-of-somebody" not in caught.value.message + str(caught.value.hint)
     assert "VLLM_API_KEY" in caught.value.hint

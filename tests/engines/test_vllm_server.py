@@ -232,7 +232,7 @@ def test_an_iteration_goes_on_where_the_server_died(policy, server, tmp_path):
         result = igrpo("draft", run, "--endpoint", url)
     assert result.code == 75, result.stderr
     assert "no server is left" in result.stderr
-    assert "hint: start the server again" in result.stderr
+    assert "hint: restart the server" in result.stderr
     kept = len(list((run / "iteration_0000/draft/.parts").rglob("*.parquet")))
     assert 0 < kept < 12
 

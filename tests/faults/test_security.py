@@ -18,9 +18,9 @@ import pytest
 
 from command_line import igrpo, make_run, sets
 from igrpo_cli.config.sections import PolicySection
-from igrpo_cli.endpoints import without_secrets
 from igrpo_cli.engines.base import EngineSettings
 from igrpo_cli.engines.tokenization import PolicyTokenizer
+from igrpo_cli.http_client import without_secrets
 from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.store.checksummed_json import checksummed_settings
 from igrpo_cli.training.policy import load_policy

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from fake_judge import COMPLETION_TOKENS, PROMPT_TOKENS, tagged
 
+from igrpo_cli import http_client
 from igrpo_cli.errors import EXIT_FAILED, EXIT_INTERRUPTED, IgrpoError, Interrupted
 from igrpo_cli.http_client import ClosedError
 from igrpo_cli.rewards.judge import JudgeScore
@@ -30,7 +31,7 @@ def test_what_may_pass_is_tried_again(server, judge_of, fault):
 def test_a_judge_that_does_not_answer_interrupts_and_nothing_is_made_up(server, judge_of):
     server.faults = [BUSY] * 3
     judge = judge_of()
-    with pytest.raises(Interrupted, match=r"after 3 tries: .*503: busy; what was judged is kept") as caught:
+    with pytest.raises(Interrupted, match=r"after 3 attempts: .*503: busy; what was judged is kept") as caught:
         judge.score([tagged("42")])
     assert caught.value.exit_code == EXIT_INTERRUPTED
     assert server.url in caught.value.message
@@ -48,7 +49,7 @@ def test_where_one_request_finds_no_judge_those_that_wait_are_not_tried(server, 
 
 def test_a_judge_that_is_too_slow_interrupts(server, judge_of):
     server.faults = ["hang"]
-    with pytest.raises(Interrupted, match=r"has not answered within 0\.3 s"):
+    with pytest.raises(Interrupted, match=r"did not answer within 0\.3 s"):
         judge_of(timeout=0.3, max_retries=0).score([tagged("42")])
 
 
@@ -205,7 +206,8 @@ def threads_of_judges():
 
 
 def test_closing_ends_a_pause_between_tries(server, judge_of, monkeypatch):
-    monkeypatch.setattr("igrpo_cli.http_client.random.uniform", lambda *_: 6_000.0)  # of 0.01 s
+    monkeypatch.setattr(http_client, "_FIRST_PAUSE", 60.0)
+    monkeypatch.setattr(http_client, "_LONGEST_PAUSE", 60.0)
     server.faults = [BUSY] * 2
     judge = judge_of()
     threading.Timer(0.3, judge.close).start()

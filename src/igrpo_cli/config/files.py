@@ -13,8 +13,8 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from igrpo_cli.config import RunConfig
-from igrpo_cli.endpoints import without_secrets
 from igrpo_cli.errors import ConflictError, UsageError
+from igrpo_cli.http_client import without_secrets
 
 PRESETS = Path(__file__).parent / "presets"
 FIXED_SECTIONS = ("run", "data", "policy")

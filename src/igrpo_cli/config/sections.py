@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from igrpo_cli.algo.objectives import PUBLISHED, LossType, ScaleRewards, clip_epsilons
-from igrpo_cli.endpoints import WITHOUT_SECRETS, secret_in
+from igrpo_cli.http_client import WITHOUT_SECRETS, secret_in
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Samples = Annotated[int, Field(ge=1, le=2**15 - 1)]

@@ -257,7 +257,7 @@ class Judge:
             if error.is_refusal and self._num_calls > 0:
                 return  # It takes such requests: this one must be too long, or the like.
             try:
-                reply = self._server.chat({**request, "messages": _PROBE}, num_tries=1)
+                reply = self._server.chat({**request, "messages": _PROBE}, max_retries=0)
             except RequestError as another:
                 raise another.if_all_fail from another
             self._record(None, JudgeScore(None, "asked to see whether the judge is well"), reply)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
-from igrpo_cli.http_client import HttpClient, PermanentError, TransientError, pause_before_retry
+from igrpo_cli.http_client import HttpClient, PermanentError, TransientError
 
 _REFUSED_ALONE = (400, 413, 422)
 """Statuses with which a server may refuse one request, for example one that is too long, and take the others."""
-_Result = TypeVar("_Result")
 
 
 class RequestError(Exception):
@@ -47,14 +44,13 @@ class JudgeServer:
     def __init__(self, client: HttpClient, max_retries: int, api_key_variable: str) -> None:
         self._client = client
         self.url = client.url
-        self._num_tries = max_retries + 1
+        self._max_retries = max_retries
         self._api_key_variable = api_key_variable
-        self._closing = threading.Event()
 
     def only_model(self) -> str:
         """The model that it serves. Raises UsageError where there are several, and as `chat` does."""
         try:
-            reply = self._tried(lambda: self._client.get("/v1/models"), self._num_tries)
+            reply = self._client.retrying(self._max_retries)(self._client.get, "/v1/models")
         except TransientError as error:
             raise self._interrupted(error) from error
         except PermanentError as error:
@@ -70,14 +66,14 @@ class JudgeServer:
             )
         return models[0]
 
-    def chat(self, body: dict[str, Any], num_tries: int | None = None) -> ChatReply:
-        """The reply to one chat, after `num_tries` (as a rule, `max_retries` and the first one) at most.
+    def chat(self, body: dict[str, Any], max_retries: int | None = None) -> ChatReply:
+        """The reply to one chat, tried again up to `max_retries` times; None: as often as the settings say.
 
         Raises Interrupted where the server does not answer, RequestError where it does not answer this request,
         IgrpoError where it cannot be asked so.
         """
         try:
-            return self._tried(lambda: self._chat(body), num_tries or self._num_tries)
+            return self._client.retrying(self._max_retries if max_retries is None else max_retries)(self._chat, body)
         except TransientError as error:
             if error.status != 500:
                 raise self._interrupted(error) from error
@@ -91,7 +87,6 @@ class JudgeServer:
 
     def close(self) -> None:
         """Break off what is under way, pauses included."""
-        self._closing.set()
         self._client.close()
 
     def _chat(self, body: dict[str, Any]) -> ChatReply:
@@ -113,14 +108,6 @@ class JudgeServer:
             num_completion_tokens,
         )
 
-    def _tried(self, call: Callable[[], _Result], num_tries: int) -> _Result:
-        for attempt in range(num_tries - 1):
-            try:
-                return call()
-            except TransientError:
-                pause_before_retry(attempt, self._closing)
-        return call()
-
     def _foreign(self, path: str) -> IgrpoError:
         return IgrpoError(
             f"{self.url}{path} does not answer as an OpenAI-compatible server does",
@@ -129,7 +116,7 @@ class JudgeServer:
 
     def _interrupted(self, error: TransientError) -> Interrupted:
         return Interrupted(
-            f"the judge does not answer, after {self._num_tries} tries: {error}; what was judged is kept",
+            f"the judge does not answer, after {self._max_retries + 1} attempts: {error}; what was judged is kept",
             hint="start the judge again, then run the same command again: nothing is paid for twice",
         )
 
