@@ -32,10 +32,10 @@ TIMED = {
     "igrpo_cli.engines.vllm.VllmEngine.step": "sampling",
     "igrpo_cli.engines.vllm.VllmEngine.load_policy": "load policy",
     "igrpo_cli.training.step.PolicyTrainer.step": "gradient",
-    "igrpo_cli.pipeline.update_trainer.trainer_of": "restore trainer",
-    "igrpo_cli.pipeline.update_files.stage_trainer": "write policy",
-    "igrpo_cli.pipeline.update_files.record_policy": "write policy",
-    "igrpo_cli.pipeline.update_files.publish_update": "write policy",
+    "igrpo_cli.pipeline.update_trainer.load_trainer": "restore trainer",
+    "igrpo_cli.pipeline.update_artifacts.stage_trainer": "write policy",
+    "igrpo_cli.pipeline.update_artifacts.record_policy": "write policy",
+    "igrpo_cli.pipeline.update_artifacts._publish": "write policy",
 }
 """What is measured as which part of an iteration; anything else is `other`."""
 PARTS = ("sampling", "gradient", "load policy", "restore trainer", "write policy", "other")

@@ -18,12 +18,12 @@ Truncate = Callable[[str, int], tuple[str, bool]]
 """(text, max_tokens) -> (its first tokens as text, whether anything was cut)."""
 
 
-def bare_prompt(problem: str, prompts: PromptsSection) -> ChatPrompt:
+def prompt_without_draft(problem: str, prompts: PromptsSection) -> ChatPrompt:
     """The prompt q: the problem alone."""
     return ChatPrompt(prompts.system_prompt, (PromptSegment(problem, trusted=False),))
 
 
-def conditioned_prompt(problem: str, draft: str, prompts: PromptsSection) -> ChatPrompt:
+def prompt_with_draft(problem: str, draft: str, prompts: PromptsSection) -> ChatPrompt:
     """The prompt q': the problem with a draft in the same user turn, between fixed markers.
 
     `draft` is what `visible_draft` returned. A draft that itself writes a marker of the template

@@ -1,17 +1,18 @@
-"""The one act behind draft, refine and eval: sample completions of prompts, grade them, keep them as rows.
+"""Sample completions of prompts, grade them and keep them as rows: what draft, refine and eval share.
 
-Work is cut into fixed blocks of groups. A block is one batch of the engine whatever the number of
-shards, and a finished block is kept when its shard is interrupted.
+The work is cut into blocks, which are fixed ranges of groups. A block is one batch of the engine whatever the number
+of shards, and a block that is done is kept when its shard is interrupted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from igrpo_cli.engines.checking import CheckedEngine
 from igrpo_cli.errors import Interrupted
 from igrpo_cli.records import (
     ChatPrompt,
@@ -27,18 +28,21 @@ from igrpo_cli.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.base import Engine
-    from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.rewards.scorer import Scorer, ScoringInput, ScoringResult
 
-FINISHING_THREADS = 4
-"""Blocks that are graded and written at the same time: one slow completion must not hold up the others."""
+GRADING_THREADS = 4
+"""Blocks that are graded and written at the same time: one slow completion must not delay the others."""
+MAX_ATTEMPTS = 3
+"""How often a batch is sampled for which the engine returns something else than was requested."""
+_ROUNDING = 1e-3
+"""By how much rounding may raise a log-prob above 0 (nats)."""
 MAX_BLOCKS_IN_GRADING = 64
-"""Sampled blocks that may wait for their grades before sampling pauses: what bounds the memory they take."""
+"""Sampled blocks that may wait for their grades before sampling pauses. Bounds the memory that they take."""
 
 
 @dataclass(frozen=True)
 class RolloutTask:
-    """One prompt of one group and the samples it gets."""
+    """One prompt of one group and the samples to draw from it."""
 
     group_id: int
     problem: Problem
@@ -46,171 +50,282 @@ class RolloutTask:
     sample_ids: Sequence[int]
     draft_sample_id: int | None = None
     draft_truncated: bool = False
-    """Whether the draft in the prompt was cut to `prompts.max_draft_tokens`."""
+    """True where the draft in the prompt was cut to `prompts.max_draft_tokens`."""
 
 
 @dataclass(frozen=True)
-class RolloutPlan:
-    """Everything that decides the rows of one stage, apart from the policy's weights."""
+class SamplingPlan:
+    """What decides the completions of a stage, apart from the prompts and the weights of the policy."""
 
     stage: RolloutStage
     iteration: int
+    sampling: SamplingSettings
     seed: int
     seed_names: tuple[str | int, ...]
-    """Names the stream of random numbers: a row's seed is derived from (seed, *seed_names, group, sample)."""
-    sampling: SamplingSettings
-    num_groups: int
-    groups_per_block: int
-    tasks: Callable[[range, PolicyTokenizer], list[RolloutTask]]
-    """The prompts of some groups, in order, made when their turn comes; a dropped group has none."""
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of the whole stage; the last one may be smaller."""
-        return -(-self.num_groups // self.groups_per_block)
-
-    def groups_of(self, block: int) -> range:
-        """Group ids of one block."""
-        start = block * self.groups_per_block
-        return range(start, min(start + self.groups_per_block, self.num_groups))
+    """Names of the stream of random numbers. The seed of a row is derived from (seed, *seed_names, group, sample)."""
 
     def seed_of(self, group_id: int, sample_id: int) -> int:
-        """Seed of one row, from its identity alone."""
+        """Return the seed of one row, which follows from its identity alone."""
         return derive_seed(self.seed, *self.seed_names, group_id, sample_id)
 
 
 @dataclass(frozen=True, eq=False)
 class BlockJob:
-    """A block to be sampled and graded, and what becomes of its rows."""
+    """A block to sample and grade, and what to do with its rows."""
 
-    plan: RolloutPlan
-    block: int
-    keep: Callable[[int, list[Rollout]], None]
-    """Called with the block and its rows in order of group and sample, on a thread of its own."""
+    plan: SamplingPlan
+    tasks: Sequence[RolloutTask]
+    keep: Callable[[list[Rollout]], None]
+    """Receives the rows in order of group and sample, on a background thread."""
     note: Callable[[Rollout, str], None]
-    """Told of each row that could not be graded, and why."""
+    """Receives each row that could not be graded, and the reason."""
 
 
-@dataclass(frozen=True)
-class _Sampled:
-    """A block with its prompts: (text, token ids) of each task."""
+class Sampler:
+    """Keeps an engine busy with blocks: sample, decode, grade, keep.
+
+    The engine goes on sampling while earlier blocks are decoded, graded and written. It waits for them only when it
+    has nothing else to do, or when more than `MAX_BLOCKS_IN_GRADING` are behind.
+
+    `start` returns the engine and the scorer. It is called when the first block comes in, so a command that has
+    nothing to sample loads no model.
+
+    Methods raise Interrupted where the engine repeatedly returns something else than was requested, and whatever
+    `keep` raises. Where the engine hangs, the process ends with the exit code of Interrupted.
+    """
+
+    def __init__(self, start: Callable[[], tuple[Engine, Scorer]]) -> None:
+        self._start = start
+        self._running: _Running | None = None
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running is not None:
+            self._running.close()
+
+    def submit(self, job: BlockJob) -> None:
+        """Hand a block to the engine, as soon as it has room."""
+        if self._running is None:
+            self._running = _Running(*self._start())
+        self.make_room()
+        self._running.submit(job)
+
+    def make_room(self) -> None:
+        """Sample submitted blocks until the engine has room for another one."""
+        while self._running is not None and not self._running.engine.has_room:
+            self._running.advance()
+
+    def sample_until(self, is_reached: Callable[[], bool]) -> None:
+        """Sample and grade submitted blocks until `is_reached()` is true."""
+        while not is_reached():
+            assert self._running is not None, "no block was submitted"
+            self._running.advance()
+
+    def finish(self) -> None:
+        """Sample, grade and keep all submitted blocks."""
+        while self._running is not None and self._running.is_busy:
+            self._running.advance()
+
+
+class _Running:
+    """The engine, the scorer and the threads of a sampler that has work."""
+
+    def __init__(self, engine: Engine, scorer: Scorer) -> None:
+        self.engine = engine
+        self._scorer = scorer
+        self._checked = _CheckedEngine(engine)
+        self._stack = ExitStack()
+        self._watchdog = self._stack.enter_context(_watchdog_of(engine))
+        self._threads = ThreadPoolExecutor(GRADING_THREADS, thread_name_prefix="igrpo-grading")
+        self._stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
+        self._in_grading: set[Future[None]] = set()
+
+    @property
+    def is_busy(self) -> bool:
+        return bool(self._checked.num_unfinished or self._in_grading)
+
+    def submit(self, job: BlockJob) -> None:
+        tokenizer, plan = self.engine.tokenizer, job.plan
+        prompts = [tokenizer.encode_prompt(task.prompt) for task in job.tasks]
+        groups = [
+            SamplingGroup(prompt_ids, [plan.seed_of(task.group_id, sample_id) for sample_id in task.sample_ids])
+            for task, (_, prompt_ids) in zip(job.tasks, prompts, strict=True)
+        ]
+        self._checked.submit(_Request(job, prompts, groups))
+
+    def advance(self) -> None:
+        """Take one step of the engine, and raise what went wrong in grading; wait for a grade if nothing is sampled."""
+        assert self.is_busy, "nothing is in progress"
+        for request, completions in self._checked.step(self._watchdog.watching):
+            self._in_grading.add(self._threads.submit(self._grade, request, completions))
+        must_wait = not self._checked.num_unfinished or len(self._in_grading) > MAX_BLOCKS_IN_GRADING
+        done, self._in_grading = wait(self._in_grading, None if must_wait else 0, FIRST_COMPLETED)
+        for future in done:
+            future.result()
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def _grade(self, request: _Request, completions: list[list[Completion]]) -> None:
+        decode = self.engine.tokenizer.decode
+        texts = [[decode(each.completion_ids) for each in drawn] for drawn in completions]
+        results = self._scorer.score(_scoring_inputs(request, completions, texts))
+        rows = _rows(request, completions, texts, results)
+        for row, result in zip(rows, results, strict=True):
+            if result.grade.reason is not None:
+                request.job.note(row, result.grade.reason)
+        request.job.keep(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _Request:
+    """A block as the engine receives it. It is its own key, so each attempt has a key that no engine can guess."""
 
     job: BlockJob
-    tasks: list[RolloutTask]
     prompts: list[tuple[str, list[int]]]
+    """The prompt of each task as (text, token ids)."""
+    groups: list[SamplingGroup]
+    attempt: int = 1
+
+    @property
+    def name(self) -> str:
+        """The name of the batch in errors."""
+        return f"the batch of {self.name_of(0)}" if self.groups else "a batch without groups"
+
+    def name_of(self, index: int) -> str:
+        """Return the name of one group in errors."""
+        task = self.job.tasks[index]
+        return f"group {task.group_id} (problem {task.problem.problem_id})"
 
 
-def roll_out(jobs: Iterable[BlockJob | None], engine: Engine, scorer: Scorer) -> None:
-    """Sample, score and keep all blocks of `jobs`; returns when the last one is kept.
+class _CheckedEngine:
+    """Checks what an engine returns: one completion that could be drawn for each seed of each group, exactly once.
 
-    Blocks are drawn from `jobs` when the engine has room for them; None means that none is ready before another
-    one is kept. The engine goes on sampling while earlier blocks are decoded, graded and written: it waits for
-    them only when it has nothing else to do, or when more than `MAX_BLOCKS_IN_GRADING` are behind.
-    Raises Interrupted where the engine keeps giving back something else than was asked for. Where it hangs, the
-    process ends with the same exit code.
+    A batch that returns as something else, or not at all, is sampled again, `MAX_ATTEMPTS` times in all. Batches that
+    nobody requested are tolerated as often.
     """
-    source, checked = iter(jobs), CheckedEngine[_Sampled](engine)
-    all_drawn = False
-    with _Finishing(engine.tokenizer, scorer) as finishing, _watchdog_of(engine) as watchdog:
-        while not all_drawn or checked.num_unfinished or finishing.num_unfinished:
-            while not all_drawn and engine.has_room:
-                job = next(source, _END)
-                if job is None:
-                    assert checked.num_unfinished or finishing.num_unfinished, (
-                        "nothing under way can make a block ready"
-                    )
-                    break
-                if isinstance(job, BlockJob):
-                    _submit(job, engine.tokenizer, checked)
-                else:
-                    all_drawn = True
-            for sampled, completions in checked.step(watchdog.watching):
-                finishing.start(sampled, completions)
-            finishing.wait(for_one=not checked.num_unfinished)
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._in_progress: dict[Hashable, _Request] = {}
+        self._num_strays = 0
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._in_progress)
+
+    def submit(self, request: _Request) -> None:
+        self._engine.submit(request, request.groups, request.job.plan.sampling)
+        self._in_progress[request] = request
+
+    def step(
+        self, watching: Callable[[], AbstractContextManager[object]]
+    ) -> list[tuple[_Request, list[list[Completion]]]]:
+        """Take a step of the engine within `watching()` and return the batches that are complete and sound.
+
+        Raises Interrupted where the engine repeatedly returns something else.
+        """
+        if not self._in_progress:
+            return []
+        with watching():
+            done = self._engine.step()
+        returned: dict[Hashable, list[list[list[Completion]]]] = {}
+        for key, completions in done:
+            returned.setdefault(key, []).append(completions)
+        sound, faulty = [], []
+        for key, answers in returned.items():
+            if (request := self._in_progress.pop(key, None)) is None:
+                self._count_stray(key)
+            elif (fault := _fault_of(request, answers, self._engine.vocab_size)) is None:
+                sound.append((request, answers[0]))
+            else:
+                faulty.append((request, fault))
+        if not self._engine.num_unfinished:
+            faulty += [(request, f"nothing of {request.name}") for request in self._in_progress.values()]
+            self._in_progress.clear()
+        for request, fault in faulty:
+            if request.attempt == MAX_ATTEMPTS:
+                raise _returned(fault)
+            self.submit(replace(request, attempt=request.attempt + 1))
+        return sound
+
+    def _count_stray(self, key: Hashable) -> None:
+        self._num_strays += 1
+        if self._num_strays == MAX_ATTEMPTS:
+            stray = f"{key.name} once more" if isinstance(key, _Request) else f"a batch called {repr(key)[:80]}"
+            raise _returned(f"{stray}, which was not requested")
 
 
-_END = object()
+def _returned(fault: str) -> Interrupted:
+    return Interrupted(
+        f"the engine returned {fault}, {MAX_ATTEMPTS} times",
+        hint="run the same command again; finished blocks are kept",
+    )
 
 
-def _submit(job: BlockJob, tokenizer: PolicyTokenizer, checked: CheckedEngine[_Sampled]) -> None:
-    plan = job.plan
-    tasks = plan.tasks(plan.groups_of(job.block), tokenizer)
-    prompts = [tokenizer.encode_prompt(task.prompt) for task in tasks]
-    groups = [
-        SamplingGroup(prompt_ids, [plan.seed_of(task.group_id, sample_id) for sample_id in task.sample_ids])
-        for task, (_, prompt_ids) in zip(tasks, prompts, strict=True)
-    ]
-    names = [f"group {task.group_id} (problem {task.problem.problem_id})" for task in tasks]
-    checked.submit(_Sampled(job, tasks, prompts), groups, names, plan.sampling)
+def _fault_of(request: _Request, answers: Sequence[Sequence[Sequence[Completion]]], vocab_size: int) -> str | None:
+    """Return what is wrong with a batch; None for exactly one sound completion of each seed of each group."""
+    completions, *more = answers
+    if more:
+        return f"{request.name} {len(answers)} times at once"
+    if len(completions) != len(request.groups):
+        return f"{len(completions)} groups instead of {len(request.groups)}"
+    for index, (group, drawn) in enumerate(zip(request.groups, completions, strict=True)):
+        if len(drawn) != len(group.seeds):
+            return f"{len(drawn)} completions of {request.name_of(index)} instead of {len(group.seeds)}"
+        for sample, (seed, completion) in enumerate(zip(group.seeds, drawn, strict=True)):
+            if (fault := _fault_of_completion(completion, seed, vocab_size)) is not None:
+                return f"{fault} as sample {sample} of {request.name_of(index)}"
+    return None
+
+
+def _fault_of_completion(completion: Completion, seed: int, vocab_size: int) -> str | None:
+    """Return why a completion cannot have been drawn with a seed; None where it can."""
+    ids, logprobs = completion.completion_ids, completion.sampling_logprobs
+    if completion.seed != seed:
+        return "the completion of another seed"
+    if len(logprobs) != len(ids):
+        return f"{len(ids)} tokens with {len(logprobs)} log-probs"
+    if invalid := [token for token in (min(ids, default=0), max(ids, default=0)) if not 0 <= token < vocab_size]:
+        return f"token id {invalid[0]}, where the vocabulary has {vocab_size},"
+    # A finite sum has finite terms; a few thousand finite log-probs do not overflow.
+    if not math.isfinite(sum(logprobs)) or max(logprobs, default=0.0) > _ROUNDING:
+        impossible = next(each for each in logprobs if not -math.inf < each <= _ROUNDING)
+        return f"a log-prob of {impossible}"
+    return None
 
 
 def _watchdog_of(engine: Engine) -> Watchdog:
     seconds = engine.step_timeout
     hangs = Interrupted(
-        f"{engine.name} has not come back from a step for {seconds} s (engine.timeout); finished blocks are kept",
-        hint="run the same command again, it goes on where it stopped; raise engine.timeout where steps take so long",
+        f"{engine.name} has not returned from a step for {seconds} s (engine.timeout); finished blocks are kept",
+        hint="run the same command again, it continues where it stopped; raise engine.timeout if steps take that long",
     )
     return Watchdog(seconds, hangs)
 
 
-class _Finishing:
-    """Sampled blocks on their way to disk: each is decoded, graded and kept by one of a few threads."""
-
-    def __init__(self, tokenizer: PolicyTokenizer, scorer: Scorer) -> None:
-        self._tokenizer = tokenizer
-        self._scorer = scorer
-        self._threads = ThreadPoolExecutor(FINISHING_THREADS, thread_name_prefix="igrpo-finishing")
-        self._unfinished: set[Future[None]] = set()
-
-    def __enter__(self) -> _Finishing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    @property
-    def num_unfinished(self) -> int:
-        return len(self._unfinished)
-
-    def start(self, sampled: _Sampled, completions: list[list[Completion]]) -> None:
-        self._unfinished.add(self._threads.submit(self._finish, sampled, completions))
-
-    def wait(self, *, for_one: bool) -> None:
-        """Take note of what has been kept meanwhile, raising what went wrong; wait until one is, if `for_one`."""
-        behind = len(self._unfinished) > MAX_BLOCKS_IN_GRADING
-        timeout = None if for_one or behind else 0
-        done, self._unfinished = wait(self._unfinished, timeout, FIRST_COMPLETED)
-        for future in done:
-            future.result()
-
-    def _finish(self, sampled: _Sampled, completions: list[list[Completion]]) -> None:
-        texts = [[self._tokenizer.decode(c.completion_ids) for c in drawn] for drawn in completions]
-        scored = self._scorer.score(_answered(sampled, completions, texts))
-        rows = _rows(sampled, completions, texts, scored)
-        for row, each in zip(rows, scored, strict=True):
-            if each.grade.reason is not None:
-                sampled.job.note(row, each.grade.reason)
-        sampled.job.keep(sampled.job.block, rows)
-
-
-def _answered(sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]]) -> list[ScoringInput]:
+def _scoring_inputs(
+    request: _Request, completions: list[list[Completion]], texts: list[list[str]]
+) -> list[ScoringInput]:
     from igrpo_cli.rewards.scorer import ScoringInput
 
-    longest = sampled.job.plan.sampling.max_completion_length
-    per_task = zip(sampled.tasks, sampled.prompts, completions, texts, strict=True)
+    max_length = request.job.plan.sampling.max_completion_length
+    per_task = zip(request.job.tasks, request.prompts, completions, texts, strict=True)
     return [
-        ScoringInput(task.problem, prompt, text, len(completion.completion_ids), longest, completion.finish_reason)
+        ScoringInput(task.problem, prompt, text, len(completion.completion_ids), max_length, completion.finish_reason)
         for task, (prompt, _), drawn, texts_of_task in per_task
         for completion, text in zip(drawn, texts_of_task, strict=True)
     ]
 
 
 def _rows(
-    sampled: _Sampled, completions: list[list[Completion]], texts: list[list[str]], scored: list[ScoringResult]
+    request: _Request, completions: list[list[Completion]], texts: list[list[str]], results: list[ScoringResult]
 ) -> list[Rollout]:
-    plan, scores = sampled.job.plan, iter(scored)
+    plan, scores = request.job.plan, iter(results)
     rows = []
-    per_task = zip(sampled.tasks, sampled.prompts, completions, texts, strict=True)
+    per_task = zip(request.job.tasks, request.prompts, completions, texts, strict=True)
     for task, (prompt, prompt_ids), drawn, texts_of_task in per_task:
         for sample_id, completion, text in zip(task.sample_ids, drawn, texts_of_task, strict=True):
             score = next(scores)

@@ -156,7 +156,7 @@ def test_states_of_all_earlier_iterations_are_pruned(run):
 
 def test_a_late_twin_whose_optimiser_state_is_pruned_finds_its_work_done(two_left, monkeypatch):
     run, keep_one = two_left, sets("update.keep_optimizer_states=1")
-    of_the_late_one = update_trainer.trainer_of
+    of_the_late_one = update_trainer.load_trainer
     twin = []
 
     def after_the_twin(*arguments):
@@ -165,7 +165,7 @@ def test_a_late_twin_whose_optimiser_state_is_pruned_finds_its_work_done(two_lef
         assert not run.update(0).optimizer.exists()
         return of_the_late_one(*arguments)
 
-    monkeypatch.setattr(update_trainer, "trainer_of", after_the_twin)
+    monkeypatch.setattr(update_trainer, "load_trainer", after_the_twin)
     late = igrpo("update", run.root, "--iteration", 1, *keep_one)
     assert [twin[0].code, late.code] == [0, 0], late.stderr
     assert igrpo("verify", run.root).code == 0

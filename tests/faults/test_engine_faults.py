@@ -16,12 +16,12 @@ import torch
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
 from igrpo_cli.config.sections import EngineSection
-from igrpo_cli.engines.checking import MAX_TRIES
 from igrpo_cli.engines.transformers import TransformersEngine
 from igrpo_cli.engines.vllm import VllmEngine
 from igrpo_cli.errors import EXIT_INTERRUPTED, IgrpoError, Interrupted
 from igrpo_cli.pipeline.session import engine_settings
 from igrpo_cli.records import SamplingGroup, SamplingSettings
+from igrpo_cli.rollouts import MAX_ATTEMPTS
 
 BLOCKS = ("data.problems_per_iteration=4", "engine.groups_per_block=2")
 
@@ -45,9 +45,9 @@ OF_GROUPS = {
     ),
     "samples swapped": (lambda groups: [groups[0][::-1], *groups[1:]], "of another seed as sample 0 of group 2"),
     "groups swapped": (lambda groups: groups[::-1], "of another seed as sample 0 of group 2"),
-    "a group too few": (lambda groups: groups[1:], "1 groups where 2 were asked for"),
-    "a group too many": (lambda groups: [*groups, groups[0]], "3 groups where 2 were asked for"),
-    "nothing": (lambda _: [], "0 groups where 2 were asked for"),
+    "a group too few": (lambda groups: groups[1:], "1 groups instead of 2"),
+    "a group too many": (lambda groups: [*groups, groups[0]], "3 groups instead of 2"),
+    "nothing": (lambda _: [], "0 groups instead of 2"),
     "tokens without log-probs": (first(sampling_logprobs=[]), "tokens with 0 log-probs as sample 0 of group 2"),
     "a negative token id": (
         first_token("completion_ids", -1),
@@ -66,7 +66,10 @@ def of_groups(change):
 
 
 FAULTS = {name: (of_groups(change), said) for name, (change, said) in OF_GROUPS.items()} | {
-    "an unknown key": (lambda _, key, groups: [("nonesuch", groups)], "a batch called 'nonesuch', which it was not"),
+    "an unknown key": (
+        lambda _, key, groups: [("nonesuch", groups)],
+        "a batch called 'nonesuch', which was not requested",
+    ),
     "the key of a block that is kept": (
         lambda keys, key, groups: [(keys[0], groups)],
         "the batch of group 0 (problem",
@@ -104,10 +107,10 @@ def failing(patch, damage, times):
 @pytest.mark.parametrize("name", ["a sample too few", "samples swapped", "an unknown key", "a key twice", "no key"])
 def test_what_comes_back_wrong_is_sampled_again(undisturbed, tmp_path, monkeypatch, name):
     run = make_run(tmp_path / "run", *BLOCKS)
-    damaged = failing(monkeypatch, FAULTS[name][0], MAX_TRIES - 1)
+    damaged = failing(monkeypatch, FAULTS[name][0], MAX_ATTEMPTS - 1)
     result = igrpo("draft", run)
     assert result.code == 0, result.stderr
-    assert len(damaged) == MAX_TRIES - 1
+    assert len(damaged) == MAX_ATTEMPTS - 1
     assert files_below(run / "iteration_0000") == undisturbed
 
 
@@ -116,26 +119,26 @@ def test_what_comes_back_wrong_again_and_again_ends_in_75(undisturbed, tmp_path,
     damage, said = FAULTS[name]
     run = make_run(tmp_path / "run", *BLOCKS)
     with monkeypatch.context() as patch:
-        damaged = failing(patch, damage, MAX_TRIES)
+        damaged = failing(patch, damage, MAX_ATTEMPTS)
         result = igrpo("draft", run)
     assert (result.code, result.stdout) == (EXIT_INTERRUPTED, "")
     assert said in result.stderr
-    assert f", {MAX_TRIES} times" in result.stderr
+    assert f", {MAX_ATTEMPTS} times" in result.stderr
     assert "Traceback" not in result.stderr
-    assert len(damaged) == MAX_TRIES
+    assert len(damaged) == MAX_ATTEMPTS
     assert len(list(run.rglob("block-*.parquet"))) == 1, "the block that came back right is kept"
     assert igrpo("draft", run).code == 0
     assert files_below(run / "iteration_0000") == undisturbed
 
 
-@pytest.mark.parametrize(("times", "code"), [(MAX_TRIES - 1, 0), (MAX_TRIES, EXIT_INTERRUPTED)])
+@pytest.mark.parametrize(("times", "code"), [(MAX_ATTEMPTS - 1, 0), (MAX_ATTEMPTS, EXIT_INTERRUPTED)])
 def test_what_comes_back_besides_is_no_row_and_borne_as_often(tmp_path, monkeypatch, times, code):
     run = make_run(tmp_path / "run", *BLOCKS, "data.problems_per_iteration=8")
     with monkeypatch.context() as patch:
         failing(patch, lambda keys, key, groups: [(key, groups), (keys[0], groups)], times)
         result = igrpo("draft", run)
     assert result.code == code, result.stderr
-    assert "once more, which it was not asked for, 3 times" in result.stderr or not code
+    assert "once more, which was not requested, 3 times" in result.stderr or not code
     sound = make_run(tmp_path / "sound", *BLOCKS, "data.problems_per_iteration=8")
     assert igrpo("draft", run).code == igrpo("draft", sound).code == 0
     assert files_below(run / "iteration_0000") == files_below(sound / "iteration_0000")

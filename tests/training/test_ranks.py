@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from igrpo_cli.pipeline.optimizer_states import recorded_states
 from safetensors.torch import load_file
 
 from command_line import ONE_THREAD, igrpo, make_run, sets
-from igrpo_cli.pipeline.optimizer_states import recorded_states
 from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.store.atomic import publish_json
 from igrpo_cli.store.layout import RunDirectory

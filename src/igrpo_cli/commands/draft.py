@@ -1,41 +1,45 @@
-"""`igrpo draft`: stage 1 of iGRPO. d_1 … d_N ~ pi_theta_old(. | q), graded; no gradient."""
+"""`igrpo draft`: stage 1 of iGRPO. Sample d_1 … d_N ~ pi_theta_old(. | q) for each problem q and grade them."""
 
 from __future__ import annotations
 
-from igrpo_cli.pipeline.rollout_shard import ShardedRollouts
-from igrpo_cli.pipeline.rollout_stage import make_rollout_shards, training_plan
+from collections.abc import Iterable
+
+from igrpo_cli.pipeline.rollout_stage import RolloutPlan, RolloutStage, open_rollouts, training_plan
 from igrpo_cli.pipeline.session import Session, StageRequest
-from igrpo_cli.prompts import bare_prompt
+from igrpo_cli.prompts import prompt_without_draft
 from igrpo_cli.records import StageReport
 from igrpo_cli.rollouts import RolloutTask
 
 
 def run(session: Session, request: StageRequest) -> StageReport:
-    """Sample `draft.num_generations` drafts of each problem of the iteration."""
-    return make_rollout_shards(session, drafts(session, request.iteration), request)
+    """Sample the drafts of the requested shards of one iteration. No gradient is taken here."""
+    with open_rollouts(session, request, plan(session, request.iteration)) as stage:
+        sample(stage)
+    return stage.report()
 
 
-def drafts(session: Session, iteration: int) -> ShardedRollouts:
-    """All drafts of an iteration: one group for each of its problems, the prompt bare."""
-    config, directory = session.config, session.run
+def sample(stage: RolloutStage, shards: Iterable[int] | None = None) -> None:
+    """Sample N = `draft.num_generations` completions of the prompt without a draft, for each problem.
 
-    def tasks(groups: range, _: object) -> list[RolloutTask]:
-        chosen = session.problems_of_iteration(iteration)
-        return [
-            RolloutTask(
-                group_id=group_id,
-                problem=chosen[group_id],
-                prompt=bare_prompt(chosen[group_id].problem, config.prompts),
-                sample_ids=range(config.draft.num_generations),
+    The last blocks may still be in progress when this returns: `stage.finish` waits for them.
+    """
+    config = stage.session.config
+    for shard in stage.unfinished(shards):
+        problems = stage.session.problems_of_iteration(stage.iteration)
+        for block in shard.blocks():
+            block.sample(
+                [
+                    RolloutTask(
+                        group_id=group_id,
+                        problem=problems[group_id],
+                        prompt=prompt_without_draft(problems[group_id].problem, config.prompts),
+                        sample_ids=range(config.draft.num_generations),
+                    )
+                    for group_id in block.groups
+                ]
             )
-            for group_id in groups
-        ]
 
-    return ShardedRollouts(
-        stage="draft",
-        policy=session.policy(iteration),
-        num_groups=config.data.problems_sampled,
-        path_of=lambda shard: directory.shard(iteration, "draft", shard, config.run.num_shards),
-        inputs_of=lambda _: session.inputs(directory.problems()),
-        plan_of=lambda _: training_plan(config, "draft", iteration, config.draft, tasks),
-    )
+
+def plan(session: Session, iteration: int) -> RolloutPlan:
+    """Return what the drafts of an iteration are made from: the problems of the run and the policy of the iteration."""
+    return training_plan(session, "draft", iteration, inputs_of=lambda _: [session.run.problems()])

@@ -13,9 +13,8 @@ from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import apply_overrides, check_config, parse_override
 from igrpo_cli.errors import UsageError
 from igrpo_cli.evaluation.results import EvalResults, read_results
-from igrpo_cli.evaluation.shards import Evaluation, evaluation_shards, require_bare_samples, sharded_evaluation
+from igrpo_cli.evaluation.shards import Evaluation, evaluation_shards, require_bare_samples, sample_evaluation
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
-from igrpo_cli.pipeline.rollout_stage import make_rollout_shards
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import Problem, StageReport
 from igrpo_cli.store.layout import RunDirectory, bench_name, directory_name
@@ -215,7 +214,7 @@ def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) ->
         dry_run=request.dry_run,
         take_over=request.take_over,
     )
-    report = make_rollout_shards(session, sharded_evaluation(session, evaluation), stage)
+    report = sample_evaluation(session, evaluation, stage)
     if request.dry_run:
         return _dry_run(session, evaluation, report)
     trained_on = 0 if request.model else len(problems_in_both(evaluation.problems, session.problems()))

@@ -20,7 +20,7 @@ from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, Missin
 from igrpo_cli.inspection.differences import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
-from igrpo_cli.prompts import bare_prompt
+from igrpo_cli.prompts import prompt_without_draft
 from igrpo_cli.records import Problem
 from igrpo_cli.store.checksummed_json import checksummed_settings, require_unedited
 from igrpo_cli.store.layout import RunDirectory, command_line
@@ -159,7 +159,7 @@ def _short_enough(problems: list[Problem], config: RunConfig, tokenizer: PolicyT
     """The problems whose bare prompt has at most `prompts.max_prompt_length` tokens; others are refused or skipped."""
     limit, kept = config.prompts.max_prompt_length, []
     for problem in problems:
-        _, prompt_ids = tokenizer.encode_prompt(bare_prompt(problem.problem, config.prompts))
+        _, prompt_ids = tokenizer.encode_prompt(prompt_without_draft(problem.problem, config.prompts))
         if len(prompt_ids) <= limit:
             kept.append(problem)
         elif not config.data.skip_bad_rows:

@@ -1,9 +1,8 @@
-"""`igrpo run`: all stages of all unfinished iterations in one process. The same files as the single commands."""
+"""`igrpo run`: all stages of all unfinished iterations in one process. It writes the same files as single commands."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from igrpo_cli.commands import draft, refine
@@ -11,16 +10,15 @@ from igrpo_cli.commands.stage import perform, summary_line
 from igrpo_cli.config.files import write_config
 from igrpo_cli.errors import UsageError
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
-from igrpo_cli.pipeline.rollout_stage import RolloutShards, roll_out_in
+from igrpo_cli.pipeline.rollout_stage import RolloutStage, blocks_of, open_sampler
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
-from igrpo_cli.rollouts import BlockJob
 from igrpo_cli.torchrun import rank_and_size
 from igrpo_cli.ui.console import Console, printable
 
 
 def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, console: Console) -> None:
-    """Run what is left of the run at `path`, at most `iterations` iterations of it."""
+    """Run what is left of the run at `path`, at most `iterations` iterations."""
     if rank_and_size()[1] > 1:
         raise UsageError(
             "igrpo run is one process; torchrun is for the update alone",
@@ -49,7 +47,10 @@ def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, c
 
 
 def unfinished(session: Session) -> list[int]:
-    """Iterations without a finished update, in order; an update that finished while its process died is settled."""
+    """Return the iterations without a complete update, in order.
+
+    The policy of an update that was completed while its process died is promoted first.
+    """
     current, total = session.current_iteration(), session.num_iterations()
     if session.run.update(current).manifest.exists():
         perform(session, "update", StageRequest(current, (0,)))
@@ -58,7 +59,7 @@ def unfinished(session: Session) -> list[int]:
 
 
 def run_iteration(session: Session, iteration: int) -> list[StageReport]:
-    """All stages of one iteration; finished ones are skipped."""
+    """Run all stages of one iteration; complete ones are skipped."""
     if "refine" in session.config.stages():
         reports = sample(session, iteration)
     else:
@@ -72,28 +73,26 @@ def run_iteration(session: Session, iteration: int) -> list[StageReport]:
 
 
 def sample(session: Session, iteration: int) -> list[StageReport]:
-    """Draft, select and refine in one go: a shard is refined while drafts of later shards are still being sampled."""
+    """Draft, select and refine with one sampler: a shard is refined while drafts of later shards are being sampled."""
     request = StageRequest(iteration, session.shards_or_all(None))
-    drafts = RolloutShards(session, draft.drafts(session, iteration), request)
-    refinements = RolloutShards(session, refine.refinements(session, iteration), request)
+    plans = draft.plan(session, iteration), refine.plan(session, iteration)
+    num_blocks = sum(len(blocks_of(session, plan, shard)) for plan in plans for shard in request.shards)
     selected: list[StageReport] = []
-    started, drafted = time.monotonic(), 0.0
-
-    def jobs() -> Iterator[BlockJob | None]:
-        nonlocal drafted
-        yield from drafts.jobs(progress)
+    started = drafted = time.monotonic()
+    with (
+        session.console.progress(f"iteration {iteration}", num_blocks, "blocks") as progress,
+        open_sampler(session, session.policy(iteration)) as sampler,
+    ):
+        drafts, refinements = (RolloutStage(session, request, plan, sampler, progress) for plan in plans)
+        draft.sample(drafts)
         for shard in request.shards:
-            needed = request.shards if session.config.select.strategy == "shuffled" else (shard,)
-            while not all(drafts.publish(each) for each in needed):
-                yield None
+            drafts.wait_for(request.shards if session.config.select.strategy == "shuffled" else [shard])
             drafted = time.monotonic()
             selected.append(perform(session, "select", StageRequest(iteration, (shard,))))
-            yield from refinements.jobs_of(shard, progress)
-
-    blocks = drafts.num_blocks + refinements.num_blocks
-    with session.console.progress(f"iteration {iteration}", blocks, "blocks") as progress:
-        roll_out_in(session, session.policy(iteration), jobs())
-    reports = [drafts.finish(), perform(session, "select", request), refinements.finish()]
+            refine.sample(refinements, [shard])
+        drafts.finish()
+        refinements.finish()
+    reports = [drafts.report(), perform(session, "select", request), refinements.report()]
     reports[1].skipped = sum(report.skipped for report in selected)
     reports[1].seconds = round(sum(report.seconds for report in selected), 3)
     # Refining begins before drafting ends: what follows the last draft shard counts as refining.
@@ -103,7 +102,7 @@ def sample(session: Session, iteration: int) -> list[StageReport]:
 
 
 def iteration_line(reports: list[StageReport]) -> str:
-    """What an iteration came to, in one line."""
+    """Return one line about a complete iteration."""
     seconds = sum(report.seconds for report in reports)
     accuracy = [
         f"{report.stage} {report.details.get('verdict_correct', 0)}/{report.rows} right"

@@ -1,150 +1,127 @@
-"""`igrpo update`: the gradient step of iGRPO on the rollouts of one iteration, and the policy that comes of it."""
+"""`igrpo update`: take the GRPO step of iGRPO on the rollouts of one iteration and publish the next policy."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from igrpo_cli.algo.schedules import learning_rate_at
-from igrpo_cli.config import stage_identity
 from igrpo_cli.errors import MissingInputError, UsageError
-from igrpo_cli.pipeline.optimizer_states import prune_optimizer_states
-from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.pipeline.session import Session, StageRequest
-from igrpo_cli.pipeline.shard_work import ShardWork, work_through
-from igrpo_cli.pipeline.training_groups import input_shards, read_observations
-from igrpo_cli.pipeline.update_trainer import previous_update
+from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards, UnfinishedShard
 from igrpo_cli.records import StageReport, TrainingGroup
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.store.atomic import remove_directory, remove_stale_temporaries
 from igrpo_cli.store.completion import completed_update
-from igrpo_cli.store.layout import ShardPath, UpdatePath
-from igrpo_cli.store.manifest import Identity, Manifest
+from igrpo_cli.store.layout import ShardPath
+from igrpo_cli.store.manifest import Manifest
 from igrpo_cli.store.policies import Policy, promote_policy
 from igrpo_cli.torchrun import rank_and_size
 
 if TYPE_CHECKING:
+    from igrpo_cli.config.sections import UpdateSection
     from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints
+    from igrpo_cli.pipeline.training_groups import Observations
     from igrpo_cli.pipeline.update_artifacts import Step
     from igrpo_cli.training.progress import UpdateProgress
     from igrpo_cli.training.step import PolicyTrainer
 
 ONLY_SHARD = (0,)
-"""An update is one piece of work, whatever the number of shards it reads."""
+"""An update is one piece of work, whatever the number of shards that it reads."""
 
 
 def run(session: Session, request: StageRequest) -> StageReport:
-    """Train on the iteration's rollouts and publish `policies/k+1`."""
-    update = session.run.update(request.iteration)
-    policy = session.policy(request.iteration)
+    """Train on the rollouts of one iteration and publish `policies/k+1`."""
+    from igrpo_cli.pipeline.update_trainer import prune_optimizer_states
+
+    update, policy = session.run.update(request.iteration), session.policy(request.iteration)
     promote_policy(session.run, request.iteration)
     if not request.dry_run:
-        # Of a finished update too: it may have been killed while it cleared away what nobody needs any more.
+        # Also after a complete update: it may have been killed while it removed what nobody needs any more.
         for directory in (session.run.policies, update.directory.parent):
             remove_stale_temporaries(directory)
-
-    def identity_of(path: ShardPath) -> Identity:
-        return _identity(session, path, policy)
-
-    def make(path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
+    stage = StageShards(session, replace(request, shards=ONLY_SHARD), plan(session, request.iteration, policy))
+    for shard in stage.unfinished():
         try:
-            return _make_update(session, update, policy, identity, overwrite=overwrite)
+            stage.add(train(session, shard, policy))
         except (MissingInputError, FileNotFoundError):
-            # A task that has finished the same update clears away what this one was still reading.
-            theirs = None if overwrite or rank_and_size()[1] > 1 else completed_update(session.run, update, identity)
-            if theirs is None:
+            # A concurrent task that completed the same update removes what this one was still reading.
+            is_alone = request.overwrite or rank_and_size()[1] > 1
+            manifest = None if is_alone else completed_update(session.run, update, shard.identity)
+            if manifest is None:
                 raise
-            return theirs
-
-    work = ShardWork("update", lambda _: update.shard, identity_of)
-    once = StageRequest(request.iteration, ONLY_SHARD, request.overwrite, request.dry_run)
-    report = work_through(work, make, once, session.console.note)
-    if update.checkpoints.exists() and not request.dry_run:
-        remove_directory(update.checkpoints)
+            stage.add(manifest)
     if not request.dry_run:
+        if update.checkpoints.exists():
+            remove_directory(update.checkpoints)
         prune_optimizer_states(session, request.iteration)
-    # The rows of its manifest are metrics; what a reader of the report asks is how much was trained on.
+    report = stage.report()
+    # The rows of the manifest are metrics. The report says how much was trained on.
     report.rows, report.groups = (int(report.details.get(name, 0)) for name in ("completions", "groups"))
     return report
 
 
-def _identity(session: Session, shard: ShardPath, policy: Policy) -> Identity:
-    inputs = session.inputs(*input_shards(session, shard.iteration))
-    if previous_update(session, shard.iteration) is not None:
-        # The optimiser state that is carried on follows from the previous update and nothing else.
-        inputs += session.inputs(session.run.update(shard.iteration - 1).shard)
-    return Identity(
-        stage="update",
-        iteration=shard.iteration,
-        shard=0,
-        num_shards=1,
-        config=stage_identity(session.config, "update"),
-        policy=policy.id,
-        inputs=inputs,
-    )
+def train(session: Session, shard: UnfinishedShard, policy: Policy) -> Manifest:
+    """Compute advantages, take the optimiser steps and publish the next policy; return the manifest of the update.
 
-
-def _make_update(
-    session: Session, path: UpdatePath, policy: Policy, identity: Identity, *, overwrite: bool
-) -> Manifest:
-    """The update by this process, or by all that torchrun started: then the first one writes what is not sharded."""
-    from igrpo_cli.pipeline import update_artifacts
-    from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints, shared_staging_directory
-    from igrpo_cli.pipeline.update_trainer import keep_warm, trainer_of
+    The update is made by this process, or by all processes that torchrun started.
+    """
+    from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints
+    from igrpo_cli.pipeline.training_groups import read_observations
+    from igrpo_cli.pipeline.update_artifacts import publish_update
+    from igrpo_cli.pipeline.update_trainer import keep_warm, load_trainer
     from igrpo_cli.training.ranks import joined_ranks
 
-    provenance = Provenance()
-    observations = read_observations(session, path.iteration, policy)
-    groups = observations.training_groups(session.config.update, session.config.data.problems_per_iteration)
+    iteration, config = shard.path.iteration, session.config
+    observations = read_observations(session, iteration, policy)
+    groups = training_groups(observations, config.update, config.data.problems_per_iteration)
     with joined_ranks() as ranks:
-        with session.console.activity(f"update of iteration {path.iteration}: loading the policy"):
-            trainer = trainer_of(session, policy, path.iteration, ranks)
-        steps = _train(session, trainer, groups, path.iteration, StepCheckpoints(path, identity, session.console))
-        standing = manifest = None
-        with shared_staging_directory(path.directory, ranks) as staged:
-            with session.console.activity(f"update of iteration {path.iteration}: writing policy and optimiser"):
-                update_artifacts.stage_trainer(session, trainer, policy, path.iteration, staged)
-            if ranks.is_first:
-                outputs = update_artifacts.record_policy(session, policy, path.iteration, staged)
-                outputs.append(update_artifacts.stage_advantages(path, staged, steps))
-                manifest = provenance.manifest(
-                    identity,
-                    update_artifacts.stage_metrics(path, staged, observations, steps),
-                    device=f"{ranks.describe()}, {trainer.settings.dtype}",
-                    num_devices=ranks.size,
-                    tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
-                    counts={
-                        "optimizer_steps": len(steps),
-                        "trainable_parameters": trainer.num_trainable_parameters,
-                        "groups": len(groups),
-                        "groups_sampled": observations.num_groups(session.config.update.train_on),
-                        "completions": sum(len(group.completion_ids) for group in groups),
-                    },
-                    outputs=outputs,
-                )
-                standing = update_artifacts.publish_update(session, path, staged, manifest, overwrite=overwrite)
-        if standing is manifest and ranks.size == 1:
-            keep_warm(session, trainer, path.iteration)
-        found = ranks.share(standing)
-    assert found is not None
-    return found
+        trainer = load_trainer(session, policy, iteration, ranks)
+        checkpoints = StepCheckpoints(session.run.update(iteration), shard.identity, session.console)
+        steps = take_steps(session, trainer, groups, iteration, checkpoints)
+        manifest, is_ours = publish_update(session, shard, trainer, policy, observations, steps)
+        if is_ours:
+            keep_warm(session, trainer, iteration)
+    return manifest
 
 
-def _train(
+def training_groups(
+    observations: Observations, section: UpdateSection, problems_per_iteration: int
+) -> list[TrainingGroup]:
+    """Return the groups to train on, each completion with its advantage over the others of its group.
+
+    A_j = (R(o_j) - mean) / std over the G completions of one group, and 0 where std is 0.
+    """
+    import numpy as np
+
+    from igrpo_cli.algo.advantages import group_advantages
+    from igrpo_cli.pipeline.training_groups import with_reward_variance
+
+    scale = section.constants()["scale_rewards"]
+    groups = [
+        replace(group, advantages=group_advantages(np.array(group.rewards), scale).tolist())
+        for group in observations.groups(section)
+    ]
+    if section.groups_without_gradient == "keep":
+        return groups
+    return with_reward_variance(groups, problems_per_iteration, section.num_minibatches)
+
+
+def take_steps(
     session: Session,
     trainer: PolicyTrainer,
     groups: list[TrainingGroup],
     iteration: int,
     checkpoints: StepCheckpoints,
 ) -> list[Step]:
-    """All optimiser steps of the iteration: `num_epochs` passes over `num_minibatches` parts of the groups."""
+    """Take all optimiser steps of an iteration: `num_epochs` passes over `num_minibatches` parts of the groups."""
     from igrpo_cli.pipeline.update_artifacts import Step
 
     section = session.config.update
     minibatches = _minibatches(groups, section.num_minibatches, session.config.run.seed, iteration)
-    per_iteration = section.num_minibatches * section.num_epochs
+    num_steps = section.num_minibatches * section.num_epochs
     title, num_tokens = f"update of iteration {iteration}", section.num_epochs * _num_tokens(groups)
     with session.console.activity(f"{title}: log-probs before the first step"):
-        progress = _begin(trainer, minibatches, per_iteration, checkpoints)
+        progress = _begin(trainer, minibatches, num_steps, checkpoints)
     with session.console.progress(title, num_tokens, "tokens") as bar:
 
         def advance(num_tokens: int) -> None:
@@ -152,18 +129,31 @@ def _train(
             bar.advance(on_all_ranks, tokens=on_all_ranks)
 
         bar.skip(sum(result.metrics["num_tokens"] for result in progress.results))
-        for index in range(len(progress.results), per_iteration):
+        for index in range(len(progress.results), num_steps):
             part = index % section.num_minibatches
-            rate = _learning_rate(session, iteration * per_iteration + index)
-            old_logprobs = progress.old_logprobs[part] if per_iteration > 1 else None
+            rate = _learning_rate(session, iteration * num_steps + index)
+            old_logprobs = progress.old_logprobs[part] if num_steps > 1 else None
             progress.results.append(trainer.step(minibatches[part], rate, old_logprobs, advance))
             is_due = section.save_steps and (index + 1) % section.save_steps == 0
-            if is_due and index + 1 < per_iteration:
+            if is_due and index + 1 < num_steps:
                 checkpoints.save(trainer, progress)
     return [
-        Step(iteration * per_iteration + index, minibatches[index % section.num_minibatches], result)
+        Step(iteration * num_steps + index, minibatches[index % section.num_minibatches], result)
         for index, result in enumerate(progress.results)
     ]
+
+
+def plan(session: Session, iteration: int, policy: Policy) -> StagePlan:
+    """Return what an update is made from: the rollouts and selections of its iteration, and the update before."""
+    from igrpo_cli.pipeline.training_groups import input_shards
+    from igrpo_cli.pipeline.update_trainer import previous_update
+
+    def inputs_of(_: ShardPath) -> list[ShardPath]:
+        before = previous_update(session, iteration)
+        # The optimiser state that is carried on follows from the previous update and nothing else.
+        return [*input_shards(session, iteration), *([] if before is None else [before.shard])]
+
+    return StagePlan("update", lambda _: session.run.update(iteration).shard, inputs_of, policy_id=policy.id)
 
 
 def _num_tokens(groups: list[TrainingGroup]) -> int:
@@ -176,18 +166,20 @@ def _begin(
     num_steps: int,
     checkpoints: StepCheckpoints,
 ) -> UpdateProgress:
-    """Where a stopped update of the same identity stood, else the beginning of one."""
+    """Return the progress of a stopped update of the same identity, or that of a new one."""
     from igrpo_cli.training.progress import UpdateProgress
 
     if num_steps == 1:
-        # The policy is still the one that sampled: its own detached log-probs are the old ones.
+        # The policy is still the one that sampled. Its own detached log-probs are the old ones, and every ratio is 1.
         return UpdateProgress([])
     found = checkpoints.load(trainer)
     return found or UpdateProgress([trainer.compute_old_logprobs(part) for part in minibatches])
 
 
 def _learning_rate(session: Session, step: int) -> float:
-    """Of a step counted over the whole run."""
+    """Return the learning rate of a step, counted over the whole run."""
+    from igrpo_cli.algo.schedules import learning_rate_at
+
     section = session.config.update
     total = session.num_iterations() * section.num_minibatches * section.num_epochs
     return learning_rate_at(
@@ -198,7 +190,7 @@ def _learning_rate(session: Session, step: int) -> float:
 def _minibatches(
     groups: list[TrainingGroup], num_minibatches: int, seed: int, iteration: int
 ) -> list[list[TrainingGroup]]:
-    """The groups dealt into parts of nearly equal number, in an order that follows from the run's seed."""
+    """Split the groups into parts of nearly equal number, in an order that follows from the seed of the run."""
     if num_minibatches > len(groups):
         raise UsageError(
             f"update.num_minibatches = {num_minibatches}, but iteration {iteration} has only {len(groups)} groups",

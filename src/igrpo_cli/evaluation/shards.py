@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING
 
 from igrpo_cli.algo.selection import majority_draft
 from igrpo_cli.errors import ConflictError, MissingInputError
 from igrpo_cli.evaluation.results import read_results
-from igrpo_cli.pipeline.rollout_shard import ShardedRollouts
-from igrpo_cli.pipeline.session import Session
-from igrpo_cli.prompts import bare_prompt, conditioned_prompt, visible_draft
-from igrpo_cli.records import Problem, Rollout, SamplingSettings
-from igrpo_cli.rollouts import RolloutPlan, RolloutTask
+from igrpo_cli.pipeline.rollout_stage import RolloutPlan, RolloutStage, open_rollouts
+from igrpo_cli.pipeline.session import Session, StageRequest
+from igrpo_cli.pipeline.stage_shards import StagePlan
+from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft, template_hash, visible_draft
+from igrpo_cli.records import Problem, Rollout, SamplingSettings, StageReport
+from igrpo_cli.rollouts import RolloutTask, SamplingPlan
 from igrpo_cli.store.conflicts import require_same_settings
 from igrpo_cli.store.layout import ShardPath
-from igrpo_cli.store.manifest import FileHash, read_manifest
+from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.policies import Policy
-
-if TYPE_CHECKING:
-    from igrpo_cli.engines.tokenization import PolicyTokenizer
-
-Tasks = Callable[[range, "PolicyTokenizer"], list[RolloutTask]]
 
 
 @dataclass(frozen=True)
@@ -55,33 +49,19 @@ def evaluation_shards(session: Session, evaluation: Evaluation) -> tuple[ShardPa
     )
 
 
-def sharded_evaluation(session: Session, evaluation: Evaluation) -> ShardedRollouts:
-    """The rollouts of an evaluation and where they go."""
-    paths, bare = evaluation_shards(session, evaluation), evaluation_shards(session, evaluation.bare)
-    is_bare = evaluation.selection is None
-
-    def inputs_of(shard: int) -> list[FileHash]:
-        return session.inputs(
-            session.run.eval_problems(evaluation.bench), *(() if is_bare else bare[shard : shard + 1])
-        )
-
-    def plan_of(shard: int) -> RolloutPlan:
-        if is_bare:
-            return _plan(session, evaluation, lambda groups, _: _bare_tasks(session, evaluation, groups))
-        drafts: defaultdict[int, list[Rollout]] = defaultdict(list)
-        for draft in read_results(bare[shard : shard + 1]).rollouts:
-            drafts[draft.group_id].append(draft)
-        return _plan(session, evaluation, partial(_refine_tasks, session, evaluation, drafts))
-
-    return ShardedRollouts(
-        stage="eval",
-        policy=evaluation.policy,
-        num_groups=len(evaluation.problems),
-        path_of=lambda shard: paths[shard],
-        inputs_of=inputs_of,
-        plan_of=plan_of,
-        reads="eval" if is_bare else "conditioned",
-    )
+def sample_evaluation(session: Session, evaluation: Evaluation, request: StageRequest) -> StageReport:
+    """Sample the requested shards of an evaluation: the problems without drafts, or refinements of earlier samples."""
+    with open_rollouts(session, request, _plan(session, evaluation)) as stage:
+        for shard in stage.unfinished():
+            if evaluation.selection is None:
+                for block in shard.blocks():
+                    block.sample([_task_without_draft(stage, evaluation, group) for group in block.groups])
+            else:
+                drafts = _samples_to_refine(session, evaluation, shard.path)
+                for block in shard.blocks():
+                    groups = [_tasks_with_draft(stage, evaluation, group, drafts[group]) for group in block.groups]
+                    block.sample([task for tasks in groups for task in tasks])
+    return stage.report()
 
 
 def require_bare_samples(session: Session, evaluation: Evaluation) -> None:
@@ -119,42 +99,59 @@ def shown_drafts(samples: Sequence[Rollout], selection: str) -> list[tuple[Rollo
     return [(samples[chosen], range(len(samples)))]
 
 
-def _plan(session: Session, evaluation: Evaluation, tasks: Tasks) -> RolloutPlan:
-    section = session.config.eval
+def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:
+    section, config = session.config.eval, session.config
+    paths, without_draft = evaluation_shards(session, evaluation), evaluation_shards(session, evaluation.bare)
+    has_drafts = evaluation.selection is not None
+
+    def inputs_of(path: ShardPath) -> list[ShardPath]:
+        problems = session.run.eval_problems(evaluation.bench)
+        return [problems, without_draft[path.shard]] if has_drafts else [problems]
+
     return RolloutPlan(
-        stage="eval",
-        iteration=evaluation.policy.iteration,
-        seed=section.seed,
-        # Without the policy: all policies are evaluated with the same random numbers, which makes them comparable.
-        seed_names=("eval", "bare" if evaluation.selection is None else "conditioned"),
-        sampling=SamplingSettings(section.temperature, section.top_p, section.top_k, section.max_gen_toks),
+        shards=StagePlan(
+            stage="eval",
+            path_of=lambda shard: paths[shard],
+            inputs_of=inputs_of,
+            policy_id=evaluation.policy.id,
+            template_sha256=template_hash(config.prompts),
+            reads="conditioned" if has_drafts else "eval",
+        ),
+        policy=evaluation.policy,
+        sampling=SamplingPlan(
+            stage="eval",
+            iteration=evaluation.policy.iteration,
+            sampling=SamplingSettings(section.temperature, section.top_p, section.top_k, section.max_gen_toks),
+            seed=section.seed,
+            # Without the policy: all policies are evaluated with the same random numbers and stay comparable.
+            seed_names=("eval", "conditioned" if has_drafts else "bare"),
+        ),
         num_groups=len(evaluation.problems),
-        groups_per_block=session.config.engine.groups_per_block,
-        tasks=tasks,
     )
 
 
-def _bare_tasks(session: Session, evaluation: Evaluation, groups: range) -> list[RolloutTask]:
-    problems, prompts = evaluation.problems, session.config.prompts
-    return [
-        RolloutTask(group, problems[group], bare_prompt(problems[group].problem, prompts), range(evaluation.samples))
-        for group in groups
-    ]
+def _samples_to_refine(session: Session, evaluation: Evaluation, path: ShardPath) -> dict[int, list[Rollout]]:
+    """The samples without draft of the groups of one shard, by group id."""
+    samples: defaultdict[int, list[Rollout]] = defaultdict(list)
+    for sample in read_results([evaluation_shards(session, evaluation.bare)[path.shard]]).rollouts:
+        samples[sample.group_id].append(sample)
+    return samples
 
 
-def _refine_tasks(
-    session: Session,
-    evaluation: Evaluation,
-    drafts: Mapping[int, list[Rollout]],
-    groups: range,
-    tokenizer: PolicyTokenizer,
+def _task_without_draft(stage: RolloutStage, evaluation: Evaluation, group: int) -> RolloutTask:
+    problem = evaluation.problems[group]
+    prompt = prompt_without_draft(problem.problem, stage.session.config.prompts)
+    return RolloutTask(group, problem, prompt, range(evaluation.samples))
+
+
+def _tasks_with_draft(
+    stage: RolloutStage, evaluation: Evaluation, group: int, samples: Sequence[Rollout]
 ) -> list[RolloutTask]:
     assert evaluation.selection is not None
-    prompts, tasks = session.config.prompts, []
-    for group in groups:
-        problem = evaluation.problems[group]
-        for draft, sample_ids in shown_drafts(drafts[group], evaluation.selection):
-            shown, cut = visible_draft(draft.completion, draft.extracted_answer, prompts, tokenizer.truncate)
-            prompt = conditioned_prompt(problem.problem, shown, prompts)
-            tasks.append(RolloutTask(group, problem, prompt, sample_ids, draft.sample_id, cut))
+    problem, prompts, tasks = evaluation.problems[group], stage.session.config.prompts, []
+    for draft, sample_ids in shown_drafts(samples, evaluation.selection):
+        truncate = stage.tokenizer.truncate
+        shown, truncated = visible_draft(draft.completion, draft.extracted_answer, prompts, truncate)
+        prompt = prompt_with_draft(problem.problem, shown, prompts)
+        tasks.append(RolloutTask(group, problem, prompt, sample_ids, draft.sample_id, truncated))
     return tasks

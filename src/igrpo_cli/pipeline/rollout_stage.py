@@ -1,174 +1,368 @@
-"""From plans of rollouts to finished shards: what draft, refine and eval do around `roll_out`."""
+"""The shards of draft, refine and eval: which blocks are to be sampled, and from rows to complete files.
+
+A block that is done is kept as a part file, so an interrupted shard is completed and not begun again. Several tasks
+may work on one shard: a task claims the blocks that it samples, and takes the others' parts as they come.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import chain
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
-from igrpo_cli.config import RunConfig
 from igrpo_cli.config.sections import GenerationSection
 from igrpo_cli.errors import IgrpoError, MissingInputError
-from igrpo_cli.pipeline.rollout_shard import OpenShard, ShardedRollouts
 from igrpo_cli.pipeline.session import Session, StageRequest
-from igrpo_cli.pipeline.shard_work import ShardWork, StageLedger
+from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards, UnfinishedShard
+from igrpo_cli.pipeline.whole_groups import require_planned
 from igrpo_cli.prompts import template_hash
-from igrpo_cli.records import SamplingSettings, StageReport
-from igrpo_cli.rollouts import BlockJob, RolloutPlan, RolloutTask, roll_out
-from igrpo_cli.store.completion import completed
+from igrpo_cli.records import Rollout, SamplingSettings, StageReport
+from igrpo_cli.rollouts import BlockJob, RolloutTask, Sampler, SamplingPlan
+from igrpo_cli.store.completion import commit_shard, completed
 from igrpo_cli.store.layout import ShardPath, block_range
 from igrpo_cli.store.lineage import require_current
-from igrpo_cli.store.manifest import Identity
+from igrpo_cli.store.manifest import Manifest
 from igrpo_cli.store.policies import Policy
 from igrpo_cli.ui.progress import Progress
 
 if TYPE_CHECKING:
+    from igrpo_cli.engines.base import Engine
     from igrpo_cli.engines.tokenization import PolicyTokenizer
+    from igrpo_cli.rewards.scorer import Scorer
+    from igrpo_cli.store.manifest import DataFile
+    from igrpo_cli.store.parts import RowId
+
+NOTES_PER_REASON = 3
+"""How often one reason for an ungraded row is printed per shard."""
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """What a stage of rollouts samples, from which policy, and where it goes."""
+
+    shards: StagePlan
+    policy: Policy
+    sampling: SamplingPlan
+    num_groups: int
+    """Number of groups of all shards."""
 
 
 def training_plan(
-    config: RunConfig,
+    session: Session,
     stage: Literal["draft", "refine"],
     iteration: int,
-    generation: GenerationSection,
-    tasks: Callable[[range, PolicyTokenizer], list[RolloutTask]],
+    inputs_of: Callable[[ShardPath], Sequence[ShardPath]],
 ) -> RolloutPlan:
-    """The plan of a stage of training: one group for each problem of the iteration."""
+    """Return the plan of a stage of training: one group for each problem of the iteration."""
+    config, policy = session.config, session.policy(iteration)
+    generation: GenerationSection = getattr(config, stage)
     return RolloutPlan(
-        stage=stage,
-        iteration=iteration,
-        seed=config.run.seed,
-        seed_names=(stage, iteration),
-        sampling=SamplingSettings(
-            temperature=generation.temperature,
-            top_p=generation.top_p,
-            top_k=generation.top_k,
-            max_completion_length=generation.max_completion_length,
+        shards=StagePlan(
+            stage=stage,
+            path_of=lambda shard: session.run.shard(iteration, stage, shard, config.run.num_shards),
+            inputs_of=inputs_of,
+            policy_id=policy.id,
+            template_sha256=template_hash(config.prompts),
+        ),
+        policy=policy,
+        sampling=SamplingPlan(
+            stage=stage,
+            iteration=iteration,
+            sampling=SamplingSettings(
+                temperature=generation.temperature,
+                top_p=generation.top_p,
+                top_k=generation.top_k,
+                max_completion_length=generation.max_completion_length,
+            ),
+            seed=config.run.seed,
+            seed_names=(stage, iteration),
         ),
         num_groups=config.data.problems_sampled,
-        groups_per_block=config.engine.groups_per_block,
-        tasks=tasks,
     )
 
 
-def make_rollout_shards(session: Session, work: ShardedRollouts, request: StageRequest) -> StageReport:
-    """Make those of the requested shards that are not finished; with `request.take_over` take part in the rest.
-
-    Raises as `StageLedger.take`, and IgrpoError when too many completions could not be graded.
-    """
-    making = RolloutShards(session, work, request)
-    if request.dry_run:
-        for shard in request.shards:
-            making.ledger.take(shard)
-        return making.ledger.report()
-    title = work.path_of(0).data.parent.relative_to(session.run.root).as_posix()
-    with session.console.progress(title, making.num_blocks, "blocks") as progress:
-        roll_out_in(session, work.policy, making.jobs(progress))
-    return making.finish()
+@contextmanager
+def open_rollouts(session: Session, request: StageRequest, plan: RolloutPlan) -> Iterator[RolloutStage]:
+    """Open a stage of rollouts with a sampler and a progress bar of its own; at the end everything is committed."""
+    num_blocks = 0 if request.dry_run else sum(len(blocks_of(session, plan, shard)) for shard in request.shards)
+    title = plan.shards.path_of(0).data.parent.relative_to(session.run.root).as_posix()
+    with (
+        session.console.progress(title, num_blocks, "blocks") as progress,
+        open_sampler(session, plan.policy) as sampler,
+    ):
+        stage = RolloutStage(session, request, plan, sampler, progress)
+        yield stage
+        stage.finish()
 
 
-def roll_out_in(session: Session, policy: Policy, jobs: Iterator[BlockJob | None]) -> None:
-    """`roll_out` on the session's engine and graders, which are started only if there is anything to sample."""
-    first = next(jobs, None)
-    if first is not None:
-        # The scorer first: a reward function that cannot be called is said before minutes of loading.
+def open_sampler(session: Session, policy: Policy) -> Sampler:
+    """Return a sampler on the session's engine and graders, which start with the first block."""
+
+    def start() -> tuple[Engine, Scorer]:
+        # The scorer first: a reward function that cannot be called fails before minutes of loading.
         scorer = session.scorer()
-        roll_out(chain([first], jobs), session.engine(policy), scorer)
+        return session.engine(policy), scorer
+
+    return Sampler(start)
 
 
-class RolloutShards:
-    """The requested shards of one rollout stage, from their plans to their files."""
+def blocks_of(session: Session, plan: RolloutPlan, shard: int) -> range:
+    """Return the numbers of the blocks of one shard; a block holds `engine.groups_per_block` groups."""
+    num_blocks = -(-plan.num_groups // session.config.engine.groups_per_block)
+    return block_range(num_blocks, shard, session.config.run.num_shards)
 
-    def __init__(self, session: Session, work: ShardedRollouts, request: StageRequest) -> None:
-        self._session = session
-        self._work = work
+
+class RolloutStage:
+    """The requested shards of draft, refine or eval.
+
+    `unfinished` yields the shards that are to be sampled. Their blocks go to the sampler, and a shard is committed
+    once all of its blocks are kept, which may be while later shards are being sampled.
+    """
+
+    def __init__(
+        self, session: Session, request: StageRequest, plan: RolloutPlan, sampler: Sampler, progress: Progress
+    ) -> None:
+        self.session = session
+        self.plan = plan
+        self.sampler = sampler
+        self.progress = progress
         self._request = request
-        self._open: dict[int, OpenShard] = {}
-        self._finished: set[int] = set()
-        shard_work = ShardWork(work.stage, work.path_of, self._identity_of)
-        self.ledger = StageLedger(shard_work, request, session.console.note)
+        self._shards = StageShards(session, request, plan.shards)
+        self._open: dict[int, RolloutShard] = {}
+        self._complete: set[int] = set()
 
     @property
-    def num_blocks(self) -> int:
-        """Blocks of the requested shards."""
-        return sum(len(self._blocks_of(shard)) for shard in self._request.shards)
+    def iteration(self) -> int:
+        """The iteration of the rollouts."""
+        return self._request.iteration
 
-    def jobs(self, progress: Progress) -> Iterator[BlockJob]:
-        """The blocks that are still to be sampled; with `take_over` then those that nobody has begun elsewhere."""
-        for shard in self._request.shards:
-            yield from self.jobs_of(shard, progress)
+    @property
+    def tokenizer(self) -> PolicyTokenizer:
+        """The tokenizer of the policy, which starts the engine."""
+        return self.session.engine(self.plan.policy).tokenizer
+
+    def unfinished(self, shards: Iterable[int] | None = None) -> Iterator[RolloutShard]:
+        """Yield each requested shard that is not complete. Raises as `StageShards.unfinished`.
+
+        `shards` are some of the requested ones. None means all, and with `request.take_over` afterwards the shards of
+        other tasks, as far as they have blocks that nobody has begun.
+        """
+        for number in self._request.shards if shards is None else shards:
+            shard = next(self._shards.unfinished([number]), None)
+            if shard is None:
+                self._complete.add(number)
+                self.progress.skip(len(self._blocks_of(number)))
+                continue
+            self._open[number] = RolloutShard(self, shard, self._blocks_of(number))
+            yield self._open[number]
             for earlier in self._open:
-                self.publish(earlier)
-        if self._request.take_over:
-            num_shards = self._session.config.run.num_shards
-            for shard in sorted(set(range(num_shards)) - set(self._request.shards)):
-                yield from self._jobs_for_others(shard, progress)
+                self._commit_if_complete(earlier)
+        if shards is None and self._request.take_over and not self._request.dry_run:
+            yield from self._shards_of_other_tasks()
 
-    def jobs_of(self, shard: int, progress: Progress) -> Iterator[BlockJob]:
-        """The blocks of one shard that are still to be sampled; none when it is finished."""
-        todo = self.ledger.take(shard)
-        if todo is None:
-            progress.skip(len(self._blocks_of(shard)))
-            self._finished.add(shard)
-            return
-        making = self._open[shard] = OpenShard(
-            self._session, self._work, *todo, self._blocks_of(shard), self._request.overwrite
-        )
-        yield from making.jobs(progress)
+    def wait_for(self, shards: Iterable[int]) -> None:
+        """Sample until these shards are complete, and commit them."""
+        for number in shards:
+            self.sampler.sample_until(partial(self._commit_if_complete, number))
 
-    def publish(self, shard: int) -> bool:
-        """Publish a shard if all its blocks are done by now; whether it is finished."""
-        if shard in self._finished:
+    def finish(self) -> None:
+        """Sample what was submitted, commit every shard, and refuse the stage if too many rows are ungraded."""
+        self.sampler.finish()
+        for number in self._open:
+            assert self._commit_if_complete(number), "a shard has blocks that nobody samples"
+        if not self._request.dry_run:
+            refuse_ungraded(self.report(), self.session.config.reward.max_ungraded_share)
+
+    def report(self) -> StageReport:
+        """Return what the stage adds up to so far."""
+        return self._shards.report()
+
+    def _commit_if_complete(self, number: int) -> bool:
+        if number in self._complete:
             return True
-        making = self._open.get(shard)
-        if making is None or not making.is_complete:
+        if not self._open[number].is_complete:
             return False
-        self._publish(shard)
+        self._shards.add(self._open[number].commit())
+        self._complete.add(number)
         return True
 
-    def finish(self) -> StageReport:
-        """Publish what is not published yet, and report."""
-        for shard in self._open.keys() - self._finished:
-            self._publish(shard)
-        report = self.ledger.report()
-        refuse_ungraded(report, self._session.config.reward.max_ungraded_share)
-        return report
+    def _shards_of_other_tasks(self) -> Iterator[RolloutShard]:
+        for number in sorted(set(range(self.session.config.run.num_shards)) - set(self._request.shards)):
+            path = self.plan.shards.path_of(number)
+            try:
+                identity = self._shards.identity_of(path)
+            except MissingInputError:
+                continue  # Its own task cannot have begun either.
+            if completed(path, identity) is None:
+                require_current(self.session.run, identity.inputs)
+                shard = UnfinishedShard(path, identity, overwrite=False)
+                yield RolloutShard(self, shard, self._blocks_of(number), is_own=False)
 
-    def _publish(self, shard: int) -> None:
-        self.ledger.add(self._open[shard].publish())
-        self._finished.add(shard)
+    def _blocks_of(self, number: int) -> range:
+        return blocks_of(self.session, self.plan, number)
 
-    def _jobs_for_others(self, shard: int, progress: Progress) -> Iterator[BlockJob]:
-        path = self._work.path_of(shard)
+
+@dataclass(frozen=True)
+class Block:
+    """A batch of groups: the unit of sampling and of resumption."""
+
+    shard: RolloutShard
+    number: int
+    groups: range
+    """Ids of the groups."""
+    is_done: bool
+
+    def sample(self, tasks: Sequence[RolloutTask]) -> None:
+        """Hand the prompts of the block's groups to the sampler, in order; nothing is sampled where it is done."""
+        self.shard.sample(self, tasks)
+
+
+class RolloutShard:
+    """A shard of rollouts that is being made: blocks are kept as parts in any order, and all of them make the file.
+
+    The shard of another task (`is_own` False) yields blocks that nobody has begun, and is not committed here.
+    """
+
+    def __init__(self, stage: RolloutStage, shard: UnfinishedShard, blocks: range, *, is_own: bool = True) -> None:
+        from igrpo_cli.store.parts import PartStore
+
+        self.path = shard.path
+        self._stage, self._shard, self._blocks, self._is_own = stage, shard, blocks, is_own
+        self._parts = PartStore(shard.path.parts, shard.identity.sha256())
+        self._missing = set(blocks)
+        self._expected: dict[int, list[tuple[int, Sequence[int]]]] = {}
+        """The group and the sample ids of each task of a block."""
+        self._num_truncated = 0
+        self._note_ungraded = UngradedNotes(shard.path, stage.session.console.note)
+
+    @property
+    def is_complete(self) -> bool:
+        """True where every block is kept, or another task has completed the shard."""
+        return not self._missing
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the blocks whose prompts are needed: first those that no other task has claimed, then the others."""
+        if not self._is_own:
+            yield from self._blocks_nobody_has_begun()
+            return
+        if self._shard.overwrite:
+            # A scorer or engine that cannot start must not cost anything that exists.
+            self._stage.session.scorer()
+            self._stage.session.engine(self._stage.plan.policy)
+            self._parts.clear()
+        claimed_by_others = []
+        for number in self._blocks:
+            self._stage.sampler.make_room()
+            if self._parts.has(number):
+                yield self._block(number, is_done=True)
+            elif self._parts.claim(number):
+                yield self._block(number)
+            else:
+                claimed_by_others.append(number)
+            if self._is_complete_elsewhere():
+                self._missing.clear()
+                return
+        for number in claimed_by_others:
+            self._stage.sampler.make_room()
+            yield self._block(number, is_done=self._parts.has(number))
+
+    def sample(self, block: Block, tasks: Sequence[RolloutTask]) -> None:
+        """Sample a block of this shard, unless it is done."""
+        self._expected[block.number] = [(task.group_id, task.sample_ids) for task in tasks]
+        self._num_truncated += sum(task.draft_truncated for task in tasks)
+        if block.is_done:
+            self._missing.discard(block.number)
+            self._stage.progress.skip()
+            return
+        keep = partial(self._keep, block.number)
+        self._stage.sampler.submit(BlockJob(self._stage.plan.sampling, tasks, keep, self._note_ungraded))
+
+    def commit(self) -> Manifest:
+        """Make the file of the shard from its parts; return the manifest that exists then, maybe another task's.
+
+        Raises IgrpoError where a part holds other rows than were requested. Then nothing is published and the part
+        is removed.
+        """
+        # Before anything is removed: an engine that cannot start must not cost a shard that exists.
+        self._stage.session.engine(self._stage.plan.policy)
+
+        def write(replace: bool) -> DataFile:
+            return self._parts.assemble(self.path.data, self._blocks, replace, self._require_requested)
+
+        shard = self._shard
+        manifest = commit_shard(shard.path, shard.identity, write, self._describe, overwrite=shard.overwrite)
+        self._parts.clear()
+        return manifest
+
+    def _blocks_nobody_has_begun(self) -> Iterator[Block]:
+        """From the end of the shard, where its own task arrives last."""
+        for number in reversed(self._blocks):
+            self._stage.sampler.make_room()
+            if self._is_complete_elsewhere():
+                return
+            if not self._parts.has(number) and self._parts.claim(number):
+                yield self._block(number)
+
+    def _block(self, number: int, *, is_done: bool = False) -> Block:
+        size = self._stage.session.config.engine.groups_per_block
+        groups = range(number * size, min((number + 1) * size, self._stage.plan.num_groups))
+        return Block(self, number, groups, is_done)
+
+    def _keep(self, number: int, rows: list[Rollout]) -> None:
+        self._parts.write(number, rows)
+        self._missing.discard(number)
+        self._stage.progress.advance(tokens=sum(len(row.completion_ids) for row in rows))
+
+    def _require_requested(self, number: int, found: Iterable[RowId]) -> None:
+        expected = self._expected.get(number, [])
         try:
-            identity = self._identity_of(path)
-        except MissingInputError:
-            return  # its owner cannot have begun either
-        if completed(path, identity) is None:
-            require_current(self._session.run, identity.inputs)
-            making = OpenShard(self._session, self._work, path, identity, self._blocks_of(shard), overwrite=False)
-            yield from making.jobs_nobody_has_begun(progress)
+            require_planned(self.path, number, found, ((group, sample) for group, ids in expected for sample in ids))
+        except IgrpoError:
+            self._parts.discard(number)
+            raise
 
-    def _blocks_of(self, shard: int) -> range:
-        num_blocks = -(-self._work.num_groups // self._session.config.engine.groups_per_block)
-        return block_range(num_blocks, shard, self._session.config.run.num_shards)
+    def _is_complete_elsewhere(self) -> bool:
+        return not self._shard.overwrite and completed(self.path, self._shard.identity) is not None
 
-    def _identity_of(self, path: ShardPath) -> Identity:
-        config = self._session.config
-        return Identity(
-            stage=path.stage,
-            iteration=path.iteration,
-            shard=path.shard,
-            num_shards=path.num_shards,
-            config=self._session.stage_identity(self._work.reads or path.stage),
-            policy=self._work.policy.id,
-            template_sha256=template_hash(config.prompts),
-            inputs=self._work.inputs_of(path.shard),
+    def _describe(self, data: DataFile) -> Manifest:
+        engine = self._stage.session.engine(self._stage.plan.policy)
+        counts = _counts(self.path)
+        counts["truncated_drafts"] = self._num_truncated
+        return self._shard.provenance.manifest(
+            self._shard.identity,
+            data,
+            device=f"{engine.device}, {engine.dtype}",
+            engine_versions=engine.versions,
+            sampling=self._stage.plan.sampling.sampling,
+            tokens=counts.pop("tokens"),
+            counts=counts,
         )
+
+
+class UngradedNotes:
+    """Prints which rows of a shard could not be graded, and why, at most `NOTES_PER_REASON` times for one reason.
+
+    The manifest counts all of them.
+    """
+
+    def __init__(self, path: ShardPath, note: Callable[[str], None]) -> None:
+        self._shard = path.name
+        self._note = note
+        self._seen: Counter[str] = Counter()
+
+    def __call__(self, row: Rollout, reason: str) -> None:
+        """Print a line about one row."""
+        self._seen[reason] += 1
+        if self._seen[reason] <= NOTES_PER_REASON:
+            which = f"sample {row.sample_id} of group {row.group_id} (problem {row.problem_id})"
+            self._note(f"{self._shard}: {which} is ungraded: {reason}")
 
 
 def refuse_ungraded(report: StageReport, threshold: float) -> None:
-    """Raise IgrpoError where more than the share `threshold` of a stage's rows could not be graded."""
+    """Raise IgrpoError where more than the fraction `threshold` of a stage's rows could not be graded."""
     ungraded = report.details.get("verdict_ungraded", 0)
     assert isinstance(ungraded, int)
     share = ungraded / max(report.rows, 1)
@@ -176,5 +370,18 @@ def refuse_ungraded(report: StageReport, threshold: float) -> None:
         raise IgrpoError(
             f"{ungraded} of {report.rows} completions of {report.stage} could not be graded "
             f"({share:.1%}, more than reward.max_ungraded_share = {threshold:.1%})",
-            hint="the lines above say why; mend that and use --overwrite, or raise the threshold with --set",
+            hint="the lines above give the reasons; fix them and use --overwrite, or raise the threshold with --set",
         )
+
+
+def _counts(path: ShardPath) -> Counter[str]:
+    """Tokens, verdicts and finish reasons of a shard, from its file: a shard that was resumed counts all its rows."""
+    from igrpo_cli.store.schema import ROLLOUTS
+    from igrpo_cli.store.tables import iterate_blocks
+
+    counts: Counter[str] = Counter(tokens=0)
+    for block in iterate_blocks(path.data, ROLLOUTS, ("completion_ids", "verdict", "finish_reason")):
+        counts["tokens"] += sum(map(len, block["completion_ids"].to_pylist()))
+        counts.update(f"verdict_{verdict}" for verdict in block["verdict"].to_pylist())
+        counts.update(f"finish_{reason}" for reason in block["finish_reason"].to_pylist())
+    return counts

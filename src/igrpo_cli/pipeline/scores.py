@@ -1,22 +1,22 @@
-"""Completions that are on disk, scored anew: a named set of scores beside their shards, and what it changed."""
+"""Score completions that are on disk again: a named set of scores next to their shards, and what it changes."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from igrpo_cli.errors import UsageError
-from igrpo_cli.pipeline.provenance import Provenance
-from igrpo_cli.pipeline.rollout_stage import refuse_ungraded
+from igrpo_cli.pipeline.rollout_stage import UngradedNotes, refuse_ungraded
 from igrpo_cli.pipeline.session import Session, StageRequest
-from igrpo_cli.pipeline.shard_work import ShardWork, UngradedNotes, work_through
+from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards
 from igrpo_cli.records import VERDICTS, Problem, Rollout, Score, StageReport
 from igrpo_cli.rewards.scorer import ScoringInput, ScoringResult
-from igrpo_cli.store.completion import commit_shard, open_input
+from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.layout import ShardPath
-from igrpo_cli.store.manifest import DataFile, Identity, Manifest, read_manifest
+from igrpo_cli.store.manifest import Manifest, read_manifest
 from igrpo_cli.ui.console import Console, table
 from igrpo_cli.ui.progress import Progress
 
@@ -43,15 +43,18 @@ class ScoreSet:
         return self.session.run.scores(self.rollouts(shard), name or self.name)
 
     def make(self, request: StageRequest) -> StageReport:
-        """Score those of the requested shards that have no scores of this name yet."""
+        """Score the rows of those requested shards that have no scores of this name yet."""
+        from igrpo_cli.store.schema import SCORES
+
+        inputs = [self.session.run.problems()]
+        plan = StagePlan("scores", self.path, lambda path: [*inputs, self.rollouts(path.shard)])
+        stage = StageShards(self.session, request, plan)
         title = self.path(0).data.parent.relative_to(self.session.run.root).as_posix()
         with self.session.console.progress(title, self._num_rows(request), "rows") as progress:
-            work = ShardWork("scores", self.path, self._identity)
-
-            def make(path: ShardPath, identity: Identity, *, overwrite: bool) -> Manifest:
-                return self._make_shard(path, identity, progress, overwrite=overwrite)
-
-            report = work_through(work, make, request, self.session.console.note)
+            for shard in stage.unfinished():
+                rollouts = open_input(self.rollouts(shard.path.shard))
+                stage.commit(shard, SCORES, partial(self._scores, shard.path, rollouts, progress))
+        report = stage.report()
         refuse_ungraded(report, self.session.config.reward.max_ungraded_share)
         report.details |= {"of": self.stage, "scores": self.name}
         return report
@@ -73,29 +76,6 @@ class ScoreSet:
                 flips.add(old, new)
         return flips
 
-    def _identity(self, path: ShardPath) -> Identity:
-        config = self.session.stage_identity("scores")
-        inputs = self.session.inputs(self.session.run.problems(), self.rollouts(path.shard))
-        return Identity("scores", path.iteration, path.shard, path.num_shards, config, inputs=inputs)
-
-    def _make_shard(self, path: ShardPath, identity: Identity, progress: Progress, *, overwrite: bool) -> Manifest:
-        from igrpo_cli.store.schema import SCORES
-        from igrpo_cli.store.tables import write_rows
-
-        provenance = Provenance()
-        source = open_input(self.rollouts(path.shard))
-        counts: Counter[str] = Counter()
-
-        def write(replace_existing: bool) -> DataFile:
-            counts.clear()
-            blocks = self._scores(path, source, counts, progress)
-            return write_rows(path.data, SCORES, blocks, replace=replace_existing)
-
-        def describe(data: DataFile) -> Manifest:
-            return provenance.manifest(identity, data, counts=counts)
-
-        return commit_shard(path, identity, write, describe, overwrite=overwrite)
-
     def _num_rows(self, request: StageRequest) -> int:
         """Rows of the requested shards that have no scores of this name yet, as far as they are there."""
         shards = (each for each in request.shards if request.overwrite or not self.path(each).manifest.exists())
@@ -103,22 +83,22 @@ class ScoreSet:
         return sum(read_manifest(source).data.rows for source in sources if source.manifest.exists())
 
     def _scores(
-        self, path: ShardPath, source: Manifest, counts: Counter[str], progress: Progress
+        self, path: ShardPath, source: Manifest, progress: Progress, counts: Counter[str]
     ) -> Iterator[list[Score]]:
         from igrpo_cli.store.tables import iterate_records
 
         assert source.sampling is not None
-        longest = int(source.sampling["max_completion_length"])
+        max_length = int(source.sampling["max_completion_length"])
         problems = {problem.problem_id: problem for problem in self.session.problems()}
-        scorer, note = self.session.scorer(), UngradedNotes(path.name, self.session.console.note)
+        scorer, notes = self.session.scorer(), UngradedNotes(path, self.session.console.note)
         for rollouts in iterate_records(self.rollouts(path.shard).data, Rollout):
-            scored = scorer.score([_answered(row, problems[row.problem_id], longest) for row in rollouts])
-            for row, each in zip(rollouts, scored, strict=True):
-                counts[f"verdict_{each.grade.verdict}"] += 1
-                if each.grade.reason is not None:
-                    note(row, each.grade.reason)
+            results = scorer.score([_scoring_input(row, problems[row.problem_id], max_length) for row in rollouts])
+            for row, result in zip(rollouts, results, strict=True):
+                counts[f"verdict_{result.grade.verdict}"] += 1
+                if result.grade.reason is not None:
+                    notes(row, result.grade.reason)
             progress.advance(len(rollouts))
-            yield [_score(row, each) for row, each in zip(rollouts, scored, strict=True)]
+            yield [_score(row, result) for row, result in zip(rollouts, results, strict=True)]
 
 
 class Flips:
@@ -198,19 +178,19 @@ def grade_stage(
     console.data({**report.payload(), **flips.payload()}, f"{heading}\n\n{flips.text()}")
 
 
-def _answered(row: Rollout, problem: Problem, longest: int) -> ScoringInput:
-    return ScoringInput(problem, row.prompt, row.completion, len(row.completion_ids), longest, row.finish_reason)
+def _scoring_input(row: Rollout, problem: Problem, max_length: int) -> ScoringInput:
+    return ScoringInput(problem, row.prompt, row.completion, len(row.completion_ids), max_length, row.finish_reason)
 
 
-def _score(row: Rollout, scored: ScoringResult) -> Score:
+def _score(row: Rollout, result: ScoringResult) -> Score:
     return Score(
         iteration=row.iteration,
         stage=row.stage,
         problem_id=row.problem_id,
         group_id=row.group_id,
         sample_id=row.sample_id,
-        reward=scored.reward,
-        reward_parts=scored.parts,
-        verdict=scored.grade.verdict,
-        extracted_answer=scored.grade.extracted_answer,
+        reward=result.reward,
+        reward_parts=result.parts,
+        verdict=result.grade.verdict,
+        extracted_answer=result.grade.extracted_answer,
     )

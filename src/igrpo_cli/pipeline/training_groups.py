@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from igrpo_cli.algo.advantages import group_advantages
 from igrpo_cli.algo.diagnostics import refinement_metrics, rollout_metrics, selection_metrics
 from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.pipeline.session import Session
-from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups, require_whole
+from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups, require_problems, require_whole
 from igrpo_cli.records import Rollout, Selection, TrainingGroup
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.conflicts import require_same_settings
@@ -24,7 +21,7 @@ from igrpo_cli.store.policies import Policy
 
 TRAINED_STAGES = {"drafts": ("draft",), "refinements": ("refine",), "both": ("draft", "refine")}
 GREEDY_TEMPERATURE = 1.0
-"""Greedy sampling has no temperature to divide logits by; log-probs are then taken of the plain distribution."""
+"""Greedy sampling has no temperature to divide logits by: log-probs are then taken of the plain distribution."""
 
 
 @dataclass(frozen=True)
@@ -32,36 +29,21 @@ class Observations:
     """All rollouts and selections of one iteration, in order of group and sample."""
 
     rollouts: dict[str, list[Rollout]]
-    """By stage; a run of plain GRPO has no `refine`."""
+    """Rollouts by stage; a run of plain GRPO has no `refine`."""
     sampling: dict[str, Mapping[str, Any]]
-    """By stage, as recorded with the shards."""
+    """Sampling settings by stage, as recorded with the shards."""
     selections: list[Selection]
 
-    def training_groups(self, section: UpdateSection, problems_per_iteration: int) -> list[TrainingGroup]:
-        """The groups of the gradient step; advantages are relative to the group's own rewards.
-
-        Where groups without gradient are dropped, the first `problems_per_iteration` others of each stage, in the
-        order of the problems. As many as make `num_minibatches` groups stay in any case.
-        """
-        by_stage = [
-            [_training_group(rollouts, self.sampling[stage], section) for rollouts in _by_group(self.rollouts[stage])]
+    def groups(self, section: UpdateSection) -> list[TrainingGroup]:
+        """Return the groups that `update.train_on` names, without advantages yet: drafts first, in order of group."""
+        return [
+            _training_group(rollouts, self.sampling[stage], section)
             for stage in TRAINED_STAGES[section.train_on]
+            for rollouts in _by_group(self.rollouts[stage])
         ]
-        if section.groups_without_gradient == "keep":
-            return [group for groups in by_stage for group in groups]
-        chosen: list[TrainingGroup] = []
-        idle: list[TrainingGroup] = []
-        for groups in by_stage:
-            chosen += [group for group in groups if any(group.advantages)][:problems_per_iteration]
-            idle += [group for group in groups if not any(group.advantages)]
-        return [*chosen, *idle[: max(0, section.num_minibatches - len(chosen))]]
-
-    def num_groups(self, train_on: str) -> int:
-        """Groups sampled in the stages that are trained on, whether they are used or not."""
-        return sum(len(_by_group(self.rollouts[stage])) for stage in TRAINED_STAGES[train_on])
 
     def metrics(self) -> dict[str, float]:
-        """Metrics of the whole iteration, bare (`draft/…`) and conditioned (`refine/…`) kept apart."""
+        """Return the metrics of the whole iteration: `draft/…` without draft in the prompt, `refine/…` with one."""
         drafts, refinements = self.rollouts["draft"], self.rollouts.get("refine", [])
         return {
             **rollout_metrics(drafts, "draft"),
@@ -73,6 +55,37 @@ class Observations:
                 {selection.group_id: selection.draft_group_id for selection in self.selections},
             ),
         }
+
+
+def with_reward_variance(
+    groups: Sequence[TrainingGroup], problems_per_iteration: int, num_minibatches: int
+) -> list[TrainingGroup]:
+    """Return the groups that dynamic sampling trains on (DAPO, arXiv 2503.14476, section 3.2).
+
+    These are the first `problems_per_iteration` groups of each stage that have an advantage other than 0. Groups
+    without one are added only where fewer than `num_minibatches` groups would be left.
+    """
+    chosen: list[TrainingGroup] = []
+    idle: list[TrainingGroup] = []
+    for stage in dict.fromkeys(group.stage for group in groups):
+        of_stage = [group for group in groups if group.stage == stage]
+        chosen += [group for group in of_stage if any(group.advantages)][:problems_per_iteration]
+        idle += [group for group in of_stage if not any(group.advantages)]
+    return [*chosen, *idle[: max(0, num_minibatches - len(chosen))]]
+
+
+def read_selections(session: Session, path: ShardPath) -> dict[int, Selection]:
+    """Return the selections of a shard by group id, its data, groups and problems checked.
+
+    Raises MissingInputError, DamagedFileError, and ConflictError for a selection of another problem.
+    """
+    from igrpo_cli.store.tables import read_records
+
+    open_input(path)
+    rows = read_records(path.data, Selection)
+    require_groups(path, [row.group_id for row in rows], groups_of_shard(session.config, path.shard))
+    require_problems(path, rows, session.problems_of_iteration(path.iteration))
+    return {row.group_id: row for row in rows}
 
 
 def input_shards(session: Session, iteration: int) -> list[ShardPath]:
@@ -143,7 +156,6 @@ def _by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 
 def _training_group(rollouts: Sequence[Rollout], sampling: Mapping[str, Any], section: UpdateSection) -> TrainingGroup:
     first = rollouts[0]
-    rewards = [rollout.reward for rollout in rollouts]
     masks_truncated = section.mask_truncated_completions
     return TrainingGroup(
         stage=first.stage,
@@ -153,8 +165,8 @@ def _training_group(rollouts: Sequence[Rollout], sampling: Mapping[str, Any], se
         temperature=sampling["temperature"] or GREEDY_TEMPERATURE,
         completion_ids=[rollout.completion_ids for rollout in rollouts],
         sampling_logprobs=[rollout.sampling_logprobs for rollout in rollouts],
-        rewards=rewards,
-        advantages=group_advantages(np.array(rewards), section.constants()["scale_rewards"]).tolist(),
+        rewards=[rollout.reward for rollout in rollouts],
+        advantages=[],
         is_masked=[masks_truncated and rollout.finish_reason == "length" for rollout in rollouts],
         max_completion_length=sampling["max_completion_length"],
     )

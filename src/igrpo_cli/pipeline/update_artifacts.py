@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
-from igrpo_cli.pipeline.optimizer_states import recorded_states
 from igrpo_cli.pipeline.session import Session
+from igrpo_cli.pipeline.stage_shards import UnfinishedShard
+from igrpo_cli.pipeline.step_checkpoints import shared_staging_directory
 from igrpo_cli.pipeline.training_groups import Observations
 from igrpo_cli.records import Metric, TrainingGroup
-from igrpo_cli.store.atomic import flush_files, publish_directory, publish_json, remove_directory
-from igrpo_cli.store.checksummed_json import record_directory
+from igrpo_cli.store.atomic import flush_files, publish_directory, publish_json, remove_directory, sha256_file
+from igrpo_cli.store.checksummed_json import RECORD, record_directory
 from igrpo_cli.store.completion import completed_update
 from igrpo_cli.store.layout import UpdatePath
 from igrpo_cli.store.manifest import DataFile, FileHash, Manifest, manifest_json
@@ -64,7 +65,17 @@ def record_policy(session: Session, policy: Policy, iteration: int, staged: Path
             other.result()
     place = session.run.policy(iteration + 1).relative_to(session.run.root)
     files = [FileHash((place / name).as_posix(), sha256) for name, sha256 in sorted(made.files.items())]
-    return files + recorded_states(session.run.update(iteration), names)
+    return files + _recorded_states(session.run.update(iteration), names)
+
+
+def _recorded_states(update: UpdatePath, staged: UpdatePath) -> list[FileHash]:
+    """The records of the staged optimiser state and adapter, under their final names, for the update's manifest."""
+    places = ((staged.optimizer, update.optimizer), (staged.adapter, update.adapter))
+    return [
+        FileHash(_relative(update, place / RECORD), sha256_file(made / RECORD))
+        for made, place in places
+        if made.is_dir()
+    ]
 
 
 def stage_metrics(path: UpdatePath, staged: Path, observations: Observations, steps: list[Step]) -> DataFile:
@@ -103,11 +114,52 @@ def _audit_rows(iteration: int, step: Step) -> list[dict[str, object]]:
 
 
 def publish_update(
-    session: Session, path: UpdatePath, staged: Path, manifest: Manifest, *, overwrite: bool
-) -> Manifest:
-    """Publish the staged update in one rename, then move its policy into place; returns the manifest that stands.
+    session: Session,
+    shard: UnfinishedShard,
+    trainer: PolicyTrainer,
+    policy: Policy,
+    observations: Observations,
+    steps: list[Step],
+) -> tuple[Manifest, bool]:
+    """Write policy, optimiser state, metrics and audit copy, and publish them; every rank must call this.
 
-    What is there already was finished by another task (whose work then stands), was damaged, or is to be overwritten.
+    Returns the manifest of the update that exists then, and True where this process alone made it. Where another task
+    completed the same update first, that update is kept.
+    """
+    ranks, update = trainer.ranks, session.run.update(shard.path.iteration)
+    existing = manifest = None
+    with shared_staging_directory(update.directory, ranks) as staged:
+        with session.console.activity(f"update of iteration {update.iteration}: writing policy and optimiser"):
+            stage_trainer(session, trainer, policy, update.iteration, staged)
+        if ranks.is_first:
+            outputs = record_policy(session, policy, update.iteration, staged)
+            outputs.append(stage_advantages(update, staged, steps))
+            groups = {(group.stage, group.group_id): group for step in steps for group in step.groups}.values()
+            manifest = shard.provenance.manifest(
+                shard.identity,
+                stage_metrics(update, staged, observations, steps),
+                device=f"{ranks.describe()}, {trainer.settings.dtype}",
+                num_devices=ranks.size,
+                tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
+                counts={
+                    "optimizer_steps": len(steps),
+                    "trainable_parameters": trainer.num_trainable_parameters,
+                    "groups": len(groups),
+                    "groups_sampled": len(observations.groups(session.config.update)),
+                    "completions": sum(len(group.completion_ids) for group in groups),
+                },
+                outputs=outputs,
+            )
+            existing = _publish(session, update, staged, manifest, overwrite=shard.overwrite)
+    found = ranks.share(existing)
+    assert found is not None
+    return found, ranks.size == 1 and existing is manifest
+
+
+def _publish(session: Session, path: UpdatePath, staged: Path, manifest: Manifest, *, overwrite: bool) -> Manifest:
+    """Publish the staged update in one rename, then promote its policy; return the manifest that exists then.
+
+    An update that exists already was completed by another task and is kept, or it is damaged or to be overwritten.
     """
     publish_json(staged / path.manifest.name, manifest_json(manifest))
     if path.directory.exists():
@@ -137,3 +189,7 @@ def _is_damaged(session: Session, iteration: int) -> bool:
     except MissingInputError:
         return os.path.lexists(session.run.policy(iteration))  # a link to nothing, too
     return False
+
+
+def _relative(update: UpdatePath, path: Path) -> str:
+    return path.relative_to(update.root).as_posix()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError
 from igrpo_cli.records import Problem, Rollout, Selection
-from igrpo_cli.rollouts import RolloutTask
 from igrpo_cli.store.layout import ShardPath, block_range, command_line
 from igrpo_cli.store.manifest import Manifest
 
@@ -57,12 +56,12 @@ def require_whole(path: ShardPath, manifest: Manifest, rows: Sequence[Rollout], 
         raise _damaged(path, what)
 
 
-def require_planned(path: ShardPath, block: int, found: Iterable[RowId], tasks: Iterable[RolloutTask]) -> None:
-    """Raise IgrpoError, naming shard and sample, unless the rows of a block are those that its plan asks for, in order.
+def require_planned(path: ShardPath, block: int, found: Iterable[RowId], requested: Iterable[RowId]) -> None:
+    """Raise IgrpoError, naming shard and sample, unless the rows of a block are the requested ones, in order.
 
     For a shard that is not published yet.
     """
-    what = _first_difference(found, ((task.group_id, sample) for task in tasks for sample in task.sample_ids))
+    what = _first_difference(found, requested)
     if what is not None:
         raise IgrpoError(
             f"{path.name} is not published, block {block} is not what was asked for: {what}",
