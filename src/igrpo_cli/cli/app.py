@@ -114,8 +114,8 @@ def _add_sampling_stage(name: str) -> None:
     ) -> None:
         from igrpo_cli.commands import stage as command
 
-        asked = command.Asked(iteration, shard, overwrite=overwrite, dry_run=dry_run, take_over=take_over)
-        command.run(name, run, asked, with_engine(sets, engine, endpoint), _console(as_json, quiet, verbose))
+        options = command.StageOptions(iteration, shard, overwrite=overwrite, dry_run=dry_run, take_over=take_over)
+        command.run(name, run, options, with_engine(sets, engine, endpoint), _console(as_json, quiet, verbose))
 
     stage.__doc__ = _stage_help(name)
     app.command(name)(stage)
@@ -136,9 +136,9 @@ def _add_stage(name: str) -> None:
     ) -> None:
         from igrpo_cli.commands import stage as command
 
-        asked = command.Asked(iteration, shard, overwrite=overwrite, dry_run=dry_run)
+        options = command.StageOptions(iteration, shard, overwrite=overwrite, dry_run=dry_run)
         sets = [*(sets or []), *([] if scores is None else [f"{name}.scores={json.dumps(scores)}"])]
-        command.run(name, run, asked, sets, _console(as_json, quiet, verbose))
+        command.run(name, run, options, sets, _console(as_json, quiet, verbose))
 
     stage.__doc__ = _stage_help(name)
     app.command(name)(stage)

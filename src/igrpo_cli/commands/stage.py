@@ -1,4 +1,4 @@
-"""`igrpo draft|select|refine|update`: one stage of one iteration, by name."""
+"""`igrpo draft|select|refine|update`: run one stage of one iteration by its name."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ STAGES: dict[str, Callable[[Session, StageRequest], StageReport]] = {
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the command line asked of a stage; None stands for what is next."""
+class StageOptions:
+    """The options of a stage on the command line; None means the next iteration and all shards."""
 
     iteration: int | None
     shard: str | None
@@ -34,24 +34,24 @@ class Asked:
     take_over: bool = False
 
 
-def run(name: str, path: Path, asked: Asked, sets: list[str], console: Console) -> None:
-    """Open the run at `path`, do the stage `name` and print its report."""
+def run(name: str, path: Path, options: StageOptions, sets: list[str], console: Console) -> None:
+    """Open the run at `path`, run the stage `name` and print its report."""
     with open_session(path, sets, console) as session:
         session.require_trackers()
         request = StageRequest(
-            iteration=_iteration(session, name, asked.iteration),
-            shards=session.shards_or_all(asked.shard),
-            overwrite=asked.overwrite,
-            dry_run=asked.dry_run,
-            take_over=asked.take_over,
+            iteration=_iteration(session, name, options.iteration),
+            shards=session.shards_or_all(options.shard),
+            overwrite=options.overwrite,
+            dry_run=options.dry_run,
+            take_over=options.take_over,
         )
         report = perform(session, name, request)
-        text = _plan_text(session, report) if asked.dry_run else summary_line(report)
+        text = _plan_text(session, report) if options.dry_run else summary_line(report)
         console.data(report.payload(), text)
 
 
 def perform(session: Session, name: str, request: StageRequest) -> StageReport:
-    """Do one stage of an open run; `seconds` of the report is its wall time."""
+    """Run one stage of an open run; `seconds` of the report is its wall time."""
     stages = session.config.stages()
     if name not in stages:
         raise UsageError(
@@ -70,7 +70,7 @@ def perform(session: Session, name: str, request: StageRequest) -> StageReport:
 
 
 def summary_line(report: StageReport) -> str:
-    """One line for a terminal."""
+    """Return the report of a stage as one line."""
     done = f"iteration {report.iteration} {report.stage}: {report.rows:,} rows of {report.groups:,} groups"
     if report.skipped == report.shards:
         return f"{done}, already done"
@@ -81,7 +81,7 @@ def summary_line(report: StageReport) -> str:
 
 def _iteration(session: Session, name: str, iteration: int | None) -> int:
     current = session.iteration_or_current(iteration)
-    # `igrpo update` again, right after it finished: the next iteration has not begun, so this is the same one.
+    # `igrpo update` right after it completed: the next iteration has not begun, so the same one is meant.
     if name == "update" and iteration is None and current > 0 and not session.run.iteration(current).exists():
         return current - 1
     return current

@@ -1,4 +1,4 @@
-"""Problems as a run or an evaluation found them, kept in a file of its own, so that the source may change."""
+"""Keep the problems of a run or an evaluation in a file of their own, so that the source may change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The arithmetic of an iteration, for `--dry-run`: how much is sampled and trained on, before anything is."""
+"""Count what an iteration samples and trains on, for `--dry-run`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from igrpo_cli.config import RunConfig
 
 
 def iteration_arithmetic(config: RunConfig) -> dict[str, int]:
-    """Counts of one iteration: prompts, completions, most tokens, optimiser steps."""
+    """Return the counts of one iteration: prompts, completions, maximum tokens, optimiser steps."""
     prompts = config.data.problems_sampled
     refines = "refine" in config.stages()
     drafts = prompts * config.draft.num_generations
     refinements = prompts * config.refine.num_generations if refines else 0
     sampled = {"drafts": drafts, "refinements": refinements, "both": drafts + refinements}[config.update.train_on]
-    trained_on = sampled * config.data.problems_per_iteration // prompts  # at most: spare problems only stand in
+    trained_on = sampled * config.data.problems_per_iteration // prompts  # At most: spare problems only replace others.
     steps = config.update.num_minibatches * config.update.num_epochs
     return {
         "prompts": prompts,
@@ -28,7 +28,7 @@ def iteration_arithmetic(config: RunConfig) -> dict[str, int]:
 
 
 def describe_arithmetic(config: RunConfig) -> str:
-    """The same as a few lines of text."""
+    """Return the counts of one iteration as two lines of text."""
     counts = iteration_arithmetic(config)
     draft, refine = config.draft, config.refine
     sampled = f"{counts['prompts']} prompts x {draft.num_generations} drafts"

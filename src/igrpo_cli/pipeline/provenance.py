@@ -1,4 +1,4 @@
-"""Who made a shard, with what, where and when: the part of a manifest that results do not depend on."""
+"""Record who made a shard, with what, where and when: the part of a manifest that results do not depend on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PACKAGES = {"torch": "torch", "transformers": "transformers", "vllm": "vllm", "m
 
 @dataclass(frozen=True)
 class Provenance:
-    """Taken when the work on a shard begins; `manifest` is called when it is done."""
+    """Holds the time at which the work on a shard began; `manifest` is called when it is done."""
 
     started: str = field(default_factory=utc_now)
     clock: float = field(default_factory=time.monotonic)
@@ -38,7 +38,7 @@ class Provenance:
         counts: Mapping[str, float] | None = None,
         outputs: Sequence[FileHash] = (),
     ) -> Manifest:
-        """The manifest of a shard made since; `device` says in words which, and what is no cpu counts as GPU time."""
+        """Return the manifest of a shard that is done now. Time on a `device` other than "cpu…" counts as GPU time."""
         seconds = round(time.monotonic() - self.clock, 3)
         return Manifest(
             identity=identity,
@@ -71,7 +71,7 @@ def _installed() -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """Commit of the checkout this file lies in; None when installed as a package."""
+    """Return the commit of the checkout that holds this file; None for an installed package."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None

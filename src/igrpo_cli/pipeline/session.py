@@ -1,4 +1,4 @@
-"""What the commands of one process share: the run, its settings, and the engine and graders kept warm."""
+"""The state that the commands of one process share: the run, its settings, and a warm engine and graders."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageRequest:
-    """What one stage is asked for."""
+    """The iteration and the shards that a stage is requested to make."""
 
     iteration: int
     shards: tuple[int, ...]
     overwrite: bool = False
     dry_run: bool = False
     take_over: bool = False
-    """Whether to sample unfinished blocks of the other shards once these are done."""
+    """True to sample blocks of other shards that nobody has begun, once the requested shards are done."""
 
 
 def limit_cpu_threads(number: int) -> None:
-    """Let torch use so many threads, whether it is imported yet or not; 0 leaves it alone."""
+    """Set the number of threads of torch, imported or not; 0 leaves the default."""
     if number:
         os.environ["OMP_NUM_THREADS"] = str(number)
         if "torch" in sys.modules:
@@ -79,7 +79,7 @@ def engine_settings(section: EngineSection, trust_remote_code: bool) -> EngineSe
 
 
 class Session:
-    """One open run. Heavy things (engine, graders, problems) start when they are first asked for."""
+    """Represents one open run. The engine, the graders and the problems start when they are first needed."""
 
     def __init__(self, run: RunDirectory, config: RunConfig, console: Console) -> None:
         self.run = run
@@ -93,23 +93,23 @@ class Session:
         self._problems: list[Problem] | None = None
         self._chosen: dict[int, list[Problem]] = {}
         self._trackers: BackgroundTrackers | None = None
-        self._in_line: set[str] = set()
-        """Policies whose forebears are known to be those on disk."""
+        self._known_lineage: set[str] = set()
+        """Ids of policies whose ancestors are known to be those on disk."""
         self.warm_trainer: tuple[str, PolicyTrainer] | None = None
-        """The trainer as the last update of this process left it, and the id of the policy that it published."""
+        """The id of the policy that the last update of this process published, and its trainer."""
         limit_cpu_threads(config.run.cpu_threads)
 
     def policy(self, iteration: int) -> Policy:
-        """The policy that `iteration` samples from, moved to its place. Raises as `read_policy`, `require_lineage`."""
+        """Return the policy that `iteration` samples from. Raises as `read_policy` and `require_lineage`."""
         if iteration > 0:
             promote_policy(self.run, iteration - 1)
         policy = read_policy(self.run, iteration)
-        require_lineage(self.run, policy, self._in_line)
-        self._in_line.add(policy.id)
+        require_lineage(self.run, policy, self._known_lineage)
+        self._known_lineage.add(policy.id)
         return policy
 
     def engine(self, policy: Policy) -> Engine:
-        """The engine with the weights of `policy`: started once, later policies are loaded into it."""
+        """Return the engine with the weights of `policy`. It starts once; later policies are loaded into it."""
         from igrpo_cli.engines.factory import create_engine
         from igrpo_cli.store.policies import verify_policy
 
@@ -130,13 +130,13 @@ class Session:
         return self._engine
 
     def sleep_engine(self) -> None:
-        """Let the update have the accelerator; the next `engine` loads its policy anew."""
+        """Free the accelerator for the update. The next `engine` call loads its policy again."""
         if self._engine is not None:
             self._engine_policy = None
             self._engine.sleep()
 
     def grader(self) -> GradingPool:
-        """The grading processes, started once."""
+        """Return the grading processes, which start once."""
         from igrpo_cli.rewards.workers import GradingLimits, GradingPool
 
         if self._grader is None:
@@ -146,7 +146,7 @@ class Session:
         return self._grader
 
     def scorer(self) -> Scorer:
-        """What gives completions their rewards, made once. Raises UsageError for a reward that cannot be computed."""
+        """Return the scorer of completions. Raises UsageError for a reward that cannot be computed."""
         from igrpo_cli.rewards.scorer import Scorer
 
         if self._scorer is None:
@@ -173,7 +173,7 @@ class Session:
         return self._judge
 
     def stage_identity(self, stage: str) -> dict[str, dict[str, Any]]:
-        """The settings that `stage` reads, with the content of the user's reward functions where they count."""
+        """Return the settings that `stage` reads, with the hash of the user's reward functions where they count."""
         from igrpo_cli.rewards.functions import source_sha256
 
         identity = stage_identity(self.config, stage)
@@ -188,18 +188,18 @@ class Session:
         return {name: resolve_target(name, target) for name, target in self.config.reward.functions_in_use.items()}
 
     def problems_of_iteration(self, iteration: int) -> list[Problem]:
-        """The problems of one iteration; a problem's position is its `group_id`."""
+        """Return the problems of one iteration. The position of a problem is its `group_id`."""
         from igrpo_cli.problems.loading import problems_of_iteration
 
         if iteration not in self._chosen:
             problems, data, seed = self.problems(), self.config.data, self.config.run.seed
             chosen = problems_of_iteration(len(problems), iteration, data.problems_sampled, seed)
-            # One iteration at a time: a long run must not gather those of all iterations.
+            # Only one iteration is kept, so that memory does not grow with the run.
             self._chosen = {iteration: [problems[index] for index in chosen]}
         return self._chosen[iteration]
 
     def problems(self) -> list[Problem]:
-        """All training problems of the run, frozen by `init`, checked against their manifest."""
+        """Return the training problems of the run as `init` froze them, checked against their manifest."""
         from igrpo_cli.store.completion import read_problems
 
         if self._problems is None:
@@ -207,20 +207,20 @@ class Session:
         return self._problems
 
     def inputs(self, *paths: ShardPath) -> list[FileHash]:
-        """Shards as inputs of another one, as their manifests record them, without reading their data.
+        """Return the hashes of shards from their manifests, without reading their data.
 
-        Raises MissingInputError for one that is not finished.
+        Raises MissingInputError for a shard that is not complete.
         """
         return list(input_hashes(*paths))
 
     def require_trackers(self) -> None:
-        """Raises UsageError where `log.report_to` names a tracker that is not installed."""
+        """Raise UsageError where `log.report_to` names a tracker that is not installed."""
         from igrpo_cli.loggers.trackers import require_trackers
 
         require_trackers(self.config.log.report_to)
 
     def report(self) -> None:
-        """Let the trackers of `log.report_to` know that there are new figures; does not wait for them."""
+        """Notify the trackers of `log.report_to` of new figures, without waiting for them."""
         from igrpo_cli.loggers.background import BackgroundTrackers
 
         if not self.config.log.report_to or rank_and_size()[0] != 0:
@@ -231,14 +231,14 @@ class Session:
         self._trackers.wake()
 
     def close(self) -> None:
-        """End the engine and the grading processes, then wait a while for trackers."""
+        """End the engine and the grading processes, then wait up to `log.timeout` for trackers."""
         for resource in (self._engine, self._grader, self._judge, self._trackers):
             if resource is not None:
                 resource.close()
         self._engine = self._grader = self._judge = self._scorer = self.warm_trainer = self._trackers = None
 
     def num_iterations(self) -> int:
-        """Iterations of the whole run: as configured, or as many as the epochs over the problems take."""
+        """Return the number of iterations of the run: `run.num_iterations`, or what `data.num_train_epochs` takes."""
         if self.config.run.num_iterations is not None:
             return self.config.run.num_iterations
         data = self.config.data
@@ -246,7 +246,7 @@ class Session:
         return max(1, round(passes / data.problems_sampled))
 
     def current_iteration(self) -> int:
-        """The first iteration without a finished update, or the last one when all are done."""
+        """Return the first iteration without a complete update, or the last one when all are complete."""
         last = self.num_iterations() - 1
         for iteration in range(last):
             if not self.run.update(iteration).manifest.exists():
@@ -254,7 +254,7 @@ class Session:
         return last
 
     def iteration_or_current(self, iteration: int | None) -> int:
-        """`iteration` if it is one of the run's, the current one if it is None. Raises UsageError."""
+        """Return `iteration` if the run has it, and the current one for None. Raises UsageError."""
         if iteration is None:
             return self.current_iteration()
         if iteration >= self.num_iterations():
@@ -265,7 +265,7 @@ class Session:
         return iteration
 
     def shards_or_all(self, text: str | None) -> tuple[int, ...]:
-        """The shards named by `--shard`, or all of the run."""
+        """Return the shards that `--shard` names, or all shards of the run."""
         num_shards = self.config.run.num_shards
         return tuple(range(num_shards)) if text is None else tuple(parse_shards(text, num_shards))
 
@@ -274,10 +274,10 @@ class Session:
 def open_session(
     path: Path, overrides: Iterable[str], console: Console, *, only_looks: bool = False
 ) -> Iterator[Session]:
-    """The run at `path` with `overrides` laid over its settings; closes engine and graders at the end.
+    """Open the run at `path` with `overrides` applied to its settings; close engine and graders at the end.
 
-    Raises MissingInputError where there is no run, ConflictError for settings that are fixed by then, and for a
-    `run.toml` that is not what `init` wrote: where a command `only_looks`, that is a note.
+    Raises MissingInputError where there is no run, and ConflictError for settings that `init` fixes and for a
+    `run.toml` that is not what `init` wrote. With `only_looks` the latter is a note.
     """
     run = RunDirectory(path)
     if not run.run_toml.exists():

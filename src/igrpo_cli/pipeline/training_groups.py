@@ -1,4 +1,4 @@
-"""What one iteration observed, read back from its shards: the groups to train on and the metrics of the iteration."""
+"""Read the rollouts of one iteration from its shards: the groups to train on and the metrics of the iteration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GREEDY_TEMPERATURE = 1.0
 
 @dataclass(frozen=True)
 class Observations:
-    """All rollouts and selections of one iteration, in order of group and sample."""
+    """Holds all rollouts and selections of one iteration, in order of group and sample."""
 
     rollouts: dict[str, list[Rollout]]
     """Rollouts by stage; a run of plain GRPO has no `refine`."""
@@ -89,7 +89,7 @@ def read_selections(session: Session, path: ShardPath) -> dict[int, Selection]:
 
 
 def input_shards(session: Session, iteration: int) -> list[ShardPath]:
-    """The shards that an update is made from: all that the iteration observed, and the scores that are asked for."""
+    """Return the shards that an update reads: drafts, selections and refinements, and the scores of `update.scores`."""
     observed = _observed(session, iteration)
     return [*observed, *(scores for shard in observed if (scores := _scores_of(session, shard)) is not None)]
 
@@ -101,17 +101,17 @@ def _observed(session: Session, iteration: int) -> list[ShardPath]:
 
 
 def _scores_of(session: Session, shard: ShardPath) -> ShardPath | None:
-    """The scores to train on in place of those recorded in `shard`, if it has any."""
+    """Return the scores that replace the recorded rewards of `shard`; None where the recorded ones count."""
     name = session.config.update.scores
     return None if name is None or shard.stage == "select" else session.run.scores(shard, name)
 
 
 def read_observations(session: Session, iteration: int, policy: Policy) -> Observations:
-    """Read and check everything that `iteration` observed.
+    """Read and check all rollouts and selections of `iteration`.
 
-    Raises MissingInputError for an unfinished shard, DamagedFileError for one that is not what it was or lacks a row,
-    and ConflictError for one sampled from another policy than the one that is to be trained, or made with other
-    settings than the other shards of its stage.
+    Raises MissingInputError for a shard that is not complete, DamagedFileError for one that has changed or lacks a row,
+    and ConflictError for one that was sampled from another policy than `policy`, or with other settings than the other
+    shards of its stage.
     """
     from igrpo_cli.store.scores import open_scores, read_scored
     from igrpo_cli.store.tables import read_records

@@ -1,4 +1,4 @@
-"""What an update leaves behind: the next policy, the optimiser state, metrics and an audit copy, published as one."""
+"""Write and publish the results of an update: the next policy, the optimiser state, metrics and an audit copy."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ from igrpo_cli.training.step import PolicyTrainer, StepResult
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step of the iteration."""
+    """Represents one optimiser step of the iteration."""
 
     number: int
-    """Counted from 0 over the whole run."""
+    """Number of the step, counted from 0 over the whole run."""
     groups: Sequence[TrainingGroup]
     result: StepResult
 
 
 def stage_trainer(session: Session, trainer: PolicyTrainer, policy: Policy, iteration: int, staged: Path) -> None:
-    """Stage the new policy and the optimiser state; every rank must ask."""
+    """Write the new policy and the optimiser state into the staging directory; every rank must call this."""
     names = UpdatePath(session.run.root, iteration, staged)
     places = TrainerPlaces(names.policy, names.optimizer, names.adapter)
     save_trainer(trainer, policy.directory, places, session.config.policy.dtype, session.config.policy.model)
 
 
 def record_policy(session: Session, policy: Policy, iteration: int, staged: Path) -> list[FileHash]:
-    """Write the records of what `stage_trainer` has staged.
+    """Write the records of policy, optimiser state and adapter into the staging directory.
 
-    Returns the policy's files and the records of optimiser state and adapter, all under their final names.
+    Returns the files of the policy and the records of optimiser state and adapter, all under their final names.
     """
     names = UpdatePath(session.run.root, iteration, staged)
     written = [path for path in staged.rglob("*") if path.is_file()]
-    # Gigabytes are hashed here, and the disk has nothing to do meanwhile.
-    with ThreadPoolExecutor() as beside:
-        others = [beside.submit(record_directory, each) for each in (names.optimizer, names.adapter) if each.is_dir()]
-        others.append(beside.submit(flush_files, written))
+    # Hashing gigabytes leaves the disk idle, so the files are flushed at the same time.
+    with ThreadPoolExecutor() as executor:
+        others = [executor.submit(record_directory, each) for each in (names.optimizer, names.adapter) if each.is_dir()]
+        others.append(executor.submit(flush_files, written))
         made = write_policy_manifest(names.policy, iteration + 1, parent=policy.id)
         for other in others:
             other.result()
@@ -69,7 +69,7 @@ def record_policy(session: Session, policy: Policy, iteration: int, staged: Path
 
 
 def _recorded_states(update: UpdatePath, staged: UpdatePath) -> list[FileHash]:
-    """The records of the staged optimiser state and adapter, under their final names, for the update's manifest."""
+    """Return the records of the staged optimiser state and adapter under their final names."""
     places = ((staged.optimizer, update.optimizer), (staged.adapter, update.adapter))
     return [
         FileHash(_relative(update, place / RECORD), sha256_file(made / RECORD))
@@ -79,14 +79,14 @@ def _recorded_states(update: UpdatePath, staged: UpdatePath) -> list[FileHash]:
 
 
 def stage_metrics(path: UpdatePath, staged: Path, observations: Observations, steps: list[Step]) -> DataFile:
-    """Metrics of the iteration (step -1) and of each optimiser step. No times: the bytes follow from the inputs."""
+    """Write the metrics of the iteration (step -1) and of each step. Without times, so that inputs decide the bytes."""
     found = [(-1, observations.metrics()), *((step.number, step.result.metrics) for step in steps)]
     rows = [Metric(path.iteration, number, name, value) for number, values in found for name, value in values.items()]
     return write_rows(staged / path.metrics.name, METRICS, [rows])
 
 
 def stage_advantages(path: UpdatePath, staged: Path, steps: list[Step]) -> FileHash:
-    """The audit copy: what each completion contributed to each step."""
+    """Write the audit copy: what each completion contributed to each step."""
     blocks = [_audit_rows(path.iteration, step) for step in steps]
     data = write_rows(staged / path.advantages.name, ADVANTAGES, blocks)
     return FileHash(path.advantages.relative_to(path.root).as_posix(), data.sha256)
@@ -181,13 +181,13 @@ def _publish(session: Session, path: UpdatePath, staged: Path, manifest: Manifes
 
 
 def _is_damaged(session: Session, iteration: int) -> bool:
-    """Whether something that is no sound policy lies where one belongs."""
+    """Return True where something other than a sound policy lies in the place of one."""
     try:
         verify_policy(read_policy(session.run, iteration))
     except DamagedFileError:
         return True
     except MissingInputError:
-        return os.path.lexists(session.run.policy(iteration))  # a link to nothing, too
+        return os.path.lexists(session.run.policy(iteration))  # A broken link counts, too.
     return False
 
 

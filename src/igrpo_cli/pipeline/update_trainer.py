@@ -1,4 +1,4 @@
-"""The trainer that an update goes on with: restored from what lies on disk, or kept warm in the process."""
+"""Load the trainer of an update from disk or from this process, and manage the optimiser states of a run."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def previous_update(session: Session, iteration: int) -> UpdatePath | None:
-    """The update whose optimiser directory this iteration goes on from; None where it needs nothing of it.
+    """Return the update whose optimiser directory this iteration continues from; None where it needs none.
 
-    A fresh optimiser still needs the weights: those in float32 where the policy was published as their rounding, and
-    adapters, which the policy holds merged.
+    A fresh optimiser still needs the weights of that directory: float32 weights where the policy was published in
+    another dtype, and LoRA adapters, which the policy holds merged.
     """
     section = session.config.update
     needs_weights = session.config.policy.dtype != "float32" or section.lora_r > 0
@@ -34,16 +34,16 @@ def previous_update(session: Session, iteration: int) -> UpdatePath | None:
 
 
 def keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:
-    """Let the next update of this process go on with the trainer in memory, which is what it would restore.
+    """Keep the trainer in memory for the next update of this process, which would restore the same state.
 
-    Not on a GPU, whose memory the sampling needs meanwhile.
+    A trainer on a GPU is not kept: sampling needs the memory.
     """
     if trainer.policy.device.type == "cpu" and session.config.update.optimizer_state == "carry":
         session.warm_trainer = (session.policy(iteration + 1).id, trainer)
 
 
 def load_trainer(session: Session, policy: Policy, iteration: int, ranks: Ranks) -> PolicyTrainer:
-    """The trainer of `policy`, with the optimiser as the previous update left it and the reference if beta > 0."""
+    """Return the trainer of `policy` with the optimiser of the previous update, and the reference if beta > 0."""
     with session.console.activity(f"update of iteration {iteration}: loading the policy"):
         return _load(session, policy, iteration, ranks)
 
@@ -115,10 +115,10 @@ def _training_settings(section: UpdateSection) -> TrainingSettings:
 
 
 def verify_optimizer_state(update: UpdatePath, policy: Policy) -> None:
-    """Check the optimiser state that `update` left behind together with `policy`.
+    """Check the optimiser state that `update` published together with `policy`.
 
-    Raises MissingInputError where it is gone, DamagedFileError where a file changed, ConflictError where it is the
-    state of another update, or `update` made another policy or was made from an update that is no longer there.
+    Raises MissingInputError where it does not exist, DamagedFileError where a file changed, and ConflictError where it
+    belongs to another update, or where `update` made another policy or continued from another update.
     """
     if not update.optimizer.is_dir():
         raise MissingInputError(
@@ -129,11 +129,11 @@ def verify_optimizer_state(update: UpdatePath, policy: Policy) -> None:
     manifest = read_manifest(update.shard)
     what = _misfit(update, manifest, policy)
     if what is not None:
-        raise ConflictError(what, hint=f"{update.shard.overwrite_command} makes policy and optimiser state anew")
+        raise ConflictError(what, hint=f"{update.shard.overwrite_command} recreates policy and optimiser state")
 
 
 def _misfit(update: UpdatePath, manifest: Manifest, policy: Policy) -> str | None:
-    """What does not belong to the update of `manifest`, in one sentence."""
+    """Return what does not belong to the update of `manifest`, in one sentence; None where all does."""
     made = {file.path: file.sha256 for file in manifest.outputs}
     record = update.optimizer / RECORD
     # The updates of the first igrpo say nothing of their optimiser state.
@@ -154,9 +154,9 @@ def _made_from_another(update: UpdatePath, manifest: Manifest) -> str | None:
 
 
 def prune_optimizer_states(session: Session, iteration: int) -> None:
-    """Remove the optimiser states that the one of `iteration` makes superfluous, and what kills left of such removals.
+    """Remove the optimiser states that `update.keep_optimizer_states` does not keep after `iteration`.
 
-    Those of all iterations, not only of the one that has just become superfluous: a kill may have left any of them.
+    All iterations are checked, since a killed process may have left any of them.
     """
     keep = session.config.update.keep_optimizer_states
     for earlier in session.run.iterations():
