@@ -14,7 +14,7 @@ from fake_judge import COMPLETION_TOKENS, PROMPT_TOKENS, tagged
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.rewards.judge_cache import JudgementCache
-from igrpo_cli.rewards.judge_prompt import JudgeScore
+from igrpo_cli.rewards.judge_chat import JudgeScore
 
 KEYS = [digit * 64 for digit in "0123456789"]
 RIGHT = JudgeScore(1.0)

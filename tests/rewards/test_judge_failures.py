@@ -31,7 +31,7 @@ def test_what_may_pass_is_tried_again(server, judge_of, fault):
 def test_a_judge_that_does_not_answer_interrupts_and_nothing_is_made_up(server, judge_of):
     server.faults = [BUSY] * 3
     judge = judge_of()
-    with pytest.raises(Interrupted, match=r"after 3 attempts: .*503: busy; what was judged is kept") as caught:
+    with pytest.raises(Interrupted, match=r"after 3 attempts: .*503: busy; judgements are kept") as caught:
         judge.score([tagged("42")])
     assert caught.value.exit_code == EXIT_INTERRUPTED
     assert server.url in caught.value.message
@@ -91,7 +91,7 @@ def test_a_request_that_is_refused_first_is_told_from_a_setting_that_is_refused_
     server.poison = {"too long": 400}
     assert judge_of().score([tagged("too long")]) == [JudgeScore(None, "the judge refuses the request (400)")]
     server.poison = {"Score": 400}  # stands in every request
-    with pytest.raises(IgrpoError, match=r"cannot be asked: .* 400: it is too much") as caught:
+    with pytest.raises(IgrpoError, match=r"does not accept requests: .* 400: it is too much") as caught:
         judge_of().score([tagged("41")])
     assert caught.value.exit_code == EXIT_FAILED
     assert "[judge]" in caught.value.hint

@@ -62,7 +62,7 @@ def test_a_judge_that_goes_away_stops_the_stage_and_invents_nothing(server, tmp_
     server.faults = [*[None] * 5, *["drop"] * 1000]
     stopped = igrpo("draft", judged, *there)
     assert stopped.code == 75, stopped.stderr
-    assert "the judge does not answer, after 2 tries" in stopped.stderr
+    assert "the judge does not answer, after 2 attempts" in stopped.stderr
     assert server.url in stopped.stderr
     assert not list(judged.glob("iteration_0000/draft/*.json")), "no shard is finished"
     server.faults = []

@@ -9,7 +9,7 @@ from sample_run import POLICY, identity_of, model_directory, publish
 
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.rewards.judge_cache import JudgementCache
-from igrpo_cli.rewards.judge_prompt import JudgeScore
+from igrpo_cli.rewards.judge_chat import JudgeScore
 from igrpo_cli.store.atomic import publish_json
 from igrpo_cli.store.checksummed_json import read_sent, read_summary, record_directory, write_sent, write_summary
 from igrpo_cli.store.layout import RunDirectory

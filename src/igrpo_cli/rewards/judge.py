@@ -1,7 +1,7 @@
-"""A model as the judge: how far an answer agrees with the reference, in [0, 1], for answers that no program compares.
+"""The judge: a model that scores answers that no program can compare, in [0, 1].
 
-The judge sees the problem, the reference and the marked answer, never the reasoning. Where it does not give a verdict
-no score is made up: the answer is not judged, and says why. See docs/judge.md.
+The judge reads the problem, the reference and the marked answer, but not the reasoning. If it gives no verdict, the
+answer is not judged, with a reason; no score is invented. See docs/judge.md.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Any
 
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.http_client import ClosedError, HttpClient
 from igrpo_cli.rewards.equivalence import is_blank
 from igrpo_cli.rewards.extraction import marked_answer
-from igrpo_cli.rewards.judge_budget import CallBudget
-from igrpo_cli.rewards.judge_cache import JudgementCache
-from igrpo_cli.rewards.judge_prompt import CUT_OFF, PARSER_VERSION, JudgeScore, judge_messages, read_verdict
-from igrpo_cli.rewards.judge_server import ChatReply, JudgeServer, RequestError
+from igrpo_cli.rewards.judge_cache import CallBudget, JudgementCache
+from igrpo_cli.rewards.judge_chat import (
+    CUT_OFF,
+    PARSER_VERSION,
+    ChatReply,
+    JudgeScore,
+    JudgeServer,
+    RequestError,
+    judge_messages,
+    read_verdict,
+)
 from igrpo_cli.seeds import derive_seed
 
 __all__ = ["Judge", "JudgeRequest", "JudgeScore", "JudgeSettings"]
@@ -60,27 +66,18 @@ class JudgeSettings:
 
 @dataclass(frozen=True, slots=True)
 class JudgeRequest:
-    """One completion to be judged."""
+    """One completion to judge."""
 
     problem: str
     reference: str
     completion: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Task:
-    """One question to the judge, and whoever waits for the answer."""
-
-    key: str
-    messages: list[dict[str, str]]
-    score: Future[JudgeScore]
-
-
 class Judge:
-    """Scores completions. Starts with the first one that needs a call; close it at the end."""
+    """Scores completions. Threads may share it; close it at the end."""
 
     def __init__(self, settings: JudgeSettings, cache_directory: Path) -> None:
-        """Makes no request and reads no file. Raises UsageError for an endpoint that is no base URL."""
+        """Prepare a judge; makes no request and reads no file. Raises UsageError if the endpoint is not a base URL."""
         if settings.max_concurrency < 1:
             raise UsageError(f"judge.max_concurrency must be at least 1, not {settings.max_concurrency}")
         self._settings = settings
@@ -93,52 +90,54 @@ class Judge:
         self._probing = threading.Lock()
         self._lock = threading.Lock()
         self._is_closed = False
-        self._under_way: dict[str, _Task] = {}
-        self._todo: SimpleQueue[_Task | None] = SimpleQueue()
-        self._num_threads = 0
+        self._threads = ThreadPoolExecutor(settings.max_concurrency, "igrpo-judge")
+        self._in_progress: dict[str, Future[JudgeScore]] = {}
+        self._num_submitted = 0
+        self._failure: BaseException | None = None
+        self._num_failed = 0
+        """The last error of a question, and the number of questions submitted until then: all of them fail."""
         self._num_calls = self._num_tokens = self._num_cached = 0
 
     @property
     def num_calls(self) -> int:
-        """Calls of this process that were answered."""
+        """Answered calls of this process."""
         return self._num_calls
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of these calls, prompts and completions, as the server counts them."""
+        """Prompt and completion tokens of these calls, counted by the server."""
         return self._num_tokens
 
     @property
     def num_cached(self) -> int:
-        """Requests of this process that took no call of their own: judged before, or asked for twice."""
+        """Requests of this process that needed no call of their own: judged before, or in progress already."""
         return self._num_cached
 
     def score(self, requests: Sequence[JudgeRequest]) -> list[JudgeScore]:
-        """The scores of `requests`, in order. May be called from several threads at once.
+        """Return the scores of `requests`, in order.
 
-        Raises Interrupted where the judge does not answer, IgrpoError where the budget is spent or the server is not
-        what the settings say, ClosedError when the judge is closed meanwhile. What was judged until then is kept.
+        Raises Interrupted if the judge does not answer, IgrpoError if the budget is spent or the settings do not fit
+        the server, and ClosedError if the judge is closed meanwhile. Judgements made until then are kept.
         """
         found = [self._find(request) for request in requests]
         wait([each for each in found if isinstance(each, Future)])
         return [each.result() if isinstance(each, Future) else each for each in found]
 
     def close(self) -> None:
-        """Break off what is under way: `score` then raises ClosedError. Closing twice is fine."""
+        """Break off all requests; `score` then raises ClosedError. Closing twice has no effect."""
         with self._lock:
             self._is_closed = True
-        self._server.close()  # Whatever is tried from now on fails with ClosedError, the tasks that wait included.
-        for _ in range(self._num_threads):
-            self._todo.put(None)
+        self._server.close()
+        self._threads.shutdown(wait=False)  # Questions that wait begin, and fail with ClosedError.
 
     def _find(self, request: JudgeRequest) -> JudgeScore | Future[JudgeScore]:
-        """The score of `request` if it takes no call, else where it will be found."""
+        """Return the score of `request` if it needs no call, otherwise a future of the score."""
         answer = marked_answer(request.completion)
         if answer is None:
             return JudgeScore(0.0)
-        longest = self._settings.max_answer_characters
-        if len(answer) > longest:
-            return JudgeScore(None, f"answer longer than {longest} characters")
+        limit = self._settings.max_answer_characters
+        if len(answer) > limit:
+            return JudgeScore(None, f"answer longer than {limit} characters")
         if is_blank(answer):
             return JudgeScore(0.0)
         if is_blank(request.reference):
@@ -148,21 +147,17 @@ class Judge:
         with self._lock:
             if self._is_closed:
                 raise ClosedError
-            if (known := self._cache.get(key)) is not None:
+            known = self._cache.get(key) or self._in_progress.get(key)
+            if known is not None:
                 self._num_cached += 1
                 return known
-            if (same := self._under_way.get(key)) is not None:
-                self._num_cached += 1
-                return same.score
-            task = self._under_way[key] = _Task(key, messages, Future())
-            self._todo.put(task)
-            if self._num_threads < min(len(self._under_way), self._settings.max_concurrency):
-                self._num_threads += 1
-                threading.Thread(target=self._work, name=f"igrpo-judge-{self._num_threads}", daemon=True).start()
-        return task.score
+            self._num_submitted += 1
+            future = self._threads.submit(self._judge_or_fail, self._num_submitted, key, messages)
+            self._in_progress[key] = future
+        return future
 
     def _key(self, messages: list[dict[str, str]]) -> str:
-        """SHA-256 of all that decides a judgement."""
+        """Return the SHA-256 of everything that decides a judgement."""
         decisive = {
             "model": self._named_model(),
             "messages": messages,
@@ -179,64 +174,49 @@ class Judge:
                 self._model = self._server.only_model()
             return self._model
 
-    def _work(self) -> None:
-        """What each thread does: one task after the other. Threads are daemons: none holds up the end."""
-        while (task := self._todo.get()) is not None:
-            try:
-                score = self._judge(task)
-            except BaseException as error:
-                self._forget(task)
-                task.score.set_exception(error)
-                self._abandon(error)
-            else:
-                self._forget(task)
-                task.score.set_result(score)
+    def _judge_or_fail(self, number: int, key: str, messages: list[dict[str, str]]) -> JudgeScore:
+        """Judge the question submitted as `number`; if an earlier one failed while it waited, fail with that error."""
+        try:
+            if self._failure is not None and number <= self._num_failed:
+                raise self._failure
+            return self._judge(key, messages)
+        except BaseException as error:
+            with self._lock:
+                if error is not self._failure:
+                    self._failure, self._num_failed = error, self._num_submitted
+            raise
+        finally:
+            with self._lock:
+                del self._in_progress[key]
 
-    def _forget(self, task: _Task) -> None:
-        with self._lock:
-            del self._under_way[task.key]
-
-    def _abandon(self, error: BaseException) -> None:
-        """Have the tasks that nobody has begun fail for what will fail them all."""
-        while True:
-            try:
-                task = self._todo.get_nowait()
-            except Empty:
-                return
-            if task is None:
-                self._todo.put(None)  # The end of a thread: nothing comes after it.
-                return
-            self._forget(task)
-            task.score.set_exception(error)
-
-    def _judge(self, task: _Task) -> JudgeScore:
+    def _judge(self, key: str, messages: list[dict[str, str]]) -> JudgeScore:
         self._budget.read_others()
-        if (known := self._cache.get(task.key)) is not None:
+        if (known := self._cache.get(key)) is not None:
             with self._lock:
                 self._num_cached += 1
             return known
         with self._budget.one_call():
-            request = self._request(task)
+            request = self._request(key, messages)
             try:
                 reply = self._server.chat(request)
             except RequestError as error:
-                self._require_well(error, request)
+                self._require_healthy(error, request)
                 return JudgeScore(None, error.reason)
             score = JudgeScore(None, CUT_OFF) if reply.is_cut_off else read_verdict(reply.content)
-            # Drawn again, a reply may have a verdict: only at temperature 0 it is the same.
+            # Above temperature 0 another reply may have a verdict.
             is_final = score.score is not None or self._settings.temperature == 0
-            self._record(task.key if is_final else None, score, reply)
+            self._record(key if is_final else None, score, reply)
         return score
 
-    def _request(self, task: _Task) -> dict[str, Any]:
+    def _request(self, key: str, messages: list[dict[str, str]]) -> dict[str, Any]:
         request = {
             **self._settings.extra_body,
             "model": self._named_model(),
-            "messages": task.messages,
+            "messages": messages,
             "temperature": self._settings.temperature,
             "max_completion_tokens": self._settings.max_completion_tokens,
         }
-        return request if self._settings.temperature == 0 else {**request, "seed": derive_seed(0, "judge", task.key)}
+        return request if self._settings.temperature == 0 else {**request, "seed": derive_seed(0, "judge", key)}
 
     def _record(self, key: str | None, score: JudgeScore, reply: ChatReply) -> None:
         num_prompt_tokens, num_completion_tokens = reply.num_prompt_tokens or 0, reply.num_completion_tokens or 0
@@ -246,18 +226,18 @@ class Judge:
             self._num_tokens += num_prompt_tokens + num_completion_tokens
         if self._settings.max_tokens is not None and reply.num_prompt_tokens is None:
             raise IgrpoError(
-                f"{self._server.url} does not say how many tokens its replies take, so that "
-                "judge.max_tokens cannot be held",
+                f"{self._server.url} does not report how many tokens its replies take, so judge.max_tokens "
+                "cannot be enforced",
                 hint="unset judge.max_tokens, and set judge.max_calls",
             )
 
-    def _require_well(self, error: RequestError, request: dict[str, Any]) -> None:
-        """Raise unless the judge answers something harmless in place of `request`, which failed with `error`."""
+    def _require_healthy(self, error: RequestError, request: dict[str, Any]) -> None:
+        """Raise unless the judge answers a harmless request with the same settings as `request`, which failed."""
         with self._probing:
             if error.is_refusal and self._num_calls > 0:
-                return  # It takes such requests: this one must be too long, or the like.
+                return  # The server has accepted other requests: this one is too long, for example.
             try:
                 reply = self._server.chat({**request, "messages": _PROBE}, max_retries=0)
-            except RequestError as another:
-                raise another.if_all_fail from another
-            self._record(None, JudgeScore(None, "asked to see whether the judge is well"), reply)
+            except RequestError as probe_error:
+                raise probe_error.if_all_fail from probe_error
+            self._record(None, JudgeScore(None, "probe of the judge"), reply)
