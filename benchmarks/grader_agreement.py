@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.records import Grade
-from igrpo_cli.rewards.workers import GradingPool
+from igrpo_cli.rewards.grading_pool import GradingPool
 
 Pair = tuple[str, str]
 Verdicts = list[tuple[str, str | None]]

@@ -109,7 +109,7 @@ def solutions(path: Path) -> list[Row]:
 
 def grade(rows: list[Row]) -> None:
     """Add today's verdicts and answers."""
-    from igrpo_cli.rewards.workers import GradingPool
+    from igrpo_cli.rewards.grading_pool import GradingPool
 
     with GradingPool() as pool:
         grades = pool.grade([(row["completion"], row["gold"]) for row in rows])

@@ -10,7 +10,7 @@ import pytest
 
 from command_line import igrpo, sets
 from igrpo_cli.problems.sources import packaged_data
-from igrpo_cli.rewards.workers import GradingPool
+from igrpo_cli.rewards.grading_pool import GradingPool
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 

@@ -12,7 +12,7 @@ import pytest
 
 from command_line import igrpo, make_run
 from igrpo_cli.commands import doctor
-from igrpo_cli.rewards import workers
+from igrpo_cli.rewards import grading_pool
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
@@ -73,7 +73,7 @@ def test_a_grader_that_fails_and_an_engine_that_cannot_be_imported_are_problems(
     def fail(*arguments):
         raise RuntimeError("no process may be started")
 
-    monkeypatch.setattr(workers, "GradingPool", fail)
+    monkeypatch.setattr(grading_pool, "GradingPool", fail)
     monkeypatch.setattr(doctor, "_why_not_importable", lambda package: "libcuda.so: no such file")
     monkeypatch.setattr("igrpo_cli.engines.availability.vllm_fits", lambda device: True)
     result = igrpo("doctor", tmp_path, "--json")

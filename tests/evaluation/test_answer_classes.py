@@ -12,7 +12,7 @@ from igrpo_cli.algo.estimates import maj_at_k
 from igrpo_cli.evaluation.answer_classes import CORRECT, answer_classes
 from igrpo_cli.records import Grade
 from igrpo_cli.rewards.grading import grade_answer
-from igrpo_cli.rewards.workers import GradingPool
+from igrpo_cli.rewards.grading_pool import GradingPool
 
 
 class Grader:

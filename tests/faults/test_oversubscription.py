@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from command_line import files_below, igrpo, make_run
-from igrpo_cli.rewards.workers import GradingLimits, GradingPool
+from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
 
 LOAD = 8
 PAIRS = [

@@ -119,7 +119,7 @@ def processes_with(*words):
 
 
 def workers_of(pid):
-    return processes_with("igrpo_cli.rewards.worker_main", str(pid))
+    return processes_with("igrpo_cli.rewards.grading_worker", str(pid))
 
 
 def gone_soon(find):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igrpo_cli.errors import UsageError
-from igrpo_cli.rewards.formatting import format_reward, soft_overlong_reward, weighted_reward
+from igrpo_cli.rewards.scorer import format_reward, soft_overlong_reward, weighted_reward
 
 
 @pytest.mark.parametrize(

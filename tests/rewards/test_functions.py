@@ -16,8 +16,8 @@ from igrpo_cli.rewards.functions import (
     resolve_target,
     source_sha256,
 )
+from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
 from igrpo_cli.rewards.scorer import Scorer, ScoringInput
-from igrpo_cli.rewards.workers import GradingLimits, GradingPool
 
 MODULE = """
 def brevity(num_tokens, max_completion_length):

@@ -64,7 +64,7 @@ def test_no_text_raises_and_every_extract_can_be_stored(completion, reference):
 def test_importing_the_room_imports_no_algebra():
     code = (
         "import sys\n"
-        "from igrpo_cli.rewards import equivalence, extraction, formatting, grading, plain_numbers, workers\n"
+        "from igrpo_cli.rewards import equivalence, extraction, grading, grading_pool, scorer\n"
         "grading.grade_answer('<answer>18</answer>', '18')\n"
         "print([name for name in ('sympy', 'math_verify', 'torch', 'numpy') if name in sys.modules])"
     )
@@ -77,7 +77,7 @@ def test_no_text_of_a_completion_is_ever_compiled():
     code = r"""
 import sys
 from igrpo_cli.rewards.grading import judge
-from igrpo_cli.rewards.worker_main import _load
+from igrpo_cli.rewards.grading_worker import _load
 _load()
 seen = []
 sys.addaudithook(lambda event, arguments: seen.append(str(arguments[0])) if event == "compile" else None)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from igrpo_cli.rewards.plain_numbers import is_unevaluated, numbers_agree, read_number
+from igrpo_cli.rewards.equivalence import is_unevaluated, numbers_agree, read_number
 
 
 @pytest.mark.parametrize(

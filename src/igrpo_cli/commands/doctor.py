@@ -124,7 +124,7 @@ def _why_not_importable(package: str) -> str | None:
 
 
 def _grading() -> Check:
-    from igrpo_cli.rewards.workers import GradingLimits, GradingPool
+    from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
 
     started = time.monotonic()
     with GradingPool(1, GradingLimits()) as pool:

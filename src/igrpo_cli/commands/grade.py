@@ -15,7 +15,7 @@ from igrpo_cli.config.files import apply_overrides, check_config
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.pipeline.scores import SCORED_STAGES, grade_stage, name_of_weights, parse_weights
 from igrpo_cli.pipeline.session import StageRequest, open_session
-from igrpo_cli.rewards.workers import GradingLimits, GradingPool
+from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
 from igrpo_cli.store.layout import shell_path
 from igrpo_cli.ui.console import Console, finite
 

@@ -12,7 +12,7 @@ from igrpo_cli.pipeline.session import Session
 from igrpo_cli.records import Grade, Rollout
 
 if TYPE_CHECKING:
-    from igrpo_cli.rewards.workers import GradingPool
+    from igrpo_cli.rewards.grading_pool import GradingPool
 
 PAIRS_AT_ONCE = 512
 """Pairs that are compared between two reports of progress."""
@@ -49,7 +49,7 @@ def _comparing(session: Session, title: str) -> Iterator[Callable[[Sequence[Pair
 
 def _graders(session: Session, own: ExitStack) -> GradingPool:
     """The session's; where these call a user's own reward functions, others that do not: no completion is judged."""
-    from igrpo_cli.rewards.workers import GradingLimits, GradingPool
+    from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
 
     section = session.config.reward
     if not section.functions_in_use:

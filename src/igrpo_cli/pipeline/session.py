@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from igrpo_cli.engines.base import Engine, EngineSettings
     from igrpo_cli.loggers.background import BackgroundTrackers
     from igrpo_cli.records import Problem
+    from igrpo_cli.rewards.grading_pool import GradingPool
     from igrpo_cli.rewards.judge import Judge
     from igrpo_cli.rewards.scorer import Scorer
-    from igrpo_cli.rewards.workers import GradingPool
     from igrpo_cli.training.step import PolicyTrainer
 
 
@@ -137,7 +137,7 @@ class Session:
 
     def grader(self) -> GradingPool:
         """Return the grading processes, which start once."""
-        from igrpo_cli.rewards.workers import GradingLimits, GradingPool
+        from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
 
         if self._grader is None:
             section = self.config.reward

@@ -1,30 +1,26 @@
-"""Whether an answer equals a reference: the letter of a choice; else the same text, plain numbers, then math-verify.
+"""Equality of an answer and a reference: choice letters, then equal text, then plain numbers, then math-verify.
 
-What is stricter here than in math-verify, because a reward is paid for it:
+Some answers that math-verify accepts are wrong here, because they are rewarded:
 
 - arithmetic that is not worked out ("7 * 8") does not equal a plain number;
-- small numbers that merely round to the same six places are not equal (0.0 is not 3.6e-10);
+- small numbers that only round to the same six places are not equal (0.0 is not 3.6e-10);
 - alternatives hidden in text ("18 \\text{ or 19}") are a list, not a number with a unit;
 - letters of a word in another order are another word, not a commuted product.
 
-sympy and math_verify are imported when the first pair needs them, never with this module.
+An answer to a multiple-choice problem names its letter first, alone or before the text of the choice. An answer that
+names several letters (`A or B`, `(A)(B)`, `A. 3 B. 4`) names none, so naming candidates earns nothing.
+
+sympy and math_verify are imported when the first pair needs them, not with this module.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import unicodedata
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
-
-from igrpo_cli.rewards.choices import named_choice, reference_choice
-from igrpo_cli.rewards.plain_numbers import (
-    DECIMAL_PLACES,
-    RELATIVE_TOLERANCE,
-    is_unevaluated,
-    numbers_agree,
-    read_number,
-)
 
 _SIGNS = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "√": r"\sqrt ",
@@ -177,3 +173,123 @@ def _are_close(expected: Any, given: Any) -> bool:
         return True
     size, distance = abs(complex(expected.doit())), abs(complex((expected - given).doit()))
     return size > float(RELATIVE_TOLERANCE) or distance <= (float(RELATIVE_TOLERANCE) * size or 1e-12)
+
+
+_MARKUP = re.compile(
+    r"\\(?:text\w*|mbox|math[a-z]+|operatorname|boxed|fbox|framebox|left|right|q?quad|bf|rm)(?![a-z])"
+    r"|\\[()\[\],;:!]|\\(?= )|[{}$*~`\"“”]"
+)
+_REFERENCE = re.compile(r"\(([A-Z])\)")
+_LEAD = r"(?:(?:the )?(?:(?:best|correct|final|right) )?(?:answer|choice|letter|option)(?: is|:)? ?){0,2}"
+_ENCLOSED = re.compile(rf"{_LEAD}[(\[] ?([a-z]) ?[)\]](?=[ .,:;]|$)", re.IGNORECASE)
+_BARE = re.compile(rf"{_LEAD}([a-z])(?=\)|[.:](?: |$)|[,;]?$)", re.IGNORECASE)
+
+_ALSO_ENCLOSED = re.compile(r"(?<!\w)[(\[] ?([A-Z]) ?[)\]](?![-\w])")
+_ALSO_BARE = re.compile(r"(?<![\w(\[])([A-Z])(?=\)|[.:] )")
+_ALSO_LISTED = re.compile(r"(?:\b(?i:and|or|nor|answer|choice|letter|option)\b|[,;&|]| /)(?i: is)? ?([A-Z])(?![\w'’-])")
+_ONLY_LETTERS = re.compile(r"(?:\W*\b[A-Z]\b)+\W*")
+
+
+def reference_choice(reference: str) -> str | None:
+    """The letter of a reference such as `(B)` or `\\text{(B)}`; None for anything else, a bare `B` included."""
+    match = _REFERENCE.fullmatch(_plain(reference))
+    return match[1] if match else None
+
+
+def named_choice(answer: str) -> str | None:
+    """The one letter, in upper case, that a bare answer names; None where it names none or several."""
+    plain = _plain(answer)
+    match = _ENCLOSED.match(plain)
+    is_bare = match is None
+    match = match or _BARE.match(plain)
+    if match is None:
+        return None
+    text = plain[match.end() :].lstrip(").: ").rstrip(".,:; ")
+    others = _letters_in(text.upper() if match[1].islower() else text, is_bare)
+    return match[1].upper() if others <= {match[1].upper()} else None
+
+
+def _letters_in(text: str, is_bare: bool) -> set[str]:
+    """Choices that the text behind a letter names as well; a unit as in `5 J` or a symbol as in `f(A)` is none.
+
+    Labels such as `C.` count only where the first letter was such a label too: `(A) E. coli` names one choice.
+    """
+    if _ONLY_LETTERS.fullmatch(text):
+        return set(re.findall(r"[A-Z]", text))
+    patterns = (_ALSO_ENCLOSED, _ALSO_LISTED, *([_ALSO_BARE] if is_bare else []))
+    return {letter for pattern in patterns for letter in pattern.findall(text)}
+
+
+def _plain(text: str) -> str:
+    """`text` on one line without LaTeX's and Markdown's marks, and with plain letters for bold and full-width ones."""
+    return " ".join(_MARKUP.sub(" ", unicodedata.normalize("NFKC", text).rstrip("\\. \n")).split())
+
+
+DECIMAL_PLACES = 6
+RELATIVE_TOLERANCE = Fraction(1, 1000)
+
+_MOST_CHARACTERS = 400
+"""Longer numbers are left to the algebra, which has a time limit."""
+
+_DIGITS = r"(?:\d{1,3}(?:[, ]\d{3})+|\d+)"
+_CURRENCY = r"(?:\\?\$|[€£])"
+_NUMBER = re.compile(
+    rf"(?P<sign>[-+]?)\s*{_CURRENCY}?\s*(?:"
+    rf"(?P<whole>{_DIGITS})\s+(?P<part>\d+)/(?P<under>\d+)"
+    rf"|(?P<over>{_DIGITS})\.?\s*/\s*(?P<below>\d+)"
+    r"|0,(?P<places>\d+)"
+    rf"|(?P<mantissa>{_DIGITS}(?:\.\d*)?|\.\d+)"
+    r"(?:[eE](?P<e>[-+]?\d{1,3})|\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{(?P<power>[-+]?\d{1,3})\}|(?P<digit>\d)))?"
+    rf")\s*{_CURRENCY}?"
+)
+_OPERAND = r"[(\s]*[-+]?\s*\d[\d,.]*[)\s]*"
+_ARITHMETIC = re.compile(rf"{_OPERAND}(?:(?:[-+*/]|\\(?:times|cdot|div)(?![a-z])){_OPERAND})+")
+
+
+def read_number(text: str) -> Fraction | None:
+    """The value of `text` if it is a plain number, else None.
+
+    Plain are integers, decimals (`0,5` too), a/b, w a/b, 1.5e-3 and 1.5 \\times 10^{-3}, with a currency
+    sign or thousands set off by commas or spaces.
+    """
+    match = _NUMBER.fullmatch(text) if len(text) <= _MOST_CHARACTERS else None
+    if match is None:
+        return None
+    below = int(match["under"] or match["below"] or 1)
+    if below == 0:
+        return None
+    if match["whole"]:
+        value = _digits(match["whole"]) + Fraction(int(match["part"]), below)
+    elif match["over"]:
+        value = _digits(match["over"]) / below
+    elif match["places"]:
+        value = Fraction(f"0.{match['places']}")
+    else:
+        exponent = int(match["e"] or match["power"] or match["digit"] or 0)
+        value = _digits(match["mantissa"].rstrip(".")) * Fraction(10) ** exponent
+    return -value if match["sign"] == "-" else value
+
+
+def _digits(text: str) -> Fraction:
+    return Fraction(text.replace(",", "").replace(" ", ""))
+
+
+def numbers_agree(answer: Fraction, reference: Fraction) -> bool:
+    """Equal, or equal when rounded to six places (as in math-verify) and to one part in a thousand besides.
+
+    The second keeps 0.0 from being 3.6e-10. A whole number agrees only with itself.
+    """
+    if answer.denominator == 1 or reference.denominator == 1:
+        return answer == reference
+    same_places = round(answer, DECIMAL_PLACES) == round(reference, DECIMAL_PLACES)
+    return same_places and abs(answer - reference) <= RELATIVE_TOLERANCE * abs(reference)
+
+
+def is_unevaluated(answer: str, reference: Fraction) -> bool:
+    """Whether `answer` is a sum, product or quotient of numbers that is still to be worked out.
+
+    a/b is a number in itself, unless the reference says that it is whole.
+    """
+    if not _ARITHMETIC.fullmatch(answer):
+        return False
+    return read_number(answer.strip()) is None or ("/" in answer and reference.denominator == 1)

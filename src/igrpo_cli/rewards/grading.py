@@ -6,8 +6,7 @@ import time
 from dataclasses import dataclass
 
 from igrpo_cli.records import Grade, Verdict
-from igrpo_cli.rewards.choices import named_choice, reference_choice
-from igrpo_cli.rewards.equivalence import are_equal, is_blank
+from igrpo_cli.rewards.equivalence import are_equal, is_blank, named_choice, reference_choice
 from igrpo_cli.rewards.extraction import (
     MAX_CHARACTERS,
     answer_scope,

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.rewards import worker_process
+from igrpo_cli.rewards import grading_pool
 from igrpo_cli.rewards.grading import grade_answer
-from igrpo_cli.rewards.workers import ROWS_PER_CHUNK, GradingLimits, GradingPool
+from igrpo_cli.rewards.grading_pool import ROWS_PER_CHUNK, GradingLimits, GradingPool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and needs the kernel's limits")
 
@@ -139,12 +139,12 @@ def test_a_worker_that_is_killed_loses_and_repeats_no_row():
 
 
 def test_a_row_that_always_kills_its_worker_is_given_up(monkeypatch):
-    class Fragile(worker_process.WorkerProcess):
+    class Fragile(grading_pool.WorkerProcess):
         def send(self, pairs):
             self.close()
             super().send(pairs)
 
-    monkeypatch.setattr("igrpo_cli.rewards.workers.WorkerProcess", Fragile)
+    monkeypatch.setattr("igrpo_cli.rewards.grading_pool.WorkerProcess", Fragile)
     with GradingPool(1) as pool:
         assert essence(pool.grade([PAIRS[0]])) == [("ungraded", None)]
         assert pool.ungraded_reasons == {"the worker ended with SIGKILL": 1}
@@ -200,7 +200,7 @@ def test_a_pool_needs_a_worker():
 PARENT = r"""
 import sys, time
 from pathlib import Path
-from igrpo_cli.rewards.workers import GradingLimits, GradingPool
+from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
 pool = GradingPool(2, GradingLimits(cpu_seconds=1.0))
 pool.grade([("\\boxed{\\sqrt{4}}", "2")] * 64)
 pool.submit([("\\boxed{7^{7^{7^{7^{7}}}}}", "7")])
