@@ -263,7 +263,3 @@ class StageReport:
         """Return the `--json` object."""
         keys = ("stage", "iteration", "shards", "rows", "groups", "tokens", "seconds", "skipped")
         return {**{key: getattr(self, key) for key in keys}, **self.details}
-
-
-JUDGEMENT_HASH = "sha256"
-"""Key of a line in the judge's cache that holds the checksum of the other keys."""

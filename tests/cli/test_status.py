@@ -88,7 +88,9 @@ def test_policies_scores_evaluations_and_costs_are_those_on_disk(half_finished):
 
 def test_the_curves_are_what_the_manifests_count(half_finished):
     counts = [json.loads(path.read_text()) for path in half_finished.glob("iteration_0000/refine/*.json")]
-    right = sum(each["counts"].get("verdict_correct", 0) for each in counts) / sum(each["rows"] for each in counts)
+    right = sum(each["counts"].get("verdict_correct", 0) for each in counts) / sum(
+        each["data"]["rows"] for each in counts
+    )
     assert status_of(half_finished)["curves"]["refine/accuracy_mean"] == [pytest.approx(right)]
 
 

@@ -21,6 +21,7 @@ from igrpo_cli.config.files import apply_overrides, check_config, read_preset, r
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.problems.loading import load_problems
 from igrpo_cli.records import Rollout
+from igrpo_cli.store.checksummed_json import checksummed_bytes
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import read_cost, read_manifest
@@ -114,7 +115,7 @@ def sound_files(root: Path) -> dict[str, bytes]:
         "problem array": json.dumps(problems).encode(),
         "problem table": buffer.getvalue(),
         "manifest": path.manifest.read_bytes(),
-        "pointer": json.dumps({**pointer, "files": {"config.json": "0" * 64}}).encode(),
+        "pointer": checksummed_bytes({**pointer, "files": {"config.json": "0" * 64}}),
         "shard": shard,
         "verify": shard,
     }

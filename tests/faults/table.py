@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from xml.etree import ElementTree
 
-sys.path += [str(Path(__file__).parents[1] / room) for room in ("", "faults", "shards")]
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("", "faults", "store")]
 
 import damage_cases
 import fault_cases
@@ -33,10 +33,11 @@ TESTS = Path(__file__).parents[1]
 TESTED = {
     "NaN, Inf, no memory at step k": "faults/test_numbers_and_memory.py",
     "shard missing, doubled, foreign, short": "faults/test_inputs_of_stages.py",
-    "made anew, mixed, overwritten": "faults/test_chains.py faults/test_siblings.py faults/test_overwrite.py",
+    "recreated, mixed, overwritten": "faults/test_chains.py faults/test_shards_of_one_stage.py "
+    "faults/test_overwrite.py",
     "init repeated, links, leftovers": "faults/test_repeated_init.py faults/test_links.py faults/test_leftovers.py",
     "signals from the start to the end of a process": "faults/test_signals.py",
-    "bits of parts and small records": "shards/test_parts.py shards/test_sealed_files.py rewards/test_judge_cache.py",
+    "bits of parts and small records": "store/test_parts.py store/test_checksummed_json.py rewards/test_judge_cache.py",
     "policy damaged or foreign": "faults/test_foreign_policies.py",
     "malformed problems": "problems",
     "hostile completions and drafts": "faults/test_hostile_texts.py",

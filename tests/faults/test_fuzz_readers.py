@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-sys.path.append(str(Path(__file__).parents[1] / "shards"))
+sys.path.append(str(Path(__file__).parents[1] / "store"))
 
 from fuzz_readers import READERS, damaged, drive, sound_files
 

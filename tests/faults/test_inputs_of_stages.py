@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,10 +15,10 @@ import pytest
 from command_line import files_below, igrpo, make_run
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.records import Rollout, Selection
-from igrpo_cli.store.atomic import publish_json, sha256_file
+from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.completion import commit_shard, input_hashes, read_problems
 from igrpo_cli.store.layout import RunDirectory, ShardPath
-from igrpo_cli.store.manifest import manifest_json, read_manifest
+from igrpo_cli.store.manifest import publish_manifest, read_manifest
 from igrpo_cli.store.schema import SCHEMA_OF, VERSION_KEY
 from igrpo_cli.store.tables import read_records, write_rows
 
@@ -76,17 +75,16 @@ def change_rows(shard: ShardPath, change: Callable[[list[Any]], list[Any]]) -> N
 def change_file(shard: ShardPath, table: pa.Table) -> None:
     """Put a table in place of the shard's data, its manifest made to fit the bytes."""
     pq.write_table(table, shard.data)
-    facts = json.loads(shard.manifest.read_text())
-    del facts["manifest_sha256"]
-    facts |= {"sha256": sha256_file(shard.data), "bytes": shard.data.stat().st_size}
-    shard.manifest.write_text(json.dumps(facts))
+    manifest = read_manifest(shard)
+    data = replace(manifest.data, sha256=sha256_file(shard.data), num_bytes=shard.data.stat().st_size)
+    publish_manifest(shard.manifest, replace(manifest, data=data), replace=True)
 
 
 def let_come_from(shard: ShardPath, *inputs: ShardPath) -> None:
     """Let the manifest of `shard` say that it was made from what `inputs` are now."""
     manifest = read_manifest(shard)
     identity = replace(manifest.identity, inputs=input_hashes(*inputs))
-    publish_json(shard.manifest, manifest_json(replace(manifest, identity=identity)), replace=True)
+    publish_manifest(shard.manifest, replace(manifest, identity=identity), replace=True)
 
 
 @pytest.mark.parametrize(("stage", "part"), [("draft", "data"), ("refine", "manifest")])
@@ -139,7 +137,7 @@ def test_another_version_of_the_schema(until, stage, version, age):
 
 def test_another_version_of_the_manifest(until):
     run, shard = until("refine")
-    shard.manifest.write_text(shard.manifest.read_text().replace('"manifest_version": 1', '"manifest_version": 0'))
+    shard.manifest.write_text(shard.manifest.read_text().replace('"manifest_version": 2', '"manifest_version": 0'))
     assert "an older igrpo (manifest_version 0" in refused(run, shard)
     assert verify_says(run, shard)
 

@@ -113,7 +113,7 @@ def test_bare_samples_do_not_depend_on_the_selection_and_refinements_do(evaluate
     assert (bare.code, bare.stderr) == (0, ""), "finished shards are found finished"
     directory = evaluated / "eval/arithmetic"
     of_bare, of_refined = (
-        json.loads((directory / name / "shard-00000-of-00002.json").read_text())["config"]["eval"]
+        json.loads((directory / name / "shard-00000-of-00002.json").read_text())["identity"]["config"]["eval"]
         for name in ("policy_0000", "policy_0000_conditioned_best")
     )
     assert "selection" not in of_bare

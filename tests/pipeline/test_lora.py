@@ -113,6 +113,6 @@ def test_vllm_samples_from_the_merged_policy(tmp_path):
     other = run_to_end(make_run(tmp_path / "run", *LORA, *settings))
     manifest = json.loads(next((other / "iteration_0001/draft").glob("*.json")).read_text())
     published = json.loads((other / "policies/0001/manifest.json").read_text())
-    assert manifest["policy"] == published["policy_id"]
+    assert manifest["identity"]["policy"] == published["policy_id"]
     metrics = igrpo("verify", other)
     assert metrics.code == 0, metrics.stderr

@@ -38,10 +38,9 @@ print(json.dumps([scores, judge.num_calls, judge.num_cached]))
 
 
 def line(**fields):
-    """A line as it is written, with the hash of its fields in the order of their names, without spaces."""
-    record = GOOD | fields
-    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"))
-    return json.dumps({**record, "sha256": hashlib.sha256(canonical.encode()).hexdigest()})
+    """A line as it is written, with the hash of the text before the hash."""
+    text = f"{json.dumps(GOOD | fields)[:-1]}, "
+    return f'{text}"checksum": "{hashlib.sha256(text.encode()).hexdigest()}"}}'
 
 
 def lines_in(directory):
@@ -51,7 +50,7 @@ def lines_in(directory):
 def test_a_judgement_is_one_line_without_any_text(server, judge_of, tmp_path):
     judge_of().score([tagged("41")])
     (kept,) = lines_in(tmp_path / "judge")
-    assert len(kept.pop("key")) == len(kept.pop("sha256")) == 64
+    assert len(kept.pop("key")) == len(kept.pop("checksum")) == 64
     assert kept == {"score": 0.0, "prompt_tokens": PROMPT_TOKENS, "completion_tokens": COMPLETION_TOKENS}
 
 

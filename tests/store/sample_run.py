@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
-from igrpo_cli.store.atomic import publish_directory, publish_json, sha256_file, staging_directory
+from igrpo_cli.store.atomic import publish_directory, sha256_file, staging_directory
 from igrpo_cli.store.checksummed_json import checksummed_settings, record_directory
 from igrpo_cli.store.completion import commit_shard, input_hashes, write_problems
 from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
-from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, manifest_json, read_manifest
+from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, publish_manifest, read_manifest
 from igrpo_cli.store.policies import (
     policy_id,
     promote_policy,
@@ -192,7 +192,7 @@ def stage_update(run: RunDirectory, iteration: int, policy: str, inputs: Sequenc
         FileHash(f"policies/{iteration + 1:04d}/manifest.json", sha256_file(staged / "policy" / "manifest.json")),
     )
     identity = identity_of(path.shard, policy=policy, inputs=tuple(inputs))
-    publish_json(staged / "manifest.json", manifest_json(manifest_of(identity, data, outputs=outputs)))
+    publish_manifest(staged / "manifest.json", manifest_of(identity, data, outputs=outputs))
 
 
 def make_update(run: RunDirectory, iteration: int, policy: str, inputs: Sequence[FileHash]) -> None:

@@ -15,7 +15,6 @@ from igrpo_cli.store.atomic import (
     publish_bytes,
     publish_directory,
     publish_file,
-    publish_json,
     remove_directory,
     remove_file,
     sha256_file,
@@ -83,12 +82,6 @@ def test_a_full_disk_says_which_file_and_what_to_do(tmp_path):
     with pytest.raises(IgrpoError, match=r"cannot write .*file: No space left") as caught:
         publish_file(tmp_path / "file", write)
     assert caught.value.hint is not None
-    assert names(tmp_path) == []
-
-
-def test_json_with_nan_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        publish_json(tmp_path / "file", {"loss": float("nan")})
     assert names(tmp_path) == []
 
 

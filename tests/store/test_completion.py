@@ -93,7 +93,7 @@ def test_a_missing_output_means_not_finished(run):
 
 def test_what_a_newer_igrpo_made_is_neither_used_nor_replaced(run):
     path, identity = draft_shard(run)
-    path.manifest.write_text(path.manifest.read_text().replace('"manifest_version": 1', '"manifest_version": 2'))
+    path.manifest.write_text(path.manifest.read_text().replace('"manifest_version": 2', '"manifest_version": 3'))
     with pytest.raises(UnknownSchemaError):
         completed(path, identity)
 
@@ -163,7 +163,7 @@ def test_a_manifest_that_another_task_took_away_again_is_a_conflict(run, monkeyp
     def lose_to_one_that_is_gone(*_):
         raise ConflictError("exists already")
 
-    monkeypatch.setattr(completion, "publish_json", lose_to_one_that_is_gone)
+    monkeypatch.setattr(completion, "publish_manifest", lose_to_one_that_is_gone)
     with pytest.raises(ConflictError, match="replaced by another task"):
         commit_manifest(path, manifest_of(identity_of(path), data))
     assert not path.manifest.exists()

@@ -13,6 +13,7 @@ from sample_run import model_directory
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.store import policies
 from igrpo_cli.store.atomic import move_directory
+from igrpo_cli.store.checksummed_json import checksummed_bytes
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.policies import (
     describe_directory,
@@ -141,10 +142,10 @@ def test_a_policy_that_is_not_made_yet_names_the_command(run, iteration, hint):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"policy_id": "sha256:" + "0" * 64}, "policy_id is not the hash of files"),
+        ({"policy_id": "0" * 64}, "policy_id must be"),
         ({"policy_id": 1}, "policy_id must be"),
-        ({"files": {"../x": "1" * 64}}, "no file of the directory"),
-        ({"files": {"config.json": "x"}}, "files must be"),
+        ({"files": {"../x": "1" * 64}}, "name of a file of the directory"),
+        ({"files": {"config.json": "x"}}, "files.config.json must be"),
         ({"path": None}, "path must be"),
         ({"more": 1}, "unknown key more"),
         ({"policy_version": 3}, "newer igrpo"),
@@ -152,7 +153,9 @@ def test_a_policy_that_is_not_made_yet_names_the_command(run, iteration, hint):
 )
 def test_a_pointer_is_read_strictly(run, pointed, changes, told):
     file = run.policy(0) / "pointer.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    facts = {**json.loads(file.read_text()), **changes}
+    del facts["checksum"]
+    file.write_bytes(checksummed_bytes(facts))
     with pytest.raises(DamagedFileError, match=told):
         read_policy(run, 0)
 

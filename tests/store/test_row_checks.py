@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 
 import pytest
 from sample_run import (
@@ -13,7 +13,7 @@ from sample_run import (
 )
 
 from igrpo_cli.store.completion import commit_shard, read_problems, write_problems
-from igrpo_cli.store.manifest import read_manifest
+from igrpo_cli.store.manifest import publish_manifest, read_manifest
 from igrpo_cli.store.schema import ROLLOUTS, SELECTIONS
 from igrpo_cli.store.verify import MAX_COMPLAINTS
 
@@ -77,10 +77,9 @@ def test_a_file_that_is_wrong_throughout_is_not_told_of_row_by_row(run):
 
 
 def test_counts_of_the_manifest_are_held_against_the_rows(run):
-    file = run.shard(1, "refine", 0, 2).manifest
-    facts = json.loads(file.read_text())
-    del facts["manifest_sha256"]
-    file.write_text(json.dumps(facts | {"groups": 3}))
+    path = run.shard(1, "refine", 0, 2)
+    manifest = read_manifest(path)
+    publish_manifest(path.manifest, replace(manifest, data=replace(manifest.data, groups=3)), replace=True)
     assert "iteration_0001/refine/shard-00000-of-00002.parquet it has 2 groups, its manifest says 3" in told(run)
 
 

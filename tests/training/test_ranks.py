@@ -16,9 +16,8 @@ from safetensors.torch import load_file
 
 from command_line import ONE_THREAD, igrpo, make_run, sets
 from igrpo_cli.problems.sources import packaged_data
-from igrpo_cli.store.atomic import publish_json
 from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.manifest import manifest_json, read_manifest
+from igrpo_cli.store.manifest import publish_manifest, read_manifest
 from igrpo_cli.training.ranks import Ranks
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -105,7 +104,7 @@ def record_states(update):
     state = update.optimizer.relative_to(update.root).as_posix()
     outputs = [file for file in manifest.outputs if not file.path.startswith(state)]
     outputs += recorded_states(update, update)
-    publish_json(update.manifest, manifest_json(replace(manifest, outputs=outputs)), replace=True)
+    publish_manifest(update.manifest, replace(manifest, outputs=outputs), replace=True)
 
 
 @pytest.mark.slow

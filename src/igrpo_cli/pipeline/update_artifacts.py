@@ -14,11 +14,11 @@ from igrpo_cli.pipeline.stage_shards import UnfinishedShard
 from igrpo_cli.pipeline.step_checkpoints import shared_staging_directory
 from igrpo_cli.pipeline.training_groups import Observations
 from igrpo_cli.records import Metric, TrainingGroup
-from igrpo_cli.store.atomic import flush_files, publish_directory, publish_json, remove_directory, sha256_file
+from igrpo_cli.store.atomic import flush_files, publish_directory, remove_directory, sha256_file
 from igrpo_cli.store.checksummed_json import RECORD, record_directory
 from igrpo_cli.store.completion import completed_update
 from igrpo_cli.store.layout import UpdatePath
-from igrpo_cli.store.manifest import DataFile, FileHash, Manifest, manifest_json
+from igrpo_cli.store.manifest import DataFile, FileHash, Manifest, publish_manifest
 from igrpo_cli.store.policies import (
     Policy,
     promote_policy,
@@ -161,7 +161,7 @@ def _publish(session: Session, path: UpdatePath, staged: Path, manifest: Manifes
 
     An update that exists already was completed by another task and is kept, or it is damaged or to be overwritten.
     """
-    publish_json(staged / path.manifest.name, manifest_json(manifest))
+    publish_manifest(staged / path.manifest.name, manifest)
     if path.directory.exists():
         theirs = None if overwrite else completed_update(session.run, path, manifest.identity)
         if theirs is not None:

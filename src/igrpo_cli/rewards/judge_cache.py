@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.records import JUDGEMENT_HASH
 from igrpo_cli.rewards.judge_chat import JudgeScore
 from igrpo_cli.store.checksummed_json import checksummed_line, read_checksummed_line
 
@@ -73,7 +72,7 @@ class JudgementCache:
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": num_completion_tokens,
         }
-        line = checksummed_line(record, JUDGEMENT_HASH) + b"\n"
+        line = checksummed_line(record) + b"\n"
         with self._lock:
             self._directory.mkdir(exist_ok=True)
             # The file is opened for every line: on a network file system others see only what was closed.
@@ -201,7 +200,7 @@ class CallBudget:
 def _parsed(line: bytes) -> _Line | None:
     """Return the judgement in `line`; None if it is not exactly what `add` writes."""
     try:
-        value = read_checksummed_line(line, JUDGEMENT_HASH)
+        value = read_checksummed_line(line)
         key, score, reason = value["key"], value["score"], value.get("reason")
         tokens = [value["prompt_tokens"], value["completion_tokens"]]
     except (ValueError, KeyError):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from igrpo_cli.errors import ConflictError, IgrpoError, MissingInputError
 from igrpo_cli.store.temporaries import is_stale, temporary_name
@@ -62,12 +60,6 @@ def publish_file(path: Path, write: Callable[[Path], None], *, replace: bool = F
 def publish_bytes(path: Path, content: bytes, *, replace: bool = False) -> bool:
     """`publish_file` of the given bytes."""
     return publish_file(path, lambda temporary: _write_bytes(temporary, content), replace=replace)
-
-
-def publish_json(path: Path, value: Any, *, replace: bool = False) -> bool:
-    """`publish_file` of `value` as indented ASCII JSON; NaN and infinities are a ValueError."""
-    text = json.dumps(value, indent=2, allow_nan=False)
-    return publish_bytes(path, f"{text}\n".encode("ascii"), replace=replace)
 
 
 @contextmanager

@@ -1,267 +1,263 @@
-"""JSON that holds the hash of itself, so that a bit that has flipped in it is noticed by whoever reads it."""
+"""JSON records that end in the SHA-256 of their own text.
+
+Nothing else on disk repeats what such a record says, so a reader could not tell a flipped bit from another value.
+The checksum covers every byte before it, and what follows it is fixed: a file is accepted exactly as it was written.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any, NoReturn
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
-from igrpo_cli.store.atomic import publish_json, sha256_files
+from igrpo_cli.store.atomic import publish_bytes, sha256_files
 from igrpo_cli.store.layout import eval_flags
+
+CHECKSUM = "checksum"
+MAX_BYTES = 64 * 2**20
+"""Limit on the size of a record. A larger file is not read into memory."""
+RECORD = "manifest.json"
+"""File name of the record of a directory."""
+_END = "\n}\n"
+_SETTINGS_COMMENT = b"# SHA-256 of the lines below: "
+
+Model = TypeVar("Model")
+
+
+class UnknownSchemaError(DamagedFileError):
+    """Signals a file of another version of igrpo, or of another program. It is neither read nor replaced."""
 
 
 def canonical_json(value: Any) -> str:
-    """The one text of a JSON value: sorted keys, no spaces, ASCII. NaN is a ValueError."""
+    """Return the one text of a JSON value: sorted keys, no spaces, ASCII. Raises ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def sha256_json(value: Any) -> str:
-    """SHA-256 of `canonical_json(value)`."""
+    """Return the SHA-256 of `canonical_json(value)`."""
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
 
 
-def checksummed(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """`facts` with the hash of all of them under `key`."""
-    return {**facts, key: sha256_json(dict(facts))}
+def checksummed_bytes(facts: Mapping[str, Any]) -> bytes:
+    """Return `facts` as indented JSON with a last key `checksum`. Raises ValueError for NaN and infinities."""
+    text = json.dumps(facts, indent=2, allow_nan=False)
+    return _with_checksum(f"{text.removesuffix(_END[:-1])},\n  ".encode("ascii"), _END)
 
 
-def checksummed_line(facts: Mapping[str, Any], key: str) -> bytes:
-    """`sealed` as one line of text, without its newline."""
-    return json.dumps(checksummed(facts, key), allow_nan=False).encode("ascii")
+def publish_checksummed(path: Path, facts: Mapping[str, Any], *, replace: bool = False) -> bool:
+    """Publish `checksummed_bytes(facts)`. Raises and returns as `publish_file`."""
+    return publish_bytes(path, checksummed_bytes(facts), replace=replace)
 
 
-def read_checksummed_line(line: bytes, key: str) -> dict[str, Any]:
-    """The facts of a line as `checksummed_line` wrote it. Raises ValueError for any other."""
+def read_checksummed(path: Path, version_key: str = "", version: int = 0) -> dict[str, Any]:
+    """Return the facts in `path` without their checksum and, if `version_key` is given, without the version.
+
+    Raises MissingInputError where there is no file, UnknownSchemaError where the version is not `version`, and
+    DamagedFileError where the file is not as it was written.
+    """
+    content = _read(path)
     try:
-        value = json.loads(line)
-    except RecursionError:
-        raise ValueError("brackets without end") from None
-    if type(value) is not dict or json.dumps(value).encode("ascii") != line:
-        raise ValueError("no object as it was written")
-    if value.pop(key, None) != sha256_json(value):
-        raise ValueError("its hash is another one")
+        value = from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise DamagedFileError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise DamagedFileError(f"{path} holds no JSON object")
+    if version_key:
+        _check_version(path, value.pop(version_key, None), version_key, version)
+    if value.pop(CHECKSUM, None) is None:
+        raise DamagedFileError(f"{path} lacks the key {CHECKSUM}")
+    if not _is_intact(content, _END):
+        raise DamagedFileError(f"{path} is damaged: its {CHECKSUM} is not the SHA-256 of the text before it")
     return value
 
 
-MAX_BYTES = 64 * 2**20
-"""More than any manifest holds; a larger file is not one."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+def checksummed_line(facts: Mapping[str, Any]) -> bytes:
+    """Return `facts` with a last key `checksum` as one line of JSON, without the newline."""
+    return _with_checksum(f"{json.dumps(facts, allow_nan=False)[:-1]}, ".encode("ascii"), "}")
 
 
-class UnknownSchemaError(DamagedFileError):
-    """A file of another igrpo, or of something else: whole perhaps, but not to be read or replaced."""
+def read_checksummed_line(line: bytes) -> dict[str, Any]:
+    """Return the facts that `checksummed_line` wrote. Raises ValueError for any other line."""
+    if not _is_intact(line, "}"):
+        raise ValueError("the line is not as it was written")
+    value: dict[str, Any] = from_json(line)
+    del value[CHECKSUM]
+    return value
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
-    """What a key must hold: `says` completes the sentence "must be …"."""
-
-    says: str
-    holds: Callable[[Any], bool]
-
-    def or_null(self) -> Field:
-        """The same, or null."""
-        return Field(f"{self.says} or null", lambda value: value is None or self.holds(value))
+def _with_checksum(text: bytes, end: str) -> bytes:
+    return text + f'"{CHECKSUM}": "{hashlib.sha256(text).hexdigest()}"{end}'.encode("ascii")
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises MissingInputError or DamagedFileError."""
+def _is_intact(content: bytes, end: str) -> bool:
+    return content == _with_checksum(content[: len(content) - len(_with_checksum(b"", end))], end)
+
+
+def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            is_large = os.fstat(file.fileno()).st_size > MAX_BYTES
-            content = b"" if is_large else file.read()
+        if path.stat().st_size > MAX_BYTES:
+            raise DamagedFileError(f"{path} is larger than any file of its kind")
+        return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingInputError(f"{path} does not exist") from error
     except OSError as error:
         raise DamagedFileError(f"{path} cannot be read: {error.strerror}") from error
-    if is_large:
-        raise DamagedFileError(f"{path} is larger than any file of its kind")
-    try:
-        value = json.loads(
-            content.decode("utf-8"), object_pairs_hook=_unique, parse_float=_float, parse_constant=_no_constant
-        )
-    except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise DamagedFileError(f"{path} holds no JSON object")
-    return value
 
 
-def check_keys(path: Path, value: Mapping[str, Any], fields: Mapping[str, Field], within: str = "") -> None:
-    """Require exactly the keys of `fields`, each as it says. Raises DamagedFileError naming file and key."""
-    missing = sorted(fields.keys() - value.keys())
-    if missing:
-        raise DamagedFileError(f"{path} lacks the key {within}{missing[0]}")
-    unknown = sorted(value.keys() - fields.keys())
-    if unknown:
-        raise DamagedFileError(f"{path} has an unknown key {within}{unknown[0]}")
-    for key, field in fields.items():
-        if not field.holds(value[key]):
-            raise DamagedFileError(f"{path}: {within}{key} must be {field.says}, not {_shown(value[key])}")
-
-
-def check_version(path: Path, value: Mapping[str, Any], key: str, ours: int) -> None:
-    """Require `value[key]` to be our version. Raises UnknownSchemaError for another one."""
-    version = value.get(key)
-    if type(version) is not int:
+def _check_version(path: Path, found: Any, key: str, ours: int) -> None:
+    if type(found) is not int:
         raise DamagedFileError(f"{path} lacks the key {key}")
-    if version != ours:
-        age = "a newer" if version > ours else "an older"
+    if found != ours:
+        age = "a newer" if found > ours else "an older"
         raise UnknownSchemaError(
-            f"{path} was written by {age} igrpo ({key} {version}, this igrpo reads {ours})",
+            f"{path} was written by {age} igrpo ({key} {found}, this igrpo reads {ours})",
             hint="use the igrpo that made the run, or make a new run",
         )
 
 
-def check_checksum(path: Path, facts: Mapping[str, Any], sha256: str | None, key: str) -> None:
-    """Require `sha256`, found under `key`, to be the hash of the other keys, `facts`. Raises DamagedFileError.
+# Types of the fields of records, for pydantic.
 
-    None is taken: what the first igrpo wrote has no hash of its own.
-    """
-    if sha256 not in (None, sha256_json(dict(facts))):
-        raise DamagedFileError(f"{path}: {key} is not the hash of the other keys")
+STRICT = ConfigDict(strict=True, extra="forbid")
 
 
-def _is_int(value: Any) -> bool:
-    return type(value) is int and -(2**63) <= value < 2**63
+def _must_be(says: str, holds: Callable[[Any], object]) -> AfterValidator:
+    def check(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(f"must be {says}")
+        return value
+
+    return AfterValidator(check)
 
 
-def _is_number(value: Any) -> bool:
-    return _is_int(value) or (type(value) is float and math.isfinite(value))
+def _is_relative(value: str) -> bool:
+    path = PurePosixPath(value)
+    return value.isprintable() and value != "" and not path.is_absolute() and ".." not in path.parts
 
 
-def _is_text(value: Any) -> bool:
-    return type(value) is str and value.isprintable() and value != ""
-
-
-def _is_relative(value: Any) -> bool:
-    return _is_text(value) and not PurePosixPath(value).is_absolute() and ".." not in PurePosixPath(value).parts
-
-
-def _is_utc(value: Any) -> bool:
+def _is_utc(value: str) -> bool:
     try:
-        return type(value) is str and datetime.fromisoformat(value).utcoffset() == timedelta(0)
+        return datetime.fromisoformat(value).utcoffset() == timedelta(0)
     except ValueError:
         return False
 
 
-def _is_sha256(value: Any) -> bool:
-    return type(value) is str and _SHA256.fullmatch(value) is not None
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
 
 
-def _maps(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: type(value) is dict and all(holds(item) for item in value.values())
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Number = Annotated[Any, _must_be("a finite number", _is_number)]
+Text = Annotated[str, _must_be("a line of text", lambda value: value != "" and value.isprintable())]
+Sha256 = Annotated[str, _must_be("64 hexadecimal digits", re.compile("[0-9a-f]{64}").fullmatch)]
+PolicyId = Annotated[str, _must_be("sha256: and 64 hexadecimal digits", re.compile("sha256:[0-9a-f]{64}").fullmatch)]
+RelativePath = Annotated[str, _must_be("a path below the run directory", _is_relative)]
+FileName = Annotated[str, _must_be("the name of a file of the directory", lambda value: Path(value).name == value)]
+UtcTime = Annotated[str, _must_be("a time in UTC, as 2026-01-31T23:59:59+00:00", _is_utc)]
 
 
-INTEGER = Field("an integer", _is_int)
-COUNT = Field("an integer from 0", lambda value: _is_int(value) and value >= 0)
-AMOUNT = Field("a finite number from 0", lambda value: _is_number(value) and value >= 0)
-TEXT = Field("a line of text", _is_text)
-SHA256 = Field("64 hexadecimal digits", _is_sha256)
-POLICY_ID = Field(
-    "sha256: and 64 hexadecimal digits",
-    lambda value: type(value) is str and value.startswith("sha256:") and _is_sha256(value[len("sha256:") :]),
-)
-RELATIVE_PATH = Field("a path below the run directory", _is_relative)
-UTC_TIME = Field("a time in UTC, as 2026-01-31T23:59:59+00:00", _is_utc)
-OBJECT = Field("an object", lambda value: type(value) is dict)
-SECTIONS = Field("an object of objects", _maps(lambda value: type(value) is dict))
-TEXTS = Field("an object of texts", _maps(lambda value: type(value) is str))
-NUMBERS = Field("an object of finite numbers", _maps(_is_number))
-HASHES = Field("an object of file names and their SHA-256", _maps(_is_sha256))
-LIST = Field("a list", lambda value: type(value) is list)
+def validated(path: Path, model: TypeAdapter[Model], value: Any) -> Model:
+    """Return `value` as the model. Raises DamagedFileError, which names file and key."""
+    try:
+        return model.validate_json(to_json(value))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = _key(first["loc"])
+        if first["type"] == "missing":
+            raise DamagedFileError(f"{path} lacks the key {key}") from error
+        if first["type"] == "unexpected_keyword_argument":
+            raise DamagedFileError(f"{path} has an unknown key {key}") from error
+        what = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+        raise DamagedFileError(f"{path}: {key} {what}") from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-        raise ValueError(f"the key {twice} stands twice")
-    return value
+def _key(location: Sequence[str | int]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).removeprefix(".")
 
 
-def _float(text: str) -> float:
-    """As Python writes it: 1E-6 for 1e-06 is a flipped bit."""
-    value = float(text)
-    if repr(value) != text:
-        raise ValueError(f"{text} is no number as igrpo writes it")
-    return value
+# Records that belong to no shard and no policy.
 
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON value")
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:40]}…"
-
-
-SUMMARY_HASH = "summary_sha256"
-SENT_HASH = "sent_sha256"
-_SENT_FIELDS = {"run_id": TEXT, "sent": LIST}
+_SENT: TypeAdapter[tuple[str, list[str]]] = TypeAdapter(tuple[Text, list[str]], config=ConfigDict(strict=True))
+_FILES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[FileName, Sha256], config=ConfigDict(strict=True))
+_DIRECTORY_VERSION = "directory_version", 2
 
 
 def write_summary(path: Path, figures: Mapping[str, Any]) -> None:
     """Publish the figures of an evaluation, in place of those that are there."""
-    publish_json(path, checksummed(figures, SUMMARY_HASH), replace=True)
+    publish_checksummed(path, figures, replace=True)
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """The figures of an evaluation. Raises MissingInputError where there are none, DamagedFileError for any others."""
+    """Return the figures of an evaluation. Raises as `read_checksummed`."""
     try:
-        value = read_object(path)
-        sha256 = value.pop(SUMMARY_HASH, None)
-        if sha256 is None:
-            raise DamagedFileError(f"{path} lacks the key {SUMMARY_HASH}")
-        check_checksum(path, value, sha256, SUMMARY_HASH)
+        return read_checksummed(path)
     except DamagedFileError as error:
         error.hint = summary_hint(path)
         raise
-    return value
 
 
 def summary_hint(path: Path) -> str:
-    """What makes a summary anew, from its shards."""
+    """Return the command that computes a summary again from its shards."""
     return f"igrpo eval {eval_flags(path.parent)}, with the settings that it had; nothing is sampled again"
 
 
 def write_sent(path: Path, run_id: str, sent: Sequence[str], *, replace: bool = False) -> None:
-    """Publish what a tracker has been sent, and under which id it has it."""
-    publish_json(path, checksummed({"run_id": run_id, "sent": list(sent)}, SENT_HASH), replace=replace)
+    """Publish the keys of what a tracker has been sent, and the id of the run at the tracker."""
+    publish_checksummed(path, {"run_id": run_id, "sent": list(sent)}, replace=replace)
 
 
 def read_sent(path: Path) -> tuple[str, list[str]]:
-    """The id of the run at a tracker, and the keys that it has. Raises MissingInputError, DamagedFileError."""
+    """Return the id of the run at a tracker and the keys that were sent. Raises as `read_checksummed`."""
     try:
-        value = read_object(path)
-        sha256 = value.pop(SENT_HASH, None)
-        check_keys(path, value, _SENT_FIELDS)
-        check_checksum(path, value, sha256, SENT_HASH)
+        value = read_checksummed(path)
+        return validated(path, _SENT, (value.get("run_id"), value.get("sent")))
     except DamagedFileError as error:
         error.hint = f"restore {path.name}, or remove it: then all is sent once more, as a new run"
         raise
-    return value["run_id"], value["sent"]
 
 
-_SETTINGS_COMMENT = b"# SHA-256 of the lines below: "
+def record_directory(directory: Path) -> None:
+    """Write the hashes of all files of a staged directory into a record in it."""
+    hashes = sha256_files(path for path in sorted(directory.iterdir()) if path.name != RECORD)
+    files = {path.name: sha256 for path, sha256 in hashes.items()}
+    key, version = _DIRECTORY_VERSION
+    publish_checksummed(directory / RECORD, {key: version, "files": files}, replace=True)
+
+
+def verify_directory(directory: Path) -> None:
+    """Hash the files of a recorded directory again.
+
+    Raises MissingInputError where there is no record, DamagedFileError naming a file that is gone or has changed.
+    """
+    record = directory / RECORD
+    files = validated(record, _FILES, read_checksummed(record, *_DIRECTORY_VERSION).get("files"))
+    for name in files:
+        if not (directory / name).is_file():
+            raise DamagedFileError(f"{directory / name} is gone")
+    for path, sha256 in sha256_files(directory / name for name in files).items():
+        if sha256 != files[path.name]:
+            raise DamagedFileError(f"{path} is damaged: its SHA-256 is not the one in {RECORD}")
+
+
+# run.toml is written once, by `init`: its first line is a comment with the SHA-256 of the others.
 
 
 def checksummed_settings(settings: bytes) -> bytes:
-    """The settings as `init` writes them: below a comment that holds their hash."""
+    """Return the content of `run.toml`: the settings below a comment with their SHA-256."""
     return _SETTINGS_COMMENT + hashlib.sha256(settings).hexdigest().encode() + b"\n" + settings
 
 
 def settings_fault(path: Path) -> tuple[str, str] | None:
-    """What is wrong with a `run.toml`, and what to do about it; None where it is as `init` wrote it."""
+    """Return what is wrong with a `run.toml` and what to do about it; None where it is as `init` wrote it."""
     if not path.is_file():
         return "does not exist", "igrpo init"
     try:
@@ -275,42 +271,7 @@ def settings_fault(path: Path) -> tuple[str, str] | None:
 
 
 def require_unedited(path: Path) -> None:
-    """Raises ConflictError for a `run.toml` that is not as `init` wrote it."""
+    """Raise ConflictError where a `run.toml` is not as `init` wrote it."""
     fault = settings_fault(path)
     if fault is not None:
         raise ConflictError(f"{path} {fault[0]}", hint=fault[1])
-
-
-RECORD = "manifest.json"
-RECORD_VERSION = 1
-OWN_HASH = "record_sha256"
-
-
-def record_directory(directory: Path) -> None:
-    """Write the hashes of all files of a staged directory into it."""
-    hashes = sha256_files(path for path in sorted(directory.iterdir()) if path.name != RECORD)
-    files = {path.name: sha256 for path, sha256 in hashes.items()}
-    publish_json(
-        directory / RECORD,
-        {"directory_version": RECORD_VERSION, **checksummed({"files": files}, OWN_HASH)},
-        replace=True,
-    )
-
-
-def verify_directory(directory: Path) -> None:
-    """Hash the files again. Raises MissingInputError without a record, DamagedFileError naming a changed file."""
-    record = directory / RECORD
-    value = read_object(record)
-    check_version(record, value, "directory_version", RECORD_VERSION)
-    value.pop("directory_version")
-    sha256 = value.pop(OWN_HASH, None)
-    check_keys(record, value, {"files": HASHES})
-    check_checksum(record, value, sha256, OWN_HASH)
-    for name in sorted(value["files"]):
-        if Path(name).name != name:
-            raise DamagedFileError(f"{record}: files names {name!r}, which is no file of the directory")
-        if not (directory / name).is_file():
-            raise DamagedFileError(f"{directory / name} is gone")
-    for path, sha256 in sha256_files(directory / name for name in sorted(value["files"])).items():
-        if sha256 != value["files"][path.name]:
-            raise DamagedFileError(f"{path} is damaged: its SHA-256 is not the one in {RECORD}")

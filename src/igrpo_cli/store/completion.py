@@ -11,11 +11,11 @@ from contextlib import suppress
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.records import Problem
-from igrpo_cli.store.atomic import publish_json, remove_file, sha256_file
+from igrpo_cli.store.atomic import remove_file, sha256_file
 from igrpo_cli.store.checksummed_json import UnknownSchemaError
 from igrpo_cli.store.conflicts import require_same
 from igrpo_cli.store.layout import RunDirectory, ShardPath, UpdatePath
-from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, manifest_json, read_manifest
+from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, publish_manifest, read_manifest
 from igrpo_cli.store.policies import promote_policy
 
 
@@ -144,7 +144,7 @@ def commit_manifest(path: ShardPath, manifest: Manifest) -> Manifest:
     """
     standing: Manifest | None = None
     try:
-        publish_json(path.manifest, manifest_json(manifest))
+        publish_manifest(path.manifest, manifest)
         standing = manifest
     except ConflictError:
         # The other's may be gone again: that task found its own data replaced, by ours.

@@ -7,33 +7,34 @@ id reads that small file; hashing its weights is `verify_policy`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
-from igrpo_cli.store.atomic import move_directory, publish_json, remove_directory, sha256_files
+from igrpo_cli.store.atomic import move_directory, remove_directory, sha256_files
 from igrpo_cli.store.checksummed_json import (
-    COUNT,
-    HASHES,
-    POLICY_ID,
-    TEXT,
-    check_checksum,
-    check_keys,
-    check_version,
-    checksummed,
-    read_object,
+    STRICT,
+    Count,
+    FileName,
+    PolicyId,
+    Sha256,
+    Text,
+    publish_checksummed,
+    read_checksummed,
     sha256_json,
+    validated,
 )
 from igrpo_cli.store.layout import RunDirectory, init_command
 
-POLICY_VERSION = 2
+_VERSION = "policy_version", 2
 MANIFEST = "manifest.json"
 POINTER = "pointer.json"
-OWN_HASH = "record_sha256"
-"""Of either: SHA-256 of the other keys but the version. Nothing else on disk says where a model came from."""
 
 MODEL_FILES = (
     "*.safetensors",
@@ -60,22 +61,34 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
 IGNORED_PICKLES = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
 """Pickles that training scripts leave beside a model; nothing of ours loads them."""
 
-_MANIFEST_FIELDS = {
-    "policy_id": POLICY_ID,
-    "iteration": COUNT,
-    "parent": POLICY_ID.or_null(),
-    "files": HASHES,
-}
-_POINTER_FIELDS = {
-    "policy_id": POLICY_ID,
-    "model": TEXT,
-    "revision": TEXT.or_null(),
-    "path": TEXT,
-    "files": HASHES,
-}
+
+@dataclass(config=STRICT, frozen=True)
+class _PolicyManifest:
+    """The record of a policy whose files lie in the run."""
+
+    policy_id: PolicyId
+    iteration: Count
+    parent: PolicyId | None
+    files: dict[FileName, Sha256]
 
 
-@dataclass(frozen=True)
+@dataclass(config=STRICT, frozen=True)
+class _Pointer:
+    """The record of a policy whose files lie elsewhere."""
+
+    policy_id: PolicyId
+    model: Text
+    revision: Text | None
+    path: Text
+    """Relative to the run, or absolute."""
+    files: dict[FileName, Sha256]
+
+
+_MANIFEST = TypeAdapter(_PolicyManifest)
+_POINTER = TypeAdapter(_Pointer)
+
+
+@dataclasses.dataclass(frozen=True)
 class Policy:
     """One policy: who it is and where its files lie."""
 
@@ -112,8 +125,7 @@ def write_policy_manifest(directory: Path, iteration: int, parent: str | None) -
     """Describe a staged model directory as the policy of `iteration`, and write that into it."""
     files = describe_directory(directory)
     policy = Policy(policy_id(files), directory, iteration, parent, files)
-    facts = {"policy_id": policy.id, "iteration": iteration, "parent": parent, "files": files}
-    publish_json(directory / MANIFEST, {"policy_version": POLICY_VERSION, **checksummed(facts, OWN_HASH)}, replace=True)
+    _publish(directory / MANIFEST, _PolicyManifest(policy.id, iteration, parent, files), replace=True)
     return policy
 
 
@@ -136,14 +148,7 @@ def write_pointer(run: RunDirectory, model: str, revision: str | None, path: Pat
         if standing.directory == directory:
             return standing
         replace, revision = True, standing.revision
-    facts = {
-        "policy_id": policy_id(files),
-        "model": model,
-        "revision": revision,
-        "path": str(path),
-        "files": files,
-    }
-    publish_json(place, {"policy_version": POLICY_VERSION, **checksummed(facts, OWN_HASH)}, replace=replace)
+    _publish(place, _Pointer(policy_id(files), model, revision, str(path), files), replace=replace)
     return Policy(policy_id(files), directory, 0, None, files, model, revision)
 
 
@@ -256,33 +261,22 @@ def _matches_any(names: list[str], pattern: str) -> bool:
     return any(fnmatchcase(name, pattern) for name in names)
 
 
+def _publish(path: Path, record: _PolicyManifest | _Pointer, *, replace: bool) -> None:
+    key, version = _VERSION
+    publish_checksummed(path, {key: version, **dataclasses.asdict(record)}, replace=replace)
+
+
 def _read_pointer(run: RunDirectory, path: Path, iteration: int) -> Policy:
-    value = _read_record(path, _POINTER_FIELDS)
-    directory = run.root / value["path"]
-    return Policy(value["policy_id"], directory, iteration, None, value["files"], value["model"], value["revision"])
+    found = validated(path, _POINTER, read_checksummed(path, *_VERSION))
+    return Policy(found.policy_id, run.root / found.path, iteration, None, found.files, found.model, found.revision)
 
 
 def _read_manifest(directory: Path, iteration: int) -> Policy:
     path = directory / MANIFEST
-    value = _read_record(path, _MANIFEST_FIELDS)
-    if value["iteration"] != iteration:
-        raise DamagedFileError(f"{path}: iteration is {value['iteration']}, but it lies where {iteration} belongs")
-    return Policy(value["policy_id"], directory, iteration, value["parent"], value["files"])
-
-
-def _read_record(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
-    value = read_object(path)
-    check_version(path, value, "policy_version", POLICY_VERSION)
-    value.pop("policy_version")
-    sha256 = value.pop(OWN_HASH, None)
-    check_keys(path, value, fields)
-    strange = [name for name in value["files"] if Path(name).name != name]
-    if strange:
-        raise DamagedFileError(f"{path}: files names {strange[0]!r}, which is no file of the directory")
-    if value["policy_id"] != policy_id(value["files"]):
-        raise DamagedFileError(f"{path}: policy_id is not the hash of files")
-    check_checksum(path, value, sha256, OWN_HASH)
-    return value
+    found = validated(path, _MANIFEST, read_checksummed(path, *_VERSION))
+    if found.iteration != iteration:
+        raise DamagedFileError(f"{path}: iteration is {found.iteration}, but it lies where {iteration} belongs")
+    return Policy(found.policy_id, directory, iteration, found.parent, found.files)
 
 
 def _remake(policy: Policy) -> str:

@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.records import JUDGEMENT_HASH
 from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.checksummed_json import (
     read_checksummed_line,
@@ -348,7 +347,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def _is_judgement(line: bytes) -> bool:
     try:
-        read_checksummed_line(line, JUDGEMENT_HASH)
+        read_checksummed_line(line)
     except ValueError:
         return False
     return True
