@@ -55,7 +55,7 @@ def measure_vllm(run: Path) -> dict[str, float]:
     """`LLM.generate` on the prompts, seeds and settings of that draft."""
     from igrpo_cli.commands.draft import drafts
     from igrpo_cli.engines.vllm import VllmEngine, set_environment
-    from igrpo_cli.pipeline.session import engine_settings, open_session
+    from igrpo_cli.pipeline.session import open_session
     from igrpo_cli.ui.console import QUIET, Console
 
     set_environment(False)
@@ -73,7 +73,7 @@ def measure_vllm(run: Path) -> dict[str, float]:
     made: list[Any] = []
     with open_session(run, [], Console(as_json=True, verbosity=QUIET)) as session:
         config = session.config
-        engine = Unstarted(session.policy(0).directory, engine_settings(config.engine, False))
+        engine = Unstarted(session.policy(0).directory, config.engine)
         plan = drafts(session, 0).plan_of(0)
         tasks = plan.tasks(range(plan.num_groups), engine.tokenizer)
         from vllm import TokensPrompt

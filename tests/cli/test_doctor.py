@@ -75,7 +75,7 @@ def test_a_grader_that_fails_and_an_engine_that_cannot_be_imported_are_problems(
 
     monkeypatch.setattr(grading_pool, "GradingPool", fail)
     monkeypatch.setattr(doctor, "_why_not_importable", lambda package: "libcuda.so: no such file")
-    monkeypatch.setattr("igrpo_cli.engines.availability.vllm_fits", lambda device: True)
+    monkeypatch.setattr("igrpo_cli.engines.factory.vllm_fits", lambda device: True)
     result = igrpo("doctor", tmp_path, "--json")
     assert result.code == 1
     assert by_name(result)["grading"]["found"] == "RuntimeError: no process may be started"

@@ -70,9 +70,9 @@ def test_several_benchmarks_share_one_engine(run, monkeypatch):
     started = []
     create_engine = engines.create_engine
 
-    def count(*arguments):
+    def count(*arguments, **options):
         started.append(arguments)
-        return create_engine(*arguments)
+        return create_engine(*arguments, **options)
 
     monkeypatch.setattr(engines, "create_engine", count)
     both = igrpo("eval", run, "--bench", "arithmetic", "--bench", PRODUCTS, *ASKED, "--json")

@@ -13,8 +13,8 @@ from fake_vllm import FakeVllm, token_of
 
 from command_line import ONE_THREAD, igrpo, make_run
 from igrpo_cli import http_client
-from igrpo_cli.engines import EngineSettings, create_engine
-from igrpo_cli.engines.base import ServerSettings
+from igrpo_cli.config.files import check_config
+from igrpo_cli.engines.factory import create_engine
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.records import SamplingGroup, SamplingSettings
 
@@ -58,10 +58,15 @@ def engine_of():
     made = []
 
     def make(*servers, policy=POLICY, max_num_seqs=8, max_retries=2, timeout=20.0, max_model_len=None):
-        urls = tuple(each if isinstance(each, str) else each.url for each in servers)
-        server = ServerSettings(urls, max_retries, timeout)
-        settings = EngineSettings(max_num_seqs=max_num_seqs, max_model_len=max_model_len, server=server)
-        made.append(create_engine("server", policy, settings))
+        section = {
+            "name": "server",
+            "endpoints": [each if isinstance(each, str) else each.url for each in servers],
+            "max_num_seqs": max_num_seqs,
+            "max_model_len": max_model_len,
+            "max_retries": max_retries,
+            "timeout": timeout,
+        }
+        made.append(create_engine(policy, check_config({"engine": section}, "run.toml").engine))
         return made[-1]
 
     yield make
@@ -393,7 +398,7 @@ def test_without_endpoints_the_engine_says_how_to_name_one(engine_of):
 def test_a_bad_url_is_refused(engine_of, url):
     with pytest.raises(UsageError) as caught:
         engine_of(url)
-    assert "http://node7:8000" in caught.value.hint
+    assert "http://node7:8000" in f"{caught.value.message} {caught.value.hint}"
     assert "secret" not in caught.value.message
 
 

@@ -13,16 +13,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from igrpo_cli.engines import EngineSettings, create_engine
-from igrpo_cli.engines.availability import vllm_fits
-from igrpo_cli.engines.base import VllmSettings
+from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.engines.factory import create_engine, vllm_fits
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import SamplingGroup, SamplingSettings
 
 pytestmark = pytest.mark.skipif(not vllm_fits("auto"), reason="needs vLLM in a build for this machine")
 
 TINY = Path(__file__).parents[2] / "data" / "tiny-policy"
-VLLM = VllmSettings(kv_cache_memory_bytes=256 * 2**20, gpu_memory_utilization=0.2, enforce_eager=True)
+VLLM = EngineSection(
+    name="vllm",
+    dtype="float32",
+    max_num_seqs=32,
+    kv_cache_memory_bytes=256 * 2**20,
+    gpu_memory_utilization=0.2,
+    enforce_eager=True,
+)
 PLAIN = SamplingSettings(temperature=1.0, top_p=1.0, top_k=0, max_completion_length=24)
 TRUNCATED = SamplingSettings(temperature=0.7, top_p=0.8, top_k=20, max_completion_length=24)
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, top_k=0, max_completion_length=24)
@@ -30,7 +36,7 @@ GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, top_k=0, max_completion_le
 
 @pytest.fixture(scope="module")
 def engine():
-    engine = create_engine("vllm", TINY, EngineSettings(dtype="float32", max_num_seqs=32, vllm=VLLM))
+    engine = create_engine(TINY, VLLM)
     yield engine
     engine.close()
 
@@ -182,7 +188,7 @@ def test_it_says_what_it_is(engine):
 
 
 def test_replicas_in_one_process_are_refused():
-    settings = EngineSettings(vllm=VllmSettings(data_parallel_size=2))
+    config = EngineSection(name="vllm", data_parallel_size=2)
     with pytest.raises(UsageError, match="data_parallel_size = 2") as refused:
-        create_engine("vllm", TINY, settings)
+        create_engine(TINY, config)
     assert "--shard" in str(refused.value.hint)

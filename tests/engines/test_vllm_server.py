@@ -24,9 +24,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
-from igrpo_cli.engines import EngineSettings, create_engine
-from igrpo_cli.engines.availability import vllm_fits
-from igrpo_cli.engines.base import ServerSettings, VllmSettings
+from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.engines.factory import create_engine, vllm_fits
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.records import SamplingGroup, SamplingSettings
@@ -120,9 +119,10 @@ def server(policy, tmp_path_factory):
 
 
 def engine_of(name, policy, *endpoints):
-    vllm = VllmSettings(kv_cache_memory_bytes=256 * 2**20, gpu_memory_utilization=0.2, enforce_eager=True)
-    given = ServerSettings(endpoints=endpoints)
-    return create_engine(name, policy, EngineSettings(dtype="float32", max_num_seqs=8, vllm=vllm, server=given))
+    memory = {"kv_cache_memory_bytes": 256 * 2**20, "gpu_memory_utilization": 0.2, "enforce_eager": True}
+    return create_engine(
+        policy, EngineSection(name=name, dtype="float32", max_num_seqs=8, endpoints=endpoints, **memory)
+    )
 
 
 def sampled(engine):
@@ -214,9 +214,9 @@ def test_a_policy_that_is_loaded_into_a_running_server_is_the_one_sampled_from(p
 
 def test_a_server_of_another_policy_is_refused(server, tmp_path):
     other = Path(shutil.copytree(TINY, tmp_path / "other"))
-    settings = EngineSettings(server=ServerSettings(endpoints=(server.url,)))
+    config = EngineSection(name="server", endpoints=[server.url])
     with pytest.raises(IgrpoError, match="not the policy") as refused:
-        create_engine("server", other, settings)
+        create_engine(other, config)
     assert f"vllm serve {other}" in refused.value.hint
 
 

@@ -19,7 +19,7 @@ from igrpo_cli.config.sections import EngineSection
 from igrpo_cli.engines.transformers import TransformersEngine
 from igrpo_cli.engines.vllm import VllmEngine
 from igrpo_cli.errors import EXIT_INTERRUPTED, IgrpoError, Interrupted
-from igrpo_cli.pipeline.session import engine_settings
+from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.records import SamplingGroup, SamplingSettings
 from igrpo_cli.rollouts import MAX_ATTEMPTS
 
@@ -194,7 +194,7 @@ def output_of(request_id, prompt_ids, *tokens):
 def test_a_vllm_that_answers_other_requests_gives_back_a_batch_without_them(other):
     engine = object.__new__(VllmEngine)
     engine.device, engine.dtype, engine._policy = "cpu", "float32", "policy"
-    engine._settings, engine._max_model_len, engine._num_batches = SimpleNamespace(max_num_seqs=5), 50, 0
+    engine._config, engine._max_model_len, engine._num_batches = SimpleNamespace(max_num_seqs=5), 50, 0
     engine._batches, engine._requests, engine._add = {}, {}, lambda *_: None
     outputs = [output_of("0/0/0", [5], 7), other]
     engine._llm = SimpleNamespace(step=lambda: outputs, has_unfinished_requests=lambda: False)
@@ -219,7 +219,7 @@ def test_a_vllm_that_fails_is_told_from_one_without_memory(failure, expected, sa
         raise failure
 
     engine = object.__new__(VllmEngine)
-    engine.device, engine._settings = "cpu", SimpleNamespace(max_num_seqs=5)
+    engine.device, engine._config = "cpu", SimpleNamespace(max_num_seqs=5)
     engine._llm, engine._batches = SimpleNamespace(step=step), {0: SimpleNamespace(num_missing=1)}
     with pytest.raises(IgrpoError, match=r".") as raised:
         engine.step()
@@ -262,6 +262,7 @@ def test_an_engine_that_hangs_ends_in_75_and_the_next_run_goes_on(tmp_path):
     assert files_below(run / "iteration_0000") == files_below(sound / "iteration_0000")
 
 
-def test_vllm_has_the_limit_that_is_set():
-    settings = engine_settings(EngineSection(timeout=7), trust_remote_code=False)
-    assert settings.vllm.timeout == settings.server.timeout == 7
+def test_vllm_has_the_limit_that_is_set(monkeypatch):
+    model_config = SimpleNamespace(dtype="float32", max_model_len=64, get_vocab_size=lambda: 64)
+    monkeypatch.setattr(VllmEngine, "_start", lambda self, directory: SimpleNamespace(model_config=model_config))
+    assert VllmEngine(packaged_data() / "tiny-policy", EngineSection(timeout=7, device="cpu")).step_timeout == 7

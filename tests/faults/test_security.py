@@ -18,7 +18,7 @@ import pytest
 
 from command_line import igrpo, make_run, sets
 from igrpo_cli.config.sections import PolicySection
-from igrpo_cli.engines.base import EngineSettings
+from igrpo_cli.engines.factory import create_engine
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.http_client import without_secrets
 from igrpo_cli.problems.sources import packaged_data
@@ -129,7 +129,7 @@ def test_code_that_comes_with_a_model_is_never_trusted_unless_a_setting_says_so(
     assert [(file, value) for file, value in passed if value == "True"] == []
     defaults = [
         PolicySection.model_fields["trust_remote_code"].default,
-        EngineSettings().trust_remote_code,
+        inspect.signature(create_engine).parameters["trust_remote_code"].default,
         inspect.signature(PolicyTokenizer).parameters["trust_remote_code"].default,
         inspect.signature(load_policy).parameters["trust_remote_code"].default,
     ]

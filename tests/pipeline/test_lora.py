@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from command_line import files_below, igrpo, make_run, run_to_end, sets
-from igrpo_cli.engines.availability import vllm_fits
+from igrpo_cli.engines.factory import vllm_fits
 from igrpo_cli.problems.sources import packaged_data
 
 peft = pytest.importorskip("peft", reason="needs peft: pip install 'igrpo-cli[lora]'")

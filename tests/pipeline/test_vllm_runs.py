@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from command_line import files_below, igrpo, make_run, sets
-from igrpo_cli.engines.availability import vllm_fits
+from igrpo_cli.engines.factory import vllm_fits
 from igrpo_cli.training.step import PolicyTrainer
 
 pytestmark = [

@@ -100,7 +100,7 @@ def _device() -> Check:
 
 
 def _sampling() -> Check:
-    from igrpo_cli.engines.availability import vllm_fits
+    from igrpo_cli.engines.factory import vllm_fits
 
     if vllm_fits("auto"):
         failure = _why_not_importable("vllm")

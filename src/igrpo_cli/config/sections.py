@@ -253,6 +253,7 @@ class EngineSection(Section):
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
     """Share of a GPU that vLLM takes for weights and KV cache."""
     kv_cache_memory_bytes: PositiveInt | None = None
+    """Memory of the KV cache; unset means what `gpu_memory_utilization` leaves on a GPU, 4 GiB on a CPU."""
     enforce_eager: bool = False
     """Whether vLLM does without CUDA graphs."""
     kv_cache_dtype: str = "auto"

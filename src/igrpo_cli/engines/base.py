@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from igrpo_cli.config.sections import Dtype
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
 
@@ -14,55 +14,6 @@ if TYPE_CHECKING:
     import torch
 
     from igrpo_cli.engines.tokenization import PolicyTokenizer
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-@dataclass(frozen=True, slots=True)
-class VllmSettings:
-    """What the vLLM engine alone asks, under vLLM's names."""
-
-    tensor_parallel_size: int = 1
-    data_parallel_size: int = 1
-    gpu_memory_utilization: float = 0.9
-    kv_cache_memory_bytes: int | None = None
-    """Memory of the key-value cache; None: what `gpu_memory_utilization` leaves on a GPU, 4 GiB on a CPU."""
-    enforce_eager: bool = False
-    kv_cache_dtype: str = "auto"
-    batch_invariant: bool = False
-    """Kernels whose results do not depend on what else is in the batch (`VLLM_BATCH_INVARIANT=1`); slower."""
-    timeout: float = 600.0
-    """Seconds that one step may take."""
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSettings:
-    """Running `vllm serve` processes to sample from."""
-
-    endpoints: tuple[str, ...] = ()
-    """Base URLs, for example `http://node7:8000`; requests are spread over all of them."""
-    max_retries: int = 5
-    """How often a request is tried again after an error that may pass, with growing pauses."""
-    timeout: float = 600.0
-    """Seconds that one request may take."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """How an engine runs, under vLLM's names. None of this may change what is sampled, but for rounding."""
-
-    dtype: Dtype = "auto"
-    """Of weights and activations; `auto`: the checkpoint's own, but float32 on a CPU that has no fast bfloat16."""
-    device: str = "auto"
-    """`auto`: the first GPU if there is one, else the CPU; or a name that torch knows, for example `cuda:1`."""
-    max_num_seqs: int = 256
-    """Most completions decoded at the same time."""
-    max_model_len: int | None = None
-    """Most tokens of prompt and completion together; None: as many as the model has positions for."""
-    trust_remote_code: bool = False
-    """Whether Python code that comes with the model may run."""
-    vllm: VllmSettings = field(default_factory=VllmSettings)
-    server: ServerSettings = field(default_factory=ServerSettings)
 
 
 class Engine(Protocol):

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from igrpo_cli.engines.base import EngineSettings, require_room
+from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.engines.base import require_room
 from igrpo_cli.engines.batches import Batch
 from igrpo_cli.engines.hub import check_model_directory, read_text_config
 from igrpo_cli.engines.server_endpoint import DeadEndpointError, Endpoint, PolicyFiles
@@ -32,16 +33,17 @@ class ServerEngine:
     step_timeout: float | None = None
     """None: each request has a timeout of its own."""
 
-    def __init__(self, policy_directory: Path, settings: EngineSettings) -> None:
-        if not settings.server.endpoints:
+    def __init__(self, policy_directory: Path, config: EngineSection, trust_remote_code: bool = False) -> None:
+        if not config.endpoints:
             raise UsageError(
                 'engine.name = "server" needs the servers to sample from',
                 hint="--endpoint http://NODE:8000 for each running `vllm serve`",
             )
-        self._settings = settings
+        self._config = config
+        self._trust_remote_code = trust_remote_code
         self._endpoints = [
-            Endpoint(HttpClient(url, settings.server.timeout, API_KEY_VARIABLE), settings.server.max_retries)
-            for url in dict.fromkeys(settings.server.endpoints)
+            Endpoint(HttpClient(url, config.timeout, API_KEY_VARIABLE), config.max_retries)
+            for url in dict.fromkeys(config.endpoints)
         ]
         number = len(self._endpoints)
         self.device = f"server ({number} endpoint{'s' if number > 1 else ''})"
@@ -49,7 +51,7 @@ class ServerEngine:
         self._error: BaseException | None = None
         self._is_closed = False
         self._choosing = threading.Lock()
-        self._threads = ThreadPoolExecutor(settings.max_num_seqs, "igrpo-server")
+        self._threads = ThreadPoolExecutor(config.max_num_seqs, "igrpo-server")
         self._done: queue.SimpleQueue[tuple[Batch, int, int, Future[Completion]]] = queue.SimpleQueue()
         try:
             self.load_policy(policy_directory)
@@ -67,7 +69,7 @@ class ServerEngine:
     @property
     def has_room(self) -> bool:
         """True while fewer completions are in progress than `max_num_seqs`."""
-        return sum(batch.num_missing for batch in self._batches) < self._settings.max_num_seqs
+        return sum(batch.num_missing for batch in self._batches) < self._config.max_num_seqs
 
     def submit(self, key: Hashable, groups: Sequence[SamplingGroup], settings: SamplingSettings) -> None:
         if self._is_closed:
@@ -99,16 +101,16 @@ class ServerEngine:
             raise IgrpoError("the policy cannot be replaced while its completions are in progress")
         check_model_directory(directory)
         self._policy = PolicyFiles.read(directory)
-        self.tokenizer = PolicyTokenizer(directory, self._settings.trust_remote_code)
-        self.vocab_size = int(read_text_config(directory, self._settings.trust_remote_code).vocab_size)
+        self.tokenizer = PolicyTokenizer(directory, self._trust_remote_code)
+        self.vocab_size = int(read_text_config(directory, self._trust_remote_code).vocab_size)
         for endpoint in self._endpoints:
             endpoint.reset()
         served = self._of_each(lambda endpoint: endpoint.ready(self._policy))
         if not served:
             raise self._no_server_left()
         limits = [each.max_model_len for each in served]
-        if self._settings.max_model_len is not None:
-            limits.append(self._settings.max_model_len)
+        if self._config.max_model_len is not None:
+            limits.append(self._config.max_model_len)
         self._max_model_len = min(limits)
 
     def sleep(self) -> None:
@@ -170,7 +172,7 @@ class ServerEngine:
 
     def _no_server_left(self) -> Interrupted:
         reasons = "; ".join(endpoint.dead or endpoint.url for endpoint in self._endpoints)
-        attempts = self._settings.server.max_retries + 1
+        attempts = self._config.max_retries + 1
         return Interrupted(
             f"no server is left, after {attempts} attempts each: {reasons}; complete blocks are kept",
             hint="restart the server, then run the same command again: it continues",

@@ -13,8 +13,9 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from igrpo_cli.config.sections import Dtype, EngineSection
 from igrpo_cli.devices import describe_device, find_device, memory_for
-from igrpo_cli.engines.base import EngineSettings, logits_not_finite, require_room, resolve_dtype
+from igrpo_cli.engines.base import logits_not_finite, require_room, resolve_dtype
 from igrpo_cli.engines.decoding import Decoding, NonFiniteLogitsError, Part
 from igrpo_cli.engines.hub import check_model_directory, find_tensor
 from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -29,9 +30,10 @@ class TransformersEngine:
     step_timeout: float | None = None
     """A step is a whole batch, which may take hours."""
 
-    def __init__(self, policy_directory: Path, settings: EngineSettings) -> None:
-        self._settings = settings
-        self._torch_device = find_device(settings.device)
+    def __init__(self, policy_directory: Path, config: EngineSection, trust_remote_code: bool = False) -> None:
+        self._config = config
+        self._trust_remote_code = trust_remote_code
+        self._torch_device = find_device(config.device)
         self.device = describe_device(self._torch_device)
         self.versions = {module.__name__: module.__version__ for module in (torch, transformers, tokenizers)}
         self._model: Any = None
@@ -44,12 +46,12 @@ class TransformersEngine:
         """Replace the policy. The old one goes first, so that memory never holds two."""
         self.close()
         self._policy = directory
-        self.tokenizer = PolicyTokenizer(directory, self._settings.trust_remote_code)
-        self._model = _load_model(directory, self._settings, self._torch_device)
+        self.tokenizer = PolicyTokenizer(directory, self._trust_remote_code)
+        self._model = _load_model(directory, self._config.dtype, self._torch_device, self._trust_remote_code)
         self.vocab_size = len(self._model.get_input_embeddings().weight)
         _check_tokenizer(directory, self.tokenizer, self.vocab_size)
         self.dtype = str(self._model.dtype).removeprefix("torch.")
-        self._max_model_len = _find_max_model_len(self._model.config, self._settings.max_model_len)
+        self._max_model_len = _find_max_model_len(self._model.config, self._config.max_model_len)
 
     @property
     def num_unfinished(self) -> int:
@@ -97,7 +99,7 @@ class TransformersEngine:
             )
         yield from ((index, []) for index, group in enumerate(groups) if not group.seeds)
         collected: dict[int, list[Completion]] = {}
-        for wave in plan_waves(groups, self._settings.max_num_seqs):
+        for wave in plan_waves(groups, self._config.max_num_seqs):
             for index, completions in self._sample_wave(wave, settings):
                 so_far = collected.setdefault(index, [])
                 so_far += completions
@@ -140,14 +142,14 @@ def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int) -> list[list[
     return waves
 
 
-def _load_model(directory: Path, settings: EngineSettings, device: torch.device) -> Any:
+def _load_model(directory: Path, dtype: Dtype, device: torch.device, trust_remote_code: bool) -> Any:
     check_model_directory(directory)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
-            dtype=resolve_dtype(settings.dtype, device),
+            dtype=resolve_dtype(dtype, device),
             use_safetensors=True,
-            trust_remote_code=settings.trust_remote_code,
+            trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # to be named below, which transformers' own refusal does not

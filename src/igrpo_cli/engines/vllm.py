@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
+from igrpo_cli.config.sections import EngineSection
 from igrpo_cli.devices import describe_device, find_device
-from igrpo_cli.engines.base import EngineSettings, require_room, resolve_dtype
+from igrpo_cli.engines.base import require_room, resolve_dtype
 from igrpo_cli.engines.batches import Batch, to_completion
 from igrpo_cli.engines.hub import check_model_directory, read_text_config
 from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -47,33 +48,34 @@ class VllmEngine:
 
     name = "vllm"
 
-    def __init__(self, policy_directory: Path, settings: EngineSettings) -> None:
-        if settings.vllm.data_parallel_size > 1:
+    def __init__(self, policy_directory: Path, config: EngineSection, trust_remote_code: bool = False) -> None:
+        if config.data_parallel_size > 1:
             raise UsageError(
                 "the vLLM engine of one process has one replica (engine.data_parallel_size = "
-                f"{settings.vllm.data_parallel_size})",
+                f"{config.data_parallel_size})",
                 hint='one task per replica, each with its --shard; or `vllm serve` and engine.name = "server"',
             )
-        self._settings = settings
-        self.step_timeout: float | None = settings.vllm.timeout
-        self._torch_device = find_device(settings.device)
+        self._config = config
+        self._trust_remote_code = trust_remote_code
+        self.step_timeout: float | None = config.timeout
+        self._torch_device = find_device(config.device)
         self._on_cpu = self._torch_device.type == "cpu"
         self.device = describe_device(self._torch_device)
         self._policy = policy_directory
-        self.tokenizer = PolicyTokenizer(policy_directory, settings.trust_remote_code)
+        self.tokenizer = PolicyTokenizer(policy_directory, trust_remote_code)
         self._batches: dict[int, Batch] = {}
         self._num_batches = 0
         self._requests: dict[str, tuple[int, int, int]] = {}
         """Batch, group and position in the group of each request that has not come back."""
         self._is_resting = False
         self._llm: Any = self._start(policy_directory)
-        config = self._llm.model_config
-        self.dtype = str(config.dtype).removeprefix("torch.")
-        self._max_model_len: int = config.max_model_len
-        self.vocab_size = int(config.get_vocab_size())
+        model_config = self._llm.model_config
+        self.dtype = str(model_config.dtype).removeprefix("torch.")
+        self._max_model_len: int = model_config.max_model_len
+        self.vocab_size = int(model_config.get_vocab_size())
         names = ("vllm", "torch", "transformers")
         self.versions = {name: _version(name) for name in names}
-        if settings.vllm.batch_invariant:
+        if config.batch_invariant:
             self.versions["vllm_batch_invariant"] = "1"
 
     @property
@@ -83,7 +85,7 @@ class VllmEngine:
     @property
     def has_room(self) -> bool:
         """While fewer completions are under way than can be decoded at a time."""
-        return sum(batch.num_missing for batch in self._batches.values()) < self._settings.max_num_seqs
+        return sum(batch.num_missing for batch in self._batches.values()) < self._config.max_num_seqs
 
     def submit(self, key: Hashable, groups: Sequence[SamplingGroup], settings: SamplingSettings) -> None:
         if self._llm is None:
@@ -114,7 +116,7 @@ class VllmEngine:
         try:
             outputs: list[Any] = self._llm.step()
         except torch.OutOfMemoryError as error:
-            what = f"vLLM has no memory for {self._settings.max_num_seqs} completions at a time on {self.device}"
+            what = f"vLLM has no memory for {self._config.max_num_seqs} completions at a time on {self.device}"
             raise IgrpoError(what, hint="lower engine.max_num_seqs or engine.gpu_memory_utilization") from error
         except IgrpoError:
             raise  # A signal came.
@@ -142,7 +144,7 @@ class VllmEngine:
         if not self._llm.reset_prefix_cache():
             raise IgrpoError("vLLM keeps the prefix cache of the old policy", hint="run the same command again")
         self._policy = directory
-        self.tokenizer = PolicyTokenizer(directory, self._settings.trust_remote_code)
+        self.tokenizer = PolicyTokenizer(directory, self._trust_remote_code)
 
     def sleep(self) -> None:
         """On a GPU, drop weights and cache: the next policy is loaded from disk anyway."""
@@ -161,7 +163,7 @@ class VllmEngine:
 
     def _start(self, directory: Path) -> Any:
         check_model_directory(directory)
-        set_environment(self._settings.vllm.batch_invariant)
+        set_environment(self._config.batch_invariant)
         try:
             from vllm import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
@@ -189,19 +191,19 @@ class VllmEngine:
             ) from error
 
     def _engine_arguments(self, directory: Path) -> dict[str, Any]:
-        settings, vllm = self._settings, self._settings.vllm
+        config = self._config
         arguments: dict[str, Any] = {
             "model": str(directory),
             "skip_tokenizer_init": True,
-            "trust_remote_code": settings.trust_remote_code,
-            "dtype": resolve_dtype(settings.dtype, self._torch_device),
-            "max_model_len": settings.max_model_len,
-            "max_num_seqs": settings.max_num_seqs,
-            "tensor_parallel_size": vllm.tensor_parallel_size,
-            "gpu_memory_utilization": vllm.gpu_memory_utilization,
-            "kv_cache_memory_bytes": vllm.kv_cache_memory_bytes,
-            "enforce_eager": vllm.enforce_eager,
-            "kv_cache_dtype": vllm.kv_cache_dtype,
+            "trust_remote_code": self._trust_remote_code,
+            "dtype": resolve_dtype(config.dtype, self._torch_device),
+            "max_model_len": config.max_model_len,
+            "max_num_seqs": config.max_num_seqs,
+            "tensor_parallel_size": config.tensor_parallel_size,
+            "gpu_memory_utilization": config.gpu_memory_utilization,
+            "kv_cache_memory_bytes": config.kv_cache_memory_bytes,
+            "enforce_eager": config.enforce_eager,
+            "kv_cache_dtype": config.kv_cache_dtype,
             "enable_prefix_caching": True,
             "logprobs_mode": "processed_logprobs",
             "generation_config": "vllm",
@@ -211,11 +213,11 @@ class VllmEngine:
         }
         if not self._on_cpu:
             return {**arguments, "enable_sleep_mode": True}
-        if vllm.kv_cache_memory_bytes is None and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+        if config.kv_cache_memory_bytes is None and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             arguments["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
         # A prompt must be computed in one piece: the generator of a seeded row cannot be set back on a CPU.
-        config = read_text_config(directory, settings.trust_remote_code)
-        positions = settings.max_model_len or int(getattr(config, "max_position_embeddings", None) or 0)
+        text_config = read_text_config(directory, self._trust_remote_code)
+        positions = config.max_model_len or int(getattr(text_config, "max_position_embeddings", None) or 0)
         batched = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(positions, 4096)}
         return {**arguments, **batched, "enforce_eager": True}
 

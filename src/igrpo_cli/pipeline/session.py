@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import apply_overrides, check_config, read_toml, refuse_fixed
-from igrpo_cli.config.sections import EngineSection
 from igrpo_cli.errors import UsageError
 from igrpo_cli.store.atomic import run_guard
 from igrpo_cli.store.checksummed_json import require_unedited, settings_fault
@@ -25,7 +24,7 @@ from igrpo_cli.torchrun import rank_and_size
 from igrpo_cli.ui.console import Console
 
 if TYPE_CHECKING:
-    from igrpo_cli.engines.base import Engine, EngineSettings
+    from igrpo_cli.engines.base import Engine
     from igrpo_cli.loggers.background import BackgroundTrackers
     from igrpo_cli.records import Problem
     from igrpo_cli.rewards.grading_pool import GradingPool
@@ -52,30 +51,6 @@ def limit_cpu_threads(number: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(number)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(number)
-
-
-def engine_settings(section: EngineSection, trust_remote_code: bool) -> EngineSettings:
-    """The section `[engine]` as the engines take it."""
-    from igrpo_cli.engines.base import EngineSettings, ServerSettings, VllmSettings
-
-    return EngineSettings(
-        dtype=section.dtype,
-        device=section.device,
-        max_num_seqs=section.max_num_seqs,
-        max_model_len=section.max_model_len,
-        trust_remote_code=trust_remote_code,
-        vllm=VllmSettings(
-            tensor_parallel_size=section.tensor_parallel_size,
-            data_parallel_size=section.data_parallel_size,
-            gpu_memory_utilization=section.gpu_memory_utilization,
-            kv_cache_memory_bytes=section.kv_cache_memory_bytes,
-            enforce_eager=section.enforce_eager,
-            kv_cache_dtype=section.kv_cache_dtype,
-            batch_invariant=section.batch_invariant,
-            timeout=section.timeout,
-        ),
-        server=ServerSettings(tuple(section.endpoints), section.max_retries, section.timeout),
-    )
 
 
 class Session:
@@ -117,11 +92,10 @@ class Session:
             return self._engine
         with self.console.activity("hashing the policy"):
             verify_policy(policy)
-        section = self.config.engine
         if self._engine is None:
-            settings = engine_settings(section, self.config.policy.trust_remote_code)
-            with self.console.activity(f"starting the {section.name} engine"):
-                self._engine = create_engine(section.name, policy.directory, settings)
+            trust = self.config.policy.trust_remote_code
+            with self.console.activity(f"starting the {self.config.engine.name} engine"):
+                self._engine = create_engine(policy.directory, self.config.engine, trust_remote_code=trust)
         else:
             with self.console.activity("loading the policy"):
                 self._engine.load_policy(policy.directory)
