@@ -81,16 +81,17 @@ def measure_roofline(dtype: torch.dtype, device: torch.device) -> float:
 
 def measure_ours(model: Path, shape: Shape, dtype: str, steps: int) -> dict[str, float]:
     """Steps of `PolicyTrainer`."""
+    from igrpo_cli.config.sections import UpdateSection
     from igrpo_cli.devices import find_device
     from igrpo_cli.records import TrainingGroup
     from igrpo_cli.training.policy import load_policy
-    from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
+    from igrpo_cli.training.step import PolicyTrainer
 
     device = find_device("auto")
     policy = load_policy(model, device)
     # Both sides take the whole group at once.
-    tokens = max(TrainingSettings().max_tokens_per_batch, shape.prompt + sum(shape.lengths))
-    trainer = PolicyTrainer(policy, TrainingSettings(dtype=dtype, max_tokens_per_batch=tokens))  # type: ignore[arg-type]
+    tokens = max(UpdateSection().max_tokens_per_batch, shape.prompt + sum(shape.lengths))
+    trainer = PolicyTrainer(policy, UpdateSection(dtype=dtype, max_tokens_per_batch=tokens))  # type: ignore[arg-type]
     prompt_ids, completion_ids, advantages = shape.tensors(policy.vocab_size)
     group = TrainingGroup(
         stage="refine",

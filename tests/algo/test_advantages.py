@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igrpo_cli.algo.advantages import group_advantages
+from igrpo_cli.config.sections import UpdateSection
 
 SCALES = ("sample_std", "population_std", "none")
 REWARDS = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=1, max_size=16)
@@ -29,7 +30,10 @@ def test_one_success_in_four(scale, epsilon, first, others):
 
 def test_the_default_is_the_sample_deviation_with_1e4_added_to_it():
     rewards = np.array([2.0, 0.0])
-    np.testing.assert_allclose(group_advantages(rewards), [1 / (np.sqrt(2) + 1e-4), -1 / (np.sqrt(2) + 1e-4)])
+    np.testing.assert_allclose(
+        group_advantages(rewards, UpdateSection().constants().scale_rewards),
+        [1 / (np.sqrt(2) + 1e-4), -1 / (np.sqrt(2) + 1e-4)],
+    )
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -54,11 +58,13 @@ def test_advantages_have_mean_zero_and_keep_the_order_of_rewards(scale, rewards)
 def test_the_order_of_completions_does_not_matter(rewards, seed):
     order = np.random.default_rng(seed).permutation(len(rewards))
     np.testing.assert_allclose(
-        group_advantages(np.array(rewards)[order]), group_advantages(np.array(rewards))[order], atol=1e-9
+        group_advantages(np.array(rewards)[order], "sample_std"),
+        group_advantages(np.array(rewards), "sample_std")[order],
+        atol=1e-9,
     )
 
 
 @pytest.mark.parametrize("rewards", [[1.0, np.nan], [np.inf, 0.0], [[1.0, 0.0]]])
 def test_what_is_no_vector_of_finite_rewards_is_refused(rewards):
     with pytest.raises(ValueError, match="must be"):
-        group_advantages(np.array(rewards))
+        group_advantages(np.array(rewards), "sample_std")

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from igrpo_cli.algo.losses import LossSettings, SequenceBatch, TokenLogprobs, policy_loss
-from igrpo_cli.algo.objectives import PUBLISHED
+from igrpo_cli.algo.losses import SequenceBatch, TokenLogprobs, policy_loss
+from igrpo_cli.config.sections import PUBLISHED, UpdateSection
+from igrpo_cli.training.step import objective_of
 
 grpo_trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="needs TRL: pip install 'igrpo-cli[trl]'")
 
@@ -33,7 +35,7 @@ def drawn(seed):
 
 def loss_of_trl(settings, logprobs, advantages, mask, *, corrected):
     policy = logprobs["policy"].clone().requires_grad_()
-    low, high = settings.clip_range
+    low, high = 1 - settings.epsilon, 1 + settings.epsilon_high
     sequence_level = settings.loss_type == "gspo"
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *_, **__: (policy, torch.zeros_like(policy), None),
@@ -109,7 +111,8 @@ def test_value_and_gradient_are_those_of_trl(loss_type, beta, corrected, masks_t
         logprobs, advantages, mask = drawn(seed)
         if masks_truncated:
             mask = mask & (torch.tensor(LENGTHS) < MAX_LENGTH)[:, None]
-        settings = LossSettings(loss_type, beta=beta, importance_cap=CAP if corrected else None)
+        section = UpdateSection(loss_type=loss_type, beta=beta)
+        settings = replace(objective_of(section), importance_cap=CAP if corrected else None)
         ours, gradient = loss_of_ours(settings, logprobs, advantages, mask)
         theirs, expected = loss_of_trl(settings, logprobs, advantages, mask, corrected=corrected)
         assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12)

@@ -53,4 +53,4 @@ def test_steps_past_the_end_keep_the_final_rate(name, final):
 @pytest.mark.parametrize(("step", "total_steps"), [(-1, 10), (0, 0)])
 def test_a_step_that_cannot_be_is_refused(step, total_steps):
     with pytest.raises(ValueError, match="no step"):
-        learning_rate_at(step, total_steps, 1.0, "constant")
+        learning_rate_at(step, total_steps, 1.0, "constant", 0.1, 0.1)

@@ -56,7 +56,7 @@ def test_defaults_are_the_named_answers_to_what_the_paper_leaves_open():
     config = RunConfig()
     assert (config.select.strategy, config.select.ties, config.select.all_zero) == ("best", "first", "keep")
     assert (config.prompts.draft_view, config.update.train_on) == ("full", "refinements")
-    assert config.update.constants() == {"scale_rewards": "sample_std", "epsilon": 0.2, "epsilon_high": 0.2}
+    assert config.update.constants() == ("sample_std", 0.2, 0.2)
     assert (config.update.groups_without_gradient, config.update.old_logprobs) == ("keep", "policy")
     assert (config.update.optimizer_state, config.update.max_grad_norm) == ("carry", 1.0)
 

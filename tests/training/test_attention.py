@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.training import policy as policy_module
 from igrpo_cli.training.attention import BY_BLOCK_MASK, BY_DENSE_MASK, BY_SEGMENTS, RowAttention, ways_to_attend
-from igrpo_cli.training.optimizer import OptimizerSettings
 from igrpo_cli.training.policy import CausalPolicy
-from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
+from igrpo_cli.training.step import PolicyTrainer
 
-FLOAT32 = TrainingSettings(dtype="float32", optimizer=OptimizerSettings(max_grad_norm=1e9))
+FLOAT32 = UpdateSection(dtype="float32", max_grad_norm=1e9)
 NONE = RowAttention("sdpa", lambda row, device: {})
 """Tells the model nothing, so that completions see each other."""
 

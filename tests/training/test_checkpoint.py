@@ -9,17 +9,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.training.checkpoint import load_master_weights, load_optimizer, save_optimizer, save_policy
 from igrpo_cli.training.policy import CausalPolicy, load_policy
-from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
+from igrpo_cli.training.step import PolicyTrainer
 
 CPU = torch.device("cpu")
 RATE = 1e-3
 
 
 def trainer(policy):
-    return PolicyTrainer(policy, TrainingSettings(dtype="float32"))
+    return PolicyTrainer(policy, UpdateSection(dtype="float32"))
 
 
 def state(model):

@@ -7,17 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from igrpo_cli.algo.losses import LossSettings
-from igrpo_cli.training.optimizer import OptimizerSettings
+from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.training.policy import CausalPolicy
-from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
+from igrpo_cli.training.step import PolicyTrainer
 
 LEARNING_NOTHING = 0.0
 
 
 def settings(**changes):
-    unclipped = OptimizerSettings(max_grad_norm=1e9)
-    return TrainingSettings(**({"dtype": "float32", "optimizer": unclipped} | changes))
+    return UpdateSection(**({"dtype": "float32", "max_grad_norm": 1e9} | changes))
 
 
 def gradients(policy):
@@ -85,7 +83,7 @@ def test_the_kl_term_reaches_the_gradient_of_groups_without_advantage_too(make_m
     reference = make_model()
     for parameter in reference.parameters():
         parameter.data.mul_(0.9)
-    found, result = packed_gradients(make_model(), groups, CausalPolicy(reference), loss=LossSettings(beta=0.5))
+    found, result = packed_gradients(make_model(), groups, CausalPolicy(reference), beta=0.5)
     expected, loss = one_sequence_at_a_time(make_model(), groups, 0.5, reference)
     assert relative_error(found, expected) < 1e-5
     assert result.metrics["loss"] == pytest.approx(loss, abs=1e-6)

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from igrpo_cli.algo.losses import LossSettings
+from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.training.optimizer import OptimizerSettings, apply_gradients, make_optimizer
+from igrpo_cli.training.optimizer import apply_gradients, make_optimizer
 from igrpo_cli.training.policy import CausalPolicy
-from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
+from igrpo_cli.training.step import PolicyTrainer
 
 RATE = 1e-3
 
 
 def trainer(model, reference=None, **changes):
-    return PolicyTrainer(CausalPolicy(model), TrainingSettings(**({"dtype": "float32"} | changes)), reference)
+    return PolicyTrainer(CausalPolicy(model), UpdateSection(**({"dtype": "float32"} | changes)), reference)
 
 
 def weights(of):
@@ -95,7 +95,7 @@ def test_training_takes_place_without_dropout(make_model, groups):
 
 def test_the_gradient_is_clipped_by_its_global_norm_and_reported_before(make_model, groups):
     norm = trainer(make_model()).step(groups, 0.0).metrics["grad_norm"]
-    tested = trainer(make_model(), optimizer=OptimizerSettings(max_grad_norm=norm / 2))
+    tested = trainer(make_model(), max_grad_norm=norm / 2)
     assert tested.step(groups, 0.0).metrics["grad_norm"] == pytest.approx(norm, rel=1e-6)
     left = torch.cat([p.grad.flatten() for p in tested.policy.model.parameters()]).norm().item()
     assert left == pytest.approx(norm / 2, rel=1e-5)
@@ -105,7 +105,7 @@ def test_adamw_by_hand():
     model = torch.nn.Linear(1, 1)
     model.weight.data.fill_(2.0)
     model.bias.data.fill_(2.0)
-    optimizer = make_optimizer(model, OptimizerSettings(weight_decay=0.1, max_grad_norm=100.0))
+    optimizer = make_optimizer(model, UpdateSection(weight_decay=0.1, max_grad_norm=100.0))
     model.weight.grad, model.bias.grad = torch.tensor([[3.0]]), torch.tensor([4.0])
     assert apply_gradients(optimizer, model, 0.5, 100.0) == 5.0
     # The first step of Adam is the sign of the gradient times the rate; the matrix decays by rate * 0.1 as well.
@@ -124,8 +124,7 @@ def test_momentum_goes_on_when_no_group_has_a_gradient(make_model, make_group):
 
 
 def test_a_reference_equal_to_the_policy_has_kl_zero_and_any_other_above(make_model, groups):
-    with_kl = LossSettings(beta=0.1)
-    same = trainer(make_model(), CausalPolicy(make_model()), loss=with_kl)
+    same = trainer(make_model(), CausalPolicy(make_model()), beta=0.1)
     assert same.step(groups, RATE).metrics["kl"] == 0.0
     assert same.step(groups, RATE).metrics["kl"] > 0.0
 
@@ -133,14 +132,14 @@ def test_a_reference_equal_to_the_policy_has_kl_zero_and_any_other_above(make_mo
 def test_the_reference_never_moves(make_model, groups):
     reference = CausalPolicy(make_model())
     before = {name: value.clone() for name, value in reference.model.state_dict().items()}
-    trainer(make_model(), reference, loss=LossSettings(beta=0.1)).step(groups, RATE)
+    trainer(make_model(), reference, beta=0.1).step(groups, RATE)
     assert all(torch.equal(value, before[name]) for name, value in reference.model.state_dict().items())
     assert all(parameter.grad is None for parameter in reference.model.parameters())
 
 
 def test_beta_without_a_reference_is_refused(make_model):
     with pytest.raises(UsageError, match="reference"):
-        trainer(make_model(), loss=LossSettings(beta=0.1))
+        trainer(make_model(), beta=0.1)
 
 
 class TestRefusals:

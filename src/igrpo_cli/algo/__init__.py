@@ -1,1 +1,15 @@
-"""The maths: arrays in, arrays out. No files, no settings, no randomness that was not passed in."""
+"""The maths: arrays in, arrays out. No files, no settings, no randomness that was not passed in.
+
+Importing this package loads nothing. The names of the options are here, so that the settings can share them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+LossType = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
+ScaleRewards = Literal["sample_std", "population_std", "none"]
+LrSchedulerType = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"]
+Strategy = Literal["best", "random", "worst", "shuffled", "none"]
+Ties = Literal["first", "random", "shortest"]
+AllZero = Literal["keep", "bare", "drop"]

@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from igrpo_cli.algo.objectives import ScaleRewards
+from igrpo_cli.algo import ScaleRewards
 
 _DDOF: dict[ScaleRewards, int] = {"sample_std": 1, "population_std": 0}
 
 
 def group_advantages(
-    rewards: NDArray[np.float64], scale_rewards: ScaleRewards = "sample_std", epsilon: float = 1e-4
+    rewards: NDArray[np.float64], scale_rewards: ScaleRewards, epsilon: float = 1e-4
 ) -> NDArray[np.float64]:
     """Advantages [G] of the rewards [G] of one group: (r - mean) / (std + epsilon), or r - mean for `none`.
 

@@ -28,28 +28,22 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from igrpo_cli.algo.objectives import LossType, clip_epsilons
+from igrpo_cli.algo import LossType
 
 
 @dataclass(frozen=True, slots=True)
-class LossSettings:
-    """Which objective, and its constants."""
+class Objective:
+    """An objective and its constants."""
 
-    loss_type: LossType = "grpo"
-    epsilon: float | None = None
-    """The ratio is clipped below at 1 - epsilon; None: as published, see `objectives`."""
-    epsilon_high: float | None = None
-    """The ratio is clipped above at 1 + epsilon_high (eps' above); None: as published, see `objectives`."""
-    beta: float = 0.0
+    loss_type: LossType
+    epsilon: float
+    """The ratio is clipped below at 1 - epsilon."""
+    epsilon_high: float
+    """The ratio is clipped above at 1 + epsilon_high (eps' in the table)."""
+    beta: float
     """Weight of the KL term; 0 needs no reference log-probs."""
-    importance_cap: float | None = None
-    """Most that a truncated importance weight may be; None: no such weights."""
-
-    @property
-    def clip_range(self) -> tuple[float, float]:
-        """(lowest, highest) ratio that is not clipped."""
-        low, high = clip_epsilons(self.loss_type, self.epsilon, self.epsilon_high)
-        return 1.0 - low, 1.0 + high
+    importance_cap: float | None
+    """Upper bound of the truncated importance weights; None uses no such weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,31 +95,31 @@ class LossOutput:
     """[K] k3 estimate of KL(policy || reference); None when beta is 0."""
 
 
-def policy_loss(settings: LossSettings, sequences: SequenceBatch, tokens: TokenLogprobs) -> LossOutput:
+def policy_loss(objective: Objective, sequences: SequenceBatch, tokens: TokenLogprobs) -> LossOutput:
     """Loss of K tokens: their share of the objective of the whole batch, negated.
 
     Non-finite log-probs give a non-finite loss; they are never masked away by a clip or an advantage of 0.
     """
     advantages_K = sequences.advantages[tokens.sequence]
-    weights_K = token_weights(settings, sequences)[tokens.sequence]
-    low, high = settings.clip_range
-    ratio_K = _ratio(settings, sequences, tokens)
-    if settings.loss_type == "cispo":
+    weights_K = token_weights(objective, sequences)[tokens.sequence]
+    low, high = 1.0 - objective.epsilon, 1.0 + objective.epsilon_high
+    ratio_K = _ratio(objective, sequences, tokens)
+    if objective.loss_type == "cispo":
         objective_K = ratio_K.detach().clamp(low, high) * advantages_K * tokens.policy_logprobs
         clipped_K = (ratio_K < low) | (ratio_K > high)
     else:
         objective_K = torch.minimum(ratio_K * advantages_K, ratio_K.clamp(low, high) * advantages_K)
         clipped_K = ((ratio_K < low) & (advantages_K < 0)) | ((ratio_K > high) & (advantages_K > 0))
     importance_K = None
-    if settings.importance_cap is not None:
-        importance_K = torch.exp(tokens.old_logprobs - tokens.sampling_logprobs).clamp(max=settings.importance_cap)
+    if objective.importance_cap is not None:
+        importance_K = torch.exp(tokens.old_logprobs - tokens.sampling_logprobs).clamp(max=objective.importance_cap)
         objective_K = importance_K * objective_K
     kl_K = None
-    if settings.beta != 0.0:
+    if objective.beta != 0.0:
         if tokens.reference_logprobs is None:
-            raise ValueError(f"beta {settings.beta} needs the log-probs of the reference")
+            raise ValueError(f"beta {objective.beta} needs the log-probs of the reference")
         kl_K = kl_k3(tokens.policy_logprobs, tokens.reference_logprobs)
-        objective_K = objective_K - settings.beta * kl_K
+        objective_K = objective_K - objective.beta * kl_K
     return LossOutput(
         loss=-(weights_K * objective_K).sum(),
         ratio=ratio_K.detach(),
@@ -135,12 +129,12 @@ def policy_loss(settings: LossSettings, sequences: SequenceBatch, tokens: TokenL
     )
 
 
-def token_weights(settings: LossSettings, sequences: SequenceBatch) -> Tensor:
+def token_weights(objective: Objective, sequences: SequenceBatch) -> Tensor:
     """Weight [S] that each token of a sequence has in the objective of the whole batch."""
     # No token ever reads the weight of an empty sequence; 1 keeps it finite.
     lengths_S = sequences.num_tokens.clamp(min=1)
     sequences_S = sequences.num_groups * sequences.group_sizes
-    match settings.loss_type:
+    match objective.loss_type:
         case "grpo" | "gspo":
             divisors_S = sequences_S * lengths_S
         case "dr_grpo":
@@ -149,7 +143,7 @@ def token_weights(settings: LossSettings, sequences: SequenceBatch) -> Tensor:
             total = sequences.num_tokens[~sequences.is_masked].sum().clamp(min=1)
             divisors_S = total.expand_as(lengths_S)
         case _:
-            assert_never(settings.loss_type)
+            assert_never(objective.loss_type)
     weights_S = 1.0 / divisors_S.to(sequences.advantages.dtype)
     return weights_S.masked_fill(sequences.is_masked, 0.0)
 
@@ -160,10 +154,10 @@ def kl_k3(policy_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
     return torch.expm1(log_ratio_K) - log_ratio_K
 
 
-def _ratio(settings: LossSettings, sequences: SequenceBatch, tokens: TokenLogprobs) -> Tensor:
+def _ratio(objective: Objective, sequences: SequenceBatch, tokens: TokenLogprobs) -> Tensor:
     """[K] ratio of policy and old policy, of the token or of its whole sequence."""
     log_ratio_K = tokens.policy_logprobs - tokens.old_logprobs
-    if settings.loss_type == "gspo":
+    if objective.loss_type == "gspo":
         sums_S = log_ratio_K.new_zeros(len(sequences.num_tokens)).index_add(0, tokens.sequence, log_ratio_K)
         log_ratio_K = (sums_S / sequences.num_tokens.clamp(min=1))[tokens.sequence]
     return torch.exp(log_ratio_K)

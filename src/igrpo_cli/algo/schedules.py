@@ -6,9 +6,8 @@ Names and values are those of `transformers.get_scheduler`, so the first step of
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-LrSchedulerType = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"]
+from igrpo_cli.algo import LrSchedulerType
 
 
 def learning_rate_at(
@@ -16,8 +15,8 @@ def learning_rate_at(
     total_steps: int,
     peak: float,
     lr_scheduler_type: LrSchedulerType,
-    warmup_ratio: float = 0.0,
-    min_lr_rate: float = 0.0,
+    warmup_ratio: float,
+    min_lr_rate: float,
 ) -> float:
     """Learning rate of optimiser step `step` (from 0) out of `total_steps`.
 

@@ -11,16 +11,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from igrpo_cli.algo import AllZero, Strategy, Ties
 from igrpo_cli.records import SelectionAction
-
-Strategy = Literal["best", "random", "worst", "shuffled", "none"]
-Ties = Literal["first", "random", "shortest"]
-AllZero = Literal["keep", "bare", "drop"]
 
 
 @dataclass(frozen=True, slots=True)

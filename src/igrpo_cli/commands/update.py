@@ -96,7 +96,7 @@ def training_groups(
     from igrpo_cli.algo.advantages import group_advantages
     from igrpo_cli.pipeline.training_groups import with_reward_variance
 
-    scale = section.constants()["scale_rewards"]
+    scale = section.constants().scale_rewards
     groups = [
         replace(group, advantages=group_advantages(np.array(group.rewards), scale).tolist())
         for group in observations.groups(section)

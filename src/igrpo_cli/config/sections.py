@@ -6,11 +6,11 @@ leaves open is a named option here, never a silent choice.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from igrpo_cli.algo.objectives import PUBLISHED, LossType, ScaleRewards, clip_epsilons
+from igrpo_cli.algo import AllZero, LossType, LrSchedulerType, ScaleRewards, Strategy, Ties
 from igrpo_cli.http_client import WITHOUT_SECRETS, secret_in
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -128,14 +128,34 @@ class GenerationSection(Section):
 class SelectSection(Section):
     """Which draft conditions the refinements of a problem."""
 
-    strategy: Literal["best", "random", "worst", "shuffled", "none"] = "best"
+    strategy: Strategy = "best"
     """`shuffled` takes another problem's best draft, `none` refines bare: controls for what the draft contributes."""
-    ties: Literal["first", "random", "shortest"] = "first"
+    ties: Ties = "first"
     """Which of equally good drafts; `random` is seeded."""
-    all_zero: Literal["keep", "bare", "drop"] = "keep"
+    all_zero: AllZero = "keep"
     """What to do when every draft scores zero: `keep` is the literal algorithm, a wrong draft still conditions."""
     scores: str | None = None
     """Select by the rewards of this set of scores (`igrpo grade`) instead of those recorded with the drafts."""
+
+
+class LossConstants(NamedTuple):
+    """Constants of an objective whose defaults depend on `update.loss_type`."""
+
+    scale_rewards: ScaleRewards
+    epsilon: float
+    epsilon_high: float
+
+
+PUBLISHED: dict[LossType, tuple[ScaleRewards, float, float | None]] = {
+    "grpo": ("sample_std", 0.2, None),
+    "dapo": ("sample_std", 0.2, 0.28),
+    # Dr. GRPO's point is to divide by no deviation and by no length (arXiv 2503.20783).
+    "dr_grpo": ("none", 0.2, None),
+    "gspo": ("sample_std", 3e-4, 4e-4),
+    # No clip below, since a ratio is never under 0. TRL writes the upper one as 5.0, the bound of the ratio itself.
+    "cispo": ("sample_std", 1.0, 4.0),
+}
+"""The published `scale_rewards`, `epsilon` and `epsilon_high` of each objective; None equals `epsilon`."""
 
 
 class UpdateSection(Section):
@@ -152,7 +172,7 @@ class UpdateSection(Section):
     loss_type: LossType = "grpo"
     """All but `grpo` differ from it only where ratios leave 1 (more than one step), or lengths differ."""
     scale_rewards: ScaleRewards | None = None
-    """What advantages are divided by; unset, like the next two: as `loss_type` was published (algo/objectives.py)."""
+    """What advantages are divided by; unset, like the next two: as `loss_type` was published."""
     epsilon: Positive | None = None
     """The ratio is clipped below at 1 - epsilon."""
     epsilon_high: Positive | None = None
@@ -168,9 +188,7 @@ class UpdateSection(Section):
     beta: NonNegative = 0.0
     """Weight of the KL term to the initial policy; 0 loads no reference model."""
     learning_rate: NonNegative = 1e-6
-    lr_scheduler_type: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"] = (
-        "cosine_with_min_lr"
-    )
+    lr_scheduler_type: LrSchedulerType = "cosine_with_min_lr"
     warmup_ratio: Share = 0.1
     """Share of the optimiser steps of the run over which the learning rate rises from 0."""
     min_lr_rate: Share = 0.1
@@ -209,13 +227,14 @@ class UpdateSection(Section):
 
     def identity(self) -> dict[str, Any]:
         """As in every section, with the published constants filled in."""
-        return {**super().identity(), **self.constants()}
+        return {**super().identity(), **self.constants()._asdict()}
 
-    def constants(self) -> dict[str, Any]:
-        """`scale_rewards`, `epsilon` and `epsilon_high`, those that are unset as they were published."""
-        epsilon, epsilon_high = clip_epsilons(self.loss_type, self.epsilon, self.epsilon_high)
-        scale_rewards = self.scale_rewards or PUBLISHED[self.loss_type].scale_rewards
-        return {"scale_rewards": scale_rewards, "epsilon": epsilon, "epsilon_high": epsilon_high}
+    def constants(self) -> LossConstants:
+        """Return the constants in use: those that are set, the others as `loss_type` was published."""
+        scale_rewards, low, high = PUBLISHED[self.loss_type]
+        low = low if self.epsilon is None else self.epsilon
+        high = high if self.epsilon_high is None else self.epsilon_high
+        return LossConstants(self.scale_rewards or scale_rewards, low, low if high is None else high)
 
 
 def checked_endpoint(endpoint: str) -> str:

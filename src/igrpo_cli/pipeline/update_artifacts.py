@@ -46,7 +46,7 @@ def stage_trainer(session: Session, trainer: PolicyTrainer, policy: Policy, iter
     """Write the new policy and the optimiser state into the staging directory; every rank must call this."""
     names = UpdatePath(session.run.root, iteration, staged)
     places = TrainerPlaces(names.policy, names.optimizer, names.adapter)
-    save_trainer(trainer, policy.directory, places, session.config.policy.dtype, session.config.policy.model)
+    save_trainer(trainer, policy.directory, places, session.config.policy)
 
 
 def record_policy(session: Session, policy: Policy, iteration: int, staged: Path) -> list[FileHash]:
@@ -138,7 +138,7 @@ def publish_update(
             manifest = shard.provenance.manifest(
                 shard.identity,
                 stage_metrics(update, staged, observations, steps),
-                device=f"{ranks.describe()}, {trainer.settings.dtype}",
+                device=f"{ranks.describe()}, {trainer.dtype}",
                 num_devices=ranks.size,
                 tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
                 counts={

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import ConflictError, MissingInputError
 from igrpo_cli.pipeline.session import Session
 from igrpo_cli.seeds import derive_seed
@@ -16,9 +15,8 @@ from igrpo_cli.store.manifest import Manifest, read_manifest
 from igrpo_cli.store.policies import Policy, read_policy, verify_policy
 
 if TYPE_CHECKING:
-    from igrpo_cli.training.adapters import LoraSettings
     from igrpo_cli.training.ranks import Ranks
-    from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
+    from igrpo_cli.training.step import PolicyTrainer
 
 
 def previous_update(session: Session, iteration: int) -> UpdatePath | None:
@@ -66,51 +64,12 @@ def _load(session: Session, policy: Policy, iteration: int, ranks: Ranks) -> Pol
         verify_policy(base)
     return restore_trainer(
         base.directory,
-        _training_settings(session.config.update),
-        policy_dtype=session.config.policy.dtype,
+        session.config.update,
+        session.config.policy,
         previous=None if previous is None else previous.optimizer,
-        carry_optimizer=session.config.update.optimizer_state == "carry",
         reference=None if reference is None else reference.directory,
-        trust_remote_code=session.config.policy.trust_remote_code,
+        adapter_seed=derive_seed(session.config.run.seed, "lora"),
         ranks=ranks,
-        lora=_lora_settings(session),
-    )
-
-
-def _lora_settings(session: Session) -> LoraSettings | None:
-    from igrpo_cli.training.adapters import LoraSettings
-
-    section = session.config.update
-    if not section.lora_r:
-        return None
-    targets = tuple(section.lora_target_modules)
-    return LoraSettings(section.lora_r, section.lora_alpha, targets, derive_seed(session.config.run.seed, "lora"))
-
-
-def _training_settings(section: UpdateSection) -> TrainingSettings:
-    from igrpo_cli.algo.losses import LossSettings
-    from igrpo_cli.training.optimizer import OptimizerSettings
-    from igrpo_cli.training.restore import compute_dtype
-    from igrpo_cli.training.step import TrainingSettings
-
-    return TrainingSettings(
-        loss=LossSettings(
-            loss_type=section.loss_type,
-            epsilon=section.epsilon,
-            epsilon_high=section.epsilon_high,
-            beta=section.beta,
-            importance_cap=section.importance_cap if section.old_logprobs == "sampler" else None,
-        ),
-        optimizer=OptimizerSettings(
-            adam_beta1=section.adam_beta1,
-            adam_beta2=section.adam_beta2,
-            adam_epsilon=section.adam_epsilon,
-            weight_decay=section.weight_decay,
-            max_grad_norm=section.max_grad_norm,
-        ),
-        dtype=compute_dtype(section.dtype),
-        gradient_checkpointing=section.gradient_checkpointing,
-        max_tokens_per_batch=section.max_tokens_per_batch,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.training.ranks import whole
 
@@ -18,29 +18,20 @@ NAME = "default"
 ALL_LINEAR = "all-linear"
 
 
-@dataclass(frozen=True, slots=True)
-class LoraSettings:
-    """Under peft's names."""
+def add_adapters(model: Any, config: UpdateSection, seed: int) -> None:
+    """Freeze `model` and add an adapter to each of its target layers.
 
-    r: int
-    alpha: float
-    target_modules: tuple[str, ...] = ()
-    """Names of the layers that get an adapter; none named means all linear ones but the output matrix."""
-    seed: int = 0
-    """Of A; B begins as 0, so that the policy begins as it was."""
-
-
-def add_adapters(model: Any, settings: LoraSettings) -> None:
-    """Freeze `model` and put an adapter on its target layers. Raises UsageError for targets that are not there."""
+    `seed` decides A. B starts at 0, so the policy starts as it was. Raises UsageError for targets that do not exist.
+    """
     lora = _peft().LoraConfig(
-        r=settings.r,
-        lora_alpha=settings.alpha,
-        target_modules=list(settings.target_modules) or ALL_LINEAR,
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        target_modules=list(config.lora_target_modules) or ALL_LINEAR,
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
+        torch.manual_seed(seed)
         try:
             _peft().inject_adapter_in_model(lora, model, adapter_name=NAME)
         except ValueError as error:

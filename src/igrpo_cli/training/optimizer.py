@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.training.ranks import whole
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizerSettings:
-    """AdamW, under TRL's names; the learning rate comes with each step."""
+def make_optimizer(model: Any, config: UpdateSection) -> torch.optim.AdamW:
+    """Return AdamW over the trainable parameters of `model`, without state.
 
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    """Applied to matrices only, not to biases and norms, as in transformers' Trainer."""
-    max_grad_norm: float = 1.0
-
-
-def make_optimizer(model: Any, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `model`, without state."""
+    Weight decay applies to matrices only, not to biases and norms, as in transformers' Trainer.
+    """
     parameters = trainable_parameters(model).values()
     return torch.optim.AdamW(
         [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": settings.weight_decay},
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ],
         lr=0.0,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
         fused=True,
     )
 

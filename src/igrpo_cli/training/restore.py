@@ -5,13 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from igrpo_cli.devices import find_device, has_fast_bfloat16
-from igrpo_cli.training.adapters import LoraSettings, adapter_weights, add_adapters, has_adapters, write_adapter
+from igrpo_cli.config.sections import PolicySection, UpdateSection
+from igrpo_cli.training.adapters import adapter_weights, add_adapters, has_adapters, write_adapter
 from igrpo_cli.training.checkpoint import (
     gather_weights,
     load_master_weights,
@@ -23,49 +22,44 @@ from igrpo_cli.training.checkpoint import (
 )
 from igrpo_cli.training.policy import load_policy
 from igrpo_cli.training.ranks import Ranks
-from igrpo_cli.training.step import PolicyTrainer, TrainingSettings
-
-PolicyDtype = Literal["float32", "bfloat16"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from igrpo_cli.training.step import PolicyTrainer
 
 
 def restore_trainer(
-    policy: Path,
-    settings: TrainingSettings,
+    directory: Path,
+    config: UpdateSection,
+    policy_config: PolicySection,
     *,
-    policy_dtype: PolicyDtype,
     previous: Path | None,
-    carry_optimizer: bool,
     reference: Path | None,
-    trust_remote_code: bool = False,
+    adapter_seed: int,
     ranks: Ranks | None = None,
-    lora: LoraSettings | None = None,
 ) -> PolicyTrainer:
-    """The trainer of a model directory, as the previous update left it where its optimiser directory is given.
+    """Return the trainer of the policy in `directory`, in the state that the previous update left it in.
 
-    Runs on the GPU where there is one. A policy published in another dtype than float32 goes on from the float32
-    weights that lie in `previous`, not from their rounding; Adam's state follows with `carry_optimizer`. With `lora`
-    the policy is the initial one, and the adapters come from `previous`. Raises as the loaders of `checkpoint` do.
+    `previous` is the optimiser directory of that update; None starts with a new optimiser. A policy that is published
+    in bfloat16 continues from the float32 weights in `previous`, not from their rounding. With `lora_r > 0`,
+    `directory` holds the initial policy and the adapters come from `previous`. `reference` is the model directory of
+    the KL term. Runs on a GPU if there is one. Raises as the loaders of `checkpoint` do.
     """
     # What goes to stderr is for the console to say.
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     ranks = ranks or Ranks()
     # What is to be sharded goes to its device layer by layer: whole it may not fit there.
     device = ranks.device if ranks.size == 1 else torch.device("cpu")
-    loaded = load_policy(policy, device, trust_remote_code=trust_remote_code)
-    if lora is not None:
-        add_adapters(loaded.model, lora)
-    trainer = PolicyTrainer(
-        loaded,
-        settings,
-        None if reference is None else load_policy(reference, device, trust_remote_code=trust_remote_code),
-        ranks,
-    )
-    if previous is not None and lora is not None:
+    trust = policy_config.trust_remote_code
+    policy = load_policy(directory, device, trust_remote_code=trust)
+    if config.lora_r:
+        add_adapters(policy.model, config, adapter_seed)
+    reference_policy = None if reference is None else load_policy(reference, device, trust_remote_code=trust)
+    trainer = PolicyTrainer(policy, config, reference_policy, ranks)
+    if previous is None:
+        return trainer
+    if config.lora_r:
         load_weights(previous, trainer.policy.model)
-    elif previous is not None and policy_dtype != "float32":
-        load_master_weights(previous, trainer.policy.model, DTYPES[policy_dtype])
-    if previous is not None and carry_optimizer:
+    elif policy_config.dtype != "float32":
+        load_master_weights(previous, trainer.policy.model, getattr(torch, policy_config.dtype))
+    if config.optimizer_state == "carry":
         load_optimizer(previous, trainer.optimizer, trainer.policy.model)
     return trainer
 
@@ -80,13 +74,12 @@ class TrainerPlaces:
     """Made only where adapters are trained."""
 
 
-def save_trainer(
-    trainer: PolicyTrainer, source: Path, places: TrainerPlaces, policy_dtype: PolicyDtype, base_model: str
-) -> None:
-    """Write the trained policy, with the tokeniser and settings of `source`, optimiser state and adapters beside it.
+def save_trainer(trainer: PolicyTrainer, source: Path, places: TrainerPlaces, policy_config: PolicySection) -> None:
+    """Write the trained policy, its optimiser state, and its adapters if it has any.
 
-    Every rank must ask; the first one writes the policy, each its part of a sharded optimiser state. `base_model` is
-    what the adapter says that it belongs to.
+    The tokeniser and the configuration are those of the model directory `source`. Every rank must call this: the
+    first one writes the policy, each one its part of a sharded optimiser state. The adapters name
+    `policy_config.model` as their base model.
     """
     model, is_first = trainer.policy.model, trainer.ranks.is_first
     is_adapted = has_adapters(model)
@@ -94,19 +87,12 @@ def save_trainer(
         if is_adapted:
             adapter = adapter_weights(model)
             if is_first:
-                write_adapter(model, adapter, base_model, places.adapter)
-        weights = gather_weights(model, DTYPES[policy_dtype])
+                write_adapter(model, adapter, policy_config.model, places.adapter)
+        weights = gather_weights(model, getattr(torch, policy_config.dtype))
         with ThreadPoolExecutor(1) as beside:
             saving = beside.submit(write_policy, model, weights, source, places.policy) if is_first else None
-            with_master = policy_dtype != "float32" or is_adapted
+            with_master = policy_config.dtype != "float32" or is_adapted
             save_optimizer(places.optimizer, trainer.optimizer, model, with_master_weights=with_master)
             if saving is not None:
                 saving.result()
     trainer.ranks.wait()
-
-
-def compute_dtype(dtype: Literal["auto", "float32", "bfloat16"]) -> PolicyDtype:
-    """The dtype that `auto` stands for on this machine; any other is itself."""
-    if dtype != "auto":
-        return dtype
-    return "bfloat16" if has_fast_bfloat16(find_device("auto")) else "float32"

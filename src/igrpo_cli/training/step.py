@@ -9,20 +9,21 @@ Shapes: T tokens of a row, K completion tokens that it predicts, S completions a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from igrpo_cli.algo.losses import LossSettings, SequenceBatch, TokenLogprobs, policy_loss
-from igrpo_cli.devices import memory_for
+from igrpo_cli.algo.losses import Objective, SequenceBatch, TokenLogprobs, policy_loss
+from igrpo_cli.config.sections import Dtype, UpdateSection
+from igrpo_cli.devices import has_fast_bfloat16, memory_for
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import TrainingGroup
 from igrpo_cli.training.batch import FloatArray, TrainingBatch, flatten_groups
 from igrpo_cli.training.measures import CompletionAudit, TokenMeasures, audit_completions, batch_metrics
-from igrpo_cli.training.optimizer import OptimizerSettings, apply_gradients, make_optimizer, trainable_parameters
+from igrpo_cli.training.optimizer import apply_gradients, make_optimizer, trainable_parameters
 from igrpo_cli.training.packing import PackedRow, RowLimits, pack_rows
 from igrpo_cli.training.policy import CausalPolicy
 from igrpo_cli.training.ranks import Ranks, reshard
@@ -32,19 +33,6 @@ JOINED_TOKENS_ON_CPU = 512
 
 LESS_EXTREME = "lower update.learning_rate, or set update.dtype = float32"
 LESS_MEMORY = "lower update.max_tokens_per_batch, or set update.gradient_checkpointing = true"
-
-
-@dataclass(frozen=True, slots=True)
-class TrainingSettings:
-    """How a step is computed."""
-
-    loss: LossSettings = field(default_factory=LossSettings)
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of the forward and backward pass (autocast); weights, gradients and Adam's moments are float32."""
-    gradient_checkpointing: bool = False
-    max_tokens_per_batch: int = 4096
-    """Tokens of one row, as far as whole completions allow: the memory knob."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,25 +72,28 @@ class PolicyTrainer:
     def __init__(
         self,
         policy: CausalPolicy,
-        settings: TrainingSettings,
+        config: UpdateSection,
         reference: CausalPolicy | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         """Shards the policy where there are several ranks. Raises UsageError for a beta without a reference."""
-        if settings.loss.beta != 0.0 and reference is None:
-            raise UsageError(f"beta {settings.loss.beta} needs a reference policy")
+        if config.beta != 0.0 and reference is None:
+            raise UsageError(f"beta {config.beta} needs a reference policy")
         self.policy = policy
-        self.settings = settings
-        self.reference = reference if settings.loss.beta != 0.0 else None
+        self.config = config
+        self.reference = reference if config.beta != 0.0 else None
         self.ranks = ranks or Ranks()
-        self._limits = _row_limits(policy, settings.max_tokens_per_batch)
-        if settings.gradient_checkpointing:
+        self.dtype = _compute_dtype(config.dtype, policy.device if self.ranks.size == 1 else self.ranks.device)
+        """Dtype of the forward and backward pass; weights, gradients and Adam's moments are float32."""
+        self._objective = objective_of(config)
+        self._limits = _row_limits(policy, config.max_tokens_per_batch)
+        if config.gradient_checkpointing:
             policy.checkpoint_layers()
         if self.ranks.size > 1:
             for each in filter(None, (policy, self.reference)):
-                self.ranks.shard(each.logprobs, each.layers, getattr(torch, settings.dtype))
+                self.ranks.shard(each.logprobs, each.layers, getattr(torch, self.dtype))
                 each.device = self.ranks.device
-        self.optimizer = make_optimizer(policy.model, settings.optimizer)
+        self.optimizer = make_optimizer(policy.model, config)
 
     @property
     def num_trainable_parameters(self) -> int:
@@ -166,9 +157,7 @@ class PolicyTrainer:
         reshard(self.policy.logprobs)
         loss = self.ranks.add_up(np.array(loss)).item()
         measures.add_up(self.ranks.add_up)
-        grad_norm = apply_gradients(
-            self.optimizer, self.policy.model, learning_rate, self.settings.optimizer.max_grad_norm
-        )
+        grad_norm = apply_gradients(self.optimizer, self.policy.model, learning_rate, self.config.max_grad_norm)
         update = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
         return StepResult({**update, **batch_metrics(batch, measures)}, audit_completions(batch, measures))
 
@@ -202,7 +191,7 @@ class PolicyTrainer:
         _refuse_non_finite(batch, row, policy=policy_K, old=old_K, reference=reference_K)
         sampling_K = self._to_device(batch.sampling_logprobs[row.token])
         tokens = TokenLogprobs(self._to_device(batch.sequence[row.token]), policy_K, old_K, sampling_K, reference_K)
-        output = policy_loss(self.settings.loss, work.sequences, tokens)
+        output = policy_loss(self._objective, work.sequences, tokens)
         if not torch.isfinite(output.loss):
             first = batch.describe(int(batch.sequence[row.token[0]]))
             raise IgrpoError(f"loss is {output.loss.item()} in the row that starts with {first}", hint=LESS_EXTREME)
@@ -237,8 +226,26 @@ class PolicyTrainer:
 
     def _autocast(self, *, enabled: bool = True) -> torch.autocast:
         # Sharded weights are gathered in the dtype that is computed with.
-        enabled = enabled and self.settings.dtype == "bfloat16" and self.ranks.size == 1
+        enabled = enabled and self.dtype == "bfloat16" and self.ranks.size == 1
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def objective_of(config: UpdateSection) -> Objective:
+    """Return the objective of the settings, with every constant filled in."""
+    constants = config.constants()
+    return Objective(
+        loss_type=config.loss_type,
+        epsilon=constants.epsilon,
+        epsilon_high=constants.epsilon_high,
+        beta=config.beta,
+        importance_cap=config.importance_cap if config.old_logprobs == "sampler" else None,
+    )
+
+
+def _compute_dtype(dtype: Dtype, device: torch.device) -> Literal["float32", "bfloat16"]:
+    if dtype == "auto":
+        return "bfloat16" if has_fast_bfloat16(device) else "float32"
+    return dtype
 
 
 def _row_limits(policy: CausalPolicy, max_tokens_per_batch: int) -> RowLimits:
