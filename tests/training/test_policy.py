@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
+from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, UsageError
 from igrpo_cli.training.policy import CausalPolicy, load_policy
 
 CPU = torch.device("cpu")
@@ -67,7 +70,31 @@ def test_a_bfloat16_directory_is_loaded_into_float32(make_model, tmp_path):
 
 
 def test_a_directory_without_a_model_is_a_missing_input(tmp_path):
-    with pytest.raises(MissingInputError, match="cannot load a policy from"):
+    with pytest.raises(MissingInputError, match="is no model directory: it has no config"):
+        load_policy(tmp_path, CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors, name: tensors.pop(name), r"asks for 1 tensors that are not in model\.safetensors, {} first"),
+        (
+            lambda tensors, name: tensors.update({name: tensors[name][1:].clone()}),
+            r"asks for 1 tensors that have another shape in model\.safetensors, {} first",
+        ),
+        (
+            lambda tensors, name: tensors.update({f"{name}.old": tensors[name].clone()}),
+            r"holds 1 tensors that config\.json does not ask for, {}\.old first",
+        ),
+    ],
+    ids=["missing", "another shape", "unexpected"],
+)
+def test_the_trainer_refuses_weights_that_are_not_those_of_the_config(make_model, tmp_path, change, message):
+    make_model().save_pretrained(tmp_path)
+    tensors, name = load_file(tmp_path / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
+    change(tensors, name)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DamagedFileError, match=message.format(re.escape(name))):
         load_policy(tmp_path, CPU)
 
 

@@ -103,6 +103,52 @@ def read_text_config(directory: Path, trust_remote_code: bool) -> Any:
     return config.get_text_config()
 
 
+def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = False) -> Any:
+    """Return the causal language model of a model directory, on the CPU and in evaluation mode.
+
+    `dtype` is a dtype of torch, or "auto" for that of the checkpoint. Raises as `check_model_directory`, IgrpoError for
+    an architecture that transformers cannot load, and DamagedFileError where the tensors of the weight files are not
+    those of the configuration: transformers would fill a missing one with random numbers and ignore an unexpected one.
+    """
+    import transformers
+    from safetensors import SafetensorError
+
+    check_model_directory(directory)
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below with the name of the tensor, which transformers leaves out
+        )
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
+        raise IgrpoError(
+            f"{directory / 'config.json'} and its weights cannot be loaded as a language model: {error}"
+        ) from error
+    model, loading = loaded
+    _check_tensors(directory, loading)
+    return model.eval()
+
+
+def _check_tensors(directory: Path, loading: dict[str, Any]) -> None:
+    config, files = (
+        directory / "config.json",
+        ", ".join(sorted(path.name for path in directory.glob("*.safetensors"))[:3]),
+    )
+    problems = {
+        "missing_keys": f"{config} asks for {{}} tensors that are not in {files}",
+        "mismatched_keys": f"{config} asks for {{}} tensors that have another shape in {files}",
+        "unexpected_keys": f"{files} in {directory} holds {{}} tensors that config.json does not ask for",
+    }
+    for kind, problem in problems.items():
+        if names := sorted(name if isinstance(name, str) else name[0] for name in loading[kind]):
+            raise DamagedFileError(f"{problem.format(len(names))}, {names[0]} first", hint=_GET_AGAIN)
+
+
 def _weight_files(index: Path) -> set[str]:
     table = _read_object(index).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):

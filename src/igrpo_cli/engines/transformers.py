@@ -11,13 +11,12 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
 
-from igrpo_cli.config.sections import Dtype, EngineSection
+from igrpo_cli.config.sections import EngineSection
 from igrpo_cli.devices import describe_device, find_device, memory_for
 from igrpo_cli.engines.base import logits_not_finite, require_room, resolve_dtype
 from igrpo_cli.engines.decoding import Decoding, NonFiniteLogitsError, Part
-from igrpo_cli.engines.hub import check_model_directory, find_tensor
+from igrpo_cli.engines.hub import find_tensor, load_causal_lm
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import DamagedFileError, IgrpoError, UsageError
 from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
@@ -38,8 +37,6 @@ class TransformersEngine:
         self.versions = {module.__name__: module.__version__ for module in (torch, transformers, tokenizers)}
         self._model: Any = None
         self._queue: deque[tuple[Hashable, Sequence[SamplingGroup], SamplingSettings]] = deque()
-        # What goes to stderr is for the console to say.
-        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         self.load_policy(policy_directory)
 
     def load_policy(self, directory: Path) -> None:
@@ -47,7 +44,9 @@ class TransformersEngine:
         self.close()
         self._policy = directory
         self.tokenizer = PolicyTokenizer(directory, self._trust_remote_code)
-        self._model = _load_model(directory, self._config.dtype, self._torch_device, self._trust_remote_code)
+        dtype = resolve_dtype(self._config.dtype, self._torch_device)
+        model = load_causal_lm(directory, dtype, trust_remote_code=self._trust_remote_code)
+        self._model = model.to(self._torch_device)
         self.vocab_size = len(self._model.get_input_embeddings().weight)
         _check_tokenizer(directory, self.tokenizer, self.vocab_size)
         self.dtype = str(self._model.dtype).removeprefix("torch.")
@@ -140,35 +139,6 @@ def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int) -> list[list[
             waves[-1].append(part)
             free -= len(part.seeds)
     return waves
-
-
-def _load_model(directory: Path, dtype: Dtype, device: torch.device, trust_remote_code: bool) -> Any:
-    check_model_directory(directory)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=resolve_dtype(dtype, device),
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            local_files_only=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # to be named below, which transformers' own refusal does not
-        )
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise IgrpoError(
-            f"{directory / 'config.json'} and its weights cannot be loaded as a language model: {error}"
-        ) from error
-    model, loading = loaded
-    # transformers would go on with random numbers in their place.
-    files = ", ".join(sorted(path.name for path in directory.glob("*.safetensors"))[:3])
-    for what, names in (("are not in", loading["missing_keys"]), ("have another shape in", loading["mismatched_keys"])):
-        if names:
-            first = min(name if isinstance(name, str) else name[0] for name in names)
-            raise DamagedFileError(
-                f"{directory / 'config.json'} asks for {len(names)} tensors that {what} {files}, {first} first",
-                hint="download or copy the model again",
-            )
-    return model.to(device).eval()
 
 
 def _check_tokenizer(directory: Path, tokenizer: PolicyTokenizer, num_embeddings: int) -> None:

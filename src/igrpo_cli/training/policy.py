@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
+from igrpo_cli.engines.hub import load_causal_lm
+from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.training.attention import RowAttention, ways_to_attend
 from igrpo_cli.training.logprobs import OutputHead, token_logprobs
 from igrpo_cli.training.packing import PackedRow
@@ -103,22 +102,8 @@ class CausalPolicy:
 
 
 def load_policy(directory: Path, device: torch.device, *, trust_remote_code: bool = False) -> CausalPolicy:
-    """The policy of a Hugging Face model directory, in float32 on `device`.
-
-    Raises MissingInputError where the directory holds no causal language model.
-    """
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-        )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise MissingInputError(f"cannot load a policy from {directory}: {error}") from error
-    return CausalPolicy(model.to(device))
+    """Return the policy of a Hugging Face model directory, in float32 on `device`. Raises as `load_causal_lm`."""
+    return CausalPolicy(load_causal_lm(directory, torch.float32, trust_remote_code=trust_remote_code).to(device))
 
 
 def refuse_non_finite(tensors: dict[str, Tensor], what: str) -> None:

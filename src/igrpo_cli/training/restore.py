@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers.utils import logging as transformers_logging
 
 from igrpo_cli.config.sections import PolicySection, UpdateSection
 from igrpo_cli.training.adapters import adapter_weights, add_adapters, has_adapters, write_adapter
@@ -42,8 +41,6 @@ def restore_trainer(
     `directory` holds the initial policy and the adapters come from `previous`. `reference` is the model directory of
     the KL term. Runs on a GPU if there is one. Raises as the loaders of `checkpoint` do.
     """
-    # What goes to stderr is for the console to say.
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     ranks = ranks or Ranks()
     # What is to be sharded goes to its device layer by layer: whole it may not fit there.
     device = ranks.device if ranks.size == 1 else torch.device("cpu")
