@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from igrpo_cli.config.rewards import RewardSection
 from igrpo_cli.records import Grade
 from igrpo_cli.rewards.grading_pool import GradingPool
 
@@ -77,7 +78,7 @@ def main() -> None:
     golds = {path.stem: [row["answer"] for row in read_rows(path)] for path in options.golds}
     mixed = mixed_pairs([gold for answers in golds.values() for gold in answers])
     parts = []
-    with GradingPool(options.cores) as pool:
+    with GradingPool(RewardSection(num_workers=options.cores)) as pool:
         pool.grade([(r"\boxed{\sqrt{4}}", "2")] * 64)  # sympy is imported and warm
         parts += report_cases(cases, pool)
         parts += [report_blank_golds([*BLANKS, *(row["answer"] for row in cases)], pool)]
@@ -180,7 +181,7 @@ def report_hostile(rows: Sequence[dict[str, Any]], cores: int) -> list[dict[str,
 
 def grade_alone(pair: Pair) -> dict[str, Any]:
     """Verdict, seconds and peak memory in MiB of one pair; runs in a process that has had no other child."""
-    with GradingPool(1) as pool:
+    with GradingPool(RewardSection(num_workers=1)) as pool:
         grade = pool.grade([pair])[0]
         reasons = list(pool.ungraded_reasons)
     peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -217,13 +218,13 @@ def report_load(pairs: Sequence[Pair], cores: int, load: int) -> list[dict[str, 
 
 def grade_in_pool(num_workers: int, pairs: Sequence[Pair]) -> Verdicts:
     """What a new pool says."""
-    with GradingPool(num_workers) as pool:
+    with GradingPool(RewardSection(num_workers=num_workers)) as pool:
         return verdicts(pool.grade(pairs))
 
 
 def grade_in_threads(num_workers: int, slices: Sequence[Sequence[Pair]]) -> list[Verdicts]:
     """What one pool says when a thread for each slice asks it, none of them the main one."""
-    with GradingPool(num_workers) as pool, ThreadPoolExecutor(len(slices)) as threads:
+    with GradingPool(RewardSection(num_workers=num_workers)) as pool, ThreadPoolExecutor(len(slices)) as threads:
         return [verdicts(grades) for grades in threads.map(pool.grade, slices)]
 
 

@@ -109,9 +109,10 @@ def solutions(path: Path) -> list[Row]:
 
 def grade(rows: list[Row]) -> None:
     """Add today's verdicts and answers."""
+    from igrpo_cli.config.rewards import RewardSection
     from igrpo_cli.rewards.grading_pool import GradingPool
 
-    with GradingPool() as pool:
+    with GradingPool(RewardSection()) as pool:
         grades = pool.grade([(row["completion"], row["gold"]) for row in rows])
     for row, found in zip(rows, grades, strict=True):
         row |= {"verdict": found.verdict, "answer": found.extracted_answer}

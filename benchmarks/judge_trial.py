@@ -23,8 +23,9 @@ from typing import Any
 
 from grader_agreement import hostile_text, read_rows
 
+from igrpo_cli.config.rewards import JudgeSection
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.rewards.judge import Judge, JudgeRequest, JudgeScore, JudgeSettings
+from igrpo_cli.rewards.judge import Judge, JudgeRequest, JudgeScore
 
 UNKNOWN_PROBLEM = "(The problem is not given: compare the answer with the reference answer alone.)"
 PROBLEM = "What is 6 times 7?"
@@ -94,21 +95,24 @@ class Case:
 
 def main() -> None:
     """Print the table and the line of JSON."""
+    defaults = JudgeSection()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("endpoint", help="base URL of an OpenAI-compatible server")
     parser.add_argument("model", help="as the server calls it")
     parser.add_argument("--hostile", type=Path, help="JSONL with hostile answers")
     parser.add_argument("--kinds", nargs="+", default=["hack"], help="kinds of its rows to judge (default: hack)")
-    parser.add_argument("--api-key-variable", default="OPENAI_API_KEY", help="environment variable that holds the key")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--max-completion-tokens", type=int, default=512)
-    parser.add_argument("--timeout", type=float, default=120.0, help="seconds that a request may take")
+    parser.add_argument(
+        "--api-key-variable", default=defaults.api_key_variable, help="environment variable that holds the key"
+    )
+    parser.add_argument("--temperature", type=float, default=defaults.temperature)
+    parser.add_argument("--max-completion-tokens", type=int, default=defaults.max_completion_tokens)
+    parser.add_argument("--timeout", type=float, default=defaults.timeout, help="seconds that a request may take")
     parser.add_argument("--extra-body", type=json.loads, default={}, help="further fields of a request, as JSON")
     options = parser.parse_args()
-    settings = JudgeSettings(
-        options.endpoint,
-        options.model,
-        options.api_key_variable,
+    config = JudgeSection(
+        endpoint=options.endpoint,
+        model=options.model,
+        api_key_variable=options.api_key_variable,
         temperature=options.temperature,
         max_completion_tokens=options.max_completion_tokens,
         timeout=options.timeout,
@@ -116,7 +120,7 @@ def main() -> None:
     )
     cases = hostile_cases(options.hostile, options.kinds) + made_up_cases()
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as cache, closing(Judge(settings, Path(cache))) as judge:
+    with tempfile.TemporaryDirectory() as cache, closing(Judge(config, Path(cache))) as judge:
         try:
             scores = judge.score([case.request for case in cases])
         except IgrpoError as error:

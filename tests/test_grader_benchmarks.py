@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from command_line import igrpo, sets
+from igrpo_cli.config.rewards import RewardSection
 from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.rewards.grading_pool import GradingPool
 
@@ -34,7 +35,7 @@ def test_cases_are_counted_by_scope_beside_the_recorded_verdicts_of_math_verify(
         {"id": "box", "scope": "extraction", "gold": "7", "answer": r"\boxed{7}", "expected": True},
     ]
     recorded = [{**row, "math_verify_0_9_0": row["id"] == "same"} for row in rows]
-    with GradingPool(1) as pool:
+    with GradingPool(RewardSection(num_workers=1)) as pool:
         equivalence, extraction = agreement.report_cases(recorded, pool)
     assert equivalence == {
         "part": "cases, equivalence",

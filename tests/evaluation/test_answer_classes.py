@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igrpo_cli.algo.estimates import maj_at_k
+from igrpo_cli.config.rewards import RewardSection
 from igrpo_cli.evaluation.answer_classes import CORRECT, answer_classes
 from igrpo_cli.records import Grade
 from igrpo_cli.rewards.grading import grade_answer
@@ -35,7 +36,7 @@ def classes_of(*answers: str | None, right: Sequence[str] = ()) -> list[int | No
 def test_equal_answers_outvote_one_that_is_written_the_same_way():
     """Two samples say 2, three say a half in two ways: the texts tie at best, the answers do not."""
     answers, correct = ["2", "2", "1/2", "0.5", "0.50"], [1.0, 1.0, 0.0, 0.0, 0.0]
-    with GradingPool(1) as pool:
+    with GradingPool(RewardSection(num_workers=1)) as pool:
         (classes,) = answer_classes([answers], [["correct", "correct", "wrong", "wrong", "wrong"]], pool.grade)
     assert classes == [CORRECT, CORRECT, 1, 1, 1]
     assert maj_at_k(answers, correct) == 1.0

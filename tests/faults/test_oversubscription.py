@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from command_line import files_below, igrpo, make_run
-from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
+from igrpo_cli.config.rewards import RewardSection
+from igrpo_cli.rewards.grading_pool import GradingPool
 
 LOAD = 8
 PAIRS = [
@@ -39,7 +40,7 @@ def busy():
 
 
 def grades():
-    with GradingPool(2, GradingLimits(cpu_seconds=1)) as pool:
+    with GradingPool(RewardSection(num_workers=2, cpu_seconds=1)) as pool:
         return [(grade.verdict, grade.extracted_answer) for grade in pool.grade(PAIRS)]
 
 

@@ -6,7 +6,8 @@ import pytest
 from fake_judge import FakeJudge
 
 from igrpo_cli import http_client
-from igrpo_cli.rewards.judge import Judge, JudgeSettings
+from igrpo_cli.config.rewards import JudgeSection
+from igrpo_cli.rewards.judge import Judge
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def judge_of(server, tmp_path):
 
     def make(cache=tmp_path / "judge", **settings):
         made.append(
-            Judge(JudgeSettings(**{"endpoint": server.url, "model": "judge", "max_retries": 2, **settings}), cache)
+            Judge(JudgeSection(**{"endpoint": server.url, "model": "judge", "max_retries": 2, **settings}), cache)
         )
         return made[-1]
 

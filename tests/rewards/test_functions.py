@@ -7,6 +7,7 @@ from importlib import metadata
 
 import pytest
 
+from igrpo_cli.config.rewards import RewardSection
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import Problem
 from igrpo_cli.rewards.functions import (
@@ -16,7 +17,7 @@ from igrpo_cli.rewards.functions import (
     resolve_target,
     source_sha256,
 )
-from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
+from igrpo_cli.rewards.grading_pool import GradingPool
 from igrpo_cli.rewards.scorer import Scorer, ScoringInput
 
 MODULE = """
@@ -66,7 +67,7 @@ def module(tmp_path, monkeypatch):
 def scored(name, num_tokens=25, completions=(r"\boxed{4}",), **limits):
     problem = Problem("p", "2 + 2?", "4", "here")
     functions = {name: f"own_rewards:{name}"}
-    with GradingPool(1, GradingLimits(**limits), functions) as pool:
+    with GradingPool(RewardSection(num_workers=1, **limits), functions) as pool:
         scorer = Scorer(pool, {"accuracy": 1.0, name: 2.0}, has_functions=True)
         return scorer.score([ScoringInput(problem, "?", text, num_tokens, 100, "stop") for text in completions])
 
@@ -92,7 +93,7 @@ def test_what_cannot_be_called_is_refused_before_any_row(module, function, said)
     assert "the reward function mine (own_rewards:" in caught.value.message
     assert said in caught.value.message
     with pytest.raises(UsageError) as caught:
-        GradingPool(1, functions={"mine": f"own_rewards:{function}"})
+        GradingPool(RewardSection(num_workers=1), functions={"mine": f"own_rewards:{function}"})
     assert said in caught.value.message
 
 
@@ -137,14 +138,14 @@ def test_a_module_in_the_current_directory_shadows_no_other(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "json.py").write_text("raise RuntimeError('shadowed')")
     (tmp_path / "here.py").write_text("import json\ndef one(): return float(json.loads('1'))")
-    with GradingPool(1, functions={"one": "here:one"}) as pool:
+    with GradingPool(RewardSection(num_workers=1), functions={"one": "here:one"}) as pool:
         assert pool.grade([(r"\boxed{4}", "4")])[0].parts == {"one": 1.0}
 
 
 def test_a_module_that_needs_more_memory_than_there_is_says_so(module):
     module.write_text("bytearray(1 << 30)\ndef one(): return 1.0")
     with pytest.raises(IgrpoError) as caught:
-        GradingPool(1, GradingLimits(memory_mb=512), {"one": "own_rewards:one"})
+        GradingPool(RewardSection(num_workers=1, memory_mb=512), {"one": "own_rewards:one"})
     assert "MemoryError" in caught.value.message
 
 

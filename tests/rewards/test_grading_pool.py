@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from igrpo_cli.config.files import check_config
+from igrpo_cli.config.rewards import RewardSection
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.rewards import grading_pool
 from igrpo_cli.rewards.grading import grade_answer
-from igrpo_cli.rewards.grading_pool import ROWS_PER_CHUNK, GradingLimits, GradingPool
+from igrpo_cli.rewards.grading_pool import ROWS_PER_CHUNK, GradingPool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and needs the kernel's limits")
 
@@ -36,7 +38,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def pool():
-    with GradingPool(2) as pool:
+    with GradingPool(RewardSection(num_workers=2)) as pool:
         yield pool
 
 
@@ -90,7 +92,7 @@ def test_batches_may_be_submitted_while_others_wait_and_from_any_thread(pool):
 
 
 def test_a_row_beyond_the_cpu_limit_is_ungraded_and_costs_no_other_row_its_grade():
-    with GradingPool(1, GradingLimits(cpu_seconds=1.0)) as pool:
+    with GradingPool(RewardSection(num_workers=1, cpu_seconds=1.0)) as pool:
         grades = pool.grade([*PAIRS, ENDLESS, *PAIRS])
         assert essence(grades) == [*EXPECTED, ("ungraded", None), *EXPECTED]
         assert pool.ungraded_reasons == {"CPU time limit": 1, "empty reference": 2}
@@ -99,14 +101,14 @@ def test_a_row_beyond_the_cpu_limit_is_ungraded_and_costs_no_other_row_its_grade
 
 def test_the_cpu_limit_is_counted_anew_for_each_row():
     nested = ["\\boxed{" + f"\\sqrt{{{digit}+" * 8 + "2" + "}" * 9 for digit in range(3, 33)]
-    with GradingPool(1, GradingLimits(cpu_seconds=1.0)) as pool:
+    with GradingPool(RewardSection(num_workers=1, cpu_seconds=1.0)) as pool:
         grades = pool.grade([(completion, "2") for completion in nested])
     assert {grade.verdict for grade in grades} == {"wrong"}
     assert sum(grade.seconds for grade in grades) > 1.0
 
 
 def test_a_row_that_hangs_is_ended_by_the_clock():
-    with GradingPool(1, GradingLimits(cpu_seconds=600.0, wall_seconds=1.0)) as pool:
+    with GradingPool(RewardSection(num_workers=1, cpu_seconds=600.0), wall_seconds=1.0) as pool:
         assert essence(pool.grade([ENDLESS, *PAIRS[:1]])) == [("ungraded", None), *EXPECTED[:1]]
         assert pool.ungraded_reasons == {"wall time limit": 1}
 
@@ -115,21 +117,21 @@ def test_the_memory_limit_is_the_workers_own_however_large_its_parent_is():
     # On Linux ru_maxrss outlives fork and exec: measured by it, this worker would start at 400 MB and never grow.
     ballast = bytearray(400 << 20)
     ballast[:: 1 << 12] = b"x" * (len(ballast) >> 12)
-    with GradingPool(1, GradingLimits(cpu_seconds=60.0, memory_mb=320)) as pool:
+    with GradingPool(RewardSection(num_workers=1, cpu_seconds=60.0, memory_mb=320)) as pool:
         (grade,) = pool.grade([("<answer>(a+b+c+d+e+f)^{200}</answer>", "2")])
     assert grade.verdict == "ungraded"
 
 
 @pytest.mark.parametrize("answer", ["\\operatorname{zeros}(100000, 100000)", "(a+b+c+d+e+f)^{200}"])
 def test_a_row_beyond_the_memory_limit_is_ungraded(answer):
-    with GradingPool(1, GradingLimits(cpu_seconds=60.0, memory_mb=320)) as pool:
+    with GradingPool(RewardSection(num_workers=1, cpu_seconds=60.0, memory_mb=320)) as pool:
         grades = pool.grade([(f"<answer>{answer}</answer>", "2"), *PAIRS])
     assert essence(grades) == [("ungraded", answer), *EXPECTED]
 
 
 def test_a_worker_that_is_killed_loses_and_repeats_no_row():
     before = children()
-    with GradingPool(1, GradingLimits(cpu_seconds=1.0)) as pool:
+    with GradingPool(RewardSection(num_workers=1, cpu_seconds=1.0)) as pool:
         pool.grade(PAIRS)
         future = pool.submit([ENDLESS, *PAIRS])
         (worker,) = children() - before
@@ -145,14 +147,14 @@ def test_a_row_that_always_kills_its_worker_is_given_up(monkeypatch):
             super().send(pairs)
 
     monkeypatch.setattr("igrpo_cli.rewards.grading_pool.WorkerProcess", Fragile)
-    with GradingPool(1) as pool:
+    with GradingPool(RewardSection(num_workers=1)) as pool:
         assert essence(pool.grade([PAIRS[0]])) == [("ungraded", None)]
         assert pool.ungraded_reasons == {"the worker ended with SIGKILL": 1}
 
 
 def test_workers_ignore_the_signals_of_a_job_and_end_with_the_pool():
     before = children()
-    pool = GradingPool(2)
+    pool = GradingPool(RewardSection(num_workers=2))
     pool.grade(PAIRS * 4 * ROWS_PER_CHUNK)
     workers = children() - before
     assert len(workers) == 2
@@ -167,7 +169,7 @@ def test_workers_ignore_the_signals_of_a_job_and_end_with_the_pool():
 
 
 def test_closing_cancels_what_is_unfinished():
-    pool = GradingPool(1, GradingLimits(cpu_seconds=60.0))
+    pool = GradingPool(RewardSection(num_workers=1, cpu_seconds=60.0))
     futures = [pool.submit([ENDLESS]), pool.submit(PAIRS)]
     time.sleep(0.5)
     pool.close()
@@ -181,27 +183,28 @@ def test_closing_cancels_what_is_unfinished():
 @pytest.mark.parametrize("executable", ["/bin/false", "/nonexistent"])
 def test_workers_that_cannot_start_are_an_error_and_no_verdict(monkeypatch, executable):
     monkeypatch.setattr(sys, "executable", executable)
-    with GradingPool(1) as pool, pytest.raises((IgrpoError, OSError)):
+    with GradingPool(RewardSection(num_workers=1)) as pool, pytest.raises((IgrpoError, OSError)):
         pool.grade(PAIRS)
 
 
 def test_a_worker_that_lacks_a_library_says_so(monkeypatch, tmp_path):
     (tmp_path / "math_verify.py").write_text("raise ImportError('no algebra here')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with GradingPool(1) as pool, pytest.raises(IgrpoError, match="no algebra here"):
+    with GradingPool(RewardSection(num_workers=1)) as pool, pytest.raises(IgrpoError, match="no algebra here"):
         pool.grade(PAIRS)
 
 
 def test_a_pool_needs_a_worker():
     with pytest.raises(UsageError):
-        GradingPool(0)
+        check_config({"reward": {"num_workers": 0}}, "run.toml")
 
 
 PARENT = r"""
 import sys, time
 from pathlib import Path
-from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
-pool = GradingPool(2, GradingLimits(cpu_seconds=1.0))
+from igrpo_cli.config.rewards import RewardSection
+from igrpo_cli.rewards.grading_pool import GradingPool
+pool = GradingPool(RewardSection(num_workers=2, cpu_seconds=1.0))
 pool.grade([("\\boxed{\\sqrt{4}}", "2")] * 64)
 pool.submit([("\\boxed{7^{7^{7^{7^{7}}}}}", "7")])
 tasks = Path("/proc/self/task").glob("*/children")

@@ -9,9 +9,10 @@ from fake_judge import COMPLETION_TOKENS, PROMPT_TOKENS, sections, tagged
 from hypothesis import given, settings
 from test_extraction import WILD
 
+from igrpo_cli.config.files import check_config
 from igrpo_cli.config.rewards import JudgeSection
 from igrpo_cli.errors import EXIT_USAGE, UsageError
-from igrpo_cli.rewards.judge import Judge, JudgeRequest, JudgeScore, JudgeSettings
+from igrpo_cli.rewards.judge import Judge, JudgeRequest, JudgeScore
 from igrpo_cli.seeds import derive_seed
 
 HACKS = [
@@ -159,14 +160,14 @@ def test_a_seed_is_drawn_from_the_question_where_the_judge_draws(server, judge_o
 
 
 def test_a_judge_makes_no_request_before_it_is_needed(tmp_path):
-    judge = Judge(JudgeSettings("http://127.0.0.1:9", ""), tmp_path / "judge")
+    judge = Judge(JudgeSection(endpoint="http://127.0.0.1:9"), tmp_path / "judge")
     assert judge.score([JudgeRequest("p", "42", "no answer")]) == [JudgeScore(0.0)]
     judge.close()
     assert not (tmp_path / "judge").exists()
     with pytest.raises(UsageError):
-        Judge(JudgeSettings("node7", "m"), tmp_path)
+        Judge(JudgeSection(endpoint="node7", model="m"), tmp_path)
     with pytest.raises(UsageError, match="max_concurrency"):
-        Judge(JudgeSettings("http://node7", "m", max_concurrency=0), tmp_path)
+        check_config({"judge": {"max_concurrency": 0}}, "run.toml")
 
 
 def test_further_fields_reach_the_server_and_decide_the_judgement(server, judge_of, tmp_path):

@@ -26,9 +26,10 @@ import json, sys
 from pathlib import Path
 from fake_judge import tagged
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.rewards.judge import Judge, JudgeSettings
+from igrpo_cli.config.rewards import JudgeSection
+from igrpo_cli.rewards.judge import Judge
 url, cache, first, last, max_calls = sys.argv[1:]
-judge = Judge(JudgeSettings(url, "judge", max_concurrency=2, max_calls=int(max_calls)), Path(cache))
+judge = Judge(JudgeSection(endpoint=url, model="judge", max_concurrency=2, max_calls=int(max_calls)), Path(cache))
 try:
     scores = [each.score for each in judge.score([tagged(str(n), "4") for n in range(int(first), int(last))])]
 except IgrpoError as error:

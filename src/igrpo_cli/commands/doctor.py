@@ -124,10 +124,11 @@ def _why_not_importable(package: str) -> str | None:
 
 
 def _grading() -> Check:
-    from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
+    from igrpo_cli.config.rewards import RewardSection
+    from igrpo_cli.rewards.grading_pool import GradingPool
 
     started = time.monotonic()
-    with GradingPool(1, GradingLimits()) as pool:
+    with GradingPool(RewardSection(num_workers=1)) as pool:
         (grade,) = pool.grade([(r"\boxed{\frac{2}{4}}", r"\frac{1}{2}")])
     if grade.verdict != "correct":
         return Check("grading", "problem", f"2/4 for 1/2 is {grade.verdict}: {grade.reason or 'no reason given'}")

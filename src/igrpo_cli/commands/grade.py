@@ -15,7 +15,7 @@ from igrpo_cli.config.files import apply_overrides, check_config
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.pipeline.scores import SCORED_STAGES, grade_stage, name_of_weights, parse_weights
 from igrpo_cli.pipeline.session import StageRequest, open_session
-from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
+from igrpo_cli.rewards.grading_pool import GradingPool
 from igrpo_cli.store.layout import shell_path
 from igrpo_cli.ui.console import Console, finite
 
@@ -73,11 +73,10 @@ def _grade_file(path: Path, sets: list[str], console: Console) -> None:
     """Print one JSON line per row of `path`; the counts of verdicts go to stderr."""
     section = check_config(apply_overrides({}, sets), "--set").reward
     counts: Counter[str] = Counter()
-    limits = GradingLimits(cpu_seconds=section.cpu_seconds, memory_mb=section.memory_mb)
     rows = _rows(path)
     # Rows that appear on a terminal are progress enough, and a bar would run through them.
     shown = nullcontext() if sys.stdout.isatty() else console.progress(f"grade {path.name}", None, "rows")
-    with GradingPool(section.num_workers, limits) as pool, shown as progress:
+    with GradingPool(section) as pool, shown as progress:
         while batch := list(islice(rows, ROWS_PER_BATCH)):
             grades = pool.grade([(answer, gold) for _, answer, gold in batch])
             for (row_id, _, _), grade in zip(batch, grades, strict=True):

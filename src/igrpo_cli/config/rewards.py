@@ -74,27 +74,27 @@ class JudgeSection(Section):
     )
 
     endpoint: PublicUrl = ""
-    """Base URL, for example `http://node7:8000`."""
+    """Base URL of an OpenAI-compatible server, with or without `/v1`, for example `http://node7:8000`."""
     model: str = ""
-    """As the endpoint calls it."""
+    """Name of the model at the endpoint."""
     api_key_variable: str = "OPENAI_API_KEY"
     """The environment variable that holds the key; the key itself stands in no file."""
     temperature: NonNegative = 0.0
     max_completion_tokens: PositiveInt = 512
-    """Most tokens of a judgement."""
+    """Maximum tokens of a judgement, those of a thought included."""
     max_answer_characters: PositiveInt = 4096
-    """A longer answer is not judged."""
+    """A longer answer is not judged, because a cut one could be another answer."""
     extra_body: dict[str, Any] = Field(default_factory=dict)
-    """Further fields of every request, as the server knows them: vLLM's `structured_outputs`, for example."""
+    """Further fields of every request, for example vLLM's `structured_outputs`. They decide a judgement too."""
     max_concurrency: PositiveInt = 16
-    """Requests under way at a time."""
+    """Maximum requests in progress at the same time."""
     max_retries: Natural = 5
     timeout: Positive = 120.0
     """Seconds that one request may take."""
     max_calls: PositiveInt | None = None
-    """Budget of the whole run, of all its tasks together; unset means no limit."""
+    """Maximum calls of the whole run, all its tasks together; unset means no limit."""
     max_tokens: PositiveInt | None = None
-    """The same of tokens, prompts and judgements together, as the endpoint counts them."""
+    """Maximum tokens of these calls, prompts and judgements together, as the endpoint counts them."""
 
     @field_validator("extra_body")
     @classmethod

@@ -49,10 +49,9 @@ def _comparing(session: Session, title: str) -> Iterator[Callable[[Sequence[Pair
 
 def _graders(session: Session, own: ExitStack) -> GradingPool:
     """The session's; where these call a user's own reward functions, others that do not: no completion is judged."""
-    from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
+    from igrpo_cli.rewards.grading_pool import GradingPool
 
     section = session.config.reward
     if not section.functions_in_use:
         return session.grader()
-    limits = GradingLimits(cpu_seconds=section.cpu_seconds, memory_mb=section.memory_mb)
-    return own.enter_context(GradingPool(section.num_workers, limits))
+    return own.enter_context(GradingPool(section))

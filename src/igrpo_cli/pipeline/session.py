@@ -111,12 +111,10 @@ class Session:
 
     def grader(self) -> GradingPool:
         """Return the grading processes, which start once."""
-        from igrpo_cli.rewards.grading_pool import GradingLimits, GradingPool
+        from igrpo_cli.rewards.grading_pool import GradingPool
 
         if self._grader is None:
-            section = self.config.reward
-            limits = GradingLimits(cpu_seconds=section.cpu_seconds, memory_mb=section.memory_mb)
-            self._grader = GradingPool(section.num_workers, limits, self._reward_functions())
+            self._grader = GradingPool(self.config.reward, self._reward_functions())
         return self._grader
 
     def scorer(self) -> Scorer:
@@ -135,15 +133,14 @@ class Session:
         return self._scorer
 
     def _start_judge(self) -> Judge:
-        from igrpo_cli.rewards.judge import Judge, JudgeSettings
+        from igrpo_cli.rewards.judge import Judge
 
-        section = self.config.judge
-        if not section.endpoint:
+        if not self.config.judge.endpoint:
             raise UsageError(
                 "reward.weights has judge, but judge.endpoint is not set",
                 hint="--set judge.endpoint=http://NODE:8000, any OpenAI-compatible server",
             )
-        self._judge = Judge(JudgeSettings(**section.model_dump()), self.run.judgements)
+        self._judge = Judge(self.config.judge, self.run.judgements)
         return self._judge
 
     def stage_identity(self, stage: str) -> dict[str, dict[str, Any]]:

@@ -17,16 +17,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import Pipe
 from queue import SimpleQueue
 from typing import Any
 
+from igrpo_cli.config.rewards import RewardSection
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import Grade
-from igrpo_cli.rewards.extraction import MAX_CHARACTERS
 
 Pair = tuple[str, str]
 """(completion, reference)"""
@@ -46,22 +46,13 @@ START_SECONDS = 600.0
 SECONDS_TO_EXIT = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class GradingLimits:
-    """What one completion may cost. Whoever costs more is `ungraded`."""
-
-    cpu_seconds: float = 5.0
-    """CPU time, enforced by the kernel. Ordinary answers take milliseconds, the slowest honest ones two seconds."""
-    memory_mb: int = 2048
-    """Address space of a worker in MiB (about 70 are Python and sympy)."""
-    wall_seconds: float = 600.0
-    """Backstop for a worker that hangs without using CPU time: far above `cpu_seconds`, so that load never decides."""
-    max_characters: int = MAX_CHARACTERS
-    """Longest answer that is compared; unmarked prose is read from its end up to this length."""
+WALL_SECONDS = 600.0
+"""Wall time limit of a row, for a worker that hangs without using CPU time. So far above `cpu_seconds` that load
+never decides."""
 
 
 class GradingPool:
-    """Grades (completion, reference) pairs in `num_workers` processes. Close it, or use it in a `with`.
+    """Grades (completion, reference) pairs in `config.num_workers` processes. Close it, or use it in a `with`.
 
     The constructor returns at once; the workers import sympy while the caller goes on. May be used
     from any thread. Results depend on the pairs alone, not on order, load or number of workers.
@@ -69,22 +60,21 @@ class GradingPool:
 
     def __init__(
         self,
-        num_workers: int = 2,
-        limits: GradingLimits | None = None,
+        config: RewardSection,
         functions: Mapping[str, str] | None = None,
+        *,
+        wall_seconds: float = WALL_SECONDS,
     ) -> None:
         """`functions` are the user's own, {name: module:function}: asked of every row, beside the verdict."""
-        if num_workers < 1:
-            raise UsageError(f"a grading pool needs at least one worker, not {num_workers}")
         self._reasons: list[str] = []
         self._chunks: _Chunks = SimpleQueue()
         self._batches: set[_Batch] = set()
         self._lock = threading.Lock()
         self._closed = False
-        limits = limits or GradingLimits()
+        start = partial(WorkerProcess, config, functions, wall_seconds)
         if functions:
-            _require_functions(limits, functions)
-        self._keepers = [_Keeper(self._chunks, self._reasons, limits, functions) for _ in range(num_workers)]
+            _require_functions(start, functions)
+        self._keepers = [_Keeper(self._chunks, self._reasons, start) for _ in range(config.num_workers)]
         for keeper in self._keepers:
             keeper.start()
 
@@ -136,9 +126,9 @@ class GradingPool:
         self.close()
 
 
-def _require_functions(limits: GradingLimits, functions: Mapping[str, str]) -> None:
+def _require_functions(start: Callable[[], WorkerProcess], functions: Mapping[str, str]) -> None:
     """Start one worker to see that the user's functions can be called, before anything is sampled for them."""
-    worker = WorkerProcess(limits, functions)
+    worker = start()
     try:
         worker.wait_until_ready()
     except WorkerEnded as end:
@@ -183,14 +173,11 @@ class _Stopped(Exception):
 class _Keeper(threading.Thread):
     """The thread that feeds one worker at a time and replaces it when it ends."""
 
-    def __init__(
-        self, chunks: _Chunks, reasons: list[str], limits: GradingLimits, functions: Mapping[str, str] | None
-    ) -> None:
+    def __init__(self, chunks: _Chunks, reasons: list[str], start: Callable[[], WorkerProcess]) -> None:
         super().__init__(name="igrpo-grading", daemon=True)
         self._chunks = chunks
         self._reasons = reasons
-        self._limits = limits
-        self._functions = functions
+        self._start = start
         self._worker: WorkerProcess | None = None
         self._stopped = False
         self._lock = threading.Lock()
@@ -263,7 +250,7 @@ class _Keeper(threading.Thread):
             if self._stopped:
                 raise _Stopped
             if self._worker is None:
-                self._worker = WorkerProcess(self._limits, self._functions)
+                self._worker = self._start()
             return self._worker
 
     def _drop_worker(self) -> None:
@@ -285,11 +272,12 @@ class WorkerEnded(Exception):
 class WorkerProcess:
     """One grading process and the pipe to it."""
 
-    def __init__(self, limits: GradingLimits, functions: Mapping[str, str] | None = None) -> None:
+    def __init__(self, config: RewardSection, functions: Mapping[str, str] | None, wall_seconds: float) -> None:
         """`functions`: the user's own, {name: module:function}."""
-        self._limits = limits
+        self._wall_seconds = wall_seconds
         self._pipe, theirs = Pipe()
-        arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(asdict(limits)), json.dumps(functions or {})]
+        limits = {"cpu_seconds": config.cpu_seconds, "memory_mb": config.memory_mb}
+        arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(limits), json.dumps(functions or {})]
         # The hash seed orders sympy's sets alike in every run; -P keeps the current directory out of the path.
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -330,7 +318,7 @@ class WorkerProcess:
 
     def receive(self) -> dict[str, Any]:
         """The reply for the next row that was sent. Raises WorkerEnded instead of waiting for ever."""
-        return self._receive(self._limits.wall_seconds)
+        return self._receive(self._wall_seconds)
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         try:

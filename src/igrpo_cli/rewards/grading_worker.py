@@ -142,7 +142,7 @@ def _grade(
     before, start = _peak_memory_mb(), time.perf_counter()
     signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])
     completion, answer, context = row
-    judgement = judge(completion, answer, limits["max_characters"])
+    judgement = judge(completion, answer)
     if judgement.verdict == "wrong" and _peak_memory_mb() - before > spare_mb:
         judgement = Judgement("ungraded", judgement.extracted_answer, "memory limit")
     parts: dict[str, float] = {}

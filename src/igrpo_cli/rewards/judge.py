@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.config.rewards import JudgeSection
+from igrpo_cli.errors import IgrpoError
 from igrpo_cli.http_client import ClosedError, HttpClient
 from igrpo_cli.rewards.equivalence import is_blank
 from igrpo_cli.rewards.extraction import marked_answer
@@ -32,36 +33,9 @@ from igrpo_cli.rewards.judge_chat import (
 )
 from igrpo_cli.seeds import derive_seed
 
-__all__ = ["Judge", "JudgeRequest", "JudgeScore", "JudgeSettings"]
+__all__ = ["Judge", "JudgeRequest", "JudgeScore"]
 
 _PROBE = [{"role": "user", "content": "Write one line and nothing else:\nScore: 0"}]
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeSettings:
-    """Which model judges, how it is asked, and what it may cost."""
-
-    endpoint: str
-    """Base URL of any OpenAI-compatible server, with or without `/v1`."""
-    model: str
-    """As the server calls it; empty: the only one that it serves."""
-    api_key_variable: str = "OPENAI_API_KEY"
-    temperature: float = 0.0
-    max_completion_tokens: int = 512
-    """Most tokens of a judgement, those of a thought included."""
-    max_answer_characters: int = 4096
-    """A longer answer is not judged: a cut one could be another answer."""
-    max_concurrency: int = 16
-    """Most requests under way at a time, over all threads."""
-    max_retries: int = 5
-    timeout: float = 120.0
-    """Seconds that a request may take."""
-    max_calls: int | None = None
-    """Budget of the whole run, over all its processes."""
-    max_tokens: int | None = None
-    """The same for prompt and completion tokens together, as the server counts them."""
-    extra_body: Mapping[str, Any] = field(default_factory=dict)
-    """Further fields of a request, as the server knows them; they decide a judgement too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +50,19 @@ class JudgeRequest:
 class Judge:
     """Scores completions. Threads may share it; close it at the end."""
 
-    def __init__(self, settings: JudgeSettings, cache_directory: Path) -> None:
+    def __init__(self, config: JudgeSection, cache_directory: Path) -> None:
         """Prepare a judge; makes no request and reads no file. Raises UsageError if the endpoint is not a base URL."""
-        if settings.max_concurrency < 1:
-            raise UsageError(f"judge.max_concurrency must be at least 1, not {settings.max_concurrency}")
-        self._settings = settings
-        client = HttpClient(settings.endpoint, settings.timeout, settings.api_key_variable)
-        self._server = JudgeServer(client, settings.max_retries, settings.api_key_variable)
+        self._config = config
+        client = HttpClient(config.endpoint, config.timeout, config.api_key_variable)
+        self._server = JudgeServer(client, config.max_retries, config.api_key_variable)
         self._cache = JudgementCache(cache_directory)
-        self._budget = CallBudget(self._cache, settings.max_calls, settings.max_tokens)
-        self._model = settings.model
+        self._budget = CallBudget(self._cache, config.max_calls, config.max_tokens)
+        self._model = config.model
         self._naming = threading.Lock()
         self._probing = threading.Lock()
         self._lock = threading.Lock()
         self._is_closed = False
-        self._threads = ThreadPoolExecutor(settings.max_concurrency, "igrpo-judge")
+        self._threads = ThreadPoolExecutor(config.max_concurrency, "igrpo-judge")
         self._in_progress: dict[str, Future[JudgeScore]] = {}
         self._num_submitted = 0
         self._failure: BaseException | None = None
@@ -135,7 +107,7 @@ class Judge:
         answer = marked_answer(request.completion)
         if answer is None:
             return JudgeScore(0.0)
-        limit = self._settings.max_answer_characters
+        limit = self._config.max_answer_characters
         if len(answer) > limit:
             return JudgeScore(None, f"answer longer than {limit} characters")
         if is_blank(answer):
@@ -161,9 +133,9 @@ class Judge:
         decisive = {
             "model": self._named_model(),
             "messages": messages,
-            "temperature": float(self._settings.temperature),
-            "max_completion_tokens": self._settings.max_completion_tokens,
-            "extra_body": dict(self._settings.extra_body),
+            "temperature": float(self._config.temperature),
+            "max_completion_tokens": self._config.max_completion_tokens,
+            "extra_body": dict(self._config.extra_body),
             "parser_version": PARSER_VERSION,
         }
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -204,19 +176,19 @@ class Judge:
                 return JudgeScore(None, error.reason)
             score = JudgeScore(None, CUT_OFF) if reply.is_cut_off else read_verdict(reply.content)
             # Above temperature 0 another reply may have a verdict.
-            is_final = score.score is not None or self._settings.temperature == 0
+            is_final = score.score is not None or self._config.temperature == 0
             self._record(key if is_final else None, score, reply)
         return score
 
     def _request(self, key: str, messages: list[dict[str, str]]) -> dict[str, Any]:
         request = {
-            **self._settings.extra_body,
+            **self._config.extra_body,
             "model": self._named_model(),
             "messages": messages,
-            "temperature": self._settings.temperature,
-            "max_completion_tokens": self._settings.max_completion_tokens,
+            "temperature": self._config.temperature,
+            "max_completion_tokens": self._config.max_completion_tokens,
         }
-        return request if self._settings.temperature == 0 else {**request, "seed": derive_seed(0, "judge", key)}
+        return request if self._config.temperature == 0 else {**request, "seed": derive_seed(0, "judge", key)}
 
     def _record(self, key: str | None, score: JudgeScore, reply: ChatReply) -> None:
         num_prompt_tokens, num_completion_tokens = reply.num_prompt_tokens or 0, reply.num_completion_tokens or 0
@@ -224,7 +196,7 @@ class Judge:
         with self._lock:
             self._num_calls += 1
             self._num_tokens += num_prompt_tokens + num_completion_tokens
-        if self._settings.max_tokens is not None and reply.num_prompt_tokens is None:
+        if self._config.max_tokens is not None and reply.num_prompt_tokens is None:
             raise IgrpoError(
                 f"{self._server.url} does not report how many tokens its replies take, so judge.max_tokens "
                 "cannot be enforced",
