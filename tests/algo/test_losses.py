@@ -14,8 +14,10 @@ from igrpo_cli.config.sections import PUBLISHED, UpdateSection
 from igrpo_cli.training.step import objective_of
 
 
-def published(loss_type="grpo", importance_cap=None, **settings):
-    return replace(objective_of(UpdateSection(loss_type=loss_type, **settings)), importance_cap=importance_cap)
+def published(loss_type="grpo", max_importance_weight=None, **settings):
+    return replace(
+        objective_of(UpdateSection(loss_type=loss_type, **settings)), max_importance_weight=max_importance_weight
+    )
 
 
 def batch(advantages, num_tokens, group_sizes, num_groups=1, max_length=10, masked=()):
@@ -232,7 +234,7 @@ def test_cispo_keeps_the_gradient_of_a_clipped_token():
 
 @pytest.mark.parametrize("loss_type", PUBLISHED)
 def test_parts_of_a_batch_add_up_for_every_objective(loss_type):
-    settings = published(loss_type, beta=0.1, importance_cap=1.5)
+    settings = published(loss_type, beta=0.1, max_importance_weight=1.5)
     reference, sampling = [value - 0.3 for value in OLD], [value + 0.2 for value in OLD]
 
     def loss(part):
@@ -256,7 +258,7 @@ def test_a_masked_completion_adds_nothing_and_its_tokens_count_nowhere():
 def test_importance_weights_are_of_old_over_sampler_and_truncated_above():
     # Old is 4 times and 1/2 times as likely as the sampler had it; the cap is 2.
     tokens = logprobs([0, 1], [0.0, 0.0], [0.0, 0.0], sampling=[-log(4.0), log(2.0)])
-    output = policy_loss(published(importance_cap=2.0), batch([1.0, -1.0], [1, 1], [2, 2]), tokens)
+    output = policy_loss(published(max_importance_weight=2.0), batch([1.0, -1.0], [1, 1], [2, 2]), tokens)
     assert output.importance_weights.tolist() == pytest.approx([2.0, 0.5])
     assert output.loss.item() == pytest.approx(-(2.0 - 0.5) / 2)
     output.loss.backward()
@@ -265,5 +267,5 @@ def test_importance_weights_are_of_old_over_sampler_and_truncated_above():
 
 def test_importance_weights_leave_the_kl_term_alone():
     tokens = logprobs([0], [0.0], [0.0], reference=[log(2.0)], sampling=[-log(2.0)])
-    output = policy_loss(published(beta=1.0, importance_cap=9.0), batch([1.0], [1], [1]), tokens)
+    output = policy_loss(published(beta=1.0, max_importance_weight=9.0), batch([1.0], [1], [1]), tokens)
     assert output.loss.item() == pytest.approx(-(2.0 - (1 - log(2.0))))

@@ -112,7 +112,7 @@ def test_value_and_gradient_are_those_of_trl(loss_type, beta, corrected, masks_t
         if masks_truncated:
             mask = mask & (torch.tensor(LENGTHS) < MAX_LENGTH)[:, None]
         section = UpdateSection(loss_type=loss_type, beta=beta)
-        settings = replace(objective_of(section), importance_cap=CAP if corrected else None)
+        settings = replace(objective_of(section), max_importance_weight=CAP if corrected else None)
         ours, gradient = loss_of_ours(settings, logprobs, advantages, mask)
         theirs, expected = loss_of_trl(settings, logprobs, advantages, mask, corrected=corrected)
         assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12)

@@ -57,7 +57,7 @@ def test_defaults_are_the_named_answers_to_what_the_paper_leaves_open():
     assert (config.select.strategy, config.select.ties, config.select.all_zero) == ("best", "first", "keep")
     assert (config.prompts.draft_view, config.update.train_on) == ("full", "refinements")
     assert config.update.constants() == ("sample_std", 0.2, 0.2)
-    assert (config.update.groups_without_gradient, config.update.old_logprobs) == ("keep", "policy")
+    assert (config.update.dynamic_sampling, config.update.importance_sampling_correction) == (False, False)
     assert (config.update.optimizer_state, config.update.max_grad_norm) == ("carry", 1.0)
 
 

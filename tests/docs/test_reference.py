@@ -73,7 +73,7 @@ def test_the_defaults_that_differ_from_trls_are_as_the_guide_says():
         "warmup_steps": (0, ours.update.warmup_ratio, 0.1),
         "loss_type": ("dapo", ours.update.loss_type, "grpo"),
         "lr_scheduler_type": ("linear", ours.update.lr_scheduler_type, "cosine_with_min_lr"),
-        "vllm_importance_sampling_clip_max": (3.0, ours.update.importance_cap, 2.0),
+        "vllm_importance_sampling_clip_max": (3.0, ours.update.importance_sampling_clip_max, 2.0),
         "gradient_checkpointing": (True, ours.update.gradient_checkpointing, False),
         "seed": (42, ours.run.seed, 0),
     }

@@ -44,7 +44,8 @@ def test_gspo_is_grpo_at_the_first_step_and_not_at_the_second(sampled):
 
 
 def test_truncated_importance_weights_are_those_of_the_sampler(sampled):
-    result = igrpo("update", sampled, "--overwrite", *sets("update.old_logprobs=sampler", "update.importance_cap=1.0"))
+    corrected = sets("update.importance_sampling_correction=true", "update.importance_sampling_clip_max=1.0")
+    result = igrpo("update", sampled, "--overwrite", *corrected)
     assert result.code == 0, result.stderr
     # One engine and one trainer in float32: they agree to rounding, and the cap cuts half of the rounding away.
     weight = metrics_of(sampled)[0, "importance_weight_mean"]
@@ -52,7 +53,7 @@ def test_truncated_importance_weights_are_those_of_the_sampler(sampled):
 
 
 def test_spare_problems_stand_in_for_groups_without_gradient(tmp_path):
-    spare = ("data.spare_problems=8", "update.groups_without_gradient=drop", "run.num_iterations=1")
+    spare = ("data.spare_problems=8", "update.dynamic_sampling=true", "run.num_iterations=1")
     run = run_to_end(make_run(tmp_path / "run", *spare))
     drafts = pq.read_table(next((run / "iteration_0000/draft").glob("*.parquet")))
     assert drafts.num_rows == 16 * 3
@@ -70,7 +71,7 @@ def test_spare_problems_stand_in_for_groups_without_gradient(tmp_path):
 def test_spare_problems_without_a_use_are_refused(tmp_path):
     result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *sets("data.spare_problems=4"))
     assert result.code == 2
-    assert "groups_without_gradient" in result.stderr
+    assert "dynamic_sampling" in result.stderr
 
 
 def test_the_length_penalty_is_a_part_of_the_reward(tmp_path):

@@ -59,7 +59,7 @@ def test_every_group_is_kept_by_default():
 
 def test_dropped_groups_are_replaced_by_spare_ones_in_their_order():
     observations = observed(refine=["11", "10", "00", "01", "10"])
-    drop = {"groups_without_gradient": "drop"}
+    drop = {"dynamic_sampling": True}
     assert chosen(observations, 2, **drop) == [("refine", 1), ("refine", 3)]
     assert chosen(observations, 3, **drop) == [("refine", 1), ("refine", 3), ("refine", 4)]
     assert chosen(observations, 5, **drop) == [("refine", 1), ("refine", 3), ("refine", 4)]
@@ -67,14 +67,14 @@ def test_dropped_groups_are_replaced_by_spare_ones_in_their_order():
 
 def test_each_stage_that_is_trained_on_is_filled_by_itself():
     observations = observed(draft=["10", "11", "10"], refine=["11", "10", "11"])
-    found = chosen(observations, 2, groups_without_gradient="drop", train_on="both")
+    found = chosen(observations, 2, dynamic_sampling=True, train_on="both")
     assert found == [("draft", 0), ("draft", 2), ("refine", 1)]
 
 
 def test_where_nothing_has_a_gradient_as_many_groups_stay_as_there_are_minibatches():
     observations = observed(refine=["11", "00", "11"])
-    assert chosen(observations, 3, groups_without_gradient="drop") == [("refine", 0)]
-    assert chosen(observations, 3, groups_without_gradient="drop", num_minibatches=2) == [("refine", 0), ("refine", 1)]
+    assert chosen(observations, 3, dynamic_sampling=True) == [("refine", 0)]
+    assert chosen(observations, 3, dynamic_sampling=True, num_minibatches=2) == [("refine", 0), ("refine", 1)]
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Objective:
     """The ratio is clipped above at 1 + epsilon_high (eps' in the table)."""
     beta: float
     """Weight of the KL term; 0 needs no reference log-probs."""
-    importance_cap: float | None
+    max_importance_weight: float | None
     """Upper bound of the truncated importance weights; None uses no such weights."""
 
 
@@ -111,8 +111,10 @@ def policy_loss(objective: Objective, sequences: SequenceBatch, tokens: TokenLog
         objective_K = torch.minimum(ratio_K * advantages_K, ratio_K.clamp(low, high) * advantages_K)
         clipped_K = ((ratio_K < low) & (advantages_K < 0)) | ((ratio_K > high) & (advantages_K > 0))
     importance_K = None
-    if objective.importance_cap is not None:
-        importance_K = torch.exp(tokens.old_logprobs - tokens.sampling_logprobs).clamp(max=objective.importance_cap)
+    if objective.max_importance_weight is not None:
+        importance_K = torch.exp(tokens.old_logprobs - tokens.sampling_logprobs).clamp(
+            max=objective.max_importance_weight
+        )
         objective_K = importance_K * objective_K
     kl_K = None
     if objective.beta != 0.0:

@@ -101,7 +101,7 @@ def training_groups(
         replace(group, advantages=group_advantages(np.array(group.rewards), scale).tolist())
         for group in observations.groups(section)
     ]
-    if section.groups_without_gradient == "keep":
+    if not section.dynamic_sampling:
         return groups
     return with_reward_variance(groups, problems_per_iteration, section.num_minibatches)
 

@@ -1,7 +1,4 @@
-"""The settings of a run, as one model of all sections of `run.toml`, and which of them decide what a stage makes.
-
-What the paper leaves open is a named option here, never a silent choice.
-"""
+"""The settings of a run: a model of all sections of `run.toml`, and the settings that each stage depends on."""
 
 from __future__ import annotations
 
@@ -9,13 +6,13 @@ from typing import Any
 
 from pydantic import model_validator
 
-from igrpo_cli.config.log import LogSection
 from igrpo_cli.config.rewards import JudgeSection, RewardSection
 from igrpo_cli.config.sections import (
     DataSection,
     EngineSection,
     EvalSection,
     GenerationSection,
+    LogSection,
     PolicySection,
     PromptsSection,
     RunSection,
@@ -53,15 +50,15 @@ class RunConfig(Section):
     def _check_combinations(self) -> RunConfig:
         if "judge" in self.reward.weights and not self.judge.model:
             raise ValueError("reward.weights has judge: set judge.model, and judge.endpoint")
-        if self.data.spare_problems and self.update.groups_without_gradient == "keep":
-            raise ValueError('data.spare_problems are of use only with update.groups_without_gradient = "drop"')
+        if self.data.spare_problems and not self.update.dynamic_sampling:
+            raise ValueError("data.spare_problems needs update.dynamic_sampling = true")
         template = self.prompts.refine_template
         if template.count("{problem}") != 1 or template.count("{draft}") != 1:
             raise ValueError("prompts.refine_template must hold {problem} and {draft} exactly once each")
         return self
 
     def stages(self) -> tuple[str, ...]:
-        """Stages of one iteration, in order."""
+        """Return the stages of one iteration, in order."""
         if self.run.method == "grpo":
             return ("draft", "update")
         return ("draft", "select", "refine", "update")
@@ -78,18 +75,18 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "eval": _EVALUATED,
     "conditioned": (*_EVALUATED, "eval.selection"),
 }
-"""The sections, or single keys, that decide what a stage makes. A finished shard made with others is a conflict.
+"""The sections, or single keys, that the results of a stage depend on. Other values conflict with a complete shard.
 
-A key that is named counts even where its section calls it without effect."""
+A key that is named here counts even if it is in `WITHOUT_EFFECT` of its section."""
 
 
 def stage_identity(config: RunConfig, stage: str) -> dict[str, dict[str, Any]]:
-    """The settings that `stage` reads, as {section: {key: value}}; None stands for unset keys."""
+    """Return the settings that `stage` depends on, as {section: {key: value}}; unset keys are None."""
     identity: dict[str, dict[str, Any]] = {}
     for name in STAGE_READS[stage]:
         section_name, _, key = name.partition(".")
         if section_name == "judge" and "judge" not in config.reward.weights:
-            continue  # what nobody asks decides nothing
+            continue  # Without a weight the judge is not called.
         section: Section = getattr(config, section_name)
         values = {key: section.model_dump(mode="json")[key]} if key else section.identity()
         identity.setdefault(section_name, {}).update(values)

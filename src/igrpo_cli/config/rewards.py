@@ -1,4 +1,4 @@
-"""The sections of `run.toml` that decide what a completion earns: `reward` and `judge`."""
+"""The sections [reward] and [judge] of `run.toml`, which decide the reward of a completion."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from pydantic import Field, field_validator, model_validator
 from igrpo_cli.config.sections import Natural, NonNegative, Positive, PositiveInt, PublicUrl, Section, Share
 
 REWARD_PARTS = ("accuracy", "format", "overlong", "length", "judge")
-"""The built-in parts that a reward may be made of, by name."""
+"""Names of the built-in parts of a reward."""
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class RewardSection(Section):
-    """The scalar reward: a weighted sum of named parts, used for selection and for the update alike."""
+    """The scalar reward: a weighted sum of named parts, for selection and update alike."""
 
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"num_workers", "max_ungraded_share"})
 
     weights: dict[str, float] = Field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
-    """Of `accuracy`, `format`, `overlong`, `length`, `judge` and the names of `functions`; no weight counts as 0."""
+    """Weights of the parts `accuracy`, `format`, `overlong`, `length`, `judge` and of `functions`; unset is 0."""
     functions: dict[str, str] = Field(default_factory=dict)
-    """Parts of one's own: name = "module:function", or the name of an entry point of the group `igrpo.rewards`.
+    """Additional parts: name = "module:function", or the name of an entry point of the group `igrpo.rewards`.
 
-    One without a weight is not called."""
+    A function without a weight is not called."""
     overlong_cache: PositiveInt | None = None
-    """Last tokens before `max_completion_length` over which the part `overlong` falls from 0 to -1."""
+    """Number of tokens before `max_completion_length` over which the part `overlong` falls from 0 to -1."""
     cpu_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 5.0
-    """CPU time that the grader may spend on one completion, at most a day; more is recorded as `ungraded`."""
+    """CPU seconds of the grader per completion, at most a day. A completion that takes more is `ungraded`."""
     memory_mb: Annotated[int, Field(ge=1, le=2**24)] = 2048
-    """Memory of a grading worker, at most 16 TiB."""
+    """Address space of a grading process in MiB, at most 16 TiB."""
     max_ungraded_share: Share = 0.02
-    """A stage whose share of ungraded completions is higher fails."""
+    """A stage fails if a larger fraction of its completions is `ungraded`."""
     num_workers: PositiveInt = 2
-    """Processes that grade."""
+    """Grading processes."""
 
     @field_validator("functions")
     @classmethod
     def _check_names(cls, functions: dict[str, str]) -> dict[str, str]:
         for name in functions:
             if name in REWARD_PARTS:
-                raise ValueError(f"{name} is a built-in part of the reward: call the function something else")
+                raise ValueError(f"{name} is a built-in part of the reward: rename the function")
             if not _PART_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} cannot name a part: it becomes the column reward_<name>, of a-z, 0-9 and _")
         return functions
@@ -57,17 +57,17 @@ class RewardSection(Section):
 
     @property
     def functions_in_use(self) -> dict[str, str]:
-        """The functions that have a weight."""
+        """Return the functions that have a weight."""
         return {name: target for name, target in self.functions.items() if name in self.weights}
 
     @property
     def overlong_cache_in_use(self) -> int | None:
-        """`overlong_cache` where the part has a weight."""
+        """Return `overlong_cache` if the part `overlong` has a weight, else None."""
         return self.overlong_cache if "overlong" in self.weights else None
 
 
 class JudgeSection(Section):
-    """The model that gives the part `judge` of the reward, behind an OpenAI-compatible endpoint."""
+    """The judge model, which gives the part `judge` of the reward, at an OpenAI-compatible endpoint."""
 
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
         {"endpoint", "api_key_variable", "max_concurrency", "max_retries", "timeout", "max_calls", "max_tokens"}
@@ -78,8 +78,9 @@ class JudgeSection(Section):
     model: str = ""
     """Name of the model at the endpoint."""
     api_key_variable: str = "OPENAI_API_KEY"
-    """The environment variable that holds the key; the key itself stands in no file."""
+    """Name of the environment variable with the API key. The key itself is never written to a file."""
     temperature: NonNegative = 0.0
+    """Sampling temperature; 0 is greedy."""
     max_completion_tokens: PositiveInt = 512
     """Maximum tokens of a judgement, those of a thought included."""
     max_answer_characters: PositiveInt = 4096
@@ -89,6 +90,7 @@ class JudgeSection(Section):
     max_concurrency: PositiveInt = 16
     """Maximum requests in progress at the same time."""
     max_retries: Natural = 5
+    """Retries of a failed request."""
     timeout: Positive = 120.0
     """Seconds that one request may take."""
     max_calls: PositiveInt | None = None

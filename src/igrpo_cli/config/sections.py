@@ -1,21 +1,23 @@
-"""The sections of `run.toml`: every key with its default and meaning. Those of the reward are in `config_rewards`.
+"""The sections of `run.toml`, with the default and the meaning of every key. `rewards` holds [reward] and [judge].
 
-Learning settings carry TRL's names, engine settings vLLM's, eval settings lm-eval's. What the paper
-leaves open is a named option here, never a silent choice.
+Learning settings have TRL's names, engine settings vLLM's, eval settings lm-eval's. Each choice that the paper leaves
+open is an option here.
+
+Importing this module loads pydantic and nothing heavier.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from igrpo_cli.algo import AllZero, LossType, LrSchedulerType, ScaleRewards, Strategy, Ties
 from igrpo_cli.http_client import WITHOUT_SECRETS, secret_in
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Samples = Annotated[int, Field(ge=1, le=2**15 - 1)]
-"""Completions of one problem: shards number them in 16 bits."""
+"""Number of completions of one problem. Shards store it in 16 bits."""
 Natural = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -24,62 +26,64 @@ Dtype = Literal["auto", "float32", "bfloat16"]
 
 
 class Section(BaseModel):
-    """A section of `run.toml`; frozen, unknown keys refused."""
+    """A section of `run.toml`. It is frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset()
-    """Keys that change how fast or where a result is made, never the result: not part of a shard's identity."""
+    """Keys that change where or how fast a result is computed, but not the result. A shard's identity excludes them."""
 
     def identity(self) -> dict[str, Any]:
-        """The settings as they are in use, but for those without effect on results; None stands for unset keys."""
+        """Return the settings that results depend on, as JSON values; unset keys are None."""
         return self.model_dump(mode="json", exclude=set(self.WITHOUT_EFFECT))
 
 
 class RunSection(Section):
-    """What holds for the whole run."""
+    """Settings of the whole run."""
 
     seed: Natural = 0
-    """Of every random choice; the seed of a completion is made of it and of its place in the run."""
+    """Seed of every random choice. The seed of a completion is derived from it and the place of the completion."""
     method: Literal["igrpo", "grpo"] = "igrpo"
-    """`grpo` is the plain baseline: the same loop without select and refine, trained on its drafts."""
+    """`grpo` is the baseline: the same loop without select and refine, trained on its drafts."""
     num_shards: PositiveInt = 1
-    """Shards per stage; never changes results."""
+    """Shards per stage. Does not change results."""
     cpu_threads: Natural = 0
-    """Threads of sampling and training on a CPU; 0 leaves it to torch. Rounding depends on it, so it is recorded."""
+    """CPU threads of sampling and training; 0 uses torch's default. Recorded, because rounding depends on it."""
     num_iterations: PositiveInt | None = None
-    """Iterations of the run; unset means `data.num_train_epochs` passes over the problems."""
+    """Iterations of the run; unset means as many as `data.num_train_epochs` passes over the problems take."""
 
 
 class DataSection(Section):
-    """Where the training problems come from. Read once, by `init`, which freezes them in the run directory."""
+    """The training problems. `igrpo init` reads them once and stores them in the run directory."""
 
     train: str = "arithmetic"
-    """A packaged set, a JSONL or Parquet file, a folder of such files, or a Hub id."""
+    """Name of a packaged data set, a JSONL or Parquet file, a folder of such files, or a Hub id."""
     split: str | None = None
-    """Of a folder or a Hub set; unset means that of a named set, `train` of a folder, or the only one there is."""
+    """Split of a folder or a Hub set; unset means that of a named data set, else `train`, else the only split."""
     config: str | None = None
-    """Configuration of a Hub set, or a subfolder of a folder."""
+    """Configuration of a Hub data set, or a subfolder of a folder."""
     revision: str | None = None
-    """Branch, tag or commit of a Hub set."""
+    """Branch, tag or commit of a Hub data set."""
     problem_column: str | None = None
-    """Unset, like the next two: the column that goes by one of the usual names."""
+    """Column of the problems; unset means the column with one of the usual names."""
     answer_column: str | None = None
+    """Column of the reference answers; unset as above."""
     id_column: str | None = None
+    """Column of the ids; unset as above."""
     choices_column: str | None = None
-    """Column with the choices of each problem; `none` reads multiple-choice data as if it had none."""
+    """Column with the choices of each problem; `none` ignores the choices of multiple-choice data."""
     skip_bad_rows: bool = False
-    """Count and skip rows that cannot be used (empty answer, duplicate, wrong type) instead of refusing the file."""
+    """Skip and count unusable rows (empty answer, duplicate, wrong type); by default such a row is an error."""
     problems_per_iteration: PositiveInt = 32
     """Problems that one iteration trains on."""
     spare_problems: Natural = 0
-    """Problems sampled in every iteration beyond those, to train on where a group gives no gradient."""
+    """Additional problems sampled in every iteration, which replace groups without reward variance."""
     num_train_epochs: Positive = 1.0
-    """Passes over the problems, where `run.num_iterations` is unset."""
+    """Passes over the problems, used if `run.num_iterations` is unset."""
 
     @property
     def problems_sampled(self) -> int:
-        """Problems that one iteration samples completions of."""
+        """Number of problems that one iteration samples completions for."""
         return self.problems_per_iteration + self.spare_problems
 
 
@@ -91,51 +95,53 @@ class PolicySection(Section):
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     trust_remote_code: bool = False
-    """Whether Python code that comes with the model may be run."""
+    """Allow Python code that comes with the model to run."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of published policies. Training keeps float32 master weights beside the optimiser state either way."""
+    """Dtype of published policies. Training always keeps float32 weights with the optimiser state."""
 
 
 class PromptsSection(Section):
-    """How problems and drafts become prompts. Both stages share the system prompt, as in the paper."""
+    """How prompts are built from problems and drafts. Both stages have the same system prompt, as in the paper."""
 
     system_prompt: str = ""
     """Empty means no system turn."""
     refine_template: str = "{problem}\n\n[draft]\n{draft}\n[/draft]"
-    """User turn of a refinement; `{problem}` and `{draft}` stand exactly once each."""
+    """User turn of a refinement. It contains `{problem}` and `{draft}` exactly once each."""
     draft_view: Literal["full", "answer_only", "no_think"] = "full"
-    """What of the draft is shown: all of it, its extracted answer, or what follows its thought."""
+    """Part of the draft that the prompt shows: all of it, its extracted answer, or the text after its thought."""
     max_draft_tokens: PositiveInt = 4096
-    """A longer draft is cut to its first tokens; every cut is counted."""
+    """Maximum tokens of a draft in a prompt. A longer draft is cut to its first tokens, and the cuts are counted."""
     max_prompt_length: PositiveInt = 1024
-    """Most tokens of a bare prompt; longer problems are refused (or skipped and counted) by `init`."""
+    """Maximum tokens of a prompt without draft. `igrpo init` refuses a longer problem, or skips and counts it."""
 
 
 class GenerationSection(Section):
     """How the completions of one stage are sampled."""
 
     num_generations: Samples = 4
-    """Completions of a problem, at most 32,767: the N of drafts, the G of refinements."""
+    """Completions per problem, at most 32,767: N for drafts, G for refinements."""
     temperature: NonNegative = 1.0
-    """0 is greedy."""
+    """Sampling temperature; 0 is greedy, with log-prob 0 for every token."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Probability mass of the tokens to sample from; 1 keeps all tokens."""
     top_k: Natural = 0
-    """0 keeps all tokens."""
+    """Number of tokens to sample from; 0 keeps all tokens."""
     max_completion_length: PositiveInt = 256
-    """Most tokens of a completion, EOS included."""
+    """Maximum tokens per completion, EOS included."""
 
 
 class SelectSection(Section):
-    """Which draft conditions the refinements of a problem."""
+    """The choice of the draft that the refinements of a problem see."""
 
     strategy: Strategy = "best"
-    """`shuffled` takes another problem's best draft, `none` refines bare: controls for what the draft contributes."""
+    """`best` has the highest reward. Controls: `shuffled` shows another problem's best draft, `none` shows no draft."""
     ties: Ties = "first"
-    """Which of equally good drafts; `random` is seeded."""
+    """The choice among drafts of equal reward; `random` is seeded."""
     all_zero: AllZero = "keep"
-    """What to do when every draft scores zero: `keep` is the literal algorithm, a wrong draft still conditions."""
+    """What happens if every draft of a problem has reward 0: `keep` shows a draft all the same, as the algorithm of the
+    paper does, `bare` refines without draft, `drop` does not refine the problem."""
     scores: str | None = None
-    """Select by the rewards of this set of scores (`igrpo grade`) instead of those recorded with the drafts."""
+    """Use the rewards of this set of scores (`igrpo grade`); unset means the rewards recorded with the drafts."""
 
 
 class LossConstants(NamedTuple):
@@ -159,47 +165,52 @@ PUBLISHED: dict[LossType, tuple[ScaleRewards, float, float | None]] = {
 
 
 class UpdateSection(Section):
-    """The gradient step."""
+    """The optimiser steps of an iteration."""
 
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"keep_optimizer_states", "save_steps"})
 
     train_on: Literal["refinements", "drafts", "both"] = "refinements"
-    """`refinements` is the paper, `drafts` plain GRPO, `both` two groups a problem from the same samples.
+    """`refinements` as in the paper, `drafts` as in plain GRPO, or `both`, with two groups per problem.
 
-    With `run.method = "grpo"` there is nothing but drafts, and this is `drafts` whatever a preset says."""
+    With `run.method = "grpo"` there are only drafts, and the value is `drafts` whatever a preset says."""
     scores: str | None = None
-    """Train on the rewards of this set of scores (`igrpo grade`), of drafts and refinements, not the recorded ones."""
+    """Use the rewards of this set of scores (`igrpo grade`); unset means the rewards recorded with the completions."""
     loss_type: LossType = "grpo"
-    """All but `grpo` differ from it only where ratios leave 1 (more than one step), or lengths differ."""
+    """The objective. With one step per iteration and equal lengths, all have the same gradient as `grpo`."""
     scale_rewards: ScaleRewards | None = None
-    """What advantages are divided by; unset, like the next two: as `loss_type` was published."""
+    """Divisor of the advantages; unset means the published value of `loss_type`, as for the next two."""
     epsilon: Positive | None = None
-    """The ratio is clipped below at 1 - epsilon."""
+    """The probability ratio is clipped below at 1 - epsilon."""
     epsilon_high: Positive | None = None
-    """The ratio is clipped above at 1 + epsilon_high."""
-    old_logprobs: Literal["policy", "sampler"] = "policy"
-    """`sampler` corrects for what the sampler computes differently: each token gets a truncated importance weight."""
-    importance_cap: Positive = 2.0
-    """Most that such a weight may be."""
+    """The probability ratio is clipped above at 1 + epsilon_high."""
+    importance_sampling_correction: bool = False
+    """Weight each token by the truncated ratio of its probability under the trainer and under the sampler."""
+    importance_sampling_clip_max: Positive = 2.0
+    """Upper bound of these weights."""
     mask_truncated_completions: bool = False
-    """Whether completions that were cut off at `max_completion_length` are left out of the objective."""
-    groups_without_gradient: Literal["keep", "drop"] = "keep"
-    """`drop` trains on groups with different rewards alone, taking spare ones in their place."""
+    """Exclude completions that were cut off at `max_completion_length` from the objective."""
+    dynamic_sampling: bool = False
+    """Train only on groups with reward variance, and replace the others by groups of `data.spare_problems`."""
     beta: NonNegative = 0.0
     """Weight of the KL term to the initial policy; 0 loads no reference model."""
     learning_rate: NonNegative = 1e-6
+    """Peak learning rate of AdamW."""
     lr_scheduler_type: LrSchedulerType = "cosine_with_min_lr"
+    """Learning rate schedule over the optimiser steps of the whole run, as in transformers."""
     warmup_ratio: Share = 0.1
-    """Share of the optimiser steps of the run over which the learning rate rises from 0."""
+    """Fraction of the optimiser steps of the run over which the learning rate rises from 0."""
     min_lr_rate: Share = 0.1
-    """Share of `learning_rate` at which `cosine_with_min_lr` ends."""
+    """Final learning rate of `cosine_with_min_lr`, as a fraction of `learning_rate`."""
     adam_beta1: Share = 0.9
+    """First moment decay of AdamW."""
     adam_beta2: Share = 0.999
+    """Second moment decay of AdamW."""
     adam_epsilon: Positive = 1e-8
+    """Term added to the denominator of AdamW."""
     weight_decay: NonNegative = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW, for matrices only, not for biases and norms."""
     max_grad_norm: Positive = 1.0
-    """A longer gradient is cut to this length."""
+    """The gradient norm is clipped to this."""
     num_minibatches: PositiveInt = 1
     """Optimiser steps in one pass over the iteration's groups."""
     num_epochs: PositiveInt = 1
@@ -207,26 +218,26 @@ class UpdateSection(Section):
     dtype: Dtype = "auto"
     """Dtype of the forward and backward pass (autocast); weights, gradients and Adam moments are float32.
 
-    `auto` is bfloat16 on a GPU, float32 on a CPU without fast bfloat16."""
+    `auto` is bfloat16 where it is fast, which is on GPUs and on CPUs with AVX-512, else float32."""
     lora_r: Natural = 0
-    """Rank of LoRA adapters, trained in place of all weights; 0 trains all weights."""
+    """Rank of the LoRA adapters; 0 trains all weights instead."""
     lora_alpha: Positive = 32.0
-    """The adapter counts alpha / r."""
+    """The adapter is scaled by alpha / r."""
     lora_target_modules: list[str] = Field(default_factory=list)
-    """Names of the layers with adapters; empty means all linear ones but the output matrix."""
+    """Names of the layers with adapters; empty means all linear layers except the output layer."""
     gradient_checkpointing: bool = False
-    """Whether activations are computed again in the backward pass in place of being kept."""
+    """Recompute activations in the backward pass instead of storing them."""
     max_tokens_per_batch: PositiveInt = 4096
-    """Tokens of one packed row: the memory knob. Does not change the objective."""
+    """Maximum tokens of a packed row. Lower it to save memory; it does not change the objective."""
     optimizer_state: Literal["carry", "fresh"] = "carry"
-    """`fresh` begins every iteration with an empty one."""
+    """`carry` continues with the state of the previous iteration, `fresh` starts every iteration without one."""
     keep_optimizer_states: Natural = 0
-    """Optimiser states kept on disk, newest first; 0 keeps all. Only the newest is needed to go on."""
+    """Number of optimiser states kept on disk; 0 keeps all. Only the newest is needed to continue."""
     save_steps: Natural = 1
-    """Steps between the checkpoints of an update of several steps; 0 keeps none. Gone once the update is published."""
+    """Optimiser steps between two checkpoints within an update; 0 writes none. A complete update removes them."""
 
     def identity(self) -> dict[str, Any]:
-        """As in every section, with the published constants filled in."""
+        """Return the settings that results depend on, with the published constants filled in."""
         return {**super().identity(), **self.constants()._asdict()}
 
     def constants(self) -> LossConstants:
@@ -238,7 +249,7 @@ class UpdateSection(Section):
 
 
 def checked_endpoint(endpoint: str) -> str:
-    """`endpoint` if it holds no secret, else ValueError: settings are written to files."""
+    """Return `endpoint`. Raises ValueError if it contains a secret, because settings are written to files."""
     if secret := secret_in(endpoint):
         raise ValueError(f"{secret}: {WITHOUT_SECRETS}; an API key is read from the environment")
     return endpoint
@@ -255,55 +266,80 @@ class EngineSection(Section):
     )
 
     name: Literal["auto", "transformers", "vllm", "server"] = "auto"
-    """`auto` is vLLM where it is installed for the device at hand, else transformers; `server` needs `endpoints`."""
+    """`auto` is vLLM if it is installed for the device, else transformers; `server` needs `endpoints`."""
     dtype: Dtype = "auto"
+    """Dtype of weights and activations; `auto` is that of the checkpoint, or float32 on a CPU without fast bfloat16."""
     device: str = "auto"
-    """`auto` is a GPU where there is one; or `cpu`, `cuda`, `cuda:1`."""
+    """`auto` is the first GPU, or the CPU if there is none; or a device of torch, for example `cpu`, `cuda:1`."""
     max_num_seqs: PositiveInt = 256
-    """Most completions sampled at a time."""
+    """Maximum completions sampled at the same time."""
     max_model_len: PositiveInt | None = None
-    """Most tokens of prompt and completion together; unset means as many as the model has positions for."""
+    """Maximum tokens of prompt and completion together; unset means the number of positions of the model."""
     groups_per_block: PositiveInt = 16
-    """Groups of one batch: the unit of resumption. transformers decodes a batch at a time, for the same bits always."""
+    """Groups per block. A block is the unit of resumption, and transformers decodes one at a time."""
     tensor_parallel_size: PositiveInt = 1
-    """GPUs that share one model."""
+    """GPUs that share one copy of the model."""
     data_parallel_size: PositiveInt = 1
-    """Replicas in one process; for vLLM it is 1: replicas are shards, one task each."""
+    """Copies of the model in one process. vLLM in this process supports 1: run one task per copy, with `--shard`."""
     gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    """Share of a GPU that vLLM takes for weights and KV cache."""
+    """Fraction of a GPU's memory that vLLM uses for weights and KV cache."""
     kv_cache_memory_bytes: PositiveInt | None = None
-    """Memory of the KV cache; unset means what `gpu_memory_utilization` leaves on a GPU, 4 GiB on a CPU."""
+    """Memory of vLLM's KV cache; unset means what `gpu_memory_utilization` leaves on a GPU, 4 GiB on a CPU."""
     enforce_eager: bool = False
-    """Whether vLLM does without CUDA graphs."""
+    """Run vLLM without CUDA graphs."""
     kv_cache_dtype: str = "auto"
+    """Dtype of vLLM's KV cache."""
     batch_invariant: bool = False
-    """vLLM's batch-invariant kernels: the same bits whatever else is being sampled; slower."""
+    """Use vLLM's batch-invariant kernels: results do not depend on the other requests. Slower."""
     endpoints: list[PublicUrl] = Field(default_factory=list)
     """Base URLs of running `vllm serve` processes, for `name = "server"`."""
     max_retries: Natural = 5
-    """Times that a failed request to a server is tried again."""
+    """Retries of a failed request to a server."""
     timeout: Positive = 600.0
-    """Seconds that a request to a server may take, or a step of vLLM in this process, which are many a completion."""
+    """Seconds that a request to a server may take, or one decoding step of vLLM in this process."""
 
 
 class EvalSection(Section):
-    """Evaluation: bare problems, `repeats` samples each (lm-eval's names)."""
+    """Evaluation: prompts without draft, `repeats` samples each, under lm-eval's names."""
 
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"selection"})
-    """On bare problems; a conditioned evaluation reads it besides (see `config.STAGE_READS`)."""
+    """`selection` only counts in an evaluation with draft, see `config.STAGE_READS`."""
 
     repeats: Samples | None = None
-    """Samples per problem, at most 32,767; unset means the benchmark's own number (64 for AIME, else 8)."""
+    """Samples per problem, at most 32,767; unset means the number of the benchmark (64 for AIME, else 8)."""
     temperature: NonNegative = 0.6
+    """Sampling temperature; 0 is greedy."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.95
+    """Probability mass of the tokens to sample from; 1 keeps all tokens."""
     top_k: Natural = 0
+    """Number of tokens to sample from; 0 keeps all tokens."""
     max_gen_toks: PositiveInt = 4096
-    """Most tokens of a completion."""
+    """Maximum tokens per completion, EOS included."""
     limit: PositiveInt | None = None
-    """Evaluate only the first problems of the benchmark."""
+    """Evaluate only this number of problems, the first of the benchmark; unset means all."""
     seed: Natural = 1234
-    """Of sampling, in place of `run.seed`: all policies are evaluated with the same random numbers."""
+    """Seed of sampling, instead of `run.seed`, so that all policies are evaluated with the same random numbers."""
     selection: Literal["each", "majority", "best"] = "each"
-    """The draft of a conditioned evaluation: every bare sample is the draft of one refinement (`each`), or all
-    refinements of a problem see the first sample with its most frequent answer (`majority`), or the one with the
-    highest reward (`best`), which takes the reference answer to find: an oracle, as in training."""
+    """The draft in an evaluation with draft. `each`: every sample without draft is the draft of one refinement.
+    `majority`: all refinements of a problem see the first sample with the most frequent answer. `best`: they see the
+    sample with the highest reward, which needs the reference answer and so is an oracle, as in training."""
+
+
+class LogSection(Section):
+    """Trackers that receive the metrics of updates and evaluations, besides the run's own files. No stage reads it."""
+
+    report_to: list[Literal["trackio", "tensorboard", "wandb"]] = Field(default_factory=list)
+    """Names of the trackers."""
+    project: str = "igrpo"
+    """Project of trackio and wandb, which groups runs."""
+    run_name: str | None = None
+    """Name of the run in the tracker; unset means the name of its directory."""
+    logging_dir: str | None = None
+    """Folder of event files, offline records and notes of what was sent; unset means `log` in the run directory."""
+    timeout: Positive = 30.0
+    """Seconds that a command waits at its end for trackers that are still sending."""
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value

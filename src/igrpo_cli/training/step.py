@@ -232,13 +232,13 @@ class PolicyTrainer:
 
 def objective_of(config: UpdateSection) -> Objective:
     """Return the objective of the settings, with every constant filled in."""
-    constants = config.constants()
+    constants, is_corrected = config.constants(), config.importance_sampling_correction
     return Objective(
         loss_type=config.loss_type,
         epsilon=constants.epsilon,
         epsilon_high=constants.epsilon_high,
         beta=config.beta,
-        importance_cap=config.importance_cap if config.old_logprobs == "sampler" else None,
+        max_importance_weight=config.importance_sampling_clip_max if is_corrected else None,
     )
 
 
