@@ -106,8 +106,7 @@ def test_the_optimiser_state_of_another_run_is_not_gone_on_from(two_left, tmp_pa
     assert (result.code, result.stdout) == (4, "")
     assert str(run.update(0).optimizer) in result.stderr
     assert (
-        f"hint: igrpo update {run.root} --iteration 0 --overwrite recreates policy and optimiser state"
-        in result.stderr
+        f"hint: igrpo update {run.root} --iteration 0 --overwrite recreates policy and optimiser state" in result.stderr
     )
     assert files_below(run.root) == before
     assert any("speaks of another iteration_0000/update/optimizer/manifest.json" in what for what in verify_says(run))

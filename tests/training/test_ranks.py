@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from igrpo_cli.pipeline.optimizer_states import recorded_states
 from safetensors.torch import load_file
 
 from command_line import ONE_THREAD, igrpo, make_run, sets
+from igrpo_cli.pipeline.update_artifacts import _recorded_states
 from igrpo_cli.problems.sources import packaged_data
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import publish_manifest, read_manifest
@@ -103,7 +103,7 @@ def record_states(update):
     manifest = read_manifest(update.shard)
     state = update.optimizer.relative_to(update.root).as_posix()
     outputs = [file for file in manifest.outputs if not file.path.startswith(state)]
-    outputs += recorded_states(update, update)
+    outputs += _recorded_states(update, update)
     publish_manifest(update.manifest, replace(manifest, outputs=outputs), replace=True)
 
 
