@@ -125,8 +125,8 @@ def _child(arguments: tuple[object, ...], stderr: int, reached: int, fault: str 
 class GradingHere:
     """A grading worker in this very process: starting one takes a second, and none of these faults is about grading."""
 
-    def __init__(self, limits, functions=None) -> None:
-        self._limits, self._rows = limits, deque()
+    def __init__(self, config, functions, wall_seconds) -> None:
+        self._rows = deque()
 
     def wait_until_ready(self) -> None: ...
 
@@ -141,7 +141,7 @@ class GradingHere:
         from igrpo_cli.rewards.grading import judge
 
         completion, answer, _ = self._rows.popleft()
-        judgement = judge(completion, answer, self._limits.max_characters)
+        judgement = judge(completion, answer)
         return {**asdict(judgement), "parts": {}, "seconds": 0.0, "leaving": False}
 
 
@@ -150,9 +150,9 @@ class WarmRun:
 
     def __init__(self, directory: Path) -> None:
         """Does everything once in this process, so that its forks have it imported and compiled."""
-        from igrpo_cli.rewards import workers
+        from igrpo_cli.rewards import grading_pool
 
-        workers.WorkerProcess = GradingHere  # type: ignore[misc, assignment]
+        grading_pool.WorkerProcess = GradingHere  # type: ignore[misc, assignment]
         # transformers compiles 700 patterns each time that it loads a model; only 512 are remembered.
         re._MAXCACHE = 1 << 14  # type: ignore[attr-defined]
         self.directory = directory
