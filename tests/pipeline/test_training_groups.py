@@ -1,10 +1,10 @@
-"""From rollouts to the groups of the gradient step: scale, masks, and what stands in for groups without gradient."""
+"""Groups of the gradient step: the scale of advantages, masks, and dynamic sampling."""
 
 from __future__ import annotations
 
 import pytest
 
-from igrpo_cli.commands.update import training_groups
+from igrpo_cli.commands.update import groups_with_advantages
 from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.pipeline.training_groups import Observations
 from igrpo_cli.records import Rollout
@@ -49,7 +49,7 @@ def observed(**rewards_by_stage):
 
 
 def chosen(observations, problems_per_iteration, **section):
-    groups = training_groups(observations, UpdateSection(**section), problems_per_iteration)
+    groups = groups_with_advantages(observations, UpdateSection(**section), problems_per_iteration)
     return [(group.stage, group.group_id) for group in groups]
 
 
@@ -87,7 +87,7 @@ def test_where_nothing_has_a_gradient_as_many_groups_stay_as_there_are_minibatch
     ],
 )
 def test_advantages_have_the_scale_of_the_objective_unless_it_is_set(section, advantage):
-    (group,) = training_groups(observed(refine=["10"]), UpdateSection(**section), 1)
+    (group,) = groups_with_advantages(observed(refine=["10"]), UpdateSection(**section), 1)
     assert group.advantages == pytest.approx([advantage, -advantage])
     assert (group.temperature, group.max_completion_length) == (0.5, 7)
 
@@ -96,6 +96,6 @@ def test_truncated_completions_are_masked_on_demand_and_still_count_for_the_base
     observations = observed(refine=["10"])
     observations.rollouts["refine"][1] = rollout("refine", 0, 1, 0.0, "length")
     for is_on in (False, True):
-        (group,) = training_groups(observations, UpdateSection(mask_truncated_completions=is_on), 1)
+        (group,) = groups_with_advantages(observations, UpdateSection(mask_truncated_completions=is_on), 1)
         assert group.is_masked == [False, is_on]
         assert group.advantages[0] > 0 > group.advantages[1]

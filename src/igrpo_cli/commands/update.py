@@ -73,7 +73,7 @@ def train(session: Session, shard: UnfinishedShard, policy: Policy) -> Manifest:
 
     iteration, config = shard.path.iteration, session.config
     observations = read_observations(session, iteration, policy)
-    groups = training_groups(observations, config.update, config.data.problems_per_iteration)
+    groups = groups_with_advantages(observations, config.update, config.data.problems_per_iteration)
     with joined_ranks() as ranks:
         trainer = load_trainer(session, policy, iteration, ranks)
         checkpoints = StepCheckpoints(session.run.update(iteration), shard.identity, session.console)
@@ -84,7 +84,7 @@ def train(session: Session, shard: UnfinishedShard, policy: Policy) -> Manifest:
     return manifest
 
 
-def training_groups(
+def groups_with_advantages(
     observations: Observations, section: UpdateSection, problems_per_iteration: int
 ) -> list[TrainingGroup]:
     """Return the groups to train on, each completion with its advantage over the others of its group.

@@ -86,30 +86,31 @@ def verify_optimizer_state(update: UpdatePath, policy: Policy) -> None:
         )
     verify_directory(update.optimizer)
     manifest = read_manifest(update.shard)
-    what = _misfit(update, manifest, policy)
+    what = _conflict_of(update, manifest, policy)
     if what is not None:
         raise ConflictError(what, hint=f"{update.shard.overwrite_command} recreates policy and optimiser state")
 
 
-def _misfit(update: UpdatePath, manifest: Manifest, policy: Policy) -> str | None:
+def _conflict_of(update: UpdatePath, manifest: Manifest, policy: Policy) -> str | None:
     """Return what does not belong to the update of `manifest`, in one sentence; None where all does."""
     made = {file.path: file.sha256 for file in manifest.outputs}
     record = update.optimizer / RECORD
-    # The updates of the first igrpo say nothing of their optimiser state.
-    if made.get(_relative(update, record)) not in (None, sha256_file(record)):
+    if made.get(_relative(update, record)) != sha256_file(record):
         return f"{update.optimizer} is not the optimiser state that {update.shard.name} published"
     place = RunDirectory(update.root).policy(update.iteration + 1)
     if any(made.get(_relative(update, place / name)) != sha256 for name, sha256 in policy.files.items()):
         return f"{update.shard.name} made another policy than the one that lies in {place}"
-    return _made_from_another(update, manifest)
+    return _conflict_with_previous(update, manifest)
 
 
-def _made_from_another(update: UpdatePath, manifest: Manifest) -> str | None:
+def _conflict_with_previous(update: UpdatePath, manifest: Manifest) -> str | None:
     before = RunDirectory(update.root).update(update.iteration - 1).shard
     then = {file.path: file.sha256 for file in manifest.identity.inputs}.get(before.relative)
     if then is None or not before.manifest.exists() or read_manifest(before).data.sha256 == then:
         return None
-    return f"{update.shard.name} went on from another update of iteration {before.iteration} than {before.data.parent}"
+    return (
+        f"{update.shard.name} continued from another update of iteration {before.iteration} than {before.data.parent}"
+    )
 
 
 def prune_optimizer_states(session: Session, iteration: int) -> None:
