@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import typer
@@ -48,7 +49,7 @@ def exit_code(app: typer.Typer, arguments: list[str]) -> int:
     try:
         _refuse_what_is_no_text(arguments)
         with clean_interrupts():
-            code = app(args=arguments, prog_name="igrpo", standalone_mode=False)
+            code = _only_requested(app, arguments)(args=arguments, prog_name="igrpo", standalone_mode=False)
         return code if isinstance(code, int) else EXIT_DONE
     except IgrpoError as error:
         print_error(error)
@@ -76,6 +77,20 @@ def exit_code(app: typer.Typer, arguments: list[str]) -> int:
         return _usage_error(error, app, arguments)
 
 
+def _only_requested(app: typer.Typer, arguments: list[str]) -> typer.Typer:
+    """Return `app` with the requested command alone, if it exists: typer would read the options of all of them."""
+    requested = [command for command in app.registered_commands if arguments[:1] == [_name_of(command)]]
+    if not requested:
+        return app
+    narrowed = copy(app)
+    narrowed.registered_commands = requested
+    return narrowed
+
+
+def _name_of(command: Any) -> str:
+    return str(command.name or getattr(command.callback, "__name__", ""))
+
+
 def _refuse_what_is_no_text(arguments: list[str]) -> None:
     """File names may be any bytes; settings, manifests and Parquet hold Unicode text alone."""
     for argument in arguments:
@@ -97,5 +112,5 @@ def _usage_error(error: Any, app: typer.Typer, arguments: list[str]) -> int:
 
 def _command_typed(app: typer.Typer, arguments: list[str]) -> str:
     """The command as far as it is known to exist, for errors that do not say where they come from."""
-    names = [command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands]
+    names = map(_name_of, app.registered_commands)
     return f"igrpo {arguments[0]}" if arguments and arguments[0] in names else "igrpo"
