@@ -22,7 +22,7 @@ ROOMS = {
     "config": ("algo", "http_client"),
     "store": (),
     "problems": ("store",),
-    "inspection": ("algo", "store"),
+    "inspection": ("algo", "config", "store"),
     "ui": ("algo", "inspection", "store", "torchrun"),
     "loggers": ("inspection", "store"),
     "report": ("inspection", "store", "ui"),

@@ -98,14 +98,16 @@ def test_the_text_fits_80_columns_and_says_the_same(half_finished):
     result = igrpo("status", half_finished)
     assert (result.code, result.stderr) == (0, "")
     heading, *lines = result.stdout.splitlines()
-    assert heading == f"{half_finished}: 1 of 3 iterations finished"
+    assert heading == f"{half_finished}: 1 of 3 iterations complete"
     assert max(map(len, lines)) <= 80
     assert "policies 0-1; the newest, 0001, is made by the update of iteration 0" in lines
     assert re.search(r"^refine +1 +4 +1-3 +1-2: 1 of 2 blocks, changed .* ago$", result.stdout, re.MULTILINE)
     assert "scores of draft: accuracy (1 of 4)" in lines
-    assert re.search(r"^accuracy, bare +[0-9.]+ % ▁ +[0-9.]+ %$", result.stdout, re.MULTILINE)
-    assert re.search(r"^arithmetic +bare +policy 1 +[0-9.]+ % +[0-9.]+ % to [0-9.]+ %$", result.stdout, re.MULTILINE)
-    assert "projection by the mean of the finished iterations (1)" in result.stdout
+    assert re.search(r"^accuracy, without draft +[0-9.]+ % ▁ +[0-9.]+ %$", result.stdout, re.MULTILINE)
+    assert re.search(
+        r"^arithmetic +without draft +policy 1 +[0-9.]+ % +[0-9.]+ % to [0-9.]+ %$", result.stdout, re.MULTILINE
+    )
+    assert "projection from the mean of the complete iterations (1)" in result.stdout
 
 
 def test_damaged_shards_are_neither_done_nor_missing(run):
@@ -159,7 +161,7 @@ def test_a_policy_that_still_lies_in_its_update_is_no_damage(run):
     status = status_of(run, "--iteration", "0")
     assert (status["policies_waiting"], status["faults"]) == ([1], [])
     assert status["stages"]["update"]["done"] == 1
-    assert "policy 1 still lies in the update that made it" in igrpo("status", run).stdout
+    assert "policy 1 is still in the directory of its update" in igrpo("status", run).stdout
 
 
 def test_steps_of_an_update_that_are_kept_are_under_way(run):
@@ -208,9 +210,9 @@ def test_without_a_terminal_watching_tells_what_changes_and_nothing_else(run):
 def test_on_a_terminal_watching_redraws_and_leaves_the_last_state(half_finished):
     result = _on_terminal("status", half_finished, "--watch", "--every", "0.2")
     assert result.code == 130
-    assert result.stdout.count("1 of 3 iterations finished") > 2
+    assert result.stdout.count("1 of 3 iterations complete") > 2
     assert "\x1b[1A" in result.stdout
-    assert "in the end" in result.stdout.rpartition("\x1b[1A")[2]
+    assert "in total" in result.stdout.rpartition("\x1b[1A")[2]
 
 
 def _on_terminal(*arguments):
@@ -222,7 +224,7 @@ def _on_terminal(*arguments):
     shown, pressed = b"", False
     while piece := _read(terminal):
         shown += piece
-        if not pressed and shown.count(b"iterations finished") > 3:
+        if not pressed and shown.count(b"iterations complete") > 3:
             pressed = bool(os.write(terminal, b"\x03"))
     os.close(terminal)
     return Result(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), shown.decode(), "")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from igrpo_cli.config import RunConfig
-from igrpo_cli.inspection.metrics import metrics_by_iteration
+from igrpo_cli.inspection.curves import metrics_by_iteration
 from igrpo_cli.store.layout import RunDirectory
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -19,12 +19,13 @@ from sample_run import draft_shard, drafts, rollout
 
 from igrpo_cli.config.files import apply_overrides, check_config, read_preset, read_toml, write_config
 from igrpo_cli.errors import IgrpoError
+from igrpo_cli.inspection.run_state import read_cost
 from igrpo_cli.problems.loading import load_problems
 from igrpo_cli.records import Rollout
 from igrpo_cli.store.checksummed_json import checksummed_bytes
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.manifest import read_cost, read_manifest
+from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.policies import read_policy
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.tables import file_schema, iterate_records, read_records, write_rows

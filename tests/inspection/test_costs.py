@@ -8,9 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from igrpo_cli.errors import DamagedFileError
-from igrpo_cli.inspection.costs import Spent, costs_of_iterations, iteration_costs, project
+from igrpo_cli.inspection.run_state import Spent, costs_of_iterations, iteration_costs, project, read_cost
 from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.manifest import read_cost
 
 STAGES = ("draft", "update")
 
@@ -103,6 +102,6 @@ def test_settings_that_look_like_costs_are_not_taken_for_them(tmp_path):
     path = tmp_path / "shard.json"
     decoy = '"started": "2020-01-01T00:00:00+00:00", "finished": "2020-01-01T00:00:00+00:00", "seconds": 9, "tokens": 9'
     commit_manifest(path, "10:00:00", "10:00:02", 1.5, 7, 3.0, config={"prompts": {"system_prompt": decoy}})
-    cost = read_cost(str(path))
-    assert (cost.seconds, cost.tokens, cost.gpu_seconds) == (1.5, 7, 3.0)
-    assert cost.finished == datetime(2026, 1, 1, 10, 0, 2, tzinfo=UTC)
+    _, completed, *amounts = read_cost(str(path))
+    assert amounts == [1.5, 7, 3.0]
+    assert completed == datetime(2026, 1, 1, 10, 0, 2, tzinfo=UTC).timestamp()

@@ -7,8 +7,7 @@ import pytest
 
 from command_line import igrpo
 from igrpo_cli.algo.estimates import clustered_interval
-from igrpo_cli.inspection.curves import read_curves, refinement_points, stage_points
-from igrpo_cli.inspection.metrics import metrics_by_iteration
+from igrpo_cli.inspection.curves import metrics_by_iteration, read_curves, refinement_points, stage_points
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.views import NO_DRAFT, RolloutColumns, SelectionColumns
 
@@ -91,7 +90,7 @@ def test_what_is_damaged_or_missing_is_said_and_the_rest_is_told(finished_run, t
     assert first.points["refine/fix_rate"].low is None
     assert first.points["refine/verdict_correct"].low is not None
     assert any("draft" in message and "damaged" in message for message in first.unreadable)
-    assert "select of iteration 0: 0 of 1 shards are finished" in first.unreadable
+    assert "select of iteration 0: 0 of 1 shards are complete" in first.unreadable
     assert second.points["draft/verdict_correct"].low is not None
     assert "grad_norm" not in second.points
     assert len(second.unreadable) == 1

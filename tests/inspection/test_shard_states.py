@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igrpo_cli.inspection.evaluations import read_evaluations
-from igrpo_cli.inspection.shard_states import stage_state
+from igrpo_cli.inspection.shard_states import read_evaluations, stage_state
 from igrpo_cli.store.layout import RunDirectory, eval_name, read_eval_name
 
 
 def test_a_stage_that_nobody_has_begun_misses_all(tmp_path):
     state = stage_state(RunDirectory(tmp_path).shards(0, "draft", 3))
-    assert (state.total, state.done, state.missing, state.damaged, state.under_way) == (3, 0, (0, 1, 2), {}, ())
+    assert (state.total, state.done, state.missing, state.damaged, state.in_progress) == (3, 0, (0, 1, 2), {}, ())
 
 
 def test_kept_and_claimed_blocks_are_told_apart_and_the_youngest_tells_the_age(tmp_path):
@@ -26,7 +25,7 @@ def test_kept_and_claimed_blocks_are_told_apart_and_the_youngest_tells_the_age(t
         (path.parts / name).touch()
         os.utime(path.parts / name, (1000 - age, 1000 - age))
     os.utime(path.parts, (10, 10))
-    (shard,) = stage_state(RunDirectory(tmp_path).shards(0, "draft", 3)).under_way
+    (shard,) = stage_state(RunDirectory(tmp_path).shards(0, "draft", 3)).in_progress
     assert (shard.shard, shard.done, shard.claimed, shard.last_change.timestamp()) == (1, 1, 2, 1000)
 
 
@@ -34,7 +33,7 @@ def test_evaluations_come_bare_first_and_by_number(tmp_path):
     for name in ("policy_0010", "policy_0002", "policy_0002_conditioned_best", "other--model", ".staged"):
         (tmp_path / "eval/arithmetic" / name).mkdir(parents=True)
     found = read_evaluations(RunDirectory(tmp_path), 2)
-    assert [(each.model, each.conditioned, each.shards.done, each.shards.total) for each in found] == [
+    assert [(each.model, each.selection, each.shards.done, each.shards.total) for each in found] == [
         (2, None, 0, 2),
         (10, None, 0, 2),
         ("other--model", None, 0, 2),

@@ -36,7 +36,7 @@ def test_the_stages_of_a_group_come_together_whatever_the_shards(run):
 
 def test_fixed_broken_and_without_gradient(run):
     make_iteration(run, 0, FIXED, BROKEN, COPIED, BARE)
-    told = [(story.is_fixed, story.is_broken, story.has_gradient) for story in read_stories(run, 0)]
+    told = [(story.is_fixed, story.is_broken, story.has_reward_variance) for story in read_stories(run, 0)]
     # The refinements of the last group saw no draft: there is nothing that they could fix.
     assert told == [(True, False, True), (False, True, True), (False, False, False), (False, False, True)]
 
@@ -60,7 +60,10 @@ def test_advantages_are_those_of_the_latest_step(run):
 def test_an_iteration_is_told_as_far_as_it_has_come(run):
     make_iteration(run, 0, FIXED, BROKEN, COPIED, BARE, num_shards=2, stages=["draft"])
     run.shard(0, "draft", 0, 2).manifest.unlink()
-    told = [(story.group_id, story.selection, story.refinements, story.has_gradient) for story in read_stories(run, 0)]
+    told = [
+        (story.group_id, story.selection, story.refinements, story.has_reward_variance)
+        for story in read_stories(run, 0)
+    ]
     # Without refinements the gradient is that of the drafts, as in plain GRPO.
     assert told == [(2, None, [], False), (3, None, [], False)]
     make_iteration(run, 0, FIXED, BROKEN, COPIED, BARE, num_shards=2, stages=["select"])
@@ -82,12 +85,12 @@ def test_damage_is_told_and_not_shown(run):
 def test_shards_of_two_cuts_are_not_mixed(run):
     make_iteration(run, 0, FIXED, BROKEN, num_shards=1)
     make_iteration(run, 0, FIXED, BROKEN, num_shards=2)
-    with pytest.raises(ConflictError, match="shards of 1 beside shards of 2"):
+    with pytest.raises(ConflictError, match="shards of 1 and shards of 2"):
         list(read_stories(run, 0))
 
 
 def test_a_problem_that_the_run_does_not_have(tmp_path):
     run = make_problems(tmp_path / "few", 1)
     make_iteration(run, 0, FIXED, BROKEN)
-    with pytest.raises(DamagedFileError, match="holds drafts of 'p1', which is no problem of the run"):
+    with pytest.raises(DamagedFileError, match="holds drafts of 'p1', which is not a problem of the run"):
         list(read_stories(run, 0))

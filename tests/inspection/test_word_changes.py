@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from igrpo_cli.inspection.word_changes import MAX_WORDS, word_changes
+from igrpo_cli.inspection.stories import MAX_WORDS, word_changes
 
 
 def test_by_hand():

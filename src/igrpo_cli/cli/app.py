@@ -198,8 +198,8 @@ def status(
     """
     from igrpo_cli.commands import status as command
 
-    asked = command.Asked(iteration, missing, bench, bench_dir, every if watch else None)
-    return command.run(run, asked, _console(as_json, quiet, verbose))
+    options = command.StatusOptions(iteration, missing, bench, bench_dir, every if watch else None)
+    return command.run(run, options, _console(as_json, quiet, verbose))
 
 
 @app.command()

@@ -18,8 +18,8 @@ from igrpo_cli.inspection.differences import (
     evaluations_of_both,
     read_transitions,
 )
-from igrpo_cli.inspection.evaluations import EvaluationState
-from igrpo_cli.inspection.stories import finished_shards
+from igrpo_cli.inspection.shard_states import EvaluationState
+from igrpo_cli.inspection.stories import complete_shards
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.layout import RunDirectory, command_line
 from igrpo_cli.ui.console import Console
@@ -100,7 +100,7 @@ def _newest_of_both(first: RunDirectory, second: RunDirectory) -> int:
         return of_first & of_second
 
     found = both(lambda run, number: run.update(number).manifest.exists())
-    found = found or both(lambda run, number: bool(finished_shards(run, number, "draft")))
+    found = found or both(lambda run, number: bool(complete_shards(run, number, "draft")))
     if not found:
         what = f"no iteration was sampled both in {first.root} and in {second.root}"
         raise MissingInputError(what, hint=command_line(first.root, "status"))
@@ -109,7 +109,7 @@ def _newest_of_both(first: RunDirectory, second: RunDirectory) -> int:
 
 def _require_drafts(*sides: Side) -> None:
     for side in sides:
-        if not finished_shards(side.run, side.iteration, "draft"):
+        if not complete_shards(side.run, side.iteration, "draft"):
             what = f"iteration {side.iteration} of {side.run.root} has no finished draft shard"
             raise MissingInputError(what, hint=command_line(side.run.root, "draft", f"--iteration {side.iteration}"))
 
@@ -128,7 +128,7 @@ def _evaluations(a: EvaluationState, b: EvaluationState) -> dict[str, Any]:
     sides = {"a": a, "b": b}
     return {
         "bench": a.bench,
-        "conditioned": a.conditioned,
+        "conditioned": a.selection,
         **{name: {"policy": each.model, "accuracy": each.accuracy, "ci95": each.ci95} for name, each in sides.items()},
         "difference": None if a.accuracy is None or b.accuracy is None else b.accuracy - a.accuracy,
     }

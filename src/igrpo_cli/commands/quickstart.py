@@ -11,7 +11,7 @@ from igrpo_cli.commands import eval as evaluation
 from igrpo_cli.commands.init import create_run, resolve_config
 from igrpo_cli.commands.run import run_iteration, unfinished
 from igrpo_cli.evaluation.summary import correct_matrix
-from igrpo_cli.inspection.metrics import metrics_by_iteration
+from igrpo_cli.inspection.curves import metrics_by_iteration
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.records import Rollout
 from igrpo_cli.store.tables import read_records

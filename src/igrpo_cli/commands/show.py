@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.errors import MissingInputError, UsageError
-from igrpo_cli.inspection.stories import GroupStory, finished_shards, problems_by_id, read_stories, selection_settings
-from igrpo_cli.inspection.word_changes import word_changes
+from igrpo_cli.inspection.stories import (
+    GroupStory,
+    complete_shards,
+    problems_by_id,
+    read_stories,
+    selection_settings,
+    word_changes,
+)
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.records import VERDICTS, Rollout
 from igrpo_cli.store.layout import command_line
@@ -41,7 +47,7 @@ class ShowRequest:
             self.problem in (None, story.problem.problem_id)
             and (not self.fixed or story.is_fixed)
             and (not self.broken or story.is_broken)
-            and (not self.no_gradient or not story.has_gradient)
+            and (not self.no_gradient or not story.has_reward_variance)
             and (self.verdict is None or any(rollout.verdict == self.verdict for rollout in story.completions))
         )
 
@@ -102,7 +108,7 @@ def _find(session: Session, request: ShowRequest, console: Console) -> Found:
 
     Raises MissingInputError where there are no drafts.
     """
-    sampled = [number for number in session.run.iterations() if finished_shards(session.run, number, "draft")]
+    sampled = [number for number in session.run.iterations() if complete_shards(session.run, number, "draft")]
     iterations = [number for number in reversed(sampled) if request.iteration in (None, number)]
     if not iterations:
         what = f"no iteration of {request.run} has a finished draft shard"
@@ -146,7 +152,7 @@ def _payload(story: GroupStory, settings: Mapping[str, Any]) -> dict[str, Any]:
         **asdict(story.problem),
         "fixed": story.is_fixed,
         "broken": story.is_broken,
-        "gradient": story.has_gradient,
+        "gradient": story.has_reward_variance,
         "selection": selection,
         "drafts": [_completion(draft, story) for draft in story.drafts],
         "refinements": [_completion(refinement, story) for refinement in story.refinements],

@@ -1,1 +1,1 @@
-"""What people look at: the story of a problem, the curves of a run, how two runs differ. Reads, and writes nothing."""
+"""What commands read of a run to show it: its state, stories of problems, curves, differences, SQL. Writes nothing."""

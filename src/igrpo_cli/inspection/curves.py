@@ -1,9 +1,9 @@
-"""The figures of a run, iteration by iteration, with 95 % intervals: what a report draws.
+"""The figures of a run by iteration, with 95 % intervals, and the metrics that its updates recorded.
 
-They are named as the metrics of an update are, and computed anew from the rollouts: the groups that an interval
-needs are there, and an iteration without an update has figures too. Of the gradient step only its metrics are left.
+Figures have the names of metrics. They are computed from the rollouts, because an interval needs the groups, and
+because an iteration without an update has figures too. Figures of the gradient step are read from the metrics.
 
-Shape suffix: _R rollouts, _P groups (problems).
+Shape suffixes: _R rollouts, _P groups (problems).
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from igrpo_cli.algo.estimates import clustered_interval, ratio_interval
 from igrpo_cli.errors import DamagedFileError, MissingInputError
-from igrpo_cli.inspection.metrics import IterationMetrics, read_metrics
+from igrpo_cli.records import Metric
 from igrpo_cli.store.layout import RunDirectory, shards_in
 from igrpo_cli.store.manifest import Manifest, read_manifest
+from igrpo_cli.store.tables import read_records
 from igrpo_cli.store.views import (
     NO_DRAFT,
     Columns,
@@ -30,27 +31,42 @@ from igrpo_cli.store.views import (
     read_selection_columns,
 )
 
+WHOLE_ITERATION = -1
+"""The step of a metric that describes the iteration and no single optimiser step."""
+
+
+@dataclass(frozen=True)
+class IterationMetrics:
+    """The metrics that one complete update recorded."""
+
+    iteration: int
+    whole: dict[str, float] = field(default_factory=dict)
+    """Metrics of the whole iteration by name: `draft/reward_mean`, `refine/fix_rate`, …"""
+    steps: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Metrics of each optimiser step by name: `loss`, `grad_norm`, … Steps are counted over the whole run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One figure of one iteration."""
+    """One figure of one iteration, with its 95 % interval clustered by problem."""
 
     value: float
     low: float | None = None
-    """Ends of its 95 % interval, problems being the unit of chance; None where there is none."""
+    """Lower end of the interval. None when there is no interval."""
     high: float | None = None
+    """Upper end of the interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """What a stage of an iteration took, over all of its shards."""
+    """What one stage of an iteration took, summed over its shards."""
 
     groups: int = 0
     rollouts: int = 0
     tokens: int = 0
-    """Sampled, or trained on by the update."""
+    """Tokens that were sampled, or trained on by the update."""
     seconds: float = 0.0
-    """Of the processes that made the shards, added up: shards made side by side count each."""
+    """Seconds of work, summed over shards. Shards that were made at the same time all count."""
     gpu_seconds: float = 0.0
 
     def __add__(self, other: StageCost) -> StageCost:
@@ -59,26 +75,26 @@ class StageCost:
 
 @dataclass(frozen=True)
 class IterationFigures:
-    """What is known of one iteration."""
+    """The figures and costs of one iteration."""
 
     iteration: int
     points: dict[str, Point] = field(default_factory=dict)
-    """By metric: `draft/reward_mean`, `refine/fix_rate`, `grad_norm`, …"""
+    """Figures by metric name: `draft/reward_mean`, `refine/fix_rate`, `grad_norm`, …"""
     costs: dict[str, StageCost] = field(default_factory=dict)
-    """By stage."""
+    """Costs by stage."""
     unreadable: list[str] = field(default_factory=list)
-    """What is damaged or missing, a sentence each."""
+    """A sentence for each file that is damaged or missing."""
 
 
 def read_curves(run: RunDirectory) -> Iterator[IterationFigures]:
-    """All iterations in order, one in memory at a time. What cannot be read is left out and said so."""
+    """Yield the figures of all iterations in order. Files that cannot be read are listed in `unreadable`."""
     for found in (read_figures(run, iteration) for iteration in run.iterations()):
         if found.costs or found.unreadable:
             yield found
 
 
 def read_figures(run: RunDirectory, iteration: int) -> IterationFigures:
-    """The figures of one iteration, as far as it has come."""
+    """Return the figures of one iteration, which may be incomplete."""
     found = IterationFigures(iteration)
     for read in (_read_update, _read_rollouts):
         read(run, found)
@@ -86,8 +102,30 @@ def read_figures(run: RunDirectory, iteration: int) -> IterationFigures:
     return found
 
 
+def read_metrics(run: RunDirectory, iteration: int) -> IterationMetrics | None:
+    """Return the metrics of one iteration; None when its update is not complete. Raises DamagedFileError."""
+    update = run.update(iteration)
+    if not update.manifest.exists():
+        return None
+    found = IterationMetrics(iteration)
+    try:
+        metrics = read_records(update.metrics, Metric)
+    except MissingInputError:
+        return None
+    for metric in metrics:
+        values = found.whole if metric.step == WHOLE_ITERATION else found.steps.setdefault(metric.step, {})
+        values[metric.name] = metric.value
+    return found
+
+
+def metrics_by_iteration(run: RunDirectory) -> list[IterationMetrics]:
+    """Return the metrics of all iterations with a complete update, in order. Raises DamagedFileError."""
+    found = (read_metrics(run, iteration) for iteration in run.iterations())
+    return [metrics for metrics in found if metrics is not None]
+
+
 def stage_points(rollouts: RolloutColumns, stage: str) -> dict[str, Point]:
-    """Figures of one stage's rollouts, named `<stage>/…`; none of an empty stage."""
+    """Return the figures of the rollouts of one stage, named `<stage>/…`; {} when there are no rollouts."""
     if not len(rollouts.group_id):
         return {}
     groups, group_R = np.unique(rollouts.group_id, return_inverse=True)
@@ -110,9 +148,9 @@ def stage_points(rollouts: RolloutColumns, stage: str) -> dict[str, Point]:
 def refinement_points(
     drafts: RolloutColumns, selections: SelectionColumns, refinements: RolloutColumns
 ) -> dict[str, Point]:
-    """Fix, break and copy rate as `algo.diagnostics.refinement_metrics` defines them; a rate over nothing is left out.
+    """Return fix, break and copy rate as `algo.diagnostics.refinement_metrics` defines them.
 
-    Refinements whose draft could not be read count nowhere.
+    Refinements whose draft could not be read are not counted. A rate over no refinement is left out.
     """
     row_of = {key: row for row, key in enumerate(zip(drafts.group_id, drafts.sample_id, strict=True))}
     shown_from = dict(zip(selections.group_id, selections.draft_group_id, strict=True))
@@ -144,14 +182,14 @@ def _read_update(run: RunDirectory, found: IterationFigures) -> None:
         return
     _add_cost(found, "update", manifest)
     inputs = [run.root / file.path for file in manifest.identity.inputs]
-    # A manifest without its data is found where the data is read.
+    # A manifest without data is reported when the data is read.
     gone = [path for path in inputs if not path.exists() and not path.with_suffix(".json").exists()]
-    found.unreadable.extend(f"{path} is gone, though the update was made from it" for path in gone)
+    found.unreadable.extend(f"{path} is missing, but the update was made from it" for path in gone)
     found.points.update(_recorded(metrics) if metrics else {})
 
 
 def _recorded(metrics: IterationMetrics) -> dict[str, Point]:
-    """What the update recorded: of the iteration, and as the mean over its optimiser steps. Neither has an interval."""
+    """Return the metrics of the iteration, and those of its optimiser steps averaged. They have no intervals."""
     by_name: dict[str, list[float]] = {}
     for values in metrics.steps.values():
         for name, value in values.items():
@@ -176,7 +214,7 @@ def _read_rollouts(run: RunDirectory, found: IterationFigures) -> None:
 def _read_stage(
     run: RunDirectory, found: IterationFigures, stage: str, read: Callable[[Path], Columns]
 ) -> Columns | None:
-    """The finished shards of a stage; None where there are none that can be read."""
+    """Return the rows of the complete shards of a stage; None when no shard can be read."""
     shards = shards_in(run.stage(found.iteration, stage))
     parts = []
     for (shard, num_shards), suffixes in shards.items():
@@ -188,10 +226,10 @@ def _read_stage(
             parts.append(read(path.data))
         except (DamagedFileError, MissingInputError) as error:
             found.unreadable.append(error.message)
-    finished = sum("json" in suffixes for suffixes in shards.values())
+    complete = sum("json" in suffixes for suffixes in shards.values())
     total = max((num_shards for _, num_shards in shards), default=0)
-    if finished < total:
-        found.unreadable.append(f"{stage} of iteration {found.iteration}: {finished} of {total} shards are finished")
+    if complete < total:
+        found.unreadable.append(f"{stage} of iteration {found.iteration}: {complete} of {total} shards are complete")
     return concatenated(parts) if parts else None
 
 
@@ -202,7 +240,7 @@ def _add_cost(found: IterationFigures, stage: str, manifest: Manifest) -> None:
 
 
 def _share(group_R: NDArray[np.int64], is_R: NDArray[np.bool_]) -> Point:
-    """The share of rollouts that are so. Its interval weighs groups alike: those of a stage are of one size."""
+    """Return the mean of `is_R`. Its interval weighs all groups the same: the groups of a stage have one size."""
     group_R = np.unique(group_R, return_inverse=True)[1]
     means_P = np.bincount(group_R, is_R) / np.bincount(group_R)
     return Point(float(is_R.mean()), *(clustered_interval(means_P) or (None, None)))

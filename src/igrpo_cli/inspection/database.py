@@ -1,4 +1,4 @@
-"""A run as an SQL database in memory: DuckDB over its finished files, without a way to anything else."""
+"""A run as an SQL database in memory: DuckDB over its complete files, without access to anything else."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ ROWS_AT_A_TIME = 1024
 _SETTINGS: dict[str, Any] = {
     "autoinstall_known_extensions": False,
     "autoload_known_extensions": False,
-    "python_enable_replacements": False,  # the name of a table never means a variable of ours
+    "python_enable_replacements": False,  # a table name never means a Python variable
     "temp_directory": "",
 }
 
 
 class RunDatabase:
-    """The tables of `run_tables`, to be asked one query. It reaches no file, no network, no extension and no setting.
+    """The tables of `run_tables` for one query. The query reaches no file, network, extension or setting.
 
-    Raises IgrpoError where DuckDB is not installed, and as `run_tables` does.
+    Raises IgrpoError when DuckDB is not installed, and the errors of `run_tables`.
     """
 
     def __init__(self, run: RunDirectory, num_shards: int) -> None:
@@ -38,14 +38,14 @@ class RunDatabase:
         self._database = duckdb.connect(":memory:", config=_SETTINGS)
         for name, table in self._tables.items():
             self._database.register(name, table)
-        # What is registered stays readable. Nothing else is from here on, and a locked setting cannot be taken back.
+        # Registered tables stay readable. A locked configuration cannot be unlocked by the query.
         self._database.execute("SET enable_external_access = false; SET lock_configuration = true")
 
     def ask(self, query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
-        """The names of the columns, and the rows as Python values, fetched while they are gone through.
+        """Return the column names and an iterator over the rows as Python values, which are fetched on demand.
 
-        Raises, there as here, UsageError with DuckDB's message for a query that cannot be answered,
-        DamagedFileError where a file turns out to be damaged.
+        Both the call and the iterator raise UsageError with DuckDB's message when the query cannot be answered, and
+        DamagedFileError when a file is damaged.
         """
         with self._failures():
             result = self._interruptible(lambda: self._database.execute(query))
@@ -62,9 +62,9 @@ class RunDatabase:
             yield from rows
 
     def _interruptible(self, call: Callable[[], T]) -> T:
-        """DuckDB hears of Ctrl-C late, or never, in the thread that computes, and at once from another."""
-        with ThreadPoolExecutor(1) as beside:
-            called = beside.submit(call)
+        """Run `call` in another thread: DuckDB does not react to Ctrl-C in the thread that computes."""
+        with ThreadPoolExecutor(1) as executor:
+            called = executor.submit(call)
             try:
                 return called.result()
             except BaseException:
@@ -77,7 +77,7 @@ class RunDatabase:
             yield
         except self._error as error:
             message = str(error).rstrip()
-            if "IOError: " in message:  # pyarrow's, from within a scan: no query can reach a file in another way
+            if "IOError: " in message:  # an error of pyarrow during a scan: the query itself cannot open files
                 raise DamagedFileError(message, hint="igrpo verify") from error
             raise UsageError(
                 message, hint=f"tables: {', '.join(self._tables)}; their columns: igrpo sql 'DESCRIBE rollouts'"

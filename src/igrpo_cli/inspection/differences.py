@@ -1,4 +1,4 @@
-"""How two iterations differ, of one run or of two: problem by problem, in their settings, in their evaluations."""
+"""The differences between two iterations of one or two runs: by problem, in settings and in evaluations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from igrpo_cli.algo.estimates import PairedDifference, paired_difference
-from igrpo_cli.inspection.evaluations import EvaluationState, read_evaluations
-from igrpo_cli.inspection.stories import finished_shards, read_stories
+from igrpo_cli.inspection.shard_states import EvaluationState, read_evaluations
+from igrpo_cli.inspection.stories import complete_shards, read_stories
 from igrpo_cli.records import Problem
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import read_manifest
@@ -21,7 +21,7 @@ SAMPLED_STAGES = ("draft", "refine")
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of two that are compared: a policy of a run, by its number, and the iteration that it sampled."""
+    """One side of a comparison: a policy of a run, by its number, and the iteration that it sampled."""
 
     run: RunDirectory
     iteration: int
@@ -29,43 +29,43 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """A problem that one side solved and the other did not."""
+    """A problem that only one side solved."""
 
     problem: Problem
     a: float
-    """Share of its completions that is right."""
+    """The share of correct completions of side A, and in `b` of side B."""
     b: float
 
 
 @dataclass
 class Transitions:
-    """What became of the problems that both sides sampled. Solved means right more often than not."""
+    """The problems that both sides sampled. A problem is solved when more than half of its completions are correct."""
 
     num_shared: int = 0
     num_solved: int = 0
-    """Solved by both sides."""
+    """Problems solved by both sides."""
     num_unsolved: int = 0
-    """Solved by neither."""
+    """Problems solved by neither side."""
     gained: list[Flip] = field(default_factory=list)
-    """Solved by B alone, the widest difference first."""
+    """Problems solved only by B, the largest difference first."""
     lost: list[Flip] = field(default_factory=list)
-    """Solved by A alone, the widest difference first."""
+    """Problems solved only by A, the largest difference first."""
     difference: PairedDifference | None = None
-    """Of accuracy, B minus A, over the shared problems; None where there are none."""
+    """Accuracy of B minus accuracy of A on the shared problems; None when there are none."""
 
 
 def read_transitions(a: Side, b: Side) -> dict[str, Transitions]:
-    """By stage, `draft` (bare) and `refine` (conditioned). Raises as `read_stories`."""
+    """Return the transitions by stage: `draft` (without draft) and `refine` (with draft). Raises as `read_stories`."""
     first, second = _read_accuracies(a), _read_accuracies(b)
     return {stage: transitions(first[stage], second[stage]) for stage in SAMPLED_STAGES}
 
 
 Accuracies = Mapping[tuple[str, str], tuple[Problem, Sequence[float]]]
-"""Each problem, and 1.0 (right) or 0.0 of each of its completions, by its text and its answer: ids may differ."""
+"""Each problem with 1.0 (correct) or 0.0 for each completion. Keys are text and answer, because ids may differ."""
 
 
 def transitions(a: Accuracies, b: Accuracies) -> Transitions:
-    """What became of the problems that are in both."""
+    """Return the transitions of the problems that are in both."""
     found = Transitions()
     flips = [Flip(a[key][0], float(np.mean(a[key][1])), float(np.mean(b[key][1]))) for key in a if key in b]
     for flip in flips:
@@ -89,10 +89,11 @@ Settings = Mapping[str, Mapping[str, Any]]
 
 
 def changed_settings(a: Side, b: Side, of_runs: Sequence[Settings]) -> dict[str, tuple[Any, Any]]:
-    """The settings, versions and devices that differ, by name: what both iterations were really made with.
+    """Return the settings, versions and devices that differ, by name, as (value of A, value of B).
 
-    `of_runs` are those of both runs, for what no manifest records; a key that is missing on one side is None there.
-    A name that differs in several stages in several ways is followed by the stage.
+    Values come from the manifests of both iterations, and from `of_runs`, the settings of both runs, for keys that no
+    manifest records. A key that is missing on one side is None there. When the values of a key differ between stages,
+    the name of the stage follows the name of the key.
     """
     changed: dict[str, tuple[Any, Any]] = {}
     recorded: set[str] = set()
@@ -108,9 +109,9 @@ def changed_settings(a: Side, b: Side, of_runs: Sequence[Settings]) -> dict[str,
 
 
 def evaluations_of_both(a: Side, b: Side, *, newest: bool) -> Iterator[tuple[EvaluationState, EvaluationState]]:
-    """Evaluations of the same benchmark and kind that have an accuracy: of the policies `a` and `b`.
+    """Yield pairs of evaluations of the policies of both sides, on the same benchmark and with the same `selection`.
 
-    With `newest`, of the newest policy by number that both runs have evaluated.
+    With `newest`, the pairs are of the newest policy by number that both runs have evaluated.
     """
     first, second = _evaluations(a), _evaluations(b)
     for key in [key for key in first if key in second]:
@@ -132,12 +133,12 @@ def _read_accuracies(side: Side) -> dict[str, dict[tuple[str, str], tuple[Proble
 
 
 def _recorded(side: Side, stage: str) -> dict[str, Any]:
-    """The settings and versions of a stage, from the manifest of its first finished shard; {} where there is none."""
+    """Return the settings and versions in the manifest of the first complete shard of a stage; {} without one."""
     update = side.run.update(side.iteration)
     if stage == "update":
         shards = [update.shard] if update.manifest.exists() else []
     else:
-        shards = finished_shards(side.run, side.iteration, stage)
+        shards = complete_shards(side.run, side.iteration, stage)
     if not shards:
         return {}
     manifest = read_manifest(shards[0])
@@ -146,19 +147,19 @@ def _recorded(side: Side, stage: str) -> dict[str, Any]:
 
 
 def flat_settings(sections: Settings) -> dict[str, Any]:
-    """{`section.key`: value}."""
+    """Return {`section.key`: value}."""
     return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
 
 
 def differing_values(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Both values of each name that differs, in order; None where one side has none."""
+    """Return both values of each name that differs, sorted by name; None for a value that is missing."""
     return {name: (a.get(name), b.get(name)) for name in sorted({*a, *b}) if a.get(name) != b.get(name)}
 
 
 def _evaluations(side: Side) -> dict[tuple[str, str | None], dict[int, EvaluationState]]:
-    """Those of the run's own policies by benchmark and kind, then by policy."""
+    """Return the evaluations of the policies of a run by (benchmark, selection), then by policy."""
     found: defaultdict[tuple[str, str | None], dict[int, EvaluationState]] = defaultdict(dict)
     for each in read_evaluations(side.run, num_shards=1):
         if isinstance(each.model, int) and each.accuracy is not None:
-            found[each.bench, each.conditioned][each.model] = each
+            found[each.bench, each.selection][each.model] = each
     return found

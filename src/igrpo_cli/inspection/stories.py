@@ -1,14 +1,16 @@
-"""The story of a problem in one iteration: its drafts, which one was selected, and what became of it."""
+"""The story of a problem in one iteration: its drafts, the selected draft, the refinements and what they changed."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from heapq import merge
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 from igrpo_cli.errors import ConflictError, DamagedFileError
 from igrpo_cli.records import Problem, Rollout, Selection, Verdict
@@ -20,23 +22,31 @@ from igrpo_cli.store.tables import iterate_records, read_table
 
 SampleKey = tuple[str, int]
 """(stage, sample_id) of a completion of a group."""
+Change = tuple[Literal["same", "removed", "added"], str]
+"""A piece of text, and whether it is in both texts, only in the first or only in the second."""
+MAX_WORDS = 10_000
+"""Longer texts are not compared: the time can grow with the square of the length."""
+_WORD = re.compile(r"\s*(?:</?\w+>|\\?\w+|[^\w\s])|\s+")
 
 
 @dataclass(frozen=True)
 class GroupStory:
-    """One problem through one iteration, as far as that has come."""
+    """One problem in one iteration, up to the stage that is complete."""
 
     iteration: int
     group_id: int
     problem: Problem
     drafts: list[Rollout]
     selection: Selection | None
-    """None where nothing was selected: in plain GRPO, or not yet."""
+    """None in plain GRPO, and while the selection is missing."""
     refinements: list[Rollout]
     advantages: dict[SampleKey, float]
-    """Of the latest optimiser step; empty where the update is not finished or did not train on the group."""
+    """Advantages of the last optimiser step. Empty without a complete update, or when it did not train on the group."""
     draft_verdict: Verdict | None = None
-    """Of the draft that the refinements see, which under `shuffled` is another group's; None where they see none."""
+    """The verdict on the draft in the prompt of the refinements, or None without draft.
+
+    With the strategy `shuffled`, the draft belongs to another group.
+    """
 
     @property
     def completions(self) -> list[Rollout]:
@@ -45,45 +55,45 @@ class GroupStory:
 
     @property
     def draft_shown(self) -> str | None:
-        """The whole text of the draft that the refinements see; None where they see none."""
+        """The whole text of the draft in the prompt of the refinements; None without draft."""
         return self.selection.draft if self.selection is not None and self.selection.action == "condition" else None
 
     @property
     def is_fixed(self) -> bool:
-        """Whether some refinement of a draft that was not right is right."""
+        """True if the draft in the prompt is not correct and some refinement is."""
         was_wrong = self.draft_verdict not in (None, "correct")
         return was_wrong and any(refinement.verdict == "correct" for refinement in self.refinements)
 
     @property
     def is_broken(self) -> bool:
-        """Whether some refinement of a right draft is not right."""
+        """True if the draft in the prompt is correct and some refinement is not."""
         was_right = self.draft_verdict == "correct"
         return was_right and any(refinement.verdict != "correct" for refinement in self.refinements)
 
     @property
-    def has_gradient(self) -> bool:
-        """Whether the rewards of the refinements differ; those of the drafts where there are no refinements."""
+    def has_reward_variance(self) -> bool:
+        """True if the rewards of the refinements differ, or those of the drafts when there are no refinements."""
         return len({rollout.reward for rollout in self.refinements or self.drafts}) > 1
 
 
 def problems_by_id(run: RunDirectory) -> dict[str, Problem]:
-    """The run's problems. Raises MissingInputError where they are gone, DamagedFileError where they changed."""
+    """Return the problems of the run. Raises MissingInputError or DamagedFileError when their file cannot be read."""
     return {problem.problem_id: problem for problem in read_problems(run.problems())}
 
 
 def read_stories(
     run: RunDirectory, iteration: int, problems: Mapping[str, Problem] | None = None
 ) -> Iterator[GroupStory]:
-    """The stories of an iteration in order of its groups, one block of them in memory at a time.
+    """Yield the stories of an iteration in order of group id, with one block of groups in memory at a time.
 
-    Whoever reads many iterations reads `problems_by_id` once.
+    Groups whose draft shard is missing are left out. A stage that is missing for a group leaves its fields empty.
+    Give `problems` (from `problems_by_id`) to read many iterations.
 
-    What is finished is told: groups whose draft shard is missing are left out, and a stage that has not come to
-    a group yet leaves its part empty. Raises DamagedFileError for a file that is not what it was, ConflictError
-    where a stage lies there in two numbers of shards, MissingInputError where the problems are gone.
+    Raises DamagedFileError for a file that changed, ConflictError when a stage has two numbers of shards,
+    MissingInputError when the problems are missing.
     """
     problems = problems_by_id(run) if problems is None else problems
-    shards = {stage: finished_shards(run, iteration, stage) for stage in ("draft", "select", "refine")}
+    shards = {stage: complete_shards(run, iteration, stage) for stage in ("draft", "select", "refine")}
     verdicts = _verdicts(shards["draft"])
     advantages = _advantages(run, iteration)
     streams = [_rows(shards[stage], record) for stage, record in _RECORDS.items()]
@@ -106,21 +116,33 @@ def read_stories(
         )
 
 
-def finished_shards(run: RunDirectory, iteration: int, stage: str) -> list[ShardPath]:
-    """The shards of a stage that have their manifest, in order. Raises ConflictError for two numbers of shards."""
+def complete_shards(run: RunDirectory, iteration: int, stage: str) -> list[ShardPath]:
+    """Return the shards of a stage that have a manifest, in order. Raises ConflictError for two numbers of shards."""
     directory = run.stage(iteration, stage)
     found = [key for key, suffixes in shards_in(directory).items() if "json" in suffixes]
     totals = sorted({num_shards for _, num_shards in found})
     if len(totals) > 1:
-        what = f"{directory} holds shards of {totals[0]} beside shards of {totals[1]}"
+        what = f"{directory} holds shards of {totals[0]} and shards of {totals[1]}"
         raise ConflictError(what, hint="remove those that do not belong there")
     return [run.shard(iteration, stage, shard, num_shards) for shard, num_shards in found]
 
 
 def selection_settings(run: RunDirectory, iteration: int) -> Mapping[str, Any]:
-    """The section `[select]` as the iteration's selections were made with it; {} where there are none yet."""
-    shards = finished_shards(run, iteration, "select")
+    """Return the section `[select]` that the iteration was selected with; {} when no selection is complete."""
+    shards = complete_shards(run, iteration, "select")
     return read_manifest(shards[0]).identity.config.get("select", {}) if shards else {}
+
+
+def word_changes(before: str, after: str) -> list[Change] | None:
+    """Return how `before` became `after`; None when one of them has more than `MAX_WORDS` words.
+
+    A word is a run of letters and digits, a tag, a LaTeX command or a single other sign, with the white space before
+    it. The pieces `same` and `removed` joined are `before`. The pieces `same` and `added` joined are `after`.
+    """
+    first, second = _WORD.findall(before), _WORD.findall(after)
+    if max(len(first), len(second)) > MAX_WORDS:
+        return None
+    return [piece for piece in _pieces(first, second) if piece[1]]
 
 
 _RECORDS: Mapping[str, type[Any]] = {"draft": Rollout, "select": Selection, "refine": Rollout}
@@ -134,7 +156,7 @@ def _rows(shards: list[ShardPath], record: type[Any]) -> Iterator[Any]:
 
 
 def _verdicts(drafts: list[ShardPath]) -> dict[tuple[int, int], Verdict]:
-    """The verdict of every draft of the iteration by (group_id, sample_id)."""
+    """Return the verdict of every draft of the iteration by (group_id, sample_id)."""
     columns = ("group_id", "sample_id", "verdict")
     tables = (read_table(shard.data, ROLLOUTS, columns) for shard in drafts)
     return {
@@ -151,7 +173,7 @@ def _verdict_shown(selection: Selection, verdicts: Mapping[tuple[int, int], Verd
 
 
 def _advantages(run: RunDirectory, iteration: int) -> dict[int, dict[SampleKey, float]]:
-    """What the latest optimiser step was given, by group; empty where the update is not finished."""
+    """Return the advantages of the last optimiser step by group; {} when the update is not complete."""
     update = run.update(iteration)
     if not update.manifest.exists():
         return {}
@@ -167,5 +189,14 @@ def _problem(problems: Mapping[str, Problem], draft: Rollout, shard: ShardPath) 
     try:
         return problems[draft.problem_id]
     except KeyError:
-        what = f"{shard.data.parent} holds drafts of {draft.problem_id!r}, which is no problem of the run"
+        what = f"{shard.data.parent} holds drafts of {draft.problem_id!r}, which is not a problem of the run"
         raise DamagedFileError(what, hint="igrpo verify") from None
+
+
+def _pieces(first: list[str], second: list[str]) -> Iterator[Change]:
+    for operation, a, b, c, d in SequenceMatcher(None, first, second).get_opcodes():
+        if operation == "equal":
+            yield "same", "".join(first[a:b])
+        else:
+            yield "removed", "".join(first[a:b])
+            yield "added", "".join(second[c:d])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.inspection.metrics import IterationMetrics, read_metrics
+from igrpo_cli.inspection.curves import IterationMetrics, read_metrics
 from igrpo_cli.store.checksummed_json import read_summary
 from igrpo_cli.store.layout import RunDirectory, read_eval_name
 

@@ -22,7 +22,7 @@ ALL_CHARACTERS = 4_000_000
 KINDS: dict[str, Callable[[GroupStory], bool]] = {
     "fixed": lambda story: story.is_fixed,
     "broken": lambda story: story.is_broken,
-    "no gradient": lambda story: not story.has_gradient,
+    "no gradient": lambda story: not story.has_reward_variance,
     "never right": lambda story: all(each.verdict != "correct" for each in story.completions),
     "always right": lambda story: all(each.verdict == "correct" for each in story.completions),
 }

@@ -6,13 +6,11 @@ A manifest says what the shard holds, what decides its rows, and how it was made
 from __future__ import annotations
 
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, TypeAdapter
 from pydantic.dataclasses import dataclass
@@ -37,11 +35,6 @@ from igrpo_cli.store.checksummed_json import (
 from igrpo_cli.store.layout import RunDirectory, ShardPath, name_of
 
 _VERSION = "manifest_version", 2
-_COST = re.compile(
-    rb'"started": "(\S+\+00:00)",\s+"finished": "(\S+\+00:00)",\s+'
-    rb'"seconds": ([0-9.e+-]+),\s+"tokens": ([0-9]{1,18}),\s+"gpu_seconds": ([0-9.e+-]+)'
-)
-"""The lines of `Cost`, in the order of the fields of `Manifest`."""
 
 
 @dataclass(config=STRICT, frozen=True, slots=True)
@@ -138,16 +131,6 @@ class Manifest:
 _MANIFEST = TypeAdapter(Manifest)
 
 
-class Cost(NamedTuple):
-    """Time and tokens that a shard took, as its manifest says."""
-
-    started: datetime
-    finished: datetime
-    seconds: float
-    tokens: int
-    gpu_seconds: float
-
-
 def utc_now() -> str:
     """Return the time as manifests write it: whole seconds in UTC, ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -171,28 +154,3 @@ def read_manifest(path: ShardPath) -> Manifest:
         if says != belongs:
             raise DamagedFileError(f"{path.manifest}: {key} is {says}, but it lies where {belongs} belongs")
     return manifest
-
-
-def read_cost(path: str) -> Cost:
-    """Return what the shard of the manifest at `path` took. Only the lines that say so are parsed.
-
-    Raises DamagedFileError where these lines are not as they were written.
-    """
-    # A long run has tens of thousands of manifests. As JSON, and through pathlib, all would take five times as long.
-    try:
-        with open(path, "rb", buffering=0) as file:
-            content = file.read()
-    except OSError as error:
-        raise DamagedFileError(f"{path} cannot be read: {error.strerror}") from error
-    found = _COST.search(content, max(content.rfind(b'"started"'), 0))
-    try:
-        if found is None:
-            raise ValueError
-        started, finished, seconds, tokens, gpu_seconds = (field.decode() for field in found.groups())
-        times = datetime.fromisoformat(started), datetime.fromisoformat(finished)
-        cost = Cost(*times, float(seconds), int(tokens), float(gpu_seconds))
-        if not (0 <= cost.seconds < math.inf and 0 <= cost.gpu_seconds < math.inf):
-            raise ValueError
-        return cost
-    except ValueError:
-        raise DamagedFileError(f"{path} does not say what its shard took") from None

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from igrpo_cli.inspection.stories import GroupStory
-from igrpo_cli.inspection.word_changes import word_changes
+from igrpo_cli.inspection.stories import GroupStory, word_changes
 from igrpo_cli.records import Rollout, Selection, Verdict
 from igrpo_cli.ui.quoting import Piece, fenced, heading, in_line, markdown_escaped, quoted, shortened
 
@@ -76,7 +75,7 @@ def _outcome(story: GroupStory) -> Iterator[str]:
         yield "fixed"
     if story.is_broken:
         yield "broken"
-    if not story.has_gradient:
+    if not story.has_reward_variance:
         yield "no gradient"
 
 
