@@ -12,7 +12,7 @@ from igrpo_cli.store.checksummed_json import UnknownSchemaError, UtcTime, checks
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import read_manifest, utc_now
 
-OPTIONAL = {"identity.policy", "identity.template_sha256", "identity.inputs", "counts", "outputs"}
+OPTIONAL = {"identity.policy", "identity.template_sha256", "identity.inputs", "counts", "outputs", "metrics"}
 KEYS = [
     "identity",
     "identity.stage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
@@ -24,7 +25,9 @@ _COST = re.compile(
     rb'\n  "started": "([0-9T:-]+\+00:00)",\n  "finished": "([0-9T:-]+\+00:00)",'
     rb'\n  "seconds": ([0-9.e+-]+),\n  "tokens": ([0-9]{1,18}),\n  "gpu_seconds": ([0-9.e+-]+)'
 )
-"""The lines of a manifest that `Cost` holds, in the order of `manifest_json`. No text in JSON has a line break."""
+"""The lines of a manifest that `Cost` holds, in the order of the fields of `Manifest`. A JSON text has no line break."""
+_DATA_SHA256 = re.compile(rb'\n    "sha256": "([0-9a-f]{64})"')
+_CURVE_VALUE = re.compile(rb'\n    "((?:draft|refine)/(?:accuracy|reward)_mean)": ([0-9.e+-]+)')
 _READ_SIZE = 65_536
 
 
@@ -181,16 +184,13 @@ class RunStatus:
         return self._costs
 
     def _curves_of(self, complete: list[int]) -> dict[str, list[float]]:
-        from igrpo_cli.inspection.curves import read_metrics
-
         for number in complete:
             if number not in self._measured:
                 try:
-                    metrics = read_metrics(self._run, number)
+                    self._measured[number] = read_curve_values(self._run, number)
                 except DamagedFileError as error:
-                    metrics = None
+                    self._measured[number] = {}
                     self._unreadable.append(error.message)
-                self._measured[number] = {} if metrics is None else metrics.whole
         found = {name: [self._measured[k][name] for k in complete if name in self._measured[k]] for name in CURVES}
         return {name: values for name, values in found.items() if values}
 
@@ -213,6 +213,19 @@ def read_cost(path: str, directory: int | None = None) -> Cost:
     except ValueError:
         raise DamagedFileError(f"{path} does not say what its shard took") from None
     return cost
+
+
+def read_curve_values(run: RunDirectory, iteration: int) -> dict[str, float]:
+    """Return the metrics `CURVES` of a complete iteration, from the manifest of its update.
+
+    Raises DamagedFileError when `metrics.parquet` is missing, or is not the file that the manifest describes.
+    """
+    update = run.update(iteration)
+    manifest, metrics = _read(str(update.manifest)), str(update.metrics)
+    recorded = _DATA_SHA256.search(manifest)
+    if recorded is None or recorded[1].decode() != hashlib.sha256(_read(metrics)).hexdigest():
+        raise DamagedFileError(f"{metrics} is damaged: its SHA-256 is not the one in {update.manifest.name}")
+    return {name.decode(): float(value) for name, value in _CURVE_VALUE.findall(manifest)}
 
 
 def iteration_costs(run: RunDirectory, iteration: int, stages: Iterable[str]) -> IterationCosts:

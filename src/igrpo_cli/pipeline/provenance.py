@@ -37,6 +37,7 @@ class Provenance:
         tokens: int = 0,
         counts: Mapping[str, float] | None = None,
         outputs: Sequence[FileHash] = (),
+        metrics: Mapping[str, float] | None = None,
     ) -> Manifest:
         """Return the manifest of a shard that is done now. Time on a `device` other than "cpu…" counts as GPU time."""
         seconds = round(time.monotonic() - self.clock, 3)
@@ -54,6 +55,7 @@ class Provenance:
             gpu_seconds=0.0 if device.startswith("cpu") else round(seconds * num_devices, 3),
             counts=counts or {},
             outputs=outputs,
+            metrics=metrics or {},
         )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.inspection.run_state import CURVES
 from igrpo_cli.pipeline.session import Session
 from igrpo_cli.pipeline.stage_shards import UnfinishedShard
 from igrpo_cli.pipeline.step_checkpoints import shared_staging_directory
@@ -78,9 +80,9 @@ def _recorded_states(update: UpdatePath, staged: UpdatePath) -> list[FileHash]:
     ]
 
 
-def stage_metrics(path: UpdatePath, staged: Path, observations: Observations, steps: list[Step]) -> DataFile:
+def stage_metrics(path: UpdatePath, staged: Path, whole: Mapping[str, float], steps: list[Step]) -> DataFile:
     """Write the metrics of the iteration (step -1) and of each step. Without times, so that inputs decide the bytes."""
-    found = [(-1, observations.metrics()), *((step.number, step.result.metrics) for step in steps)]
+    found = [(-1, whole), *((step.number, step.result.metrics) for step in steps)]
     rows = [Metric(path.iteration, number, name, value) for number, values in found for name, value in values.items()]
     return write_rows(staged / path.metrics.name, METRICS, [rows])
 
@@ -134,10 +136,11 @@ def publish_update(
         if ranks.is_first:
             outputs = record_policy(session, policy, update.iteration, staged)
             outputs.append(stage_advantages(update, staged, steps))
+            whole = observations.metrics()
             groups = {(group.stage, group.group_id): group for step in steps for group in step.groups}.values()
             manifest = shard.provenance.manifest(
                 shard.identity,
-                stage_metrics(update, staged, observations, steps),
+                stage_metrics(update, staged, whole, steps),
                 device=f"{ranks.describe()}, {trainer.dtype}",
                 num_devices=ranks.size,
                 tokens=sum(int(step.result.metrics["num_tokens"]) for step in steps),
@@ -149,6 +152,7 @@ def publish_update(
                     "completions": sum(len(group.completion_ids) for group in groups),
                 },
                 outputs=outputs,
+                metrics={name: whole[name] for name in CURVES if math.isfinite(whole.get(name, math.nan))},
             )
             existing = _publish(session, update, staged, manifest, overwrite=shard.overwrite)
     found = ranks.share(existing)

@@ -117,6 +117,9 @@ class Manifest:
     """Further counts by name: verdicts, truncated drafts, skipped rows."""
     outputs: Sequence[FileHash] = ()
     """Further files that the stage made, under their final names; for example the policy of an update."""
+    metrics: Mapping[str, Number] = field(default_factory=dict)
+    """For an update: the metrics that `igrpo status` shows, by name. It reads them here and not in `metrics.parquet`,
+    because opening the Parquet files of hundreds of iterations takes a second."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", tuple(self.outputs))
