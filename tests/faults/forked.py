@@ -138,11 +138,10 @@ class GradingHere:
         self._rows.extend(rows)
 
     def receive(self):
-        from igrpo_cli.rewards.grading import judge
+        from igrpo_cli.rewards.grading import grade_answer
 
         completion, answer, _ = self._rows.popleft()
-        judgement = judge(completion, answer)
-        return {**asdict(judgement), "parts": {}, "seconds": 0.0, "leaving": False}
+        return {**asdict(grade_answer(completion, answer)), "is_last": False}
 
 
 class WarmRun:

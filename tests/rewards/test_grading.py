@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igrpo_cli.rewards import grading
-from igrpo_cli.rewards.grading import grade_answer, judge
+from igrpo_cli.rewards.grading import grade_answer
 
 
 @pytest.mark.parametrize(
@@ -35,14 +35,14 @@ def test_verdicts(completion, reference, verdict, extracted):
 @pytest.mark.parametrize("reference", ["", " ", "\\boxed{}", "$$"])
 @pytest.mark.parametrize("completion", ["", "\\boxed{}", "18", "<answer></answer>"])
 def test_an_empty_reference_rewards_nobody(completion, reference):
-    assert judge(completion, reference).verdict == "ungraded"
-    assert judge(completion, reference).reason == "empty reference"
+    assert grade_answer(completion, reference).verdict == "ungraded"
+    assert grade_answer(completion, reference).reason == "empty reference"
 
 
 def test_an_answer_beyond_the_length_limit_is_not_judged():
-    judgement = judge("\\boxed{" + "0" * 50 + "7}", "7", max_characters=50)
-    assert (judgement.verdict, judgement.reason) == ("ungraded", "answer longer than 50 characters")
-    assert judge("\\boxed{" + "0" * 49 + "7}", "7", max_characters=50).verdict == "correct"
+    grade = grade_answer("\\boxed{" + "0" * 50 + "7}", "7", max_characters=50)
+    assert (grade.verdict, grade.reason) == ("ungraded", "answer longer than 50 characters")
+    assert grade_answer("\\boxed{" + "0" * 49 + "7}", "7", max_characters=50).verdict == "correct"
 
 
 def test_a_failing_comparison_is_ungraded_and_says_why(monkeypatch):
@@ -50,15 +50,15 @@ def test_a_failing_comparison_is_ungraded_and_says_why(monkeypatch):
         raise ZeroDivisionError("the model's own words")
 
     monkeypatch.setattr(grading, "are_equal", fail)
-    judgement = judge("\\boxed{18}", "19")
-    assert (judgement.verdict, judgement.reason) == ("ungraded", "ZeroDivisionError")
+    grade = grade_answer("\\boxed{18}", "19")
+    assert (grade.verdict, grade.reason) == ("ungraded", "ZeroDivisionError")
 
 
 @settings(deadline=None)
 @given(st.text(st.characters(codec=None)), st.text(st.characters(codec=None), max_size=8))
 def test_no_text_raises_and_every_extract_can_be_stored(completion, reference):
-    judgement = judge(completion[:40], reference)
-    (judgement.extracted_answer or "").encode("utf-8")
+    grade = grade_answer(completion[:40], reference)
+    (grade.extracted_answer or "").encode("utf-8")
 
 
 def test_importing_the_room_imports_no_algebra():
@@ -76,7 +76,7 @@ def test_no_text_of_a_completion_is_ever_compiled():
     """sympy compiles source of its own making; what a completion says must not be in it, beyond its digits."""
     code = r"""
 import sys
-from igrpo_cli.rewards.grading import judge
+from igrpo_cli.rewards.grading import grade_answer
 from igrpo_cli.rewards.grading_worker import _load
 _load()
 seen = []
@@ -87,7 +87,7 @@ shapes = ["MARK", "MARK(3)", "\\text{MARK}", "\\operatorname{MARK}(3)", "x_{MARK
           "\\sum_{n=0}^{\\infty} \\frac{(q(3))^n}{n!}", "\\sum_{n=0}^{\\infty} \\frac{2^n}{n!}", "2 + MARK", "(2).MARK"]
 for shape in shapes:
     for text in ("\\boxed{%s}", "The answer is %s"):
-        judge(text % shape.replace("MARK", "zqj"), "\\sqrt{2}")
+        grade_answer(text % shape.replace("MARK", "zqj"), "\\sqrt{2}")
 print(len(seen) > 0, [source for source in seen if "zqj" in source or "q(3)" in source])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -178,6 +178,16 @@ def test_closing_cancels_what_is_unfinished():
             future.result()
     with pytest.raises(IgrpoError, match="closed"):
         pool.submit(PAIRS)
+
+
+def test_closing_ends_the_wait_of_another_thread():
+    pool = GradingPool(RewardSection(num_workers=1, cpu_seconds=60.0))
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(pool.grade, [ENDLESS] * 3 * ROWS_PER_CHUNK)
+        time.sleep(0.5)
+        pool.close()
+        with pytest.raises(CancelledError):
+            waiting.result(timeout=30)
 
 
 @pytest.mark.parametrize("executable", ["/bin/false", "/nonexistent"])

@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from igrpo_cli.rewards.equivalence import named_choice, reference_choice
-from igrpo_cli.rewards.grading import grade_answer, judge
+from igrpo_cli.rewards.grading import grade_answer
 
 
 @pytest.mark.parametrize("reference", ["(B)", "\\text{(B)}", "$(B)$", "**(B)**", "\\boxed{(B)}", "（B）"])
 def test_a_letter_in_parentheses_is_a_choice(reference):
-    assert judge("<answer>B) 42</answer>", reference).verdict == "correct"
-    assert judge("<answer>C) 42</answer>", reference).verdict == "wrong"
+    assert grade_answer("<answer>B) 42</answer>", reference).verdict == "correct"
+    assert grade_answer("<answer>C) 42</answer>", reference).verdict == "wrong"
 
 
 @pytest.mark.parametrize("reference", ["B", "b", "x", "(b)", "(AB)", "(B) 42", "(B, C)", "f(B)", "\\(B\\)", "", "(1)"])
@@ -99,9 +99,9 @@ WITH_TEXT_OF_B = [
 def test_a_letter_alone_or_before_the_text_of_its_choice_is_named(answer):
     assert named_choice(answer) == "B"
     for completion in (f"\\boxed{{{answer}}}", f"<think>A? No.</think> <answer>{answer}</answer>"):
-        assert judge(completion, "(B)").verdict == "correct"
-        assert judge(completion, "(B)").extracted_answer == "(B)"
-        assert judge(completion, "(A)").verdict == "wrong"
+        assert grade_answer(completion, "(B)").verdict == "correct"
+        assert grade_answer(completion, "(B)").extracted_answer == "(B)"
+        assert grade_answer(completion, "(A)").verdict == "wrong"
 
 
 NAMES_NONE = [
@@ -158,7 +158,7 @@ def test_several_letters_or_the_text_alone_name_no_choice(answer):
     assert named_choice(answer) is None
     for letter in "ABCD":
         for completion in (answer, f"\\boxed{{{answer}}}", f"<answer>{answer}</answer>"):
-            assert judge(completion, f"({letter})").verdict in ("wrong", "no_answer")
+            assert grade_answer(completion, f"({letter})").verdict in ("wrong", "no_answer")
 
 
 @pytest.mark.parametrize(
@@ -195,9 +195,9 @@ def test_where_a_letter_stands_in_a_completion(completion, verdict, extracted):
 
 
 def test_a_choice_beyond_the_length_limit_is_not_judged():
-    judgement = judge(f"\\boxed{{(B) {'m' * 50}}}", "(B)", max_characters=50)
-    assert (judgement.verdict, judgement.reason) == ("ungraded", "answer longer than 50 characters")
-    assert judge(f"\\boxed{{(B) {'m' * 40}}}", "(B)", max_characters=50).verdict == "correct"
+    grade = grade_answer(f"\\boxed{{(B) {'m' * 50}}}", "(B)", max_characters=50)
+    assert (grade.verdict, grade.reason) == ("ungraded", "answer longer than 50 characters")
+    assert grade_answer(f"\\boxed{{(B) {'m' * 40}}}", "(B)", max_characters=50).verdict == "correct"
 
 
 PIECES = [
@@ -224,7 +224,7 @@ PIECES = [
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join) | st.text(st.characters(codec=None), max_size=20))
 def test_whatever_is_said_at_most_one_letter_is_right(answer):
-    assert sum(judge(answer, f"({letter})").verdict == "correct" for letter in "ABCDEFGHIJ") <= 1
+    assert sum(grade_answer(answer, f"({letter})").verdict == "correct" for letter in "ABCDEFGHIJ") <= 1
     named = named_choice(answer)
     assert named is None or named in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

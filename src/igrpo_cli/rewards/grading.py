@@ -1,9 +1,8 @@
-"""The accuracy part of the reward: what a completion answers, and whether that is the reference."""
+"""The accuracy part of the reward: which answer a completion gives, and whether it equals the reference."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from igrpo_cli.records import Grade, Verdict
 from igrpo_cli.rewards.equivalence import are_equal, is_blank, named_choice, reference_choice
@@ -15,58 +14,44 @@ from igrpo_cli.rewards.extraction import (
     extract_reference,
 )
 
-__all__ = ["Judgement", "extract_answer", "grade_answer", "judge"]
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A verdict with what it rests on."""
-
-    verdict: Verdict
-    extracted_answer: str | None
-    """The text that was compared, `(B)` for a choice; valid Unicode, so that it can be stored."""
-    reason: str | None = None
-    """Why nothing was judged, for `ungraded`; holds no text of the model."""
-
 
 def grade_answer(completion: str, reference: str, max_characters: int = MAX_CHARACTERS) -> Grade:
-    """Grades one completion (or a bare answer) against `reference`, in this process and without limits.
+    """Grade one completion (or an answer alone) against `reference`, in this process and without limits.
 
-    Text of a model belongs into a `GradingPool`: some of it takes hours or gigabytes to compare.
+    Never raises an Exception. The grade is `ungraded`, with a reason, if the reference is empty, the answer is longer
+    than `max_characters`, or the comparison fails. Use a `GradingPool` for text of a model: some of it takes hours or
+    gigabytes to compare.
     """
     start = time.perf_counter()
-    judgement = judge(completion, reference, max_characters)
-    return Grade(judgement.verdict, judgement.extracted_answer, time.perf_counter() - start)
+    verdict, extracted, reason = _verdict(completion, reference, max_characters)
+    return Grade(verdict, extracted, time.perf_counter() - start, reason)
 
 
-def judge(completion: str, reference: str, max_characters: int = MAX_CHARACTERS) -> Judgement:
-    """The same with the reason of an `ungraded`; never raises an Exception.
-
-    `ungraded` means that the answer was not judged: the reference is empty, the answer is longer than
-    `max_characters`, or the comparison failed. It earns no reward, but it is not called wrong.
-    """
+def _verdict(completion: str, reference: str, max_characters: int) -> tuple[Verdict, str | None, str | None]:
+    """Return verdict, extracted answer and, for `ungraded`, the reason, which holds no text of the model."""
     extracted: str | None = None
     try:
         expected = extract_reference(reference)
         if is_blank(expected):
-            return Judgement("ungraded", None, "empty reference")
+            return "ungraded", None, "empty reference"
         choice = reference_choice(expected)
         whole = answer_scope(completion)[0]
-        if choice is None and whole == reference.strip():  # word for word, whatever it may look like ("10:30 am")
-            return Judgement("correct", _storable(whole))
+        if choice is None and whole == reference.strip():  # equal as text, whatever it may look like ("10:30 am")
+            return "correct", _storable(whole), None
         extract = extract_answer if choice is None else extract_choice
         answer = extract(completion, max_characters)
         if answer is not None and len(answer) > max_characters:
-            return Judgement("ungraded", None, f"answer longer than {max_characters} characters")
+            return "ungraded", None, f"answer longer than {max_characters} characters"
         if answer is None or is_blank(answer):
-            return Judgement("no_answer", None)
+            return "no_answer", None, None
         extracted = _storable(answer)
         if choice is not None and (named := named_choice(answer)):
             extracted = f"({named})"
-        return Judgement("correct" if are_equal(answer, expected) else "wrong", extracted)
+        return "correct" if are_equal(answer, expected) else "wrong", extracted, None
     except Exception as error:
-        return Judgement("ungraded", extracted, type(error).__name__)
+        return "ungraded", extracted, type(error).__name__
 
 
 def _storable(text: str) -> str:
+    """Return `text` as valid Unicode, which Parquet can store."""
     return text.encode("utf-8", "replace").decode("utf-8")

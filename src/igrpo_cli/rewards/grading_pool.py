@@ -1,14 +1,12 @@
-"""A pool of grading processes that can be killed, so that no completion can hang, crash or sway the others.
+"""A pool of grading processes that can be killed, so that no completion can hang, crash or influence the others.
 
-A process of its own per worker, started from the interpreter and not forked: it inherits no torch, no
-thread, no signal handler and no open file. The kernel ends a worker whose row uses too much CPU time
-(a verdict that does not depend on how busy the machine is), the pool starts another one, and the other
-rows do not notice.
+Each worker is a process started from the interpreter, not forked: it inherits no torch, no thread, no signal handler
+and no open file. The kernel ends a worker whose row uses too much CPU time, so a verdict does not depend on the load
+of the machine. The pool starts another worker, and the other rows are graded as if nothing had happened.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -18,7 +16,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import Pipe
 from queue import SimpleQueue
@@ -31,31 +30,51 @@ from igrpo_cli.records import Grade
 Pair = tuple[str, str]
 """(completion, reference)"""
 
+Row = tuple[str, str, Mapping[str, Any]]
+"""(completion, reference, further arguments of the user's reward functions)"""
+
 ROWS_PER_CHUNK = 8
-"""Rows that are sent to a worker at once; each is answered by itself."""
+"""Rows that are sent to a worker at once; the worker replies to each row."""
 
 START_ATTEMPTS = 3
 
-
-Row = tuple[str, str, Mapping[str, Any]]
-"""(completion, reference, what else a user's own functions may ask for)"""
-
 START_SECONDS = 600.0
-"""Most wall time that a worker may take to import sympy, on however crowded a machine."""
+"""Maximum wall time for a worker to import sympy, also on a very busy machine."""
 
 SECONDS_TO_EXIT = 30.0
 
 
 WALL_SECONDS = 600.0
-"""Wall time limit of a row, for a worker that hangs without using CPU time. So far above `cpu_seconds` that load
-never decides."""
+"""Wall time limit of a row, for a worker that hangs without using CPU time; so long that the load never decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class PendingGrades:
+    """The grades of one `GradingPool.submit`, some of which may still be in progress."""
+
+    _chunks: Sequence[Future[list[Grade]]]
+
+    def result(self) -> list[Grade]:
+        """Wait for the grades and return them, in order.
+
+        Raises IgrpoError if no worker can be started, and CancelledError if the pool is closed.
+        """
+        try:
+            # One call wakes this thread once, not for every chunk, and it returns at the first error.
+            for chunk in wait(self._chunks, return_when=FIRST_EXCEPTION).done:
+                chunk.result()
+            return [grade for chunk in self._chunks for grade in chunk.result()]
+        except BaseException:
+            for chunk in self._chunks:
+                chunk.cancel()
+            raise
 
 
 class GradingPool:
     """Grades (completion, reference) pairs in `config.num_workers` processes. Close it, or use it in a `with`.
 
-    The constructor returns at once; the workers import sympy while the caller goes on. May be used
-    from any thread. Results depend on the pairs alone, not on order, load or number of workers.
+    The constructor returns at once; the workers import sympy in the background. Threads may share a pool. A grade
+    depends on its pair alone, not on order, load or number of workers.
     """
 
     def __init__(
@@ -65,59 +84,57 @@ class GradingPool:
         *,
         wall_seconds: float = WALL_SECONDS,
     ) -> None:
-        """`functions` are the user's own, {name: module:function}: asked of every row, beside the verdict."""
-        self._reasons: list[str] = []
-        self._chunks: _Chunks = SimpleQueue()
-        self._batches: set[_Batch] = set()
-        self._lock = threading.Lock()
-        self._closed = False
+        """Start the workers. `functions` are the user's own, {name: module:function}, called with every row.
+
+        Raises UsageError if a function cannot be called, and IgrpoError if a worker cannot start with them.
+        """
         start = partial(WorkerProcess, config, functions, wall_seconds)
         if functions:
             _require_functions(start, functions)
-        self._keepers = [_Keeper(self._chunks, self._reasons, start) for _ in range(config.num_workers)]
-        for keeper in self._keepers:
-            keeper.start()
+        self._reasons: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._supervisors = [WorkerSupervisor(start) for _ in range(config.num_workers)]
+        self._idle: SimpleQueue[WorkerSupervisor] = SimpleQueue()
+        # Threads of the pool start the workers: Linux ends a worker with the thread that started it.
+        self._threads = ThreadPoolExecutor(config.num_workers, "igrpo-grading")
+        for supervisor in self._supervisors:
+            self._idle.put(supervisor)
+            self._threads.submit(supervisor.start)  # an error is raised again by the first row
 
     @property
     def ungraded_reasons(self) -> Counter[str]:
-        """How often each reason made a row `ungraded` so far, for the log; no text of a model is in it."""
-        return Counter(self._reasons)
+        """How often each reason has made a row `ungraded`; holds no text of a model."""
+        with self._lock:
+            return self._reasons.copy()
 
-    def submit(self, pairs: Sequence[Pair], contexts: Sequence[Mapping[str, Any]] | None = None) -> Future[list[Grade]]:
-        """Starts grading `pairs`; the future's result is one grade per pair, in order.
+    def submit(self, pairs: Sequence[Pair], contexts: Sequence[Mapping[str, Any]] | None = None) -> PendingGrades:
+        """Start grading `pairs`; the result has one grade per pair, in order.
 
-        `contexts`, one per pair, hold what the user's own functions may ask for beyond the pair itself.
-        The future raises IgrpoError when workers cannot be started, and is cancelled when the pool closes.
+        `contexts`, one per pair, hold further arguments of the user's functions. Raises IgrpoError if the pool is
+        closed.
         """
         contexts = contexts or [{}] * len(pairs)
-        batch = _Batch([(*pair, context) for pair, context in zip(pairs, contexts, strict=True)])
+        rows: list[Row] = [(*pair, context) for pair, context in zip(pairs, contexts, strict=True)]
+        chunks = [rows[first : first + ROWS_PER_CHUNK] for first in range(0, len(rows), ROWS_PER_CHUNK)]
         with self._lock:
-            if self._closed:
+            if self._is_closed:
                 raise IgrpoError("the grading pool is closed")
-            self._batches.add(batch)
-            batch.future.add_done_callback(lambda _: self._batches.discard(batch))
-            for first in range(0, len(pairs), ROWS_PER_CHUNK):
-                self._chunks.put((batch, list(range(first, min(first + ROWS_PER_CHUNK, len(pairs))))))
-        if not pairs:
-            batch.future.set_result([])
-        return batch.future
+            return PendingGrades([self._threads.submit(self._grade_chunk, chunk) for chunk in chunks])
 
     def grade(self, pairs: Sequence[Pair]) -> list[Grade]:
-        """Grades `pairs` and waits for the result."""
+        """Grade `pairs` and wait for the result."""
         return self.submit(pairs).result()
 
     def close(self) -> None:
-        """Ends the workers at once; what is still being graded is cancelled. Closing twice is fine."""
+        """End the workers at once; rows in progress are cancelled. Closing twice has no effect."""
         with self._lock:
-            self._closed = True
-            unfinished = list(self._batches)
-        for batch in unfinished:
-            batch.future.cancel()
-        for keeper in self._keepers:
-            self._chunks.put(None)
-            keeper.stop()
-        for keeper in self._keepers:
-            keeper.join()
+            self._is_closed = True
+        for supervisor in self._supervisors:
+            supervisor.stop()
+        self._threads.shutdown()  # chunks that wait begin, and raise CancelledError
+        for supervisor in self._supervisors:
+            supervisor.drop_worker()
 
     def __enter__(self) -> GradingPool:
         return self
@@ -125,143 +142,98 @@ class GradingPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-
-def _require_functions(start: Callable[[], WorkerProcess], functions: Mapping[str, str]) -> None:
-    """Start one worker to see that the user's functions can be called, before anything is sampled for them."""
-    worker = start()
-    try:
-        worker.wait_until_ready()
-    except WorkerEnded as end:
-        raise IgrpoError(
-            f"a grading worker with the functions {', '.join(functions)} ended as it started: {end.reason}",
-            hint="raise reward.memory_mb, or import less in their modules",
-        ) from end
-    finally:
-        worker.close()
-
-
-class _Batch:
-    """The rows of one `submit` and their grades so far."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self.rows = rows
-        self.future: Future[list[Grade]] = Future()
-        self._grades: dict[int, Grade] = {}
-        self._lock = threading.Lock()
-
-    def record(self, index: int, grade: Grade) -> None:
+    def _grade_chunk(self, rows: Sequence[Row]) -> list[Grade]:
+        supervisor = self._idle.get()
+        try:
+            grades = supervisor.grade(rows)
+        except BaseException:
+            supervisor.drop_worker()
+            raise
+        finally:
+            self._idle.put(supervisor)
         with self._lock:
-            self._grades[index] = grade
-            if len(self._grades) < len(self.rows):
-                return
-        with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
-            self.future.set_result([self._grades[row] for row in range(len(self.rows))])
-
-    def fail(self, error: Exception) -> None:
-        with contextlib.suppress(InvalidStateError):
-            self.future.set_exception(error)
+            self._reasons.update(grade.reason for grade in grades if grade.reason)
+        return grades
 
 
-_Chunks = SimpleQueue[tuple[_Batch, list[int]] | None]
-"""Work for the keepers: rows of a batch, by index; None ends one keeper."""
+class WorkerSupervisor:
+    """Feeds one worker process at a time, and replaces it when it ends."""
 
-
-class _Stopped(Exception):
-    """The pool closes."""
-
-
-class _Keeper(threading.Thread):
-    """The thread that feeds one worker at a time and replaces it when it ends."""
-
-    def __init__(self, chunks: _Chunks, reasons: list[str], start: Callable[[], WorkerProcess]) -> None:
-        super().__init__(name="igrpo-grading", daemon=True)
-        self._chunks = chunks
-        self._reasons = reasons
+    def __init__(self, start: Callable[[], WorkerProcess]) -> None:
         self._start = start
         self._worker: WorkerProcess | None = None
-        self._stopped = False
+        self._is_stopped = False
         self._lock = threading.Lock()
 
-    def stop(self) -> None:
-        """Ends the worker, and with it the thread, from another thread."""
+    def start(self) -> WorkerProcess:
+        """Return the worker, and start one if there is none. Raises CancelledError after `stop`."""
         with self._lock:
-            self._stopped = True
-            if self._worker is not None:
-                self._worker.kill()
-
-    def run(self) -> None:
-        with contextlib.suppress(Exception):  # the first chunk tries again and says what is wrong
-            self._start_worker()
-        while (chunk := self._chunks.get()) is not None:
-            batch, rows = chunk
-            try:
-                self._grade(batch, rows)
-            except _Stopped:
-                break
-            except Exception as error:
-                self._drop_worker()
-                batch.fail(error)
-        self._drop_worker()
-
-    def _grade(self, batch: _Batch, rows: list[int]) -> None:
-        """Grades `rows` of `batch`. A row whose worker dies without reaching a limit is tried once more."""
-        tried_before = -1
-        while rows and not batch.future.done():
-            worker = self._ready_worker()
-            start = time.perf_counter()
-            try:
-                worker.send([batch.rows[row] for row in rows])
-                while rows:
-                    start = time.perf_counter()
-                    reply = worker.receive()
-                    self._record(batch, rows.pop(0), reply)
-                    if reply["leaving"]:
-                        self._drop_worker()
-                        break
-            except WorkerEnded as end:
-                self._drop_worker()
-                if end.is_final or rows[0] == tried_before:
-                    reply = {"verdict": "ungraded", "extracted_answer": None, "reason": end.reason, "parts": {}}
-                    self._record(batch, rows.pop(0), {**reply, "seconds": time.perf_counter() - start})
-                else:
-                    tried_before = rows[0]
-
-    def _record(self, batch: _Batch, row: int, reply: dict[str, Any]) -> None:
-        if reply["reason"]:
-            self._reasons.append(reply["reason"])
-        keys = ("verdict", "extracted_answer", "seconds", "reason", "parts")
-        batch.record(row, Grade(**{key: reply[key] for key in keys}))
-
-    def _ready_worker(self) -> WorkerProcess:
-        """A worker that has imported everything. Raises IgrpoError when none can be started."""
-        for _ in range(START_ATTEMPTS):
-            worker = self._start_worker()
-            try:
-                worker.wait_until_ready()
-            except WorkerEnded as end:
-                self._drop_worker()
-                last = end
-            else:
-                return worker
-        raise IgrpoError(f"no grading worker can be started: {last.reason}", hint="free memory, or use fewer workers")
-
-    def _start_worker(self) -> WorkerProcess:
-        with self._lock:
-            if self._stopped:
-                raise _Stopped
+            if self._is_stopped:
+                raise CancelledError
             if self._worker is None:
                 self._worker = self._start()
             return self._worker
 
-    def _drop_worker(self) -> None:
+    def grade(self, rows: Sequence[Row]) -> list[Grade]:
+        """Return one grade per row. A row whose worker ends without reaching a limit is graded once more.
+
+        Raises IgrpoError if no worker can be started, and CancelledError after `stop`.
+        """
+        grades: list[Grade] = []
+        repeated = -1
+        while len(grades) < len(rows):
+            worker = self._ready_worker()
+            start = time.perf_counter()
+            try:
+                worker.send(rows[len(grades) :])
+                while len(grades) < len(rows):
+                    start = time.perf_counter()
+                    reply = worker.receive()
+                    is_last = reply.pop("is_last")
+                    grades.append(Grade(**reply))
+                    if is_last:
+                        self.drop_worker()
+                        break
+            except WorkerEndedError as end:
+                self.drop_worker()
+                if end.is_final or repeated == len(grades):
+                    grades.append(Grade("ungraded", None, time.perf_counter() - start, end.reason))
+                else:
+                    repeated = len(grades)
+        if self._is_stopped:
+            raise CancelledError  # the last row may be ungraded because its worker was killed
+        return grades
+
+    def stop(self) -> None:
+        """End the worker, and with it `grade` in another thread."""
+        with self._lock:
+            self._is_stopped = True
+            if self._worker is not None:
+                self._worker.kill()
+
+    def drop_worker(self) -> None:
+        """End the worker, if there is one, and forget it."""
         with self._lock:
             if self._worker is not None:
                 self._worker.close()
             self._worker = None
 
+    def _ready_worker(self) -> WorkerProcess:
+        """Return a worker that has imported everything. Raises IgrpoError if none can be started."""
+        for _ in range(START_ATTEMPTS):
+            worker = self.start()
+            try:
+                worker.wait_until_ready()
+            except WorkerEndedError as end:
+                self.drop_worker()
+                last = end
+            else:
+                return worker
+        raise IgrpoError(f"no grading worker can be started: {last.reason}", hint="free memory, or use fewer workers")
 
-class WorkerEnded(Exception):
-    """The worker died or was ended while it held a row; `is_final` when the row itself is the cause."""
+
+class WorkerEndedError(Exception):
+    """The worker ended while it had a row; `is_final` if the row is the cause."""
 
     def __init__(self, reason: str, *, is_final: bool) -> None:
         super().__init__(reason)
@@ -273,12 +245,12 @@ class WorkerProcess:
     """One grading process and the pipe to it."""
 
     def __init__(self, config: RewardSection, functions: Mapping[str, str] | None, wall_seconds: float) -> None:
-        """`functions`: the user's own, {name: module:function}."""
+        """Start the process. `functions` are the user's own, {name: module:function}."""
         self._wall_seconds = wall_seconds
         self._pipe, theirs = Pipe()
         limits = {"cpu_seconds": config.cpu_seconds, "memory_mb": config.memory_mb}
         arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(limits), json.dumps(functions or {})]
-        # The hash seed orders sympy's sets alike in every run; -P keeps the current directory out of the path.
+        # The hash seed fixes the order of sympy's sets; -P keeps the current directory out of the path.
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         path = os.pathsep.join(entry for entry in sys.path if entry)
         self._process = subprocess.Popen(
@@ -294,9 +266,10 @@ class WorkerProcess:
         self._is_ready = False
 
     def wait_until_ready(self) -> None:
-        """Raises UsageError for a function of the user's that is none, IgrpoError with whatever else the worker says.
+        """Wait until the worker has imported everything.
 
-        Raises WorkerEnded when it says nothing.
+        Raises UsageError for a user's function that cannot be called, IgrpoError for any other message of the worker,
+        and WorkerEndedError if it ends without one.
         """
         if self._is_ready:
             return
@@ -311,39 +284,55 @@ class WorkerProcess:
         self._is_ready = True
 
     def send(self, rows: Sequence[Row]) -> None:
+        """Send rows to the worker. Raises WorkerEndedError."""
         try:
             self._pipe.send_bytes(json.dumps(rows).encode("ascii"))
         except OSError:
             raise self._ended() from None
 
     def receive(self) -> dict[str, Any]:
-        """The reply for the next row that was sent. Raises WorkerEnded instead of waiting for ever."""
+        """Return the reply for the next row. Raises WorkerEndedError, at the latest after the wall time limit."""
         return self._receive(self._wall_seconds)
+
+    def kill(self) -> None:
+        """End the process; a thread that waits on its pipe sees the end."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End the process and close the pipe."""
+        self._process.kill()
+        self._process.wait()
+        self._pipe.close()
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         try:
             if not self._pipe.poll(seconds):
-                raise WorkerEnded("wall time limit", is_final=True)
+                raise WorkerEndedError("wall time limit", is_final=True)
             message: dict[str, Any] = json.loads(self._pipe.recv_bytes())
         except (EOFError, OSError):
             raise self._ended() from None
         return message
 
-    def _ended(self) -> WorkerEnded:
+    def _ended(self) -> WorkerEndedError:
         try:
             number = -self._process.wait(SECONDS_TO_EXIT)
         except subprocess.TimeoutExpired:
-            return WorkerEnded("the worker closed its pipe", is_final=False)
+            return WorkerEndedError("the worker closed its pipe", is_final=False)
         if number == signal.SIGPROF:
-            return WorkerEnded("CPU time limit", is_final=True)
+            return WorkerEndedError("CPU time limit", is_final=True)
         how = signal.Signals(number).name if number > 0 else f"exit code {-number}"
-        return WorkerEnded(f"the worker ended with {how}", is_final=False)
+        return WorkerEndedError(f"the worker ended with {how}", is_final=False)
 
-    def kill(self) -> None:
-        """Ends the process; whoever waits on its pipe sees the end."""
-        self._process.kill()
 
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        self._pipe.close()
+def _require_functions(start: Callable[[], WorkerProcess], functions: Mapping[str, str]) -> None:
+    """Start one worker to check that the user's functions can be called, before anything is sampled."""
+    worker = start()
+    try:
+        worker.wait_until_ready()
+    except WorkerEndedError as end:
+        raise IgrpoError(
+            f"a grading worker with the functions {', '.join(functions)} ended as it started: {end.reason}",
+            hint="raise reward.memory_mb, or import less in their modules",
+        ) from end
+    finally:
+        worker.close()

@@ -1,7 +1,7 @@
-"""The process that grades, one row at a time: started by `workers`, ended by the kernel when a row is too dear.
+"""The grading process: grades one row at a time, and is ended by the kernel when a row is too expensive.
 
-It shares nothing with the process that started it but one pipe, over which JSON goes: a chunk of rows in, each
-[completion, reference, what the user's own functions may ask for], one reply for each row out.
+It is started by `grading_pool` and shares only a pipe of JSON with it. A message to it is a list of rows, each
+[completion, reference, further arguments of the user's functions]. It replies to each row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,19 +24,19 @@ from igrpo_cli.errors import UsageError
 if TYPE_CHECKING:
     from igrpo_cli.rewards.functions import RewardFunction
 
-SECONDS_BETWEEN_LOOKS = 2.0
-"""How often an idle worker looks whether its parent lives: a fork of it may keep the pipe open."""
+SECONDS_BETWEEN_CHECKS = 2.0
+"""Interval at which an idle worker checks that its parent lives: a fork of the parent may keep the pipe open."""
 
 _PR_SET_PDEATHSIG = 1
 
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-"""Signals that a scheduler or terminal sends to every process of a job: the parent decides what they mean."""
+"""Signals that a scheduler or terminal sends to every process of a job; the parent handles them."""
 
 
 def main(arguments: list[str]) -> None:
-    """Serves until the pipe closes.
+    """Grade rows until the pipe closes.
 
-    `arguments`: descriptor of the pipe, process id of the parent, limits (JSON), functions by name (JSON).
+    `arguments`: file descriptor of the pipe, process id of the parent, limits (JSON), functions by name (JSON).
     """
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -58,19 +57,19 @@ def main(arguments: list[str]) -> None:
             return
         _send(pipe, {"ready": True})
         spare_mb = limits["memory_mb"] / 16
-        most_mb = _peak_memory_mb() + spare_mb
+        max_mb = _peak_memory_mb() + spare_mb
         for row in _rows(pipe, parent):
             reply = _grade(row, functions, limits, spare_mb)
-            reply["leaving"] = _peak_memory_mb() > most_mb  # what sympy has taken does not come back
-            _send(pipe, reply)
-            if reply["leaving"]:
+            is_last = _peak_memory_mb() > max_mb  # sympy does not give memory back: let another worker go on
+            _send(pipe, {**reply, "is_last": is_last})
+            if is_last:
                 return
 
 
 def _end_with_parent(parent: int) -> None:
-    """Let Linux end this process with the one that started it, even where a function of the user's waits for ever.
+    """Let Linux end this process with the one that started it, even if a user's function waits forever.
 
-    Elsewhere a worker that has a row sees the end of its parent only when it is done with it.
+    On other systems a busy worker notices the end of its parent only after its row.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -79,10 +78,10 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _load() -> None:
-    """Imports what is slow, and shuts the one place where sympy compiles text that a model may have written.
+    """Import the slow libraries, and disable the one function of sympy that compiles text of a completion.
 
-    `hypsum` turns the terms of an infinite series into Python source in which the names of unknown
-    functions stand as they came, so `exit(3)` would be called. Series of numbers are left as they are.
+    `hypsum` turns the terms of an infinite series into Python source in which the names of unknown functions appear
+    as they are written, so `exit(3)` would be called. Series of numbers still work.
     """
     import sympy.core.evalf as evalf
     from sympy.core.function import AppliedUndef
@@ -102,7 +101,7 @@ def _load() -> None:
 
 
 def _load_functions(targets: dict[str, str]) -> list[RewardFunction]:
-    """The user's own functions, from modules that may stand in the current directory, behind all others."""
+    """Import the user's functions. The current directory is searched last, so that it hides no module."""
     if not targets:
         return []
     from igrpo_cli.rewards.functions import RewardFunction
@@ -119,7 +118,7 @@ def _limit_memory(memory_mb: int) -> None:
 
 def _rows(pipe: Connection, parent: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
     while True:
-        while not pipe.poll(SECONDS_BETWEEN_LOOKS):
+        while not pipe.poll(SECONDS_BETWEEN_CHECKS):
             if os.getppid() != parent:
                 return
         yield from json.loads(pipe.recv_bytes())
@@ -132,46 +131,52 @@ def _send(pipe: Connection, message: dict[str, Any]) -> None:
 def _grade(
     row: tuple[str, str, dict[str, Any]], functions: Sequence[RewardFunction], limits: dict[str, Any], spare_mb: float
 ) -> dict[str, Any]:
-    """The reply for one row, under a CPU limit that no Python code can catch or outlive.
+    """Return the fields of the row's `Grade`, computed under a CPU limit that no Python code can catch or outlive.
 
-    A function that fails makes the row `ungraded`; the others are asked all the same. sympy turns a MemoryError into
-    "not equal", so a verdict against the completion that took more than `spare_mb` to reach is no verdict.
+    A function that fails makes the row `ungraded`; the other functions are still called. sympy turns a MemoryError
+    into "not equal", so a `wrong` that took more than `spare_mb` of memory becomes `ungraded`.
     """
-    from igrpo_cli.rewards.grading import Judgement, judge
+    from igrpo_cli.rewards.grading import grade_answer
 
     before, start = _peak_memory_mb(), time.perf_counter()
     signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])
     completion, answer, context = row
-    judgement = judge(completion, answer)
-    if judgement.verdict == "wrong" and _peak_memory_mb() - before > spare_mb:
-        judgement = Judgement("ungraded", judgement.extracted_answer, "memory limit")
+    grade = grade_answer(completion, answer)
+    verdict, reason = grade.verdict, grade.reason
+    if verdict == "wrong" and _peak_memory_mb() - before > spare_mb:
+        verdict, reason = "ungraded", "memory limit"
     parts: dict[str, float] = {}
     if functions:
-        facts = {"completion": completion, "answer": answer, **context}
-        facts |= {"extracted_answer": judgement.extracted_answer, "verdict": judgement.verdict}
-        parts, reason = _call(functions, facts)
-        judgement = judgement if reason is None else replace(judgement, verdict="ungraded", reason=reason)
+        arguments = {"completion": completion, "answer": answer, **context}
+        arguments |= {"extracted_answer": grade.extracted_answer, "verdict": verdict}
+        parts, failure = _call(functions, arguments)
+        if failure is not None:
+            verdict, reason = "ungraded", failure
     signal.setitimer(signal.ITIMER_PROF, 0.0)
-    return {**asdict(judgement), "parts": parts, "seconds": time.perf_counter() - start}
+    fields = {"verdict": verdict, "extracted_answer": grade.extracted_answer, "reason": reason, "parts": parts}
+    return {**fields, "seconds": time.perf_counter() - start}
 
 
-def _call(functions: Sequence[RewardFunction], facts: dict[str, Any]) -> tuple[dict[str, float], str | None]:
-    """What the functions say of one row, by name, and why one of them did not."""
+def _call(functions: Sequence[RewardFunction], arguments: dict[str, Any]) -> tuple[dict[str, float], str | None]:
+    """Return the values of the functions by name, and the error of the last one that failed."""
     from igrpo_cli.rewards.functions import FunctionFailedError
 
     parts: dict[str, float] = {}
     reason = None
     for function in functions:
         try:
-            parts[function.name] = function(facts)
+            parts[function.name] = function(arguments)
         except FunctionFailedError as error:
             reason = str(error)
     return parts, reason
 
 
 def _peak_memory_mb() -> float:
-    """Most memory that this program has held. Not `ru_maxrss` on Linux: that outlives exec, so that a worker would
-    start with the peak of the process that started it, gigabytes of torch, and never be seen to grow."""
+    """Return the maximum memory that this program has used, in MiB.
+
+    On Linux not from `ru_maxrss`, which survives exec: a worker would start with the peak of its parent, gigabytes of
+    torch, and would never be seen to grow.
+    """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
             if line.startswith("VmHWM:"):
