@@ -252,7 +252,9 @@ def test_an_engine_that_hangs_ends_in_75_and_the_next_run_goes_on(tmp_path):
     command = [sys.executable, "-c", HANGING, "draft", str(run)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, env=ONE_THREAD, check=False)
     assert (result.returncode, result.stdout) == (EXIT_INTERRUPTED, "")
-    assert "error: transformers has not come back from a step for 2.0 s (engine.timeout)" in result.stderr
+    assert "error: transformers has not returned from a step for 2.0 s (engine.timeout)" in result.stderr
+    assert "(most recent call first)" in result.stderr, "the stack of every thread is shown"
+    assert "in step" in result.stderr
     assert "hint: run the same command again" in result.stderr
     assert "Traceback" not in result.stderr
     assert 1 <= len(list(run.rglob("block-*.parquet"))) <= 2, "what was sampled before is kept"
