@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, MistralConfig
 from transformers.cache_utils import DynamicLayer
 
-from igrpo_cli.engines.kv_cache import GrowingLayer, create_cache, is_full_attention, select_rows
+from igrpo_cli.engines.decoding import GrowingLayer, create_cache, is_full_attention, select_rows
 
 
 def states(tokens: int, rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import TrainingGroup
-from igrpo_cli.training.batch import flatten_groups
-from igrpo_cli.training.packing import RowLimits, attention_mask, pack_rows
+from igrpo_cli.training.packing import RowLimits, attention_mask, flatten_groups, pack_rows
 
 CPU = torch.device("cpu")
-SHARED = RowLimits(block_tokens=1000, joined_tokens=1000)
-SINGLE = RowLimits(block_tokens=0, joined_tokens=0)
+SHARED = RowLimits(group_tokens=1000, joined_tokens=1000)
+SINGLE = RowLimits(group_tokens=0, joined_tokens=0)
 
 
 def group(prompt_ids, completion_ids, group_id=0, **changes):
@@ -75,13 +74,13 @@ def test_a_plain_sequence_needs_no_mask():
 
 def test_a_group_over_the_limit_repeats_its_prompt():
     batch = flatten_groups([group([1, 2], [[3, 4, 5], [6, 7], [8, 9]])], vocab_size=10)
-    rows = pack_rows(batch, [0], RowLimits(block_tokens=5, joined_tokens=5))
+    rows = pack_rows(batch, [0], RowLimits(group_tokens=5, joined_tokens=5))
     assert [row.input_ids.tolist() for row in rows] == [[1, 2, 3, 4, 6], [1, 2, 8]]
 
 
 def test_one_completion_over_the_limit_gets_its_row_all_the_same():
     batch = flatten_groups([group([1, 2], [[3], [4, 5, 6, 7], [8]])], vocab_size=10)
-    rows = pack_rows(batch, [0], RowLimits(block_tokens=3, joined_tokens=3))
+    rows = pack_rows(batch, [0], RowLimits(group_tokens=3, joined_tokens=3))
     assert [row.input_ids.tolist() for row in rows] == [[1, 2], [1, 2, 4, 5, 6], [1, 2]]
 
 
@@ -94,7 +93,7 @@ def test_without_sharing_every_row_is_one_prompt_with_one_completion():
 
 def test_blocks_join_in_order_up_to_a_number_of_tokens():
     batch = flatten_groups([group([1, 1], [[2, 3]]) for _ in range(5)], vocab_size=10)
-    rows = pack_rows(batch, range(5), RowLimits(block_tokens=100, joined_tokens=7))
+    rows = pack_rows(batch, range(5), RowLimits(group_tokens=100, joined_tokens=7))
     assert [len(row.input_ids) for row in rows] == [6, 6, 3]
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints
     from igrpo_cli.pipeline.training_groups import Observations
     from igrpo_cli.pipeline.update_artifacts import Step
-    from igrpo_cli.training.progress import UpdateProgress
+    from igrpo_cli.training.restore import UpdateProgress
     from igrpo_cli.training.step import PolicyTrainer
 
 ONLY_SHARD = (0,)
@@ -167,7 +167,7 @@ def _begin(
     checkpoints: StepCheckpoints,
 ) -> UpdateProgress:
     """Return the progress of a stopped update of the same identity, or that of a new one."""
-    from igrpo_cli.training.progress import UpdateProgress
+    from igrpo_cli.training.restore import UpdateProgress
 
     if num_steps == 1:
         # The policy is still the one that sampled. Its own detached log-probs are the old ones, and every ratio is 1.

@@ -1,7 +1,8 @@
-"""Decoding one wave: every prompt is computed once, then all completions of all prompts advance in step.
+"""Decoding of one wave: each prompt is computed once, then all completions of all prompts advance in step.
 
-Legend: P prompts, R rows (completions of the wave), B rows still in the batch (B <= R), L longest prompt, M most
-tokens of a completion, T tokens in the cache, V vocabulary. The batch is on the model's device, the books on the host.
+Legend: P prompts, R rows (completions of the wave), B rows still in the batch (B <= R), L longest prompt, M maximum
+tokens of a completion, T tokens in the cache, C capacity of the cache (C >= T), V vocabulary, H key-value heads, D head
+size. The batch is on the model's device, the bookkeeping on the host.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
-from igrpo_cli.engines.kv_cache import create_cache, is_full_attention, select_rows
 from igrpo_cli.engines.sampling import choose_tokens, row_uniforms
 from igrpo_cli.records import Completion, SamplingSettings
 
@@ -24,6 +26,8 @@ _CACHE_ARGUMENTS = ("past_key_values", "cache", "cache_params")
 """Names that transformers has given to the cache argument of `forward`. Newer releases warn about all but `cache`."""
 _COMPACTION_SHARE = 1 / 8
 """Share of the batch that must have finished before it is taken out: moving the cache costs about a step."""
+_GROWTH = 64
+"""Tokens of room added at a time: a copy of the cache every 64 steps, where `DynamicLayer` makes one each step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +184,72 @@ class _Forward:
         output = self._model(input_ids=token_ids, attention_mask=mask, **positions, **self._fixed)
         logits_BV: torch.Tensor = output.logits[:, -1]
         return logits_BV
+
+
+class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """One full-attention layer's keys and values, written in place into buffers [B, H, C, D] with room to spare."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._key_buffer = self._value_buffer = torch.empty(0)
+        self._length = 0
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append states [B, H, new, D]; return all of them, [B, H, T, D] each."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, end = self._length, self._length + key_states.shape[-2]
+        if start == 0 or end > self._key_buffer.shape[-2]:
+            self._key_buffer = _with_room(key_states, self.keys if start else None, end)
+            self._value_buffer = _with_room(value_states, self.values if start else None, end)
+        self._key_buffer[:, :, start:end] = key_states
+        self._value_buffer[:, :, start:end] = value_states
+        return self._show(end)
+
+    def get_seq_length(self) -> int:
+        return self._length
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Make the rows numbered by `beam_idx` the batch, buffers with their room included."""
+        self._key_buffer = self._key_buffer.index_select(0, beam_idx)
+        self._value_buffer = self._value_buffer.index_select(0, beam_idx)
+        self._show(self._length)
+
+    def _show(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        self._length = length
+        self.keys = keys = self._key_buffer[:, :, :length]
+        self.values = values = self._value_buffer[:, :, :length]
+        return keys, values
+
+
+def _with_room(like: torch.Tensor, filled: torch.Tensor | None, needed: int) -> torch.Tensor:
+    """A buffer for `needed` tokens and up to `_GROWTH` more, beginning with `filled`."""
+    batch, heads, _, size = like.shape
+    buffer = like.new_empty(batch, heads, (needed // _GROWTH + 1) * _GROWTH, size)
+    if filled is not None:
+        buffer[:, :, : filled.shape[-2]] = filled
+    return buffer
+
+
+def create_cache(config: Any) -> Cache:
+    """An empty cache for a model of this config: layers of full attention grow in place, others are the library's."""
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def is_full_attention(cache: Cache) -> bool:
+    """Whether every layer attends to all tokens before it, so that one mask serves all of them."""
+    return bool(cache.layers) and all(isinstance(layer, GrowingLayer) for layer in cache.layers)
+
+
+def select_rows(cache: Cache, rows: torch.Tensor) -> None:
+    """Make `rows` (int64, any of the batch, repeated or left out) the batch of the cache.
+
+    Through `reorder_cache`, which every kind of layer has, recurrent states included.
+    """
+    layers: list[Any] = cache.layers
+    for layer in layers:
+        layer.reorder_cache(rows)

@@ -16,8 +16,8 @@ from igrpo_cli.store.atomic import (
 from igrpo_cli.store.checksummed_json import record_directory, verify_directory
 from igrpo_cli.store.layout import UpdatePath
 from igrpo_cli.store.manifest import Identity
-from igrpo_cli.training.progress import UpdateProgress, load_progress, save_progress
 from igrpo_cli.training.ranks import Ranks
+from igrpo_cli.training.restore import UpdateProgress, load_progress, save_progress
 from igrpo_cli.training.step import PolicyTrainer
 from igrpo_cli.ui.console import Console
 

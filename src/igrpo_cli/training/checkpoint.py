@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import GenerationConfig
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
@@ -24,7 +31,6 @@ from igrpo_cli.training.adapters import adapter_deltas
 from igrpo_cli.training.optimizer import trainable_parameters
 from igrpo_cli.training.policy import refuse_non_finite
 from igrpo_cli.training.ranks import is_sharded, like, local, whole
-from igrpo_cli.training.sharded_checkpoint import load_sharded, save_sharded
 
 COPIED_FILES = (
     "generation_config.json",
@@ -140,7 +146,7 @@ def save_optimizer(
         refuse_non_finite(tensors, f"{file} not saved")
     directory.mkdir(parents=True, exist_ok=True)
     if is_sharded(model):
-        save_sharded(directory, {**files[ADAM_FILE], **{f"master.{name}": tensor for name, tensor in master.items()}})
+        _save_sharded(directory, {**files[ADAM_FILE], **{f"master.{name}": tensor for name, tensor in master.items()}})
         return
     for file, tensors in files.items():
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, directory / file)
@@ -220,5 +226,44 @@ def _load_parts(directory: Path, file: str, wanted: dict[str, Tensor]) -> dict[s
         )
     prefix = "master." if file == MASTER_FILE else ""
     tensors = {f"{prefix}{name}": torch.zeros_like(tensor) for name, tensor in wanted.items()}
-    load_sharded(directory, tensors)
+    _load_sharded(directory, tensors)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _save_sharded(directory: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors, sharded or the same on every rank, into `directory`; every rank must call it."""
+    with _quietly():
+        save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
+
+
+def _load_sharded(directory: Path, tensors: dict[str, Tensor]) -> None:
+    """Fill `tensors`, sharded in whatever way, with what `directory` holds under their names.
+
+    It may hold other kinds of tensors too; a kind is the part of a name before its first dot. Raises ConflictError
+    where it holds other names of the same kinds, or other shapes, DamagedFileError where it cannot be read.
+    """
+    reader = HuggingFaceStorageReader(str(directory))
+    try:
+        with _quietly():
+            stored = reader.read_metadata().state_dict_metadata
+            kinds = {name.partition(".")[0] for name in tensors}
+            same_kind = {name for name in stored if name.partition(".")[0] in kinds}
+            for name in sorted(same_kind ^ tensors.keys()):
+                where = "the files" if name in stored else "the model"
+                raise ConflictError(f"{directory} is of another model: only {where} has {name}")
+            for name, tensor in tensors.items():
+                kept = stored[name]
+                if not isinstance(kept, TensorStorageMetadata) or kept.size != tensor.shape:
+                    found, wanted = list(getattr(kept, "size", ())), list(tensor.shape)
+                    raise ConflictError(f"{directory} is of another model: {name} has shape {found}, not {wanted}")
+            load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    except (OSError, ValueError, CheckpointException) as error:
+        raise DamagedFileError(f"{directory} cannot be read: {error}") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without torch's warnings about a checkpoint that one process reads alone, which is meant."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

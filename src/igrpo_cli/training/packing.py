@@ -1,13 +1,13 @@
-"""Lay groups out in rows so that a prompt is computed once for all of its completions.
+"""Packing of the groups of one optimiser step into rows, so that a prompt is computed once for all its completions.
 
-A group becomes one block, `[prompt | completion 1 | … | completion G]`: positions restart after the
-prompt for each completion, and each completion sees the prompt and itself, nothing else. Every token
-then has exactly the inputs that it would have in a row of its own, so log-probs and gradients are
-the same, without padding and without computing the prompt G times. Small blocks, blind to each other,
-join in one row. The last token of a completion predicts nothing, so it
-stands in no row.
+A group becomes the sequence `[prompt | completion 1 | … | completion G]`. Positions restart after the prompt for each
+completion, and each completion sees the prompt and itself only. So every token has exactly the inputs that it would
+have in a row of its own: log-probs and gradients are the same, without padding and without computing the prompt G
+times. A row holds one long group, or several short ones that do not see each other. The last token of a completion
+predicts nothing, so no row contains it.
 
-Shapes: T tokens of a row, K completion tokens that the row predicts, N and S as in `batch`.
+Shapes: S completions in the order of their groups, N their tokens in the order of the completions; T tokens of a row,
+K completion tokens that the row predicts.
 """
 
 from __future__ import annotations
@@ -17,29 +17,138 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from igrpo_cli.training.batch import IntArray, TrainingBatch
+from igrpo_cli.errors import IgrpoError
+from igrpo_cli.records import TrainingGroup
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """The groups of one optimiser step as flat arrays, checked."""
+
+    groups: Sequence[TrainingGroup]
+    group: IntArray
+    """[S] index into `groups` of each completion."""
+    sample: IntArray
+    """[S] index of each completion in its group."""
+    num_tokens: IntArray
+    """[S] number of tokens of each completion; 0 for an empty one."""
+    group_sizes: IntArray
+    """[S] number of completions in the group of each completion."""
+    max_lengths: IntArray
+    """[S] `max_completion_length` of each completion."""
+    advantages: FloatArray
+    """[S]"""
+    is_masked: BoolArray
+    """[S] True for a completion that is excluded from the objective."""
+    first_token: IntArray
+    """[S] index among the N tokens at which each completion starts."""
+    sequence: IntArray
+    """[N] index of the completion that each token belongs to."""
+    token_ids: IntArray
+    """[N]"""
+    temperatures: FloatArray
+    """[N]"""
+    sampling_logprobs: FloatArray
+    """[N]"""
+
+    def describe(self, sequence: int) -> str:
+        """Return the name of one of the S completions for an error message."""
+        group = self.groups[self.group[sequence]]
+        return f"completion {self.sample[sequence]} of {describe_group(group)}"
+
+
+def describe_group(group: TrainingGroup) -> str:
+    """Return the name of a group for an error message."""
+    return f"{group.stage} group {group.group_id} (problem {group.problem_id})"
+
+
+def flatten_groups(groups: Sequence[TrainingGroup], vocab_size: int) -> TrainingBatch:
+    """Return the batch of `groups`, in their order.
+
+    Raises IgrpoError with the name of the first group that cannot be trained on: no prompt, no completion, unequal
+    lengths, a token outside the vocabulary, a temperature of 0 or less, or a value that is not finite. Raises it also
+    for a batch without a completion token.
+    """
+    for group in groups:
+        _check_group(group, vocab_size)
+    completions = [completion for group in groups for completion in group.completion_ids]
+    num_tokens_S = np.array([len(completion) for completion in completions], dtype=np.int64)
+    if not num_tokens_S.sum():
+        raise IgrpoError(f"nothing to train on: {len(groups)} groups without a single completion token")
+    sizes = np.array([len(group.completion_ids) for group in groups], dtype=np.int64)
+    group_S = np.repeat(np.arange(len(groups)), sizes)
+    temperatures = np.array([group.temperature for group in groups], dtype=np.float32)
+    logprobs = [logprobs for group in groups for logprobs in group.sampling_logprobs]
+    return TrainingBatch(
+        groups=groups,
+        group=group_S,
+        sample=np.concatenate([np.arange(size) for size in sizes]),
+        num_tokens=num_tokens_S,
+        group_sizes=np.repeat(sizes, sizes),
+        max_lengths=np.repeat([group.max_completion_length for group in groups], sizes),
+        advantages=np.concatenate([np.asarray(group.advantages, dtype=np.float32) for group in groups]),
+        is_masked=np.concatenate([np.asarray(group.is_masked, dtype=np.bool_) for group in groups]),
+        first_token=np.cumsum(num_tokens_S) - num_tokens_S,
+        sequence=np.repeat(np.arange(len(completions)), num_tokens_S),
+        token_ids=np.concatenate([np.asarray(completion, dtype=np.int64) for completion in completions]),
+        temperatures=np.repeat(temperatures[group_S], num_tokens_S),
+        sampling_logprobs=np.concatenate([np.asarray(values, dtype=np.float32) for values in logprobs]),
+    )
+
+
+def _check_group(group: TrainingGroup, vocab_size: int) -> None:
+    lengths = [len(completion) for completion in group.completion_ids]
+    token_ids = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in (group.prompt_ids, *group.completion_ids)])
+    logprobs = np.concatenate([np.zeros(0), *(np.asarray(values) for values in group.sampling_logprobs)])
+    problems = {
+        "has an empty prompt": len(group.prompt_ids) == 0,
+        "has no completions": not lengths,
+        f"has {len(group.advantages)} advantages for {len(lengths)} completions": len(group.advantages) != len(lengths),
+        f"has {len(group.is_masked)} masks for {len(lengths)} completions": len(group.is_masked) != len(lengths),
+        f"has a completion longer than its {group.max_completion_length} tokens": max(lengths, default=0)
+        > group.max_completion_length,
+        "has sampling log-probs of other lengths than its completions": lengths
+        != [len(values) for values in group.sampling_logprobs],
+        "has an advantage that is not finite": not np.isfinite(np.asarray(group.advantages)).all(),
+        "has a sampling log-prob that is not finite": not np.isfinite(logprobs).all(),
+        f"has temperature {group.temperature}, which is not above 0": not group.temperature > 0,
+        f"has a token id outside the vocabulary of {vocab_size}": bool(
+            ((token_ids < 0) | (token_ids >= vocab_size)).any()
+        ),
+    }
+    for problem, found in problems.items():
+        if found:
+            raise IgrpoError(
+                f"{describe_group(group)} {problem}",
+                hint="igrpo verify checks the shards it came from; sample the stage again with --overwrite",
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class RowLimits:
-    """How much stands in a row."""
+    """Maximum sizes of rows, in tokens."""
 
-    block_tokens: int
-    """Tokens up to which completions share a prompt; 0 gives each completion a block of its own."""
+    group_tokens: int
+    """Maximum tokens of a group in one row, beyond which it is split; 0 gives each completion a prompt of its own."""
     joined_tokens: int
-    """Tokens up to which further blocks join a row; 0 gives each block a row of its own."""
+    """Maximum tokens of a row with several groups; 0 gives each group a row of its own."""
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """A prompt and those of its completions that stand behind it in one row."""
+class PackedGroup:
+    """A prompt and completions that follow it in one row: a whole group or a part of it."""
 
     group: int
-    """Position in the batch's groups."""
+    """Index into the groups of the batch."""
     completions: Sequence[int]
-    """Indices among the S completions, none of them empty."""
+    """Indices among the S completions; none of them is empty."""
     num_tokens: int
 
 
@@ -54,44 +163,44 @@ class PackedRow:
     segment: IntArray
     """[T] number of the prompt or completion that each token belongs to, unique in the row."""
     prompt_segment: IntArray
-    """[T] segment of the prompt that each token's block begins with."""
+    """[T] segment of the prompt that each token sees."""
     predictor: IntArray
-    """[K] position in the row whose hidden state predicts the token."""
+    """[K] index in the row of the token whose hidden state predicts the completion token."""
     token: IntArray
-    """[K] which of the N completion tokens is predicted."""
+    """[K] index among the N of the completion token that is predicted."""
 
     @property
     def is_causal(self) -> bool:
-        """One prompt with one completion, which needs no mask."""
+        """True for one prompt with one completion, which needs no mask."""
         return bool(self.segment[-1] <= 1)
 
     @property
     def num_pairs(self) -> int:
-        """Of a token and one that it sees, itself among them: what attention costs."""
-        # A token sees as many as stand before it in its own sequence, and itself.
+        """Number of pairs of a token and a token that it sees: the cost of attention."""
+        # A token sees itself and all tokens before it in its own sequence.
         return int(self.position_ids.sum()) + len(self.position_ids)
 
 
 def pack_rows(batch: TrainingBatch, groups: Iterable[int], limits: RowLimits) -> list[PackedRow]:
-    """Rows for the completions of `groups` (positions in the batch), in their order.
+    """Return the rows of `groups` (indices into those of the batch), in their order.
 
-    A group longer than `limits.block_tokens` is cut into several blocks, each with the prompt; a
-    single completion longer than that gets a block of its own all the same.
+    A group longer than `limits.group_tokens` is split into several parts, each with the prompt. A single completion
+    that is longer is not split.
     """
-    rows: list[list[Block]] = []
+    rows: list[list[PackedGroup]] = []
     room = 0
     for group in groups:
-        for block in _blocks_of_group(batch, group, limits.block_tokens):
-            if block.num_tokens > room:
+        for part in _split_group(batch, group, limits.group_tokens):
+            if part.num_tokens > room:
                 rows.append([])
                 room = limits.joined_tokens
-            rows[-1].append(block)
-            room -= block.num_tokens
+            rows[-1].append(part)
+            room -= part.num_tokens
     return [_lay_out(batch, row) for row in rows]
 
 
 def attention_mask(row: PackedRow, device: torch.device) -> Tensor | None:
-    """Bool [T, T], True at (query, key) where the query sees the key; None for a plain sequence."""
+    """Return a bool mask [T, T], True at (query, key) where the query sees the key; None for a causal row."""
     if row.is_causal:
         return None
     segment_T = torch.from_numpy(row.segment).to(device)
@@ -101,51 +210,51 @@ def attention_mask(row: PackedRow, device: torch.device) -> Tensor | None:
     return own_TT.logical_or_(prompt_TT).tril_()
 
 
-def _blocks_of_group(batch: TrainingBatch, group: int, max_tokens: int) -> list[Block]:
+def _split_group(batch: TrainingBatch, group: int, max_tokens: int) -> list[PackedGroup]:
     prompt_tokens = len(batch.groups[group].prompt_ids)
-    blocks: list[Block] = []
+    parts: list[PackedGroup] = []
     completions: list[int] = []
     num_tokens = prompt_tokens
     for sequence in np.flatnonzero((batch.group == group) & (batch.num_tokens > 0)).tolist():
         inputs = int(batch.num_tokens[sequence]) - 1
         if completions and num_tokens + inputs > max_tokens:
-            blocks.append(Block(group, completions, num_tokens))
+            parts.append(PackedGroup(group, completions, num_tokens))
             completions, num_tokens = [], prompt_tokens
         completions.append(sequence)
         num_tokens += inputs
-    return [*blocks, Block(group, completions, num_tokens)] if completions else blocks
+    return [*parts, PackedGroup(group, completions, num_tokens)] if completions else parts
 
 
-def _lay_out(batch: TrainingBatch, blocks: Sequence[Block]) -> PackedRow:
+def _lay_out(batch: TrainingBatch, groups: Sequence[PackedGroup]) -> PackedRow:
     parts: list[PackedRow] = []
     length = segment = 0
-    for block in blocks:
-        parts.append(_lay_out_block(batch, block, length, segment))
-        length += block.num_tokens
-        segment += 1 + len(block.completions)
+    for group in groups:
+        parts.append(_lay_out_group(batch, group, length, segment))
+        length += group.num_tokens
+        segment += 1 + len(group.completions)
     names = [field.name for field in fields(PackedRow)]
     return PackedRow(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def _lay_out_block(batch: TrainingBatch, block: Block, offset: int, first_segment: int) -> PackedRow:
-    """The part of a row, from token `offset` and segment `first_segment` on, that is this block."""
-    prompt_ids = np.asarray(batch.groups[block.group].prompt_ids, dtype=np.int64)
-    spans = [(batch.first_token[index], batch.num_tokens[index]) for index in block.completions]
+def _lay_out_group(batch: TrainingBatch, group: PackedGroup, offset: int, first_segment: int) -> PackedRow:
+    """Return the part of a row that holds `group`, starting at token `offset` and segment `first_segment`."""
+    prompt_ids = np.asarray(batch.groups[group.group].prompt_ids, dtype=np.int64)
+    spans = [(batch.first_token[index], batch.num_tokens[index]) for index in group.completions]
     inputs = [batch.token_ids[first : first + count - 1] for first, count in spans]
     lengths = np.array([len(prompt_ids), *(len(ids) for ids in inputs)])
     starts = np.cumsum(lengths) - lengths
-    # A completion goes on where the prompt ended, wherever in the row it stands.
+    # Positions of every completion continue those of the prompt, wherever in the row it is.
     rewind = np.maximum(starts - len(prompt_ids), 0)
-    # The end of the prompt predicts the first token of a completion, each token of it the next one.
+    # The last token of the prompt predicts the first of a completion, and each token of it predicts the next.
     predictors = [
         np.append(len(prompt_ids) - 1, np.arange(start, start + length))
         for start, length in zip(starts[1:], lengths[1:], strict=True)
     ]
     return PackedRow(
         input_ids=np.concatenate([prompt_ids, *inputs]),
-        position_ids=np.arange(block.num_tokens) - np.repeat(rewind, lengths),
+        position_ids=np.arange(group.num_tokens) - np.repeat(rewind, lengths),
         segment=first_segment + np.repeat(np.arange(len(lengths)), lengths),
-        prompt_segment=np.full(block.num_tokens, first_segment),
+        prompt_segment=np.full(group.num_tokens, first_segment),
         predictor=offset + np.concatenate(predictors),
         token=np.concatenate([np.arange(first, first + count) for first, count in spans]),
     )

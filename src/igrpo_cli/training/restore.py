@@ -1,12 +1,19 @@
-"""A trainer from what lies on disk, and what it becomes on disk again."""
+"""The trainer on disk: restored from the previous update, saved as a new policy, and saved between two of its steps.
+
+The progress of an update between two steps holds everything that the next step needs, to the bit.
+"""
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors.numpy import load_file, save_file
 
 from igrpo_cli.config.sections import PolicySection, UpdateSection
 from igrpo_cli.training.adapters import adapter_weights, add_adapters, has_adapters, write_adapter
@@ -19,9 +26,15 @@ from igrpo_cli.training.checkpoint import (
     write_policy,
     writing_into,
 )
+from igrpo_cli.training.metrics import CompletionAudit
+from igrpo_cli.training.packing import FloatArray
 from igrpo_cli.training.policy import load_policy
 from igrpo_cli.training.ranks import Ranks
-from igrpo_cli.training.step import PolicyTrainer
+from igrpo_cli.training.step import PolicyTrainer, StepResult
+
+METRICS_FILE = "metrics.json"
+ARRAYS_FILE = "arrays.safetensors"
+"""Holds `old_logprobs.<minibatch>` and `audit.<step>.<field>`."""
 
 
 def restore_trainer(
@@ -42,7 +55,7 @@ def restore_trainer(
     the KL term. Runs on a GPU if there is one. Raises as the loaders of `checkpoint` do.
     """
     ranks = ranks or Ranks()
-    # What is to be sharded goes to its device layer by layer: whole it may not fit there.
+    # A policy that will be sharded is loaded on the CPU: the whole of it may not fit on one device.
     device = ranks.device if ranks.size == 1 else torch.device("cpu")
     trust = policy_config.trust_remote_code
     policy = load_policy(directory, device, trust_remote_code=trust)
@@ -63,12 +76,12 @@ def restore_trainer(
 
 @dataclass(frozen=True, slots=True)
 class TrainerPlaces:
-    """Directories that a trainer is written into."""
+    """Directories that a trainer is saved to."""
 
     policy: Path
     optimizer: Path
     adapter: Path
-    """Made only where adapters are trained."""
+    """Written only if adapters are trained."""
 
 
 def save_trainer(trainer: PolicyTrainer, source: Path, places: TrainerPlaces, policy_config: PolicySection) -> None:
@@ -86,10 +99,53 @@ def save_trainer(trainer: PolicyTrainer, source: Path, places: TrainerPlaces, po
             if is_first:
                 write_adapter(model, adapter, policy_config.model, places.adapter)
         weights = gather_weights(model, getattr(torch, policy_config.dtype))
-        with ThreadPoolExecutor(1) as beside:
-            saving = beside.submit(write_policy, model, weights, source, places.policy) if is_first else None
+        with ThreadPoolExecutor(1) as background:
+            saving = background.submit(write_policy, model, weights, source, places.policy) if is_first else None
             with_master = policy_config.dtype != "float32" or is_adapted
             save_optimizer(places.optimizer, trainer.optimizer, model, with_master_weights=with_master)
             if saving is not None:
                 saving.result()
     trainer.ranks.wait()
+
+
+@dataclass(frozen=True)
+class UpdateProgress:
+    """The results of an update so far, besides the weights and the optimiser state."""
+
+    old_logprobs: list[FloatArray]
+    """Log-probs of the tokens of each minibatch, under the policy that the update started with."""
+    results: list[StepResult] = field(default_factory=list)
+    """Results of the steps taken, in order."""
+
+
+def save_progress(directory: Path, trainer: PolicyTrainer, progress: UpdateProgress) -> None:
+    """Write the state after the last step of `progress` into `directory`. Every rank must call this."""
+    with writing_into(directory):
+        save_optimizer(directory, trainer.optimizer, trainer.policy.model, with_master_weights=True)
+    trainer.ranks.wait()
+    if not trainer.ranks.is_first:
+        return
+    arrays: dict[str, NDArray[np.generic]] = {
+        f"old_logprobs.{minibatch}": values for minibatch, values in enumerate(progress.old_logprobs)
+    }
+    for step, result in enumerate(progress.results):
+        arrays |= {f"audit.{step}.{each.name}": getattr(result.audit, each.name) for each in fields(CompletionAudit)}
+    with writing_into(directory):
+        save_file({name: np.ascontiguousarray(values) for name, values in arrays.items()}, directory / ARRAYS_FILE)
+        metrics = [result.metrics for result in progress.results]
+        (directory / METRICS_FILE).write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def load_progress(directory: Path, trainer: PolicyTrainer) -> UpdateProgress:
+    """Load weights and optimiser state into `trainer`, and return the progress. Raises as `load_optimizer` does."""
+    load_weights(directory, trainer.policy.model)
+    load_optimizer(directory, trainer.optimizer, trainer.policy.model)
+    arrays = load_file(directory / ARRAYS_FILE)
+    metrics = json.loads((directory / METRICS_FILE).read_text())
+    names = [each.name for each in fields(CompletionAudit)]
+    results = [
+        StepResult(found, CompletionAudit(**{name: arrays[f"audit.{step}.{name}"] for name in names}))
+        for step, found in enumerate(metrics)
+    ]
+    num_minibatches = sum(name.startswith("old_logprobs.") for name in arrays)
+    return UpdateProgress([arrays[f"old_logprobs.{minibatch}"] for minibatch in range(num_minibatches)], results)

@@ -21,10 +21,9 @@ from igrpo_cli.config.sections import Dtype, UpdateSection
 from igrpo_cli.devices import has_fast_bfloat16, memory_for
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import TrainingGroup
-from igrpo_cli.training.batch import FloatArray, TrainingBatch, flatten_groups
-from igrpo_cli.training.measures import CompletionAudit, TokenMeasures, audit_completions, batch_metrics
+from igrpo_cli.training.metrics import CompletionAudit, TokenMeasures, audit_completions, batch_metrics
 from igrpo_cli.training.optimizer import apply_gradients, make_optimizer, trainable_parameters
-from igrpo_cli.training.packing import PackedRow, RowLimits, pack_rows
+from igrpo_cli.training.packing import FloatArray, PackedRow, RowLimits, TrainingBatch, flatten_groups, pack_rows
 from igrpo_cli.training.policy import CausalPolicy
 from igrpo_cli.training.ranks import Ranks, reshard
 
@@ -250,9 +249,9 @@ def _compute_dtype(dtype: Dtype, device: torch.device) -> Literal["float32", "bf
 
 def _row_limits(policy: CausalPolicy, max_tokens_per_batch: int) -> RowLimits:
     if not policy.shares_prompts:
-        return RowLimits(block_tokens=0, joined_tokens=0)
+        return RowLimits(group_tokens=0, joined_tokens=0)
     joined = JOINED_TOKENS_ON_CPU if policy.device.type == "cpu" else max_tokens_per_batch
-    return RowLimits(block_tokens=max_tokens_per_batch, joined_tokens=min(joined, max_tokens_per_batch))
+    return RowLimits(group_tokens=max_tokens_per_batch, joined_tokens=min(joined, max_tokens_per_batch))
 
 
 def _row_logprobs(policy: CausalPolicy, batch: TrainingBatch, row: PackedRow) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from igrpo_cli.training.batch import FloatArray, TrainingBatch
+from igrpo_cli.training.packing import FloatArray, TrainingBatch
 
 
 @dataclass(frozen=True, slots=True)
