@@ -178,8 +178,9 @@ def _column_type(field: pa.Field) -> str:
 
 
 def _attribute_docs(cls: type) -> dict[str, str]:
-    """Return the docstring below each attribute of a class."""
-    return _docs_after(ast.parse(inspect.getsource(cls)).body[0].body)  # type: ignore[attr-defined]
+    """Return the docstring below each attribute of a class, inherited attributes included."""
+    inherited = _attribute_docs(cls.__base__) if issubclass(cls.__base__ or cls, Section) else {}
+    return {**inherited, **_docs_after(ast.parse(inspect.getsource(cls)).body[0].body)}  # type: ignore[attr-defined]
 
 
 def _module_docs(path: Path) -> dict[str, str]:

@@ -31,7 +31,7 @@ ROOMS = {
     "engines": ("config", "devices", "http_client"),
     "training": ("algo", "config", "devices", "engines", "torchrun"),
     "watchdog": ("ui",),
-    "rollouts": ("engines", "rewards", "ui", "watchdog"),
+    "rollouts": ("config", "engines", "rewards", "ui", "watchdog"),
     "pipeline": (
         "algo",
         "config",

@@ -55,20 +55,6 @@ class ChatPrompt:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingSettings:
-    """Defines the distribution that completions are sampled from."""
-
-    temperature: float
-    """Divisor of the logits; 1.0 keeps the distribution of the model, 0.0 is greedy (log-prob 0 for every token)."""
-    top_p: float
-    """Probability mass that nucleus sampling keeps, in (0, 1]; 1.0 keeps all tokens."""
-    top_k: int
-    """Number of most likely tokens that are kept; 0 keeps all."""
-    max_completion_length: int
-    """Maximum tokens per completion, EOS included."""
-
-
-@dataclass(frozen=True, slots=True)
 class SamplingGroup:
     """Requests the completions of one prompt: one completion per seed."""
 

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.errors import Interrupted
 from igrpo_cli.records import (
     ChatPrompt,
@@ -21,7 +22,6 @@ from igrpo_cli.records import (
     Rollout,
     RolloutStage,
     SamplingGroup,
-    SamplingSettings,
 )
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.watchdog import Watchdog

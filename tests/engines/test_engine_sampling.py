@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.sampling import choose_tokens, row_uniforms, tempered_logprobs
-from igrpo_cli.records import SamplingSettings
 
 PROBS = [0.05, 0.5, 0.15, 0.3]
 
 
 def settings(temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> SamplingSettings:
-    return SamplingSettings(temperature, top_p, top_k, max_completion_length=8)
+    return SamplingSettings(temperature=temperature, top_p=top_p, top_k=top_k, max_completion_length=8)
 
 
 def logits(*probs: float) -> torch.Tensor:

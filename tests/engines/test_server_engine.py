@@ -14,9 +14,10 @@ from fake_vllm import FakeVllm, token_of
 from command_line import ONE_THREAD, igrpo, make_run
 from igrpo_cli import http_client
 from igrpo_cli.config.files import check_config
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.factory import create_engine
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
-from igrpo_cli.records import SamplingGroup, SamplingSettings
+from igrpo_cli.records import SamplingGroup
 
 POLICY = (Path(__file__).parents[2] / "data" / "tiny-policy").resolve()
 SETTINGS = SamplingSettings(temperature=1.0, top_p=0.9, top_k=5, max_completion_length=8)
@@ -112,7 +113,10 @@ def test_a_request_leaves_nothing_to_the_servers_defaults(start_server, engine_o
 
 
 def test_greedy_tokens_have_logprob_zero(start_server, engine_of):
-    completions = completed(engine_of(start_server()), settings=SamplingSettings(0.0, 1.0, 0, 8))
+    completions = completed(
+        engine_of(start_server()),
+        settings=SamplingSettings(temperature=0.0, top_p=1.0, top_k=0, max_completion_length=8),
+    )
     assert completions[0][0].sampling_logprobs == [0.0, 0.0]
 
 

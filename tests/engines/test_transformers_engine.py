@@ -12,12 +12,12 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from igrpo_cli.config.files import check_config
-from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.config.sections import EngineSection, SamplingSettings
 from igrpo_cli.engines.decoding import _Forward
 from igrpo_cli.engines.factory import create_engine
 from igrpo_cli.engines.transformers import plan_waves
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
-from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
+from igrpo_cli.records import Completion, SamplingGroup
 
 MakePolicy = Callable[..., Path]
 PLAIN = SamplingSettings(temperature=1.0, top_p=1.0, top_k=0, max_completion_length=30)
@@ -145,7 +145,9 @@ def test_eos_as_the_last_token_that_fits_is_a_stop(make_policy: MakePolicy):
     place = next((g, s) for g, group in enumerate(sample(engine)) for s, c in enumerate(group) if c == stopped)
     length = len(stopped.completion_ids)
     for limit, reason in ((length, "stop"), (length - 1, "length")):
-        shorter = sample(engine, settings=SamplingSettings(1.0, 1.0, 0, limit))[place[0]][place[1]]
+        shorter = sample(
+            engine, settings=SamplingSettings(temperature=1.0, top_p=1.0, top_k=0, max_completion_length=limit)
+        )[place[0]][place[1]]
         assert (shorter.finish_reason, len(shorter.completion_ids)) == (reason, limit)
 
 
@@ -163,7 +165,7 @@ def test_first_tokens_over_many_seeds_agree_with_the_softmax(make_policy: MakePo
     """Chi-square over the ten likeliest tokens and the rest: 29.59 is exceeded once in a thousand sets of seeds."""
     policy = make_policy("llama")
     group = SamplingGroup([2, 10, 11, 12, 3], list(range(4000)))
-    one_token = SamplingSettings(1.3, 1.0, 0, 1)
+    one_token = SamplingSettings(temperature=1.3, top_p=1.0, top_k=0, max_completion_length=1)
     [completions] = sample(engine_of(policy, max_num_seqs=4000), [group], one_token)
     probs = truncated_logprobs(full_forward_logits(policy, group, completions[0])[0], one_token).exp().numpy()
     counts = np.bincount([completion.completion_ids[0] for completion in completions], minlength=len(probs))
@@ -216,7 +218,7 @@ def test_a_closed_engine_says_so(make_policy: MakePolicy):
 
 def test_more_than_the_context_is_refused_with_all_lengths(make_policy: MakePolicy):
     engine = engine_of(make_policy("llama"))
-    too_long = SamplingSettings(1.0, 1.0, 0, 120)
+    too_long = SamplingSettings(temperature=1.0, top_p=1.0, top_k=0, max_completion_length=120)
     with pytest.raises(IgrpoError, match=r"12 tokens.*120.*132.*128") as caught:
         sample(engine, GROUPS[1:2], too_long)
     assert caught.value.hint == "lower max_completion_length to 116"

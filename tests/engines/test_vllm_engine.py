@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.config.sections import EngineSection, SamplingSettings
 from igrpo_cli.engines.factory import create_engine, vllm_fits
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.records import SamplingGroup, SamplingSettings
+from igrpo_cli.records import SamplingGroup
 
 pytestmark = pytest.mark.skipif(not vllm_fits("auto"), reason="needs vLLM in a build for this machine")
 
@@ -119,7 +119,10 @@ def test_a_batch_without_completions_comes_back(engine):
 
 def test_first_tokens_over_many_seeds_agree_with_the_softmax(engine, groups):
     """Chi-square over the likeliest tokens and the rest: 29.59 is exceeded once in a thousand sets of seeds."""
-    one_token, group = SamplingSettings(1.3, 1.0, 0, 1), SamplingGroup(groups[0].prompt_ids, range(2000))
+    one_token, group = (
+        SamplingSettings(temperature=1.3, top_p=1.0, top_k=0, max_completion_length=1),
+        SamplingGroup(groups[0].prompt_ids, range(2000)),
+    )
     [drawn] = sample(engine, [group], one_token)
     probs = distribution(TINY, group, drawn[0], one_token)[0].exp().numpy()
     counts = np.bincount([completion.completion_ids[0] for completion in drawn], minlength=len(probs))
@@ -137,7 +140,12 @@ def test_greedy_takes_the_likeliest_token_with_logprob_zero(engine, groups):
 
 
 def test_a_completion_ends_with_eos_or_at_its_length(engine, groups):
-    drawn = list(chain(*sample(engine, groups), *sample(engine, groups, SamplingSettings(1.0, 1.0, 0, 3))))
+    drawn = list(
+        chain(
+            *sample(engine, groups),
+            *sample(engine, groups, SamplingSettings(temperature=1.0, top_p=1.0, top_k=0, max_completion_length=3)),
+        )
+    )
     assert {completion.finish_reason for completion in drawn} == {"stop", "length"}
     for completion in drawn:
         assert (completion.completion_ids[-1] == 2) == (completion.finish_reason == "stop")

@@ -24,11 +24,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
-from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.config.sections import EngineSection, SamplingSettings
 from igrpo_cli.engines.factory import create_engine, vllm_fits
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.problems.sources import packaged_data
-from igrpo_cli.records import SamplingGroup, SamplingSettings
+from igrpo_cli.records import SamplingGroup
 
 pytestmark = [
     pytest.mark.skipif(not vllm_fits("auto"), reason="needs vLLM in a build for this machine"),

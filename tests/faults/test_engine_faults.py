@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
-from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.config.sections import EngineSection, SamplingSettings
 from igrpo_cli.engines.transformers import TransformersEngine
 from igrpo_cli.engines.vllm import VllmEngine
 from igrpo_cli.errors import EXIT_INTERRUPTED, IgrpoError, Interrupted
 from igrpo_cli.problems.sources import packaged_data
-from igrpo_cli.records import SamplingGroup, SamplingSettings
+from igrpo_cli.records import SamplingGroup
 from igrpo_cli.rollouts import MAX_ATTEMPTS
 
 BLOCKS = ("data.problems_per_iteration=4", "engine.groups_per_block=2")
@@ -198,7 +198,11 @@ def test_a_vllm_that_answers_other_requests_gives_back_a_batch_without_them(othe
     engine._batches, engine._requests, engine._add = {}, {}, lambda *_: None
     outputs = [output_of("0/0/0", [5], 7), other]
     engine._llm = SimpleNamespace(step=lambda: outputs, has_unfinished_requests=lambda: False)
-    engine.submit("key", [SamplingGroup([5], [11, 12])], SamplingSettings(1.0, 1.0, 0, 8))
+    engine.submit(
+        "key",
+        [SamplingGroup([5], [11, 12])],
+        SamplingSettings(temperature=1.0, top_p=1.0, top_k=0, max_completion_length=8),
+    )
     [(key, [drawn])] = engine.step()
     assert key == "key"
     assert [(each.completion_ids, each.seed) for each in drawn] == [([7], 11)]

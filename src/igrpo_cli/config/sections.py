@@ -115,11 +115,9 @@ class PromptsSection(Section):
     """Maximum tokens of a prompt without draft. `igrpo init` refuses a longer problem, or skips and counts it."""
 
 
-class GenerationSection(Section):
-    """How the completions of one stage are sampled."""
+class SamplingSettings(Section):
+    """The distribution that completions are sampled from. Recorded log-probs are those of exactly this distribution."""
 
-    num_generations: Samples = 4
-    """Completions per problem, at most 32,767: N for drafts, G for refinements."""
     temperature: NonNegative = 1.0
     """Sampling temperature; 0 is greedy, with log-prob 0 for every token."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -128,6 +126,13 @@ class GenerationSection(Section):
     """Number of tokens to sample from; 0 keeps all tokens."""
     max_completion_length: PositiveInt = 256
     """Maximum tokens per completion, EOS included."""
+
+
+class GenerationSection(SamplingSettings):
+    """Sampling of one stage."""
+
+    num_generations: Samples = 4
+    """Completions per problem, at most 32,767: N for drafts, G for refinements."""
 
 
 class SelectSection(Section):
@@ -323,6 +328,15 @@ class EvalSection(Section):
     """The draft in an evaluation with draft. `each`: every sample without draft is the draft of one refinement.
     `majority`: all refinements of a problem see the first sample with the most frequent answer. `best`: they see the
     sample with the highest reward, which needs the reference answer and so is an oracle, as in training."""
+
+    def sampling(self) -> SamplingSettings:
+        """Return the sampling settings under their own names."""
+        return SamplingSettings(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_completion_length=self.max_gen_toks,
+        )
 
 
 class LogSection(Section):

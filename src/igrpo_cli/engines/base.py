@@ -6,9 +6,9 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from igrpo_cli.config.sections import Dtype
+from igrpo_cli.config.sections import Dtype, SamplingSettings
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
+from igrpo_cli.records import Completion, SamplingGroup
 
 if TYPE_CHECKING:
     import torch

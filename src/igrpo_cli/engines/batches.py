@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.base import logits_not_finite
-from igrpo_cli.records import Completion, FinishReason, SamplingGroup, SamplingSettings
+from igrpo_cli.records import Completion, FinishReason, SamplingGroup
 
 _FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 _NO_LOGPROB = -9999.0

@@ -17,8 +17,9 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.sampling import choose_tokens, row_uniforms
-from igrpo_cli.records import Completion, SamplingSettings
+from igrpo_cli.records import Completion
 
 _ONE_MASK_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types known to hand a ready 4-dimensional mask to all their layers as it is."""

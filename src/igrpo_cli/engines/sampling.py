@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from igrpo_cli.records import SamplingSettings
+from igrpo_cli.config.sections import SamplingSettings
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _FEW_CANDIDATES = 1024

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.config.sections import EngineSection, SamplingSettings
 from igrpo_cli.engines.base import require_room
 from igrpo_cli.engines.batches import Batch
 from igrpo_cli.engines.hub import check_model_directory, read_text_config
@@ -19,7 +19,7 @@ from igrpo_cli.engines.server_endpoint import DeadEndpointError, Endpoint, Polic
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.http_client import HttpClient
-from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
+from igrpo_cli.records import Completion, SamplingGroup
 
 API_KEY_VARIABLE = "VLLM_API_KEY"
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.base import logits_not_finite
 from igrpo_cli.engines.batches import to_completion
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.http_client import HttpClient, PermanentError, TransientError
-from igrpo_cli.records import Completion, SamplingSettings
+from igrpo_cli.records import Completion
 
 _UNKNOWN = "unknown"
 _PROBE_TOKENS = (0, 1)

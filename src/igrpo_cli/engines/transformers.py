@@ -12,14 +12,14 @@ import tokenizers
 import torch
 import transformers
 
-from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.config.sections import EngineSection, SamplingSettings
 from igrpo_cli.devices import describe_device, find_device, memory_for
 from igrpo_cli.engines.base import logits_not_finite, require_room, resolve_dtype
 from igrpo_cli.engines.decoding import Decoding, NonFiniteLogitsError, Part
 from igrpo_cli.engines.hub import find_tensor, load_causal_lm
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import DamagedFileError, IgrpoError, UsageError
-from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
+from igrpo_cli.records import Completion, SamplingGroup
 
 
 class TransformersEngine:

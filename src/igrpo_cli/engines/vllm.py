@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.config.sections import EngineSection, SamplingSettings
 from igrpo_cli.devices import describe_device, find_device
 from igrpo_cli.engines.base import require_room, resolve_dtype
 from igrpo_cli.engines.batches import Batch, to_completion
 from igrpo_cli.engines.hub import check_model_directory, read_text_config
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
-from igrpo_cli.records import Completion, SamplingGroup, SamplingSettings
+from igrpo_cli.records import Completion, SamplingGroup
 
 _CPU_KV_CACHE_BYTES = 4 * 2**30
 _ENVIRONMENT = {

@@ -13,7 +13,7 @@ from igrpo_cli.pipeline.rollout_stage import RolloutPlan, RolloutStage, open_rol
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft, template_hash, visible_draft
-from igrpo_cli.records import Problem, Rollout, SamplingSettings, StageReport
+from igrpo_cli.records import Problem, Rollout, StageReport
 from igrpo_cli.rollouts import RolloutTask, SamplingPlan
 from igrpo_cli.store.conflicts import require_same_settings
 from igrpo_cli.store.layout import ShardPath
@@ -121,7 +121,7 @@ def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:
         sampling=SamplingPlan(
             stage="eval",
             iteration=evaluation.policy.iteration,
-            sampling=SamplingSettings(section.temperature, section.top_p, section.top_k, section.max_gen_toks),
+            sampling=section.sampling(),
             seed=section.seed,
             # Without the policy: all policies are evaluated with the same random numbers and stay comparable.
             seed_names=("eval", "conditioned" if has_drafts else "bare"),

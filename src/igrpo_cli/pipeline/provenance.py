@@ -6,13 +6,13 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from igrpo_cli import __version__
-from igrpo_cli.records import SamplingSettings
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, utc_now
 
 PACKAGES = {"torch": "torch", "transformers": "transformers", "vllm": "vllm", "math_verify": "math-verify"}
@@ -44,7 +44,7 @@ class Provenance:
         return Manifest(
             identity=identity,
             data=data,
-            sampling=None if sampling is None else asdict(sampling),
+            sampling=None if sampling is None else sampling.model_dump(include=set(SamplingSettings.model_fields)),
             versions={**_installed(), **(engine_versions or {})},
             host=platform.node(),
             device=device,

@@ -19,7 +19,7 @@ from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards, UnfinishedShard
 from igrpo_cli.pipeline.whole_groups import require_planned
 from igrpo_cli.prompts import template_hash
-from igrpo_cli.records import Rollout, SamplingSettings, StageReport
+from igrpo_cli.records import Rollout, StageReport
 from igrpo_cli.rollouts import BlockJob, RolloutTask, Sampler, SamplingPlan
 from igrpo_cli.store.completion import commit_shard, completed
 from igrpo_cli.store.layout import ShardPath, block_range
@@ -71,12 +71,7 @@ def training_plan(
         sampling=SamplingPlan(
             stage=stage,
             iteration=iteration,
-            sampling=SamplingSettings(
-                temperature=generation.temperature,
-                top_p=generation.top_p,
-                top_k=generation.top_k,
-                max_completion_length=generation.max_completion_length,
-            ),
+            sampling=generation,
             seed=config.run.seed,
             seed_names=(stage, iteration),
         ),
