@@ -1,7 +1,7 @@
-"""From a problem, and maybe a draft, to a prompt (METHOD: q and q' = Concat(q, d_hat)).
+"""Prompts: a problem without draft, q, or with one, q' = Concat(q, d_hat) (arXiv 2602.09000).
 
-Pure text work: what is ours and what came from outside is marked segment by segment, so that the
-tokeniser can keep control tokens out of problems and drafts.
+Each segment of a prompt is marked as trusted or untrusted, so that the tokenizer can keep control tokens out of
+problems and drafts.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from igrpo_cli.config.sections import PromptsSection
 from igrpo_cli.records import ChatPrompt, PromptSegment
 
 Truncate = Callable[[str, int], tuple[str, bool]]
-"""(text, max_tokens) -> (its first tokens as text, whether anything was cut)."""
+"""A function (text, max_tokens) -> (first tokens of the text, True if anything was cut)."""
 
 
 def prompt_without_draft(problem: str, prompts: PromptsSection) -> ChatPrompt:
-    """The prompt q: the problem alone."""
+    """Return the prompt q: the problem alone."""
     return ChatPrompt(prompts.system_prompt, (PromptSegment(problem, trusted=False),))
 
 
 def prompt_with_draft(problem: str, draft: str, prompts: PromptsSection) -> ChatPrompt:
-    """The prompt q': the problem with a draft in the same user turn, between fixed markers.
+    """Return the prompt q': the problem and a draft in one user turn, between fixed markers.
 
-    `draft` is what `visible_draft` returned. A draft that itself writes a marker of the template
-    cannot close its own frame: the marker is broken with a space after its first character.
+    `draft` is the result of `visible_draft`. A marker of the template within the draft gets a space after its first
+    character, so that a draft cannot end its own frame.
     """
     pieces = re.split(r"(\{problem\}|\{draft\})", prompts.refine_template)
     fill = {"{problem}": problem, "{draft}": _without_markers(draft, prompts.refine_template)}
@@ -38,7 +38,7 @@ def prompt_with_draft(problem: str, draft: str, prompts: PromptsSection) -> Chat
 def visible_draft(
     draft: str, extracted_answer: str | None, prompts: PromptsSection, truncate: Truncate
 ) -> tuple[str, bool]:
-    """What of a draft the refinement sees, and whether it was cut to `max_draft_tokens`."""
+    """Return the part of a draft that the refinement sees, and True if it was cut to `max_draft_tokens`."""
     if prompts.draft_view == "answer_only":
         shown = extracted_answer or ""
     elif prompts.draft_view == "no_think":
@@ -49,7 +49,7 @@ def visible_draft(
 
 
 def template_hash(prompts: PromptsSection) -> str:
-    """SHA-256 of all that decides how a prompt is laid out, apart from the policy's own chat template."""
+    """Return the SHA-256 of the settings that prompts depend on. The chat template of the policy is not included."""
     return hashlib.sha256(json.dumps(prompts.model_dump(), sort_keys=True).encode()).hexdigest()
 
 

@@ -307,7 +307,9 @@ def test_a_directory_that_is_no_model_is_a_missing_input(tmp_path: Path):
         engine_of(tmp_path)
 
 
-@pytest.mark.parametrize(("device", "message"), [("warp", "knows no device"), ("cuda:99", "there is no cuda:99")])
+@pytest.mark.parametrize(
+    ("device", "message"), [("warp", "knows no device"), ("cuda:99", "there is no device cuda:99")]
+)
 def test_an_unknown_device_is_a_usage_error(make_policy: MakePolicy, device: str, message: str):
     with pytest.raises(UsageError, match=message):
         engine_of(make_policy("llama"), device=device)

@@ -70,7 +70,7 @@ def test_a_bfloat16_directory_is_loaded_into_float32(make_model, tmp_path):
 
 
 def test_a_directory_without_a_model_is_a_missing_input(tmp_path):
-    with pytest.raises(MissingInputError, match="is no model directory: it has no config"):
+    with pytest.raises(MissingInputError, match="is not a model directory: it has no config"):
         load_policy(tmp_path, CPU)
 
 

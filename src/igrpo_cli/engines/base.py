@@ -1,4 +1,4 @@
-"""What every engine is to the commands. Light: nothing heavy is imported until it is needed."""
+"""The interface of all engines. Importing this module loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,63 +17,63 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """A policy ready to be sampled from. Its life: `submit` batches while it `has_room`, `step` until they are back.
+    """A policy to sample from: `submit` batches while it `has_room`, and `step` until all of them are done.
 
-    Errors of `submit` and `step`: `IgrpoError` where prompt and completion exceed the context, where the policy
-    yields logits that are not finite, and where memory runs out.
+    `submit` and `step` raise IgrpoError if prompt and completion exceed the context, if the policy gives logits that
+    are not finite, and if memory runs out.
     """
 
     name: str
     device: str
-    """In words, for the manifest: `cpu (2 threads)`, or the name of the GPU."""
+    """Description for the manifest, for example `cpu (2 threads)` or the name of the GPU."""
     dtype: str
-    """The one in use, never `auto`."""
+    """Dtype in use, never `auto`."""
     versions: dict[str, str]
-    """Versions of the libraries that decide what is sampled, by package name."""
+    """Versions of the libraries that results depend on, by package name."""
     tokenizer: PolicyTokenizer
     vocab_size: int
-    """Token ids that the policy may draw: it has an embedding of each below this one."""
+    """Number of token ids that the policy has an embedding for."""
     step_timeout: float | None
-    """Seconds after which a `step` that has not come back never will; None where it may take as long as it likes."""
+    """Seconds after which a `step` counts as hung; None means no limit."""
 
     @property
     def num_unfinished(self) -> int:
-        """Batches that were submitted and have not come back."""
+        """Number of batches that were submitted and are not done."""
         ...
 
     @property
     def has_room(self) -> bool:
-        """Whether it should be given another batch now, to have no idle moment."""
+        """True if another batch should be submitted now to keep the engine busy."""
         ...
 
     def submit(self, key: Hashable, groups: Sequence[SamplingGroup], settings: SamplingSettings) -> None:
-        """Take on a batch of groups, called `key` when it comes back."""
+        """Add a batch of groups; `step` returns its completions under `key`."""
         ...
 
     def step(self) -> list[tuple[Hashable, list[list[Completion]]]]:
-        """Work for a while; the batches that this finished: (key, for each group a completion for each of its seeds).
+        """Sample for a while and return the batches that are done: (key, for each group one completion per seed).
 
-        Each completion says which seed it was drawn for. A batch that the engine lost completions of comes back
-        without them. What comes out depends on the groups of the batch alone, but for rounding; an engine that
-        decodes a batch at a time gives the same bits whatever was submitted before.
+        Each completion names its seed. If the engine lost completions of a batch, they are missing in the result.
+        Apart from rounding, results depend on the groups of the batch alone. An engine that decodes one batch at a time
+        returns the same bits whatever was submitted before.
         """
         ...
 
     def load_policy(self, directory: Path) -> None:
-        """Put the weights of another policy of the same kind into the running engine."""
+        """Load the weights of another policy of the same architecture into the running engine."""
         ...
 
     def sleep(self) -> None:
-        """Give the accelerator's memory to somebody else; `load_policy` ends the rest."""
+        """Free the memory of the accelerator until `load_policy` wakes the engine."""
         ...
 
     def close(self) -> None:
-        """Give all memory back; the engine is of no use afterwards."""
+        """Free all memory. The engine cannot be used afterwards."""
         ...
 
 
 def resolve_dtype(dtype: Dtype, device: torch.device) -> Dtype:
-    """`auto` is float32 where bfloat16 is slow, else still `auto`, which is the checkpoint's own."""
+    """Return float32 for `auto` on a device where bfloat16 is slow, else `dtype`. `auto` is the checkpoint's dtype."""
     from igrpo_cli.devices import has_fast_bfloat16
 
     return "float32" if dtype == "auto" and not has_fast_bfloat16(device) else dtype
@@ -82,7 +82,7 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> Dtype:
 def require_room(
     group: int, prompt_length: int, max_completion_length: int, max_model_len: int, policy: Path | str
 ) -> None:
-    """Raise IgrpoError for a prompt without tokens, or one that leaves no room for its completion."""
+    """Raise IgrpoError if a prompt is empty, or if prompt and completion may exceed `max_model_len` tokens."""
     total = prompt_length + max_completion_length
     if prompt_length == 0:
         raise IgrpoError(f"the prompt of group {group} has no tokens")
@@ -91,13 +91,13 @@ def require_room(
         raise IgrpoError(
             f"the prompt of group {group} has {prompt_length} tokens; with max_completion_length "
             f"{max_completion_length} that makes {total}, and {policy} takes {max_model_len} (max_model_len)",
-            hint=fits if prompt_length < max_model_len else "lower max_draft_tokens, or leave long problems out",
+            hint=fits if prompt_length < max_model_len else "lower max_draft_tokens, or exclude long problems",
         )
 
 
 def logits_not_finite(sampler: str) -> IgrpoError:
-    """What to raise of a policy whose logits are no numbers."""
+    """Return the error for a policy whose logits are NaN or infinite."""
     return IgrpoError(
         f"{sampler} gives logits that are not finite",
-        hint="its weights are damaged or its training diverged: go back to an earlier policy",
+        hint="its weights are damaged or its training diverged: return to an earlier policy",
     )

@@ -1,4 +1,4 @@
-"""What the vLLM engines share: batches whose completions come back one by one, and vLLM's output read as ours."""
+"""Code of both vLLM engines: batches whose completions arrive one by one, and the conversion of vLLM's output."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from igrpo_cli.records import Completion, FinishReason, SamplingGroup
 
 _FINISH_REASONS: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 _NO_LOGPROB = -9999.0
-"""What vLLM's server writes in place of minus infinity."""
+"""Log-prob that vLLM's server writes for minus infinity."""
 
 
 class Batch:
-    """A submitted batch and the completions that have come back of it."""
+    """A submitted batch and its completions so far."""
 
     def __init__(self, key: Hashable, groups: Sequence[SamplingGroup], settings: SamplingSettings) -> None:
         self.key = key
         self.groups = groups
         self.settings = settings
         self.rows = [(index, sample) for index, group in enumerate(groups) for sample in range(len(group.seeds))]
-        """(group, position in the group) of every completion asked for."""
+        """(group, index in the group) of every requested completion."""
         self._completions: dict[tuple[int, int], Completion] = {}
 
     @property
     def num_missing(self) -> int:
-        """Completions that have not come back."""
+        """Number of completions that have not arrived."""
         return len(self.rows) - len(self._completions)
 
     def put(self, group: int, sample: int, completion: Completion) -> None:
-        """A completion has come back."""
+        """Store a completion that has arrived."""
         self._completions[group, sample] = completion
 
-    def given_back(self) -> tuple[Hashable, list[list[Completion]]]:
-        """What `Engine.step` returns of a batch that is over: completions that never came are missing."""
+    def result(self) -> tuple[Hashable, list[list[Completion]]]:
+        """Return what `Engine.step` returns for this batch. Completions that did not arrive are missing."""
         groups: list[list[Completion]] = [[] for _ in self.groups]
         for index, sample in self.rows:
             if (index, sample) in self._completions:
@@ -51,12 +51,12 @@ def to_completion(
     settings: SamplingSettings,
     sampler: str,
 ) -> Completion:
-    """The completion of a seed, from vLLM's fields.
+    """Convert the fields of a vLLM output to a completion. Raises IgrpoError if a log-prob is not finite.
 
-    Raises IgrpoError, naming `sampler`, where a log-prob is not a number.
+    `sampler` is the name of the policy or server in the error.
     """
     if not all(math.isfinite(logprob) and logprob > _NO_LOGPROB for logprob in logprobs):
         raise logits_not_finite(sampler)
-    # vLLM reports a greedy token's log-prob before the maximum is taken.
+    # For a greedy token vLLM reports the log-prob of the full distribution; that of the one sampled from is 0.
     drawn = [float(logprob) for logprob in logprobs] if settings.temperature > 0 else [0.0] * len(logprobs)
     return Completion(list(token_ids), drawn, _FINISH_REASONS.get(finish_reason, "abort"), seed)

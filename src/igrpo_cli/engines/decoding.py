@@ -22,18 +22,18 @@ from igrpo_cli.engines.sampling import choose_tokens, row_uniforms
 from igrpo_cli.records import Completion
 
 _ONE_MASK_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Model types known to hand a ready 4-dimensional mask to all their layers as it is."""
+"""Model types that pass a 4-dimensional mask to all their layers unchanged."""
 _CACHE_ARGUMENTS = ("past_key_values", "cache", "cache_params")
 """Names that transformers has given to the cache argument of `forward`. Newer releases warn about all but `cache`."""
 _COMPACTION_SHARE = 1 / 8
-"""Share of the batch that must have finished before it is taken out: moving the cache costs about a step."""
+"""Fraction of the batch that must be complete before it is removed: moving the cache costs about one step."""
 _GROWTH = 64
-"""Tokens of room added at a time: a copy of the cache every 64 steps, where `DynamicLayer` makes one each step."""
+"""Tokens by which the cache grows: a copy of it every 64 steps, where `DynamicLayer` makes one in each step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Completions of one group that are decoded in one wave: all of the group, unless they are too many."""
+    """Completions of one group that one wave decodes: the whole group, unless it is larger than a wave."""
 
     group_index: int
     prompt_ids: Sequence[int]
@@ -41,11 +41,11 @@ class Part:
 
 
 class NonFiniteLogitsError(Exception):
-    """The model gave NaN or infinite logits; the message says where."""
+    """The model gave NaN or infinite logits. The message names the group and the token."""
 
 
 class Decoding:
-    """One wave under way. Call `step` until `is_over`; rows that have ended leave the batch by and by."""
+    """One wave. Call `step` until `is_over`. Complete rows leave the batch from time to time."""
 
     def __init__(
         self, model: Any, parts: Sequence[Part], settings: SamplingSettings, eos_token_ids: Sequence[int]
@@ -60,7 +60,7 @@ class Decoding:
         self._tokens_RM = np.zeros((num_rows, settings.max_completion_length), dtype=np.int32)
         self._logprobs_RM = np.zeros((num_rows, settings.max_completion_length), dtype=np.float32)
         self._lengths_R = np.zeros(num_rows, dtype=np.int64)
-        """0 until the row has ended."""
+        """0 until the row is complete."""
         self._rows_B = np.arange(num_rows)
         self._rows_left = dict(enumerate(counts))
         self._step = 0
@@ -72,17 +72,17 @@ class Decoding:
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, list[Completion]]]:
-        """Draw the next token of every row; return (group index, completions) of the parts that this finished."""
+        """Sample the next token of every row; return (group index, completions) of the parts that are now complete."""
         uniforms_B = row_uniforms(self._seeds_R[self._rows_B], self._step)
         tokens_B, logprobs_B = choose_tokens(self._logits_BV, uniforms_B, self._settings)
-        finished = self._record(*torch.stack([tokens_B.double(), logprobs_B.double()]).cpu().numpy())
+        complete = self._record(*torch.stack([tokens_B.double(), logprobs_B.double()]).cpu().numpy())
         if not self.is_over:
             self._advance(self._compact(tokens_B))
-        return finished
+        return complete
 
     @torch.inference_mode()
     def _prefill(self) -> None:
-        """Compute each prompt once, left-padded to one length, then give every row its own copy of the cache."""
+        """Compute each prompt once, left-padded to one length, then copy the cache for every row."""
         prompts = [part.prompt_ids for part in self._parts]
         lengths_P = torch.tensor([len(prompt) for prompt in prompts])
         longest = int(lengths_P.max())
@@ -106,13 +106,13 @@ class Decoding:
         self._mask_BT = self._decoding_mask(visible_PT.to(self._device)[prompt_of_row_R]) if is_padded else None
 
     def _decoding_mask(self, visible_BT: torch.Tensor) -> torch.Tensor:
-        """Which cached tokens a row sees, as the model takes it with the least work in every step.
+        """Return the mask of the cached tokens that each row sees.
 
-        A 2-dimensional mask is expanded by the model anew in each step, which with a small model takes a tenth
-        of the time. So where one mask serves all layers they get it ready made, [B, 1, 1, T].
+        The model expands a 2-dimensional mask in each step, which takes a tenth of the time with a small model. So if
+        one mask fits all layers, this returns the expanded mask [B, 1, 1, T].
         """
-        one_mask_serves = self._model.config.model_type in _ONE_MASK_FAMILIES and is_full_attention(self._cache)
-        if self._device.type != "cpu" or not one_mask_serves:
+        one_mask_fits = self._model.config.model_type in _ONE_MASK_FAMILIES and is_full_attention(self._cache)
+        if self._device.type != "cpu" or not one_mask_fits:
             return visible_BT
         hidden_BT = torch.zeros(visible_BT.shape, dtype=self._model.dtype).masked_fill(~visible_BT, -torch.inf)
         return hidden_BT[:, None, None]
@@ -126,9 +126,9 @@ class Decoding:
         self._logprobs_RM[rows_B, self._step] = logprobs_B
         self._step += 1
         ends_B = np.isin(tokens_B, self._eos_token_ids) | (self._step == self._settings.max_completion_length)
-        ended_rows = rows_B[ends_B & (self._lengths_R[rows_B] == 0)]
-        self._lengths_R[ended_rows] = self._step
-        return [part for row in ended_rows for part in self._close_row(int(self._part_of_row_R[row]))]
+        complete_rows = rows_B[ends_B & (self._lengths_R[rows_B] == 0)]
+        self._lengths_R[complete_rows] = self._step
+        return [part for row in complete_rows for part in self._close_row(int(self._part_of_row_R[row]))]
 
     def _close_row(self, part_index: int) -> list[tuple[int, list[Completion]]]:
         self._rows_left[part_index] -= 1
@@ -149,7 +149,7 @@ class Decoding:
         )
 
     def _compact(self, tokens_B: torch.Tensor) -> torch.Tensor:
-        """Take the rows that have ended out of the batch once they are many enough; return the tokens of the rest."""
+        """Remove complete rows from the batch if there are enough of them; return the tokens of the other rows."""
         kept_B = np.flatnonzero(self._lengths_R[self._rows_B] == 0)
         if len(self._rows_B) - len(kept_B) < max(1, _COMPACTION_SHARE * len(self._rows_B)):
             return tokens_B
@@ -168,7 +168,7 @@ class Decoding:
 
 
 class _Forward:
-    """The model as a function from new tokens to the logits of the last of them, its cache kept along."""
+    """The model with its cache, as a function from new tokens to the logits of the last one."""
 
     def __init__(self, model: Any, cache: Any) -> None:
         accepted = inspect.signature(model.forward).parameters
@@ -180,7 +180,7 @@ class _Forward:
             self._fixed["logits_to_keep"] = 1
 
     def __call__(self, token_ids: torch.Tensor, position_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Logits [B, V] after new tokens [B, N] at the positions [B, N]; `mask` covers the cache and them."""
+        """Return logits [B, V] after new tokens [B, N] at positions [B, N]; `mask` covers the cache and these tokens."""
         positions = {"position_ids": position_ids} if self._takes_positions else {}
         output = self._model(input_ids=token_ids, attention_mask=mask, **positions, **self._fixed)
         logits_BV: torch.Tensor = output.logits[:, -1]
@@ -188,7 +188,7 @@ class _Forward:
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """One full-attention layer's keys and values, written in place into buffers [B, H, C, D] with room to spare."""
+    """Keys and values of a full-attention layer, written in place into buffers [B, H, C, D] that are larger."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -198,7 +198,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append states [B, H, new, D]; return all of them, [B, H, T, D] each."""
+        """Append states [B, H, new, D]; return keys and values of all tokens, [B, H, T, D] each."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, end = self._length, self._length + key_states.shape[-2]
@@ -207,18 +207,18 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self._value_buffer = _with_room(value_states, self.values if start else None, end)
         self._key_buffer[:, :, start:end] = key_states
         self._value_buffer[:, :, start:end] = value_states
-        return self._show(end)
+        return self._set_length(end)
 
     def get_seq_length(self) -> int:
         return self._length
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Make the rows numbered by `beam_idx` the batch, buffers with their room included."""
+        """Replace the batch by the rows with the indices `beam_idx`."""
         self._key_buffer = self._key_buffer.index_select(0, beam_idx)
         self._value_buffer = self._value_buffer.index_select(0, beam_idx)
-        self._show(self._length)
+        self._set_length(self._length)
 
-    def _show(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _set_length(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         self._length = length
         self.keys = keys = self._key_buffer[:, :, :length]
         self.values = values = self._value_buffer[:, :, :length]
@@ -226,7 +226,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
 
 
 def _with_room(like: torch.Tensor, filled: torch.Tensor | None, needed: int) -> torch.Tensor:
-    """A buffer for `needed` tokens and up to `_GROWTH` more, beginning with `filled`."""
+    """Return a buffer for `needed` tokens and up to `_GROWTH` more, which starts with `filled`."""
     batch, heads, _, size = like.shape
     buffer = like.new_empty(batch, heads, (needed // _GROWTH + 1) * _GROWTH, size)
     if filled is not None:
@@ -235,21 +235,21 @@ def _with_room(like: torch.Tensor, filled: torch.Tensor | None, needed: int) -> 
 
 
 def create_cache(config: Any) -> Cache:
-    """An empty cache for a model of this config: layers of full attention grow in place, others are the library's."""
+    """Return an empty cache for a model. Layers of full attention grow in place, others are those of transformers."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
 
 
 def is_full_attention(cache: Cache) -> bool:
-    """Whether every layer attends to all tokens before it, so that one mask serves all of them."""
+    """Return True if every layer is a full-attention layer, so that one mask fits all of them."""
     return bool(cache.layers) and all(isinstance(layer, GrowingLayer) for layer in cache.layers)
 
 
 def select_rows(cache: Cache, rows: torch.Tensor) -> None:
-    """Make `rows` (int64, any of the batch, repeated or left out) the batch of the cache.
+    """Replace the batch of the cache by `rows` (int64 indices, which may repeat or leave out rows).
 
-    Through `reorder_cache`, which every kind of layer has, recurrent states included.
+    Uses `reorder_cache`, which every kind of layer has, including recurrent states.
     """
     layers: list[Any] = cache.layers
     for layer in layers:

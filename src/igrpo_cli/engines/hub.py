@@ -1,4 +1,4 @@
-"""From the name of a model to a directory that holds it: safetensors only, never pickled weights."""
+"""Model directories: download from the Hub, checks, and loading. Weights are safetensors, never pickled."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, UsageError
 
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
-_FOREIGN_COPIES = ("original/*", "onnx/*", "consolidated*")
-_READ_AS_JSON = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
-_GET_AGAIN = "download or copy the model again"
+_OTHER_FORMATS = ("original/*", "onnx/*", "consolidated*")
+_JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_DOWNLOAD_AGAIN = "download or copy the model again"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True, slots=True)
 class FetchedModel:
-    """A model on this machine's disk."""
+    """A model directory on the local disk."""
 
     directory: Path
     revision_commit: str | None
@@ -26,19 +26,19 @@ class FetchedModel:
 
 
 def fetch_model(model: str, revision: str | None = None, *, trust_remote_code: bool = False) -> FetchedModel:
-    """The model called `model`: a local directory as it is, anything else by its Hub id, downloaded if need be.
+    """Return the model directory of `model`, a local directory or a Hub id. Downloads the latter if necessary.
 
-    With `trust_remote_code` the repository's Python files come along. Raises `MissingInputError` where there is
-    no such model or no way to reach it, `IgrpoError` where its weights are in a format that can run code.
+    With `trust_remote_code` the Python files of the repository are downloaded too. Raises MissingInputError if the
+    model does not exist or cannot be reached, and IgrpoError if its weights are in a format that can run code.
     """
     directory = Path(model).expanduser()
     if directory.is_dir():
         if revision is not None:
-            raise UsageError(f"{model} is a local directory: it has no revision {revision!r}", hint="leave it out")
+            raise UsageError(f"{model} is a local directory: it has no revisions", hint=f"remove {revision!r}")
         check_model_directory(directory)
         return FetchedModel(directory, None)
     if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
-        raise MissingInputError(f"no directory {model}", hint="name a model directory, or a Hub id such as org/name")
+        raise MissingInputError(f"no directory {model}", hint="give a model directory, or a Hub id such as org/name")
     directory = _download(model, revision, trust_remote_code)
     check_model_directory(directory)
     return FetchedModel(directory, directory.name)
@@ -51,14 +51,14 @@ def _download(model: str, revision: str | None, trust_remote_code: bool) -> Path
     patterns = [*_MODEL_FILES, "*.py"] if trust_remote_code else list(_MODEL_FILES)
     try:
         snapshot = snapshot_download(
-            model, revision=revision, allow_patterns=patterns, ignore_patterns=list(_FOREIGN_COPIES)
+            model, revision=revision, allow_patterns=patterns, ignore_patterns=list(_OTHER_FORMATS)
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         of_revision = f" at revision {revision}" if revision else ""
         raise MissingInputError(
-            f"model {model}{of_revision} is neither a directory nor to be had from the Hub: {_first_line(error)}",
-            hint=f"check the name; with Hub access run `hf download {model}` once, then HF_HUB_OFFLINE=1 will do; "
-            "or name a local model directory",
+            f"model {model}{of_revision} is neither a directory nor available from the Hub: {_first_line(error)}",
+            hint=f"check the name; with Hub access run `hf download {model}` once, then HF_HUB_OFFLINE=1 is enough; "
+            "or give a local model directory",
         ) from error
     return Path(snapshot)
 
@@ -69,16 +69,17 @@ def _first_line(error: Exception) -> str:
 
 
 def check_model_directory(directory: Path) -> None:
-    """Raise unless `directory` has a config and complete safetensors weights; none is loaded.
+    """Check that `directory` has a config and complete safetensors weights, without loading them.
 
-    DamagedFileError names the first file that is no JSON object, or whose table of tensors cannot be read.
+    Raises MissingInputError for a missing file, and DamagedFileError for the first file that is not a JSON object or
+    not readable as safetensors.
     """
     if not (directory / "config.json").is_file():
         raise MissingInputError(
-            f"{directory} is no model directory: it has no config.json",
-            hint="name the directory that `save_pretrained` or `hf download` wrote",
+            f"{directory} is not a model directory: it has no config.json",
+            hint="give the directory that `save_pretrained` or `hf download` wrote",
         )
-    for name in _READ_AS_JSON:
+    for name in _JSON_FILES:
         if (directory / name).is_file():
             _read_object(directory / name)
     index = directory / "model.safetensors.index.json"
@@ -87,7 +88,7 @@ def check_model_directory(directory: Path) -> None:
         if missing := sorted(name for name in files if not (directory / name).is_file()):
             raise MissingInputError(
                 f"{directory} lacks {len(missing)} of {len(files)} weight files, {missing[0]} first",
-                hint=_GET_AGAIN,
+                hint=_DOWNLOAD_AGAIN,
             )
     elif not any(directory.glob("*.safetensors")):
         _refuse_other_weights(directory)
@@ -96,7 +97,7 @@ def check_model_directory(directory: Path) -> None:
 
 
 def read_text_config(directory: Path, trust_remote_code: bool) -> Any:
-    """What the config of a model directory says of its language model, with the defaults of its kind."""
+    """Return the config of the language model in a model directory, with the defaults of its architecture."""
     from transformers import AutoConfig
 
     config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
@@ -146,13 +147,13 @@ def _check_tensors(directory: Path, loading: dict[str, Any]) -> None:
     }
     for kind, problem in problems.items():
         if names := sorted(name if isinstance(name, str) else name[0] for name in loading[kind]):
-            raise DamagedFileError(f"{problem.format(len(names))}, {names[0]} first", hint=_GET_AGAIN)
+            raise DamagedFileError(f"{problem.format(len(names))}, {names[0]} first", hint=_DOWNLOAD_AGAIN)
 
 
 def _weight_files(index: Path) -> set[str]:
     table = _read_object(index).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise DamagedFileError(f"{index} has no weight_map from tensors to files", hint=_GET_AGAIN)
+        raise DamagedFileError(f"{index} has no weight_map of tensors and files", hint=_DOWNLOAD_AGAIN)
     return set(table.values())
 
 
@@ -160,9 +161,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is not valid JSON: {error}", hint=_GET_AGAIN) from error
+        raise DamagedFileError(f"{path} is not valid JSON: {error}", hint=_DOWNLOAD_AGAIN) from error
     if not isinstance(value, dict):
-        raise DamagedFileError(f"{path} holds no JSON object", hint=_GET_AGAIN)
+        raise DamagedFileError(f"{path} is not a JSON object", hint=_DOWNLOAD_AGAIN)
     return value
 
 
@@ -173,11 +174,11 @@ def _check_weights(path: Path) -> None:
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        raise DamagedFileError(f"{path} holds no safetensors weights: {error}", hint=_GET_AGAIN) from error
+        raise DamagedFileError(f"{path} is not a safetensors file: {error}", hint=_DOWNLOAD_AGAIN) from error
 
 
 def find_tensor(directory: Path, name: str) -> Path:
-    """The weight file that holds a tensor; the directory where none does under this name."""
+    """Return the weight file that contains a tensor, or the directory if no file has this name."""
     from safetensors import safe_open
 
     for path in sorted(directory.glob("*.safetensors")):
@@ -192,9 +193,9 @@ def _refuse_other_weights(directory: Path) -> None:
     if pickled := [name for name in names if name.endswith(_PICKLED)]:
         raise IgrpoError(
             f"{directory} has no safetensors, only pickled weights ({', '.join(pickled[:3])}), which can run code",
-            hint="convert the model to safetensors where you trust it: model.save_pretrained(directory)",
+            hint="if you trust the model, convert it to safetensors: model.save_pretrained(directory)",
         )
     raise MissingInputError(
         f"{directory} has no *.safetensors; it has {', '.join(names[:8])}",
-        hint="name a directory with safetensors weights",
+        hint="give a directory with safetensors weights",
     )

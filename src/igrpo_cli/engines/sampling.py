@@ -1,4 +1,4 @@
-"""Drawing one token a row: which tokens stay in play, with what log-probs, and which one a seed picks.
+"""Sampling of one token per row: temperature, top-k and top-p, log-probs, and the choice by a seed.
 
 Legend: B rows, V vocabulary, K candidates for the nucleus.
 """
@@ -17,12 +17,11 @@ _FEW_CANDIDATES = 1024
 
 
 def row_uniforms(seeds_B: np.ndarray, step: int) -> np.ndarray:
-    """The number in [0, 1) with which each row draws its token number `step`: float64 [B].
+    """Return the number in [0, 1) with which each row chooses its token number `step`: float64 [B].
 
-    SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators"), as a function of
-    seed (uint64) and step, so that a row's randomness depends on nothing else, and no generator is carried.
-    `torch.Generator` would not do: on CPU it reads only 32 bits of its seed, so rows of a large run would
-    share their streams.
+    SplitMix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators") of seed (uint64) and step.
+    So the randomness of a row depends on nothing else, and there is no generator to keep. `torch.Generator` is not
+    suitable: on a CPU it reads only 32 bits of its seed, so rows of a large run would share random numbers.
     """
     state_B = seeds_B + np.uint64((step + 1) * _GOLDEN_GAMMA % 2**64)
     state_B = (state_B ^ (state_B >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -34,10 +33,10 @@ def row_uniforms(seeds_B: np.ndarray, step: int) -> np.ndarray:
 def choose_tokens(
     logits_BV: torch.Tensor, uniforms_B: Sequence[float] | np.ndarray, settings: SamplingSettings
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens (int64 [B]) and their log-probs (float32 [B]) under the distribution that they were drawn from.
+    """Return tokens (int64 [B]) and their log-probs (float32 [B]) under the distribution that they are sampled from.
 
-    Greedy where the temperature is 0: the first of the largest logits, with log-prob 0. The log-prob is not
-    finite for a row whose logits hold NaN or +inf.
+    Temperature 0 is greedy: the first of the largest logits, with log-prob 0. The log-prob is not finite for a row
+    whose logits contain NaN or +inf.
     """
     if settings.temperature == 0:
         best_B, tokens_B = logits_BV.float().max(dim=-1)
@@ -48,10 +47,10 @@ def choose_tokens(
 
 
 def tempered_logprobs(logits_BV: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
-    """Log-probs (float32 [B, V]) after temperature, top-k and top-p, in this order; -inf for what is cut off.
+    """Return log-probs (float32 [B, V]) after temperature, top-k and top-p, in this order; excluded tokens have -inf.
 
-    Tokens as likely as the last one kept are kept too: then the choice depends on the values alone, not on how
-    a device orders equal ones.
+    Tokens as likely as the least likely one that is kept are kept too, so that the result depends on the values alone
+    and not on the order in which a device sorts equal ones.
     """
     scaled_BV = logits_BV.float() / settings.temperature
     if 0 < settings.top_k < scaled_BV.shape[-1]:
@@ -63,13 +62,13 @@ def tempered_logprobs(logits_BV: torch.Tensor, settings: SamplingSettings) -> to
 
 
 def _least_in_nucleus(scaled_BV: torch.Tensor, top_p: float) -> torch.Tensor:
-    """The smallest value [B, 1] among the fewest of the largest whose probabilities sum to `top_p` or more."""
+    """Return the smallest value [B, 1] among the fewest largest ones whose probabilities sum to `top_p` or more."""
     total_B1 = scaled_BV.logsumexp(dim=-1, keepdim=True)
-    # Nearly always some hundred tokens will do, and sorting a vocabulary costs as much as running a small model.
+    # A few hundred tokens are nearly always enough, and sorting a vocabulary costs as much as running a small model.
     for num_candidates in (min(_FEW_CANDIDATES, scaled_BV.shape[-1]), scaled_BV.shape[-1]):
         values_BK = scaled_BV.topk(num_candidates).values
         probs_BK = (values_BK - total_B1).double().exp()
-        # The mass before a token decides: so the first token stays, and so does the one that reaches top_p.
+        # The mass before a token decides, so the first token is kept, and the one that reaches top_p.
         kept_BK = probs_BK.cumsum(dim=-1) - probs_BK < top_p
         if not kept_BK[:, -1].any():
             break
@@ -77,11 +76,11 @@ def _least_in_nucleus(scaled_BV: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 def _invert_cumulative(logprobs_BV: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
-    """The token [B] at which the cumulative probability first exceeds the row's uniform."""
-    # In float64, so that rare tokens of a large vocabulary are not rounded away.
+    """Return the token [B] at which the cumulative probability first exceeds the uniform number of the row."""
+    # float64 keeps the probability of rare tokens of a large vocabulary.
     cumulative_BV = logprobs_BV.exp().cumsum(dim=-1, dtype=torch.float64)
     total_B = cumulative_BV[:, -1]
-    # Strictly below the total: then there is always a token that exceeds it, and never one of probability 0.
+    # Strictly below the total, so there is always a token that exceeds it, and never one of probability 0.
     target_B = torch.minimum(uniforms_B * total_B, torch.nextafter(total_B, torch.zeros_like(total_B)))
     tokens_B = torch.searchsorted(cumulative_BV, target_B[:, None], right=True)[:, 0]
-    return tokens_B.clamp(max=logprobs_BV.shape[-1] - 1)  # only a row of NaN comes to this
+    return tokens_B.clamp(max=logprobs_BV.shape[-1] - 1)  # only reached by a row of NaN

@@ -93,7 +93,7 @@ class ServerEngine:
         self._batches = [batch for batch in self._batches if batch.num_missing]
         if self._error is not None and not complete:
             raise self._error
-        return [batch.given_back() for batch in complete]
+        return [batch.result() for batch in complete]
 
     def load_policy(self, directory: Path) -> None:
         """Make every server sample from another policy; servers that were dead are tried again."""

@@ -1,8 +1,8 @@
-"""From a chat prompt to token ids and back. Text that we did not write never becomes a control token.
+"""Conversion of chat prompts to token ids and back. Untrusted text never becomes a control token.
 
-A problem or a draft may hold `<|im_end|>` and the like. Tokenised with the rest of the prompt it would close the
-user turn. Here the template is rendered with placeholders, so that it is known which characters are untrusted; a
-control token that the tokenizer finds on such characters is cut in two, and its characters stand for themselves.
+A problem or a draft may contain `<|im_end|>` and the like. Tokenised with the rest of the prompt, it would close the
+user turn. So the template is rendered with placeholders, which shows which characters of the prompt are untrusted. A
+control token that the tokenizer finds on such characters is split in two and encoded as plain text.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ PLAIN_CHAT_TEMPLATE = (
     "{% else %}{{ 'User: ' + message['content'] + '\n\n' }}{% endif %}"
     "{% endfor %}Assistant:"
 )
-"""For models without a chat template. `beginning` is the BOS token of tokenizers that put one before a text."""
+"""Chat template of models that have none. `beginning` is the BOS token if the tokenizer puts one before a text."""
 
 TEMPLATE_DATE = date(2025, 1, 1)
-"""What templates that ask for the date are told: prompts must not change from one day to the next."""
+"""Date that chat templates see, because prompts must not change from one day to the next."""
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
-_STAND_INS = ("\N{REPLACEMENT CHARACTER}", "?", " ")
-"""In place of an untrusted character that is a control token all by itself: the first one that can be encoded."""
+_REPLACEMENTS = ("\N{REPLACEMENT CHARACTER}", "?", " ")
+"""Replacements of an untrusted character that is a control token by itself: the first that can be encoded is used."""
 
 
 class PolicyTokenizer:
@@ -54,21 +54,21 @@ class PolicyTokenizer:
         self.has_chat_template: bool = bool(self._tokenizer.chat_template)
         source = self._tokenizer.get_chat_template() if self.has_chat_template else PLAIN_CHAT_TEMPLATE
         self.chat_template: str = _DATE_CALL.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), source)
-        """The Jinja source in use."""
+        """Jinja source in use."""
         self._beginning = "" if self.has_chat_template else _text_beginning(self._tokenizer)
         self.eos_token_ids: tuple[int, ...] = _find_eos_token_ids(directory, self._tokenizer)
-        """Ids that end a completion: those of the generation config, and the tokenizer's own."""
+        """Ids that end a completion, from the generation config, the config and the tokenizer."""
 
     @property
     def largest_id(self) -> int:
-        """The largest id of its vocabulary, added tokens included."""
+        """Largest token id, added tokens included."""
         return int(max(self._tokenizer.get_vocab().values()))
 
     def encode_prompt(self, prompt: ChatPrompt) -> tuple[str, list[int]]:
-        """The rendered prompt, ready for the assistant's first token, and its token ids.
+        """Return the rendered prompt, up to the first token of the assistant, and its token ids.
 
-        A system turn that the template refuses or drops is put before the user's text. Characters of the
-        untrusted segments are never encoded as added tokens (white space and the unknown token apart).
+        If the template refuses or drops a system turn, its text is put before that of the user. Characters of untrusted
+        segments are never encoded as added tokens, except for white space and the unknown token.
         """
         segments = self._render(prompt)
         text = "".join(segment.text for segment in segments)
@@ -77,32 +77,32 @@ class PolicyTokenizer:
         return text, ids
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of untrusted text on its own, no control token among them."""
+        """Return the token ids of untrusted text, without control tokens."""
         return self._encode(text, [True] * len(text))[1]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of a completion: special tokens left out, the rest exactly as it is."""
+        """Return the text of a completion, without special tokens and otherwise unchanged."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def truncate(self, text: str, max_tokens: int) -> tuple[str, bool]:
-        """The longest beginning of untrusted text that ends with a token and has at most `max_tokens`; whether cut."""
+        """Return the first `max_tokens` tokens of untrusted text as text, and True if anything was cut."""
         _, ids, ends = self._encode(text, [True] * len(text))
         if len(ids) <= max_tokens:
             return text, False
-        # The end of a text may be encoded otherwise than the same characters within it, hence the check.
+        # The end of a text may be encoded differently from the same characters within it, hence the check.
         for end in reversed(ends[:max_tokens]):
             if len(self.encode_text(text[:end])) <= max_tokens:
                 return text[:end], True
         return "", True
 
     def _encode(self, text: str, untrusted: Sequence[bool]) -> tuple[str, list[int], list[int]]:
-        """Text (stand-ins put in), token ids, and for each token the position in the text at which it ends."""
+        """Return the text with replacements, its token ids, and for each token its end position in the text."""
         ids, spans = self._encode_as_is(text)
         forged = list(self._find_forged(text, untrusted, ids, spans))
         if not forged:
             return text, ids, [end for _, end in spans]
         if single := [start for start, end in forged if end - start == 1]:
-            return self._encode(self._put_stand_ins(text, single), untrusted)
+            return self._encode(self._replace(text, single), untrusted)
         cuts = [0, *(start + 1 for start, _ in forged), len(text)]
         pieces = [(start, self._encode(text[start:end], untrusted[start:end])) for start, end in pairwise(cuts)]
         return (
@@ -112,14 +112,14 @@ class PolicyTokenizer:
         )
 
     def _encode_as_is(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids with the characters (start, end) that each stands for; control tokens are recognised."""
+        """Return token ids and the characters (start, end) of each. Control tokens in the text are recognised."""
         try:
             encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         except Exception as error:  # the class that the tokenizers library raises
             if len(text) == 1:
                 raise IgrpoError(
                     f"the tokenizer of {self._directory} has no token for {text!r}",
-                    hint="this policy reads only the characters of its vocabulary: leave such problems out",
+                    hint="this policy can only read the characters of its vocabulary: exclude such problems",
                 ) from error
             for character in text:
                 self._encode_as_is(character)
@@ -129,7 +129,7 @@ class PolicyTokenizer:
     def _find_forged(
         self, text: str, untrusted: Sequence[bool], ids: Sequence[int], spans: Sequence[tuple[int, int]]
     ) -> Iterator[tuple[int, int]]:
-        """Where a control token rests on untrusted characters, white space around it left aside."""
+        """Yield (start, end) of each control token on untrusted characters, without white space around it."""
         for token_id, (start, end) in zip(ids, spans, strict=True):
             if (content := self._control_tokens.get(token_id)) is None:
                 continue
@@ -139,23 +139,23 @@ class PolicyTokenizer:
             if any(untrusted[start : start + len(matched)]) and not is_unknown:
                 yield start, start + len(matched)
 
-    def _put_stand_ins(self, text: str, positions: Sequence[int]) -> str:
+    def _replace(self, text: str, positions: Sequence[int]) -> str:
         characters = list(text)
         for position in positions:
-            characters[position] = self._stand_in
+            characters[position] = self._replacement
         return "".join(characters)
 
     @functools.cached_property
-    def _stand_in(self) -> str:
+    def _replacement(self) -> str:
         harmful = {*self._control_tokens, self._tokenizer.unk_token_id}
-        for character in _STAND_INS:
+        for character in _REPLACEMENTS:
             with contextlib.suppress(IgrpoError):
                 if harmful.isdisjoint(self._encode_as_is(character)[0]):
                     return character
-        raise IgrpoError(f"the tokenizer of {self._directory} can encode none of {_STAND_INS}")
+        raise IgrpoError(f"the tokenizer of {self._directory} can encode none of {_REPLACEMENTS}")
 
     def _render(self, prompt: ChatPrompt) -> list[PromptSegment]:
-        """The whole prompt as the template makes it, cut into trusted and untrusted text."""
+        """Return the whole rendered prompt, split into trusted and untrusted text."""
         marker = self._free_marker(prompt)
         user, untrusted = _mark_untrusted(prompt.user, marker)
         rendered = self._apply_template(prompt.system, user)
@@ -170,7 +170,7 @@ class PolicyTokenizer:
         ]
 
     def _free_marker(self, prompt: ChatPrompt) -> str:
-        """Letters that occur neither in the template nor in the text that it is given."""
+        """Return a word that occurs neither in the template nor in the text of the prompt."""
         known = "".join([self.chat_template, prompt.system, *(segment.text for segment in prompt.user)])
         marker = "UNTRUSTED"
         while marker in known:
@@ -178,7 +178,7 @@ class PolicyTokenizer:
         return marker
 
     def _apply_template(self, system: str, user: str) -> str:
-        """Render with a system turn, or with its text before the user's where the template has no place for it."""
+        """Render with a system turn, or with its text before that of the user if the template has no system turn."""
         with_system = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         without = [{"role": "user", "content": f"{system}\n\n{user}" if system else user}]
         if system:
@@ -193,7 +193,7 @@ class PolicyTokenizer:
 
     @property
     def _template_file(self) -> Path:
-        """Where the chat template stands."""
+        """File that contains the chat template."""
         own = self._directory / "chat_template.jinja"
         return own if own.is_file() else self._directory / "tokenizer_config.json"
 
@@ -209,9 +209,9 @@ class PolicyTokenizer:
 
 
 def _mark_untrusted(segments: Sequence[PromptSegment], marker: str) -> tuple[str, list[str]]:
-    """The user's text with numbered markers for untrusted text, and the text of each number.
+    """Return the user turn with a numbered marker for each untrusted text, and these texts.
 
-    White space around untrusted text stays, for templates that strip the user's turn.
+    White space around untrusted text is kept outside the markers, for templates that strip the user turn.
     """
     marked: list[str] = []
     untrusted: list[str] = []
@@ -227,7 +227,7 @@ def _mark_untrusted(segments: Sequence[PromptSegment], marker: str) -> tuple[str
 
 
 def _text_beginning(tokenizer: Any) -> str:
-    """The BOS token, if the tokenizer puts it before a text."""
+    """Return the BOS token if the tokenizer puts it before a text, else an empty string."""
     begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return tokenizer.bos_token if begins else ""
 
@@ -235,12 +235,12 @@ def _text_beginning(tokenizer: Any) -> str:
 def _load_tokenizer(directory: Path, trust_remote_code: bool) -> Any:
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         raise MissingInputError(
-            f"{directory} has no tokenizer", hint="save the tokenizer beside the weights: save_pretrained(directory)"
+            f"{directory} has no tokenizer", hint="save it there: tokenizer.save_pretrained(directory)"
         )
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
     if not tokenizer.is_fast:
         raise IgrpoError(
-            f"the tokenizer of {directory} does not say which characters its tokens stand for",
+            f"the tokenizer of {directory} does not give the characters of each token",
             hint="use a model with a tokenizer.json",
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""Sampling with transformers in this process, on CPU or on one GPU, with a seed for every completion."""
+"""Sampling with transformers in this process, on the CPU or one GPU, with a seed for every completion."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from igrpo_cli.records import Completion, SamplingGroup
 
 
 class TransformersEngine:
-    """An `Engine`: see there."""
+    """The `Engine` that decodes with transformers, one batch at a time."""
 
     name = "transformers"
     step_timeout: float | None = None
-    """A step is a whole batch, which may take hours."""
+    """None: a step is a whole batch, which may take hours."""
 
     def __init__(self, policy_directory: Path, config: EngineSection, trust_remote_code: bool = False) -> None:
         self._config = config
@@ -40,7 +40,7 @@ class TransformersEngine:
         self.load_policy(policy_directory)
 
     def load_policy(self, directory: Path) -> None:
-        """Replace the policy. The old one goes first, so that memory never holds two."""
+        """Replace the policy. The old one is freed first, so that memory never holds two."""
         self.close()
         self._policy = directory
         self.tokenizer = PolicyTokenizer(directory, self._trust_remote_code)
@@ -58,14 +58,14 @@ class TransformersEngine:
 
     @property
     def has_room(self) -> bool:
-        """One batch at a time: so the same rows are always decoded together, and rounding cannot differ."""
+        """True if no batch is waiting. One batch at a time decodes the same rows together in every run."""
         return not self._queue
 
     def submit(self, key: Hashable, groups: Sequence[SamplingGroup], settings: SamplingSettings) -> None:
         self._queue.append((key, groups, settings))
 
     def step(self) -> list[tuple[Hashable, list[list[Completion]]]]:
-        """Decode the oldest batch, whole."""
+        """Decode the oldest batch and return it."""
         key, groups, settings = self._queue.popleft()
         completions: list[list[Completion]] = [[] for _ in groups]
         for index, drawn in self.sample(groups, settings):
@@ -73,7 +73,7 @@ class TransformersEngine:
         return [(key, completions)]
 
     def sleep(self) -> None:
-        """A CPU engine keeps its weights: there is memory enough for them and the gradient step."""
+        """Free the weights on a GPU. On a CPU, memory is large enough for them and the optimiser step."""
         if self._torch_device.type == "cuda":
             self.close()
 
@@ -86,9 +86,9 @@ class TransformersEngine:
     def sample(
         self, groups: Sequence[SamplingGroup], settings: SamplingSettings
     ) -> Iterator[tuple[int, list[Completion]]]:
-        """Yield (index in `groups`, its completions) as groups finish, each index once.
+        """Yield (index in `groups`, completions of the group) when a group is complete, in any order.
 
-        Waves of at most `max_num_seqs` completions follow each other, whole groups in each. Same call, same bits.
+        Groups are decoded in waves of at most `max_num_seqs` completions. The same call returns the same bits.
         """
         if self._model is None:
             raise IgrpoError("this engine is closed: it has no policy to sample from")
@@ -113,10 +113,11 @@ class TransformersEngine:
                 while not decoding.is_over:
                     yield from decoding.step()
         except NonFiniteLogitsError as error:
-            raise logits_not_finite(f"policy {self._policy} ({error}; {self.dtype}){self._blamed()}") from error
+            sampler = f"policy {self._policy} ({error}; {self.dtype}){self._non_finite_tensor()}"
+            raise logits_not_finite(sampler) from error
 
-    def _blamed(self) -> str:
-        """The file of weights that are no numbers, which is why the logits are none; nothing where all are numbers."""
+    def _non_finite_tensor(self) -> str:
+        """Return a clause that names a tensor with NaN or infinity and its file; empty if all tensors are finite."""
         for name, tensor in self._model.named_parameters():
             if not bool(torch.isfinite(tensor).all()):
                 return f", whose tensor {name} in {find_tensor(self._policy, name)} holds NaN or infinity,"
@@ -124,9 +125,9 @@ class TransformersEngine:
 
 
 def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int) -> list[list[Part]]:
-    """Cut the groups, in their order, into waves of at most `max_num_seqs` completions.
+    """Split the groups, in their order, into waves of at most `max_num_seqs` completions.
 
-    A group stays in one wave, unless it alone is larger.
+    A group is split only if it alone is larger.
     """
     waves: list[list[Part]] = []
     free = 0
@@ -142,21 +143,21 @@ def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int) -> list[list[
 
 
 def _check_tokenizer(directory: Path, tokenizer: PolicyTokenizer, num_embeddings: int) -> None:
-    """The tokenizer of another model would be found out by the first id that there is no embedding for."""
+    """Raise DamagedFileError if the tokenizer has an id without an embedding, as that of another model may have."""
     if tokenizer.largest_id >= num_embeddings:
         raise DamagedFileError(
-            f"{directory / 'tokenizer.json'} has the token id {tokenizer.largest_id}, the weights beside it only "
+            f"{directory / 'tokenizer.json'} has the token id {tokenizer.largest_id}, but the weights have only "
             f"{num_embeddings} embeddings: one of them belongs to another model",
             hint="download or copy the model again",
         )
 
 
-def _find_max_model_len(config: Any, asked: int | None) -> int:
-    """Most tokens of prompt and completion: what is asked for, within the positions that the model was made for."""
+def _find_max_model_len(config: Any, requested: int | None) -> int:
+    """Return the maximum tokens of prompt and completion: `requested`, or the positions of the model if it is None."""
     positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
-    limit = positions if asked is None else asked
+    limit = positions if requested is None else requested
     if limit is None:
-        raise UsageError("the model's config does not say how many positions it has", hint="set max_model_len")
+        raise UsageError("the config of the model has no max_position_embeddings", hint="set max_model_len")
     if positions is not None and limit > positions:
         raise UsageError(f"max_model_len {limit} exceeds the model's {positions} positions", hint="lower it")
     return limit

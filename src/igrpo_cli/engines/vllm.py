@@ -1,4 +1,4 @@
-"""Sampling with vLLM in this process: continuous batching over all batches submitted, a seed for every completion."""
+"""Sampling with vLLM in this process: continuous batching over all submitted batches, a seed for every completion."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ from igrpo_cli.records import Completion, SamplingGroup
 _CPU_KV_CACHE_BYTES = 4 * 2**30
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # vLLM's own choice is stdout, which is for data
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # The default is stdout, which is for data.
     "VLLM_NO_USAGE_STATS": "1",
-    # Tasks of one node that all bind their threads to the first cores would share them.
+    # Otherwise all tasks of a node would bind their threads to the same cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
 }
-"""What vLLM reads when it is imported, unless the user has said otherwise."""
+"""Environment variables that vLLM reads when it is imported, unless the user has set them."""
 
 
 def set_environment(batch_invariant: bool) -> None:
-    """Set what vLLM reads from the environment; to be called before vLLM is imported."""
+    """Set the environment variables of vLLM. Must be called before vLLM is imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # No second process that would have to be found and ended when this one dies; completions come as ids, so the
-    # engine has little to share the interpreter with. Not a matter of taste: the engine reaches into its worker.
+    # The engine calls functions of its worker, so the worker must be in this process. Then there is also no second
+    # process to end when this one dies. The interpreter is not a bottleneck, since nothing is detokenised.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
 
 
 class VllmEngine:
-    """An `Engine`: see there. A completion depends on the others of its step by rounding alone."""
+    """The `Engine` that samples with vLLM. Completions of the same step affect each other only by rounding."""
 
     name = "vllm"
 
     def __init__(self, policy_directory: Path, config: EngineSection, trust_remote_code: bool = False) -> None:
         if config.data_parallel_size > 1:
             raise UsageError(
-                "the vLLM engine of one process has one replica (engine.data_parallel_size = "
+                "vLLM in this process runs one copy of the model (engine.data_parallel_size = "
                 f"{config.data_parallel_size})",
-                hint='one task per replica, each with its --shard; or `vllm serve` and engine.name = "server"',
+                hint='run one task per copy, each with its --shard; or use `vllm serve` and engine.name = "server"',
             )
         self._config = config
         self._trust_remote_code = trust_remote_code
@@ -66,8 +66,8 @@ class VllmEngine:
         self._batches: dict[int, Batch] = {}
         self._num_batches = 0
         self._requests: dict[str, tuple[int, int, int]] = {}
-        """Batch, group and position in the group of each request that has not come back."""
-        self._is_resting = False
+        """Batch, group and index in the group of each request that is not complete."""
+        self._is_asleep = False
         self._llm: Any = self._start(policy_directory)
         model_config = self._llm.model_config
         self.dtype = str(model_config.dtype).removeprefix("torch.")
@@ -84,7 +84,7 @@ class VllmEngine:
 
     @property
     def has_room(self) -> bool:
-        """While fewer completions are under way than can be decoded at a time."""
+        """True while fewer completions are in progress than `max_num_seqs`."""
         return sum(batch.num_missing for batch in self._batches.values()) < self._config.max_num_seqs
 
     def submit(self, key: Hashable, groups: Sequence[SamplingGroup], settings: SamplingSettings) -> None:
@@ -101,56 +101,56 @@ class VllmEngine:
             self._add(request_id, group.prompt_ids, group.seeds[sample], settings)
 
     def step(self) -> list[tuple[Hashable, list[list[Completion]]]]:
-        """One step of decoding for all completions under way."""
+        """Take one decoding step for all completions in progress."""
         if any(batch.num_missing for batch in self._batches.values()):
             for output in self._decode():
                 if output.finished:
                     self._collect(output)
-        # What vLLM knows nothing of any more never comes: such a batch goes back as it is, for others to see.
-        is_over = bool(self._batches) and not self._llm.has_unfinished_requests()
-        done = [number for number, batch in self._batches.items() if is_over or not batch.num_missing]
-        return [self._batches.pop(number).given_back() for number in done]
+        # If vLLM has no requests left, missing completions never arrive. The batch is returned without them.
+        is_idle = bool(self._batches) and not self._llm.has_unfinished_requests()
+        done = [number for number, batch in self._batches.items() if is_idle or not batch.num_missing]
+        return [self._batches.pop(number).result() for number in done]
 
     def _decode(self) -> list[Any]:
-        """vLLM's own step; after a failure of it the engine is of no use any more."""
+        """Call vLLM's step. After a failure the engine cannot be used any more."""
         try:
             outputs: list[Any] = self._llm.step()
         except torch.OutOfMemoryError as error:
             what = f"vLLM has no memory for {self._config.max_num_seqs} completions at a time on {self.device}"
             raise IgrpoError(what, hint="lower engine.max_num_seqs or engine.gpu_memory_utilization") from error
         except IgrpoError:
-            raise  # A signal came.
+            raise  # raised by a signal handler
         except Exception as error:
             raise Interrupted(
-                f"vLLM failed ({type(error).__name__}: {error}); finished blocks are kept",
-                hint="run the same command again, it goes on where it stopped",
+                f"vLLM failed ({type(error).__name__}: {error}); complete blocks are kept",
+                hint="run the same command again to continue",
             ) from error
         return outputs
 
     def load_policy(self, directory: Path) -> None:
-        """Read the weights of another policy into the running engine; nothing of the old one's cache is kept."""
+        """Load the weights of another policy into the running engine, and empty its prefix cache."""
         check_model_directory(directory)
         if not self._on_cpu:
             gc.collect()
-            torch.cuda.empty_cache()  # what the update has left: the woken engine needs it
-        if self._is_resting:
+            torch.cuda.empty_cache()  # memory of the update, which the engine needs
+        if self._is_asleep:
             self._llm.wake_up(tags=["weights"])
         self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(directory)})
         if self._on_cpu:
             self._llm.collective_rpc(_repack_heads)
-        if self._is_resting:
+        if self._is_asleep:
             self._llm.wake_up(tags=["kv_cache"])
-        self._is_resting = False
+        self._is_asleep = False
         if not self._llm.reset_prefix_cache():
             raise IgrpoError("vLLM keeps the prefix cache of the old policy", hint="run the same command again")
         self._policy = directory
         self.tokenizer = PolicyTokenizer(directory, self._trust_remote_code)
 
     def sleep(self) -> None:
-        """On a GPU, drop weights and cache: the next policy is loaded from disk anyway."""
-        if not self._on_cpu and not self._is_resting:
+        """Free weights and cache on a GPU. The next policy is loaded from disk."""
+        if not self._on_cpu and not self._is_asleep:
             self._llm.sleep(level=2)
-            self._is_resting = True
+            self._is_asleep = True
 
     def close(self) -> None:
         if self._llm is not None:
@@ -176,13 +176,13 @@ class VllmEngine:
         except RuntimeError as error:
             raise IgrpoError(
                 f"vLLM cannot be imported: {error}",
-                hint="torchvision and torchaudio must be built for the same torch; text needs neither: "
+                hint="torchvision and torchaudio must be built for the same torch, and are not needed: "
                 "pip uninstall torchvision torchaudio torchcodec",
             ) from error
         arguments = EngineArgs(**self._engine_arguments(directory))
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about vLLM's own code
+                warnings.simplefilter("ignore")  # They are about vLLM's own code.
                 return LLMEngine.from_engine_args(arguments)
         except (ValueError, RuntimeError, OSError, torch.OutOfMemoryError) as error:
             raise IgrpoError(
@@ -215,14 +215,14 @@ class VllmEngine:
             return {**arguments, "enable_sleep_mode": True}
         if config.kv_cache_memory_bytes is None and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             arguments["kv_cache_memory_bytes"] = _CPU_KV_CACHE_BYTES
-        # A prompt must be computed in one piece: the generator of a seeded row cannot be set back on a CPU.
+        # On a CPU the generator of a seeded row cannot be reset, so a prompt must be computed in one step.
         text_config = read_text_config(directory, self._trust_remote_code)
         positions = config.max_model_len or int(getattr(text_config, "max_position_embeddings", None) or 0)
         batched = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(positions, 4096)}
         return {**arguments, **batched, "enforce_eager": True}
 
     def sampling_parameters(self, seed: int, settings: SamplingSettings) -> Any:
-        """What vLLM is told of one completion."""
+        """Return the sampling parameters of one completion."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -246,10 +246,10 @@ class VllmEngine:
         self._llm.add_request(request_id, rendered, self.sampling_parameters(seed, settings))
 
     def _collect(self, output: Any) -> None:
-        """Put a completion in its place; one that nobody asked for, or of another prompt, has none."""
-        if (place := self._requests.pop(output.request_id, None)) is None:
+        """Store a completion in its batch. Ignore one that was not requested, or that has another prompt."""
+        if (location := self._requests.pop(output.request_id, None)) is None:
             return
-        number, index, sample = place
+        number, index, sample = location
         batch = self._batches[number]
         group = batch.groups[index]
         if len(output.outputs) != 1 or list(output.prompt_token_ids) != list(group.prompt_ids):
@@ -268,7 +268,7 @@ class VllmEngine:
 
 
 def _repack_heads(worker: Any) -> None:
-    """On a CPU an output matrix that is tied to the embedding keeps a packed copy, which reloading leaves as it was."""
+    """Update the packed copy of a tied output matrix, which vLLM on a CPU does not do when weights are reloaded."""
     from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
     for module in worker.get_model().modules():
