@@ -7,7 +7,13 @@ import torch
 
 from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.training import policy as policy_module
-from igrpo_cli.training.attention import BY_BLOCK_MASK, BY_DENSE_MASK, BY_SEGMENTS, RowAttention, ways_to_attend
+from igrpo_cli.training.attention import (
+    DENSE_MASK,
+    FLEX_ATTENTION,
+    SEGMENT_ATTENTION,
+    RowAttention,
+    attention_implementations,
+)
 from igrpo_cli.training.policy import CausalPolicy
 from igrpo_cli.training.step import PolicyTrainer
 
@@ -19,7 +25,7 @@ NONE = RowAttention("sdpa", lambda row, device: {})
 @pytest.fixture
 def policy_that_attends(make_model, monkeypatch):
     def make(*ways, name="llama", device="cpu"):
-        monkeypatch.setattr(policy_module, "ways_to_attend", lambda _: ways)
+        monkeypatch.setattr(policy_module, "attention_implementations", lambda _: ways)
         return CausalPolicy(make_model(name).to(device))
 
     return make
@@ -31,7 +37,7 @@ def gradients(policy, groups):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("way", [BY_SEGMENTS, BY_DENSE_MASK], ids=["segments", "dense mask"])
+@pytest.mark.parametrize("way", [SEGMENT_ATTENTION, DENSE_MASK], ids=["segments", "dense mask"])
 def test_gradients_are_those_of_rows_of_their_own(policy_that_attends, groups, name, way):
     shared, apart = policy_that_attends(way, name=name), policy_that_attends(name=name)
     assert shared.shares_prompts
@@ -46,7 +52,7 @@ def test_gradients_are_those_of_rows_of_their_own(policy_that_attends, groups, n
 def test_log_probs_under_a_block_mask_are_those_of_rows_of_their_own(policy_that_attends, groups, name):
     """On a CPU FlexAttention has no backward pass."""
     with torch.compiler.set_stance("force_eager"):
-        shared, apart = policy_that_attends(BY_BLOCK_MASK, name=name), policy_that_attends(name=name)
+        shared, apart = policy_that_attends(FLEX_ATTENTION, name=name), policy_that_attends(name=name)
         assert shared.shares_prompts
         found, expected = (PolicyTrainer(each, FLOAT32).compute_old_logprobs(groups) for each in (shared, apart))
     assert found == pytest.approx(expected, abs=1e-5)
@@ -56,7 +62,7 @@ def test_log_probs_under_a_block_mask_are_those_of_rows_of_their_own(policy_that
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gradients_under_a_compiled_block_mask(policy_that_attends, make_group):
     groups = [make_group([200, 1, 0, 90], seed=1, prompt=150), make_group([64, 64], seed=2, prompt=300)]
-    shared = policy_that_attends(BY_BLOCK_MASK, name="llama with heads of 16", device="cuda")
+    shared = policy_that_attends(FLEX_ATTENTION, name="llama with heads of 16", device="cuda")
     apart = policy_that_attends(name="llama with heads of 16", device="cuda")
     assert shared.shares_prompts
     (found, loss), (expected, expected_loss) = gradients(shared, groups), gradients(apart, groups)
@@ -65,7 +71,7 @@ def test_gradients_under_a_compiled_block_mask(policy_that_attends, make_group):
 
 
 def test_a_way_that_is_not_exact_is_passed_over(policy_that_attends, groups):
-    policy = policy_that_attends(NONE, BY_DENSE_MASK)
+    policy = policy_that_attends(NONE, DENSE_MASK)
     assert policy.shares_prompts
     found, _ = gradients(policy, groups)
     expected, _ = gradients(policy_that_attends(), groups)
@@ -74,21 +80,21 @@ def test_a_way_that_is_not_exact_is_passed_over(policy_that_attends, groups):
 
 
 def test_a_way_that_the_architecture_does_not_have_is_passed_over(policy_that_attends):
-    policy = policy_that_attends(RowAttention("no_such_attention", lambda row, device: {}), BY_SEGMENTS)
-    assert policy.model.config._attn_implementation == BY_SEGMENTS.implementation
+    policy = policy_that_attends(RowAttention("no_such_attention", lambda row, device: {}), SEGMENT_ATTENTION)
+    assert policy.model.config._attn_implementation == SEGMENT_ATTENTION.implementation
 
 
 def test_a_way_that_cannot_be_compiled_is_passed_over(policy_that_attends):
     def fails(row, device):
         raise NotImplementedError("embedding dimension must be at least 16")
 
-    policy = policy_that_attends(RowAttention("sdpa", fails), BY_SEGMENTS)
-    assert policy.model.config._attn_implementation == BY_SEGMENTS.implementation
+    policy = policy_that_attends(RowAttention("sdpa", fails), SEGMENT_ATTENTION)
+    assert policy.model.config._attn_implementation == SEGMENT_ATTENTION.implementation
 
 
 def test_masked_blocks_are_skipped_on_a_gpu_and_segments_multiplied_on_a_cpu():
-    assert ways_to_attend(torch.device("cpu")) == (BY_SEGMENTS, BY_DENSE_MASK)
-    assert ways_to_attend(torch.device("cuda")) == (BY_BLOCK_MASK, BY_DENSE_MASK)
+    assert attention_implementations(torch.device("cpu")) == (SEGMENT_ATTENTION, DENSE_MASK)
+    assert attention_implementations(torch.device("cuda")) == (FLEX_ATTENTION, DENSE_MASK)
 
 
 def test_a_model_that_keeps_its_arguments_from_its_layers_shares_prompts_under_a_dense_mask(make_model):

@@ -51,7 +51,7 @@ def test_eager_attention_adds_its_mask_and_cannot_take_a_boolean_one(make_model)
 
 
 def test_logits_that_the_head_cannot_reproduce_are_refused(make_model):
-    with pytest.raises(IgrpoError, match="GraniteForCausalLM makes its logits"):
+    with pytest.raises(IgrpoError, match="GraniteForCausalLM computes its logits"):
         CausalPolicy(make_model("granite"))
 
 

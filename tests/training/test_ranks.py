@@ -150,13 +150,13 @@ def test_only_the_update_is_for_torchrun(ready):
 
 @given(costs=st.lists(st.floats(0.1, 100.0), max_size=30), size=st.integers(2, 5))
 def test_every_item_counts_once_and_every_rank_gets_as_many(costs, size):
-    dealt = [Ranks(rank, size, torch.device("cpu")).deal(range(len(costs)), costs) for rank in range(size)]
+    dealt = [Ranks(rank, size, torch.device("cpu")).distribute(range(len(costs)), costs) for rank in range(size)]
     assert len({len(items) for items in dealt}) == 1
     assert sorted(item for items in dealt for item, counts in items if counts) == list(range(len(costs)))
 
 
 def test_rows_are_dealt_by_cost():
-    dealt = [Ranks(rank, 2, torch.device("cpu")).deal("abcd", [6.0, 2.0, 2.0, 2.0]) for rank in (0, 1)]
+    dealt = [Ranks(rank, 2, torch.device("cpu")).distribute("abcd", [6.0, 2.0, 2.0, 2.0]) for rank in (0, 1)]
     assert [[item for item, counts in items if counts] for items in dealt] == [["a"], ["b", "c", "d"]]
 
 

@@ -1,4 +1,4 @@
-"""Group-relative advantages: the only baseline of GRPO and iGRPO is the mean reward of the group.
+"""Group-relative advantages: the baseline of GRPO and iGRPO is the mean reward of the group.
 
 GRPO: arXiv 2402.03300, section 4.1.2. iGRPO: arXiv 2602.09000, over the refinements only.
 """
@@ -16,15 +16,14 @@ _DDOF: dict[ScaleRewards, int] = {"sample_std": 1, "population_std": 0}
 def group_advantages(
     rewards: NDArray[np.float64], scale_rewards: ScaleRewards, epsilon: float = 1e-4
 ) -> NDArray[np.float64]:
-    """Advantages [G] of the rewards [G] of one group: (r - mean) / (std + epsilon), or r - mean for `none`.
+    """Return advantages [G] of the rewards [G] of one group: (r - mean) / (std + epsilon), or r - mean for `none`.
 
-    `epsilon` is added to the standard deviation, as in TRL, so rewards [1, 0, 0, 0] give the first
-    completion 0.75 / (0.5 + 1e-4) = 1.4997 with the sample deviation (ddof 1), 0.75 / (0.4330 + 1e-4)
-    = 1.7317 with the population's, and 0.75 with `none`. A group with one distinct reward (so also a
-    group of one) has advantage exactly 0.0: computed, rounding of the mean divided by `epsilon` would
-    leave a gradient made of noise.
+    As in TRL, `epsilon` is added to the standard deviation. So of the rewards [1, 0, 0, 0], the first completion has
+    the advantage 0.75 / (0.5 + 1e-4) = 1.4997 with the sample deviation (ddof 1), 0.75 / (0.4330 + 1e-4) = 1.7317 with
+    the population deviation, and 0.75 with `none`. If all rewards are equal, the advantages are exactly 0.0. Otherwise
+    the rounding error of the mean, divided by `epsilon`, would be a gradient of noise.
 
-    Raises ValueError for rewards that are not a finite vector.
+    Raises ValueError if `rewards` is not a vector of finite numbers.
     """
     rewards_G = np.asarray(rewards, dtype=np.float64)
     if rewards_G.ndim != 1:

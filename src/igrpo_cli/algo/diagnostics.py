@@ -1,7 +1,4 @@
-"""The numbers that show at a glance whether iGRPO learns or copies (METHOD, "What critics found").
-
-All of them are plain averages over the rollouts of one iteration; names say whose.
-"""
+"""Metrics of the rollouts of one iteration. They show whether iGRPO learns from drafts or copies them."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ import numpy as np
 from igrpo_cli.records import VERDICTS, Rollout, Selection
 
 DraftKey = tuple[int, int]
-"""(group_id, sample_id) of a draft."""
+"""The (group_id, sample_id) of a draft."""
 
 
 def rollout_metrics(rollouts: Sequence[Rollout], prefix: str) -> dict[str, float]:
-    """Reward, verdicts, lengths and sampled entropy of one stage's rollouts, named `<prefix>/…`.
+    """Return reward, verdicts, lengths and sampled entropy of the rollouts of one stage, named `<prefix>/…`.
 
-    `sampled_entropy` is the mean of -log p of the sampled tokens in nats: an unbiased estimate of the entropy
-    of the distribution sampled from, at no cost, for bare and conditioned prompts alike. An empty stage gives {}.
+    `sampled_entropy` is the mean of -log p of the sampled tokens in nats, an unbiased estimate of the entropy of the
+    distribution that they are sampled from. A stage without rollouts gives {}.
     """
     if not rollouts:
         return {}
@@ -43,7 +40,7 @@ def rollout_metrics(rollouts: Sequence[Rollout], prefix: str) -> dict[str, float
 
 
 def selection_metrics(selections: Sequence[Selection]) -> dict[str, float]:
-    """Shares of ties, of groups refined bare and of groups dropped, and the mean reward of the chosen drafts."""
+    """Return the fractions of ties, groups without draft and dropped groups, and the mean reward of chosen drafts."""
     if not selections:
         return {}
     return {
@@ -57,11 +54,11 @@ def selection_metrics(selections: Sequence[Selection]) -> dict[str, float]:
 def refinement_metrics(
     refinements: Sequence[Rollout], drafts: Mapping[DraftKey, Rollout], draft_groups: Mapping[int, int]
 ) -> dict[str, float]:
-    """What refinements do with the draft that they saw.
+    """Return how refinements differ from the drafts in their prompts.
 
-    `fix_rate`: of the refinements of wrong drafts, the share that is right. `break_rate`: of those of right drafts,
-    the share that is wrong. `copy_rate`: the share that repeats its draft word for word, white space at the ends
-    aside. A rate over nothing is left out. `draft_groups` says for each group where its draft comes from.
+    `fix_rate` is the fraction of correct refinements of wrong drafts, `break_rate` the fraction of wrong refinements of
+    correct drafts, and `copy_rate` the fraction of refinements that equal their draft, except for white space at the
+    ends. A rate without refinements is left out. `draft_groups` maps each group to the group of its draft.
     """
     pairs = [
         (drafts[draft_groups[refinement.group_id], refinement.draft_sample_id], refinement)

@@ -1,7 +1,7 @@
-"""What k samples per problem say about a policy: averages, intervals, pass@k, maj@k, paired differences.
+"""Estimates from k samples per problem: averages, confidence intervals, pass@k, maj@k, paired differences.
 
-Problems are the unit of chance: samples of one problem are alike, so every interval treats a problem's
-samples as one cluster. Intervals speak of the population that the problems were drawn from.
+Samples of one problem are correlated, so every interval treats the samples of a problem as one cluster. Intervals are
+about the population that the problems are drawn from.
 
 Shape suffixes: _P problems, _k samples of a problem.
 """
@@ -18,15 +18,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 MAX_MAJORITY_SAMPLES = 1000
-"""Beyond this, numbers of subsets overflow a float."""
-NO_SPREAD = 1e-12
-"""Means and differences of means that lie this close are equal but for rounding."""
-LEAST_P_VALUE = 1e-12
-"""Below it, one minus a probability is rounding."""
+"""Maximum samples for maj@k, beyond which the number of subsets overflows a float."""
+ROUNDING = 1e-12
+"""Means and differences of means that differ by less are equal except for rounding."""
+MIN_P_VALUE = 1e-12
+"""Smallest p-value, below which one minus a probability is a rounding error."""
 
 
 class Interval(NamedTuple):
-    """Lower and upper end of a confidence interval."""
+    """A confidence interval."""
 
     low: float
     high: float
@@ -38,23 +38,23 @@ class PairedDifference:
 
     difference: float
     ci95: Interval | None
-    """None for a single problem: one cluster says nothing about its spread."""
+    """95 % confidence interval; None for a single problem, whose variance is unknown."""
     p_value: float | None
-    """Two-sided, of no difference; `LEAST_P_VALUE` stands for all below it. None for a single problem."""
+    """Two-sided p-value of no difference, at least `MIN_P_VALUE`; None for a single problem."""
 
 
 def avg_at_k(correct_Pk: ArrayLike) -> float:
-    """Mean over problems of the mean over their k samples: accuracy of one sample (avg@k, mean@k)."""
+    """Return the mean over problems of the mean over their k samples: the accuracy of one sample (avg@k, mean@k)."""
     return float(_problem_means(correct_Pk).mean())
 
 
 def clustered_interval(correct: ArrayLike, confidence: float = 0.95) -> Interval | None:
-    """Confidence interval of the mean of `correct`: [P, k] values in [0, 1], or [P] values per problem.
+    """Return a confidence interval of the mean of `correct`: [P, k] values in [0, 1], or [P] means per problem.
 
-    Wilson's score interval (Wilson 1927) with the effective number of samples p(1-p) / Var(mean), where
-    Var(mean) is the variance of the P problem means over P, and with Student's t of P - 1 degrees of
-    freedom. It agrees with mean ± t * standard error for many problems, stays within [0, 1], and keeps
-    its width where all problems are solved or none is. None for a single problem.
+    This is Wilson's score interval (Wilson 1927) with the effective number of samples p(1-p) / Var(mean), where
+    Var(mean) is the variance of the P problem means divided by P, and with Student's t of P - 1 degrees of freedom. For
+    many problems it agrees with mean ± t * standard error. It stays within [0, 1], and is not empty if all problems are
+    solved or none is. None for a single problem. Raises ValueError for values outside [0, 1].
     """
     means_P = _problem_means(correct)
     num_problems = len(means_P)
@@ -64,20 +64,19 @@ def clustered_interval(correct: ArrayLike, confidence: float = 0.95) -> Interval
         return None
     mean = float(means_P.mean())
     num_effective = float(num_problems)
-    if np.ptp(means_P) > NO_SPREAD:
+    if np.ptp(means_P) > ROUNDING:
         variance = float(means_P.var(ddof=1)) / num_problems
-        # Values in [0, 1] cannot vary more than p(1-p), so P problems are worth at least P samples.
+        # The variance of values in [0, 1] is at most p(1-p), so P problems count as at least P samples.
         num_effective = max(mean * (1 - mean) / variance, num_effective)
     return _wilson(mean, num_effective, t_quantile(confidence, num_problems - 1))
 
 
 def ratio_interval(totals_P: ArrayLike, counts_P: ArrayLike, confidence: float = 0.95) -> Interval | None:
-    """Confidence interval of sum(totals) / sum(counts), as of rewards per completion or nats per token.
+    """Return a confidence interval of sum(totals) / sum(counts), for example of rewards per completion.
 
-    Problems are the unit of chance: Student's t with the variance of the ratio estimate (Cochran, Sampling
-    Techniques, 1977, chapter 6), P / (P - 1) * sum((total - ratio * count)^2) / sum(counts)^2. With equal counts
-    that is mean ± t * standard error of the problem means. Problems that count nothing are left out; None where
-    fewer than two are left.
+    It uses Student's t and the variance of the ratio estimate over problems (Cochran, Sampling Techniques, 1977,
+    chapter 6), P / (P - 1) * sum((total - ratio * count)^2) / sum(counts)^2. With equal counts this is mean ± t *
+    standard error of the problem means. Problems with count 0 are left out. None if fewer than two are left.
     """
     totals_P, counts_P = np.asarray(totals_P, np.float64), np.asarray(counts_P, np.float64)
     totals_P, counts_P = totals_P[counts_P > 0], counts_P[counts_P > 0]
@@ -93,9 +92,10 @@ def ratio_interval(totals_P: ArrayLike, counts_P: ArrayLike, confidence: float =
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Unbiased chance that k samples hold a correct one, 1 - C(n-c, k) / C(n, k) (arXiv 2107.03374, eq. 1).
+    """Return an unbiased estimate of pass@k of one problem, 1 - C(n-c, k) / C(n, k) (arXiv 2107.03374, eq. 1).
 
-    Of one problem, with n >= k samples of which c are correct. Exact: no product of rounded factors.
+    n >= k is the number of samples, and c of them are correct. The binomials are exact integers. Raises ValueError for
+    other numbers.
     """
     if not 0 <= num_correct <= num_samples or not 1 <= k <= num_samples:
         raise ValueError(f"pass@{k} of {num_samples} samples with {num_correct} correct is undefined")
@@ -103,11 +103,12 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[float], k: int | None = None) -> float:
-    """Expected correctness of the most frequent answer among k of a problem's n samples (default: all n).
+    """Return the expected correctness of the most frequent answer among k of a problem's n samples (default: all n).
 
-    Exact over all C(n, k) subsets, each as likely, with ties shared equally among the answers that lead.
-    Answers are one vote when they are equal: a caller that knows more equivalences passes canonical forms.
-    None is no vote; a subset without votes scores 0. An answer is as correct as its samples on average.
+    The value is exact: the mean over all C(n, k) subsets, in which tied answers share the result equally. Equal answers
+    are votes for the same answer; a caller that knows more equivalences passes canonical forms. None is no vote, and a
+    subset without votes counts 0. The correctness of an answer is the mean of its samples. Raises ValueError for other
+    numbers, or if n exceeds `MAX_MAJORITY_SAMPLES` and k is less than n.
     """
     num_samples = len(answers)
     k = num_samples if k is None else k
@@ -122,7 +123,7 @@ def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[float], k: in
 
 
 def maj_at_every_k(answers: Sequence[Hashable | None], correct: Sequence[float]) -> list[float]:
-    """maj@1 to maj@n of one problem, as `maj_at_k` gives them one by one, in the time of one of them."""
+    """Return maj@1 to maj@n of one problem, each as from `maj_at_k`, in the time of one of them."""
     num_samples = len(answers)
     last = maj_at_k(answers, correct)
     if num_samples > MAX_MAJORITY_SAMPLES:
@@ -133,12 +134,12 @@ def maj_at_every_k(answers: Sequence[Hashable | None], correct: Sequence[float])
 
 
 def paired_difference(before_Pk: ArrayLike, after_Pk: ArrayLike) -> PairedDifference:
-    """Accuracy after minus before over the same P problems; the numbers of samples may differ.
+    """Return the accuracy after minus before on the same P problems. The numbers of samples may differ.
 
-    Student's t over the P differences of problem means (arXiv 2411.00640: pairing removes what both have in
-    common), ends kept within [-1, 1]. Where all differences are equal, t has no spread to go by: the interval
-    then allows for the share of problems that may behave otherwise and yet never showed (at most
-    1 - 0.05**(1/P)), and p is that of the sign-flip test, 2**(1-P).
+    It uses Student's t over the P differences of problem means (arXiv 2411.00640: pairing removes the variance that
+    both have in common), with ends limited to [-1, 1]. If all differences are equal, their variance is 0. The interval
+    then allows for the fraction of other problems that P problems may miss, at most 1 - 0.05**(1/P), and the p-value is
+    that of the sign-flip test, 2**(1-P). Raises ValueError for different numbers of problems.
     """
     before_P, after_P = _problem_means(before_Pk), _problem_means(after_Pk)
     if before_P.shape != after_P.shape:
@@ -148,22 +149,22 @@ def paired_difference(before_Pk: ArrayLike, after_Pk: ArrayLike) -> PairedDiffer
     difference = float(differences_P.mean())
     if num_problems < 2:
         return PairedDifference(difference, None, None)
-    if np.ptp(differences_P) < NO_SPREAD:
+    if np.ptp(differences_P) < ROUNDING:
         unseen = 1 - 0.05 ** (1 / num_problems)
         ends = Interval(difference - unseen * (1 + difference), difference + unseen * (1 - difference))
-        p_value = 1.0 if abs(difference) < NO_SPREAD else 2.0 ** (1 - num_problems)
+        p_value = 1.0 if abs(difference) < ROUNDING else 2.0 ** (1 - num_problems)
         return PairedDifference(difference, ends, p_value)
     error = float(differences_P.std(ddof=1)) / math.sqrt(num_problems)
     margin = t_quantile(0.95, num_problems - 1) * error
-    p_value = max(LEAST_P_VALUE, 1 - t_central_mass(abs(difference) / error, num_problems - 1))
+    p_value = max(MIN_P_VALUE, 1 - t_central_mass(abs(difference) / error, num_problems - 1))
     ends = Interval(max(-1.0, difference - margin), min(1.0, difference + margin))
     return PairedDifference(difference, ends, p_value)
 
 
 def t_central_mass(t: float, degrees: int) -> float:
-    """P(|T| <= t) of Student's t with a whole number of degrees of freedom, t >= 0.
+    """Return P(|T| <= t), t >= 0, for Student's t with an integer number of degrees of freedom.
 
-    The finite sums of Abramowitz & Stegun 26.7.3 (odd) and 26.7.4 (even).
+    Finite sums of Abramowitz & Stegun 26.7.3 (odd) and 26.7.4 (even).
     """
     angle = math.atan2(t, math.sqrt(degrees))
     sine, cosine = math.sin(angle), math.cos(angle)
@@ -177,7 +178,7 @@ def t_central_mass(t: float, degrees: int) -> float:
 
 @cache
 def t_quantile(confidence: float, degrees: int) -> float:
-    """The t with P(|T| <= t) = `confidence`, in (0, 1): 1.96 for 0.95 and many degrees of freedom."""
+    """Return t with P(|T| <= t) = `confidence`, which is in (0, 1): 1.96 for 0.95 and many degrees of freedom."""
     if not 0 < confidence < 1 or degrees < 1:
         raise ValueError(f"Student's t has no quantile for {confidence} and {degrees} degrees of freedom")
     low, high = 0.0, 1.0
@@ -203,7 +204,7 @@ def _wilson(mean: float, num: float, z: float) -> Interval:
 
 
 _Classes = Sequence[tuple[int, float]]
-"""(votes, share of them that is correct) of each answer."""
+"""Votes of each answer, and the fraction of them that is correct."""
 
 
 def _classes(answers: Sequence[Hashable | None], correct: Sequence[float]) -> _Classes:
@@ -221,26 +222,26 @@ def _value_of_leaders(classes: _Classes) -> float:
 
 
 def _mean_over_subsets(value: NDArray[np.float64], classes: _Classes, num_samples: int, k: int) -> float:
-    """From the sums of `_value_by_votes` to the mean over all k-subsets, filled up with samples that are no vote."""
+    """Return the mean over all k-subsets from the sums of `_value_by_votes`, including samples without vote."""
     without_vote = num_samples - sum(votes for votes, _ in classes)
     ways = np.array([math.comb(without_vote, k - size) for size in range(k + 1)], np.float64)
     return float(value[: k + 1] @ ways) / math.comb(num_samples, k)
 
 
 def _value_by_votes(classes: _Classes, k: int) -> NDArray[np.float64]:
-    """[k + 1]: sum over all subsets of 0 to k votes of the mean value of the answers that lead there."""
-    most_votes = min(max((votes for votes, _ in classes), default=0), k)
+    """Return [k + 1]: for 0 to k votes, the sum over all subsets of the mean value of their most frequent answers."""
+    max_votes = min(max((votes for votes, _ in classes), default=0), k)
     value = np.zeros(k + 1)
-    for lead in range(1, most_votes + 1):
+    for lead in range(1, max_votes + 1):
         value += _value_led_with(lead, classes, k)
     return value
 
 
 def _value_led_with(lead: int, classes: _Classes, k: int) -> NDArray[np.float64]:
-    """[k + 1]: of subsets of 0 to k votes whose leading answers have `lead` of them, as `_value_by_votes`.
+    """Return [k + 1] as `_value_by_votes`, for subsets whose most frequent answers have `lead` votes each.
 
-    A generating function, one answer after the other: `ways[t, s]` counts the choices of s samples in
-    which t answers have exactly `lead` votes and none more; `value[t, s]` sums the values of those t.
+    A generating function, built answer by answer: `ways[t, s]` counts the choices of s samples in which t answers have
+    exactly `lead` votes and none has more; `value[t, s]` is the sum of the values of these t answers.
     """
     ways = np.zeros((k // lead + 1, k + 1))
     value = np.zeros_like(ways)

@@ -5,19 +5,19 @@
 | `loss_type` | surrogate | r | weight of a token | source |
 |---|---|---|---|---|
 | `grpo` | min(r A, clip(r, 1-eps, 1+eps') A) | token | 1 / (groups * G * length) | arXiv 2402.03300, eq. 3 |
-| `dapo` | the same, eps' > eps | token | 1 / tokens of the batch | arXiv 2503.14476, eq. 8 |
-| `dr_grpo` | the same, A not over the deviation | token | 1 / (groups * G * max length) | arXiv 2503.20783, sec. 3.2 |
-| `gspo` | the same | sequence: exp(mean log-ratio) | 1 / (groups * G * length) | arXiv 2507.18071, eq. 5 |
+| `dapo` | as `grpo`, eps' > eps | token | 1 / tokens of the batch | arXiv 2503.14476, eq. 8 |
+| `dr_grpo` | as `grpo`, A undivided | token | 1 / (groups * G * max length) | arXiv 2503.20783, sec. 3.2 |
+| `gspo` | as `grpo` | sequence: exp(mean log-ratio) | 1 / (groups * G * length) | arXiv 2507.18071, eq. 5 |
 | `cispo` | detached clip(r, 1-eps, 1+eps') A logprob | token | 1 / tokens of the batch | arXiv 2506.13585, eq. 4 |
 
 KL is the k3 estimate, exp(reference - policy) - (reference - policy) - 1 (arXiv 2402.03300, eq. 4). w is 1, or the
-truncated importance weight min(exp(old - sampling), cap) where old log-probs are held against the sampler's (Yao et
-al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"). iGRPO uses `grpo` over the
-refinements (arXiv 2602.09000); every other objective may take its place.
+truncated importance weight min(exp(old - sampling), cap), which corrects for the difference of trainer and sampler (Yao
+et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"). iGRPO uses `grpo` over the
+refinements (arXiv 2602.09000), and works with every other objective.
 
 Shapes: S sequences (completions) of the whole optimiser batch; K tokens of this call, all tokens of some of the S
-sequences. Every weight comes from the S arrays, so the losses of the parts of a batch add up to the loss of the
-batch, however it was cut.
+sequences. Every weight comes from the S arrays, so the losses of the parts of a batch sum to the loss of the batch,
+however it is split.
 """
 
 from __future__ import annotations
@@ -48,57 +48,59 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class SequenceBatch:
-    """What the weights of the objective depend on, for the whole optimiser batch."""
+    """The sequences of the whole optimiser batch, on which the weights of the objective depend."""
 
     advantages: Tensor
     """[S] float32."""
     num_tokens: Tensor
-    """[S] int64, the length |o_j|. An empty completion adds nothing to the sum and still counts in G."""
+    """[S] int64, the length |o_j|. An empty completion adds nothing to the sum, but counts in G."""
     group_sizes: Tensor
-    """[S] int64, G of the group that each sequence belongs to."""
+    """[S] int64, the size G of the group of each sequence."""
     max_lengths: Tensor
-    """[S] int64, the length at which sampling would have stopped each sequence."""
+    """[S] int64, `max_completion_length` of each sequence."""
     is_masked: Tensor
-    """[S] bool: the sequence adds nothing, and its tokens count nowhere; it still counts in G."""
+    """[S] bool: the sequence is excluded and its tokens are not counted, but it counts in G."""
     num_groups: int
+    """Number of groups in the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Log-probs in nats, and the sequence that each token belongs to."""
+    """Log-probs in nats of K tokens, and the sequence of each token."""
 
     sequence: Tensor
     """[K] int64, index into the S arrays."""
     policy_logprobs: Tensor
     """[K] float32, with gradient."""
     old_logprobs: Tensor
-    """[K] float32, of the policy that the ratio is taken against."""
+    """[K] float32, of the policy before the steps on this batch."""
     sampling_logprobs: Tensor
-    """[K] float32, of the distribution that the sampler drew from."""
+    """[K] float32, of the distribution that the engine sampled from."""
     reference_logprobs: Tensor | None
     """[K] float32; may be None only when beta is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossOutput:
-    """The loss, and without gradient what metrics are made of."""
+    """The loss, and values for metrics, which have no gradient."""
 
     loss: Tensor
-    """Scalar, to be minimised and to be added up over calls."""
+    """Scalar to minimise. The losses of the calls of a batch are summed."""
     ratio: Tensor
-    """[K]; for `gspo` that of the token's sequence."""
+    """[K] probability ratio of policy and old policy; for `gspo` that of the sequence."""
     clipped: Tensor
-    """[K] bool: the clip holds the token back."""
+    """[K] bool: the clip limits the objective of the token."""
     importance_weights: Tensor | None
-    """[K] truncated importance weights; None without them."""
+    """[K] truncated importance weights; None if there are none."""
     kl: Tensor | None
     """[K] k3 estimate of KL(policy || reference); None when beta is 0."""
 
 
 def policy_loss(objective: Objective, sequences: SequenceBatch, tokens: TokenLogprobs) -> LossOutput:
-    """Loss of K tokens: their share of the objective of the whole batch, negated.
+    """Return the loss of K tokens: their part of the objective of the whole batch, negated.
 
-    Non-finite log-probs give a non-finite loss; they are never masked away by a clip or an advantage of 0.
+    Log-probs that are not finite give a loss that is not finite. A clip or an advantage of 0 does not hide them. Raises
+    ValueError if beta is not 0 and there are no log-probs of the reference.
     """
     advantages_K = sequences.advantages[tokens.sequence]
     weights_K = token_weights(objective, sequences)[tokens.sequence]
@@ -132,8 +134,8 @@ def policy_loss(objective: Objective, sequences: SequenceBatch, tokens: TokenLog
 
 
 def token_weights(objective: Objective, sequences: SequenceBatch) -> Tensor:
-    """Weight [S] that each token of a sequence has in the objective of the whole batch."""
-    # No token ever reads the weight of an empty sequence; 1 keeps it finite.
+    """Return the weight [S] of each token of a sequence in the objective of the whole batch."""
+    # No token has the weight of an empty sequence; 1 keeps it finite.
     lengths_S = sequences.num_tokens.clamp(min=1)
     sequences_S = sequences.num_groups * sequences.group_sizes
     match objective.loss_type:
@@ -151,13 +153,13 @@ def token_weights(objective: Objective, sequences: SequenceBatch) -> Tensor:
 
 
 def kl_k3(policy_logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
-    """Estimate [K] of KL(policy || reference) from one sampled token each: unbiased and never negative."""
+    """Return an estimate [K] of KL(policy || reference) from one sampled token each, unbiased and never negative."""
     log_ratio_K = reference_logprobs - policy_logprobs
     return torch.expm1(log_ratio_K) - log_ratio_K
 
 
 def _ratio(objective: Objective, sequences: SequenceBatch, tokens: TokenLogprobs) -> Tensor:
-    """[K] ratio of policy and old policy, of the token or of its whole sequence."""
+    """Return the ratio [K] of policy and old policy, of each token or of its sequence."""
     log_ratio_K = tokens.policy_logprobs - tokens.old_logprobs
     if objective.loss_type == "gspo":
         sums_S = log_ratio_K.new_zeros(len(sequences.num_tokens)).index_add(0, tokens.sequence, log_ratio_K)

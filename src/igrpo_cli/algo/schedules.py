@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step alone: nothing to save, nothing to restore.
+"""The learning rate as a function of the step, without state.
 
 Names and values are those of `transformers.get_scheduler`, so the first step of a warm-up has rate 0.
 """
@@ -18,13 +18,13 @@ def learning_rate_at(
     warmup_ratio: float,
     min_lr_rate: float,
 ) -> float:
-    """Learning rate of optimiser step `step` (from 0) out of `total_steps`.
+    """Return the learning rate of optimiser step `step` (from 0) of `total_steps`.
 
-    The rate climbs linearly from 0 to `peak` over the first ceil(total_steps * warmup_ratio) steps
-    (`constant` has no warm-up), then follows the schedule; `cosine_with_min_lr` ends at
-    `min_lr_rate` * `peak`. Steps past the last one keep the final rate.
+    The rate rises linearly from 0 to `peak` over the first ceil(total_steps * warmup_ratio) steps (`constant` has no
+    warm-up), then follows the schedule. `cosine_with_min_lr` ends at `min_lr_rate` * `peak`. Steps after the last one
+    keep the final rate.
 
-    Raises ValueError for a negative step or fewer than one step in all.
+    Raises ValueError for a negative step or if `total_steps` is less than 1.
     """
     if step < 0 or total_steps < 1:
         raise ValueError(f"no step {step} of {total_steps}")
@@ -38,7 +38,7 @@ def learning_rate_at(
 
 
 def _decay(progress: float, lr_scheduler_type: LrSchedulerType, min_lr_rate: float) -> float:
-    """Share of the peak rate left when `progress` (0 to 1) of the steps after the warm-up is done."""
+    """Return the rate as a fraction of the peak after the fraction `progress` of the steps after the warm-up."""
     cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
     match lr_scheduler_type:
         case "constant" | "constant_with_warmup":

@@ -1,7 +1,7 @@
-"""Which draft of each group conditions its refinements (arXiv 2602.09000: d_hat = argmax_i R(d_i)).
+"""Selection of the draft that the refinements of a group see (arXiv 2602.09000: d_hat = argmax_i R(d_i)).
 
-What the paper leaves open is an argument: the strategy, who wins a tie, and what happens when every
-draft scores zero. Groups are rows of a matrix: a shard holds whole groups of equal size.
+Arguments decide what the paper leaves open: the strategy, the choice among equal rewards, and what happens if every
+draft has reward 0. Groups are the rows of a matrix, since all groups of a shard have the same size.
 
 Shape suffixes: _B groups, _N drafts of a group.
 """
@@ -21,28 +21,29 @@ from igrpo_cli.records import SelectionAction
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """One chosen draft per group, and what its group looked like; each array is [groups]."""
+    """The chosen draft of each group, and statistics of its group. Each array is [groups]."""
 
     indices: NDArray[np.int64]
-    """Position of the chosen draft in its group."""
+    """Index of the chosen draft in its group."""
     num_tied: NDArray[np.int64]
-    """Drafts of the group with the reward of the chosen one, itself included (1 = no tie)."""
+    """Number of drafts of the group with the reward of the chosen one, itself included (1 = no tie)."""
     reward_mean: NDArray[np.float64]
+    """Mean over the drafts of the group."""
     reward_std: NDArray[np.float64]
-    """Sample standard deviation (ddof 1); 0 for a single draft and, exactly, for equal rewards."""
+    """Sample standard deviation (ddof 1); exactly 0 for a single draft and for equal rewards."""
 
 
 def choose_drafts(
     rewards_BN: ArrayLike, lengths_BN: ArrayLike, seeds_B: ArrayLike, strategy: Strategy, ties: Ties
 ) -> Choices:
-    """The draft of each group that `strategy` takes.
+    """Choose a draft of each group.
 
-    `best` takes the highest reward, `worst` the lowest, `random` any draft. `shuffled` and `none` take each
-    group's best: the first shows it to another group (see `partners`), the second to nobody. Among equal
-    rewards wins the `first` one, the `shortest` (the first of those), or a `random` one.
+    `best` chooses the highest reward, `worst` the lowest, `random` any draft. `shuffled` and `none` choose the best
+    draft of each group: `shuffled` shows it to another group (see `partners`), `none` does not show it. Among equal
+    rewards, `ties` chooses the first draft, the first of the shortest ones, or a random one.
 
-    lengths_BN counts tokens; seeds_B are uniform over [0, 2**63) as `derive_seed` makes them, one for each
-    group. Raises `ValueError` for rewards that are not finite: an argmax over NaN would choose in silence.
+    `lengths_BN` are tokens; `seeds_B` are uniform in [0, 2**63), as from `derive_seed`, one per group. Raises
+    ValueError for rewards that are not finite, over which an argmax is undefined.
     """
     rewards_BN, lengths_BN = np.asarray(rewards_BN, np.float64), np.asarray(lengths_BN)
     if rewards_BN.ndim != 2 or rewards_BN.shape[1] == 0 or rewards_BN.shape != lengths_BN.shape:
@@ -61,50 +62,49 @@ def choose_drafts(
 
 
 def choose_actions(rewards_BN: ArrayLike, strategy: Strategy, all_zero: AllZero) -> list[SelectionAction]:
-    """Whether each group is refined with a draft, without one, or not at all.
+    """Return for each group whether it is refined with a draft (`condition`), without (`bare`) or not (`drop`).
 
-    A group whose drafts earned nothing (no reward above 0) follows `all_zero`, whatever the strategy: `keep`
-    conditions on a wrong draft as the published algorithm does, `bare` refines the problem alone, `drop`
-    leaves it out. Under the strategy `none` the groups that would condition are refined bare.
+    If no draft of a group has a reward above 0, `all_zero` decides: `keep` shows a draft all the same, as the published
+    algorithm does, `bare` refines without draft, and `drop` does not refine the group. The strategy `none` refines all
+    groups without draft that are not dropped.
     """
-    earned_B = np.asarray(rewards_BN, np.float64).max(axis=1) > 0
+    is_rewarded_B = np.asarray(rewards_BN, np.float64).max(axis=1) > 0
     usual: SelectionAction = "bare" if strategy == "none" else "condition"
     at_zero: SelectionAction = usual if all_zero == "keep" else all_zero
-    return [usual if earned else at_zero for earned in earned_B.tolist()]
+    return [usual if is_rewarded else at_zero for is_rewarded in is_rewarded_B.tolist()]
 
 
 def majority_draft(answers: Sequence[Hashable | None]) -> int:
-    """Position of the first draft of a group with the group's most frequent answer; among equals the earliest wins.
+    """Return the index of the first draft with the most frequent answer of the group; of equals, the earliest.
 
-    None is no vote; without any vote it is the first draft. No reward is asked for, and so no reference answer.
+    None is no vote. Without votes the result is the first draft. This needs no reward and no reference answer.
     """
     votes = Counter(answer for answer in answers if answer is not None)
     return answers.index(max(votes, key=votes.__getitem__)) if votes else 0
 
 
 def partners(actions: Sequence[SelectionAction], seed: int) -> tuple[NDArray[np.int64], list[SelectionAction]]:
-    """For the strategy `shuffled`: the group whose best draft each group is shown, and the actions again.
+    """Return for the strategy `shuffled` the group whose best draft each group sees, and the actions.
 
-    The groups that condition exchange drafts among themselves, none keeps its own; the others are their
-    own partners. A lone conditioning group has nobody to exchange with, so its action becomes `bare`: shown
-    its own draft it would count as the treatment that `shuffled` controls for. Partners follow from the
-    seed and all groups of the iteration, so that the number of shards cannot change them.
+    Groups with the action `condition` exchange their drafts, and none keeps its own. The others are their own partners.
+    A single group with this action has no partner, so its action becomes `bare`: with its own draft it would not be a
+    control. Partners depend on the seed and all groups of the iteration, and so not on the number of shards.
     """
     partner_B = np.arange(len(actions))
-    conditioning = np.flatnonzero([action == "condition" for action in actions])
-    if len(conditioning) == 1:
-        lone = int(conditioning[0])
-        return partner_B, [*actions[:lone], "bare", *actions[lone + 1 :]]
-    partner_B[conditioning] = conditioning[derangement(len(conditioning), seed)]
+    with_draft = np.flatnonzero([action == "condition" for action in actions])
+    if len(with_draft) == 1:
+        single = int(with_draft[0])
+        return partner_B, [*actions[:single], "bare", *actions[single + 1 :]]
+    partner_B[with_draft] = with_draft[derangement(len(with_draft), seed)]
     return partner_B, list(actions)
 
 
 def derangement(size: int, seed: int) -> NDArray[np.int64]:
-    """A seeded permutation of range(size) that leaves nothing in place: one cycle through all of it.
+    """Return a seeded permutation of range(size) without fixed points: one cycle through all elements.
 
-    A single element has no derangement: it is given itself.
+    A single element has no derangement and stays in place.
     """
-    # Sorted raw bits: NumPy promises PCG64's bit stream to stay, but not its permutation method.
+    # NumPy guarantees that the bit stream of PCG64 does not change, but not its permutation method.
     order = np.argsort(np.random.PCG64(seed).random_raw(size), kind="stable")
     partner = np.empty(size, np.int64)
     partner[order] = np.roll(order, -1)
@@ -129,7 +129,7 @@ def _seeded_candidate(candidates_BN: NDArray[np.bool_], seeds_B: NDArray[np.int6
 def _mean_and_std(rewards_BN: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     num_drafts = rewards_BN.shape[1]
     uniform_B = rewards_BN.max(axis=1) == rewards_BN.min(axis=1)
-    # Rounding of the mean would give equal rewards like 0.1 a tiny spread.
+    # The rounding error of the mean would give equal rewards like 0.1 a tiny deviation.
     mean_B = np.where(uniform_B, rewards_BN[:, 0], rewards_BN.mean(axis=1))
     squares_B = ((rewards_BN - mean_B[:, None]) ** 2).sum(axis=1)
     return mean_B, np.sqrt(squares_B / max(num_drafts - 1, 1))

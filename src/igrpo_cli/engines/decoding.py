@@ -180,7 +180,7 @@ class _Forward:
             self._fixed["logits_to_keep"] = 1
 
     def __call__(self, token_ids: torch.Tensor, position_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Return logits [B, V] after new tokens [B, N] at positions [B, N]; `mask` covers the cache and these tokens."""
+        """Return logits [B, V] after tokens [B, N] at positions [B, N]. `mask` covers the cache and these tokens."""
         positions = {"position_ids": position_ids} if self._takes_positions else {}
         output = self._model(input_ids=token_ids, attention_mask=mask, **positions, **self._fixed)
         logits_BV: torch.Tensor = output.logits[:, -1]

@@ -42,7 +42,7 @@ class StepCheckpoints:
         """
         vanished: Exception | None = None
         for _ in range(MOST_LOOKS if trainer.ranks.size == 1 else 1):
-            checkpoint = trainer.ranks.share(self._newest_sound() if trainer.ranks.is_first else None)
+            checkpoint = trainer.ranks.broadcast(self._newest_sound() if trainer.ranks.is_first else None)
             if checkpoint is None:
                 break
             try:
@@ -102,5 +102,5 @@ def _is_sound(checkpoint: Path, note: Callable[[str], None] = lambda what: None)
 def shared_staging_directory(final: Path, ranks: Ranks) -> Iterator[Path]:
     """`staging_directory` of the first rank, for all of them to write into."""
     with staging_directory(final) if ranks.is_first else nullcontext() as staged:
-        yield ranks.share(staged or final)
-        ranks.wait()
+        yield ranks.broadcast(staged or final)
+        ranks.barrier()

@@ -155,7 +155,7 @@ def publish_update(
                 metrics={name: whole[name] for name in CURVES if math.isfinite(whole.get(name, math.nan))},
             )
             existing = _publish(session, update, staged, manifest, overwrite=shard.overwrite)
-    found = ranks.share(existing)
+    found = ranks.broadcast(existing)
     assert found is not None
     return found, ranks.size == 1 and existing is manifest
 

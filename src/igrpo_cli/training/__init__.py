@@ -1,11 +1,14 @@
-"""The gradient step: groups of completions in, a new policy directory out.
+"""The update: groups of completions in, a new policy directory out.
 
-batch        the groups of one optimiser step as flat arrays, checked
-packing      which of their tokens stand in which row, so that a prompt is computed once
+packing      the groups of a step as flat arrays, and as rows in which a prompt is computed once
+attention    attention over these rows
 policy       a model directory as a trainable body and its output head
-logprobs     log-probs and entropy of tokens without ever holding all logits
-optimizer    AdamW and the clipping of its gradient
-step         one step over a batch
-measures     what a step says of itself: metrics and the audit of each completion
+logprobs     log-probs and entropy of tokens without holding all logits
+step         one optimiser step over a batch
+optimizer    AdamW and gradient clipping
+metrics      metrics of a step and the audit of its completions
+ranks        the processes of an update with torchrun
+adapters     LoRA
 checkpoint   policies and optimiser states as safetensors
+restore      the trainer on disk
 """

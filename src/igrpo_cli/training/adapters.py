@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685): train W + (alpha / r) B A with W frozen, publish the sum as a policy and A, B beside it."""
+"""LoRA (arXiv 2106.09685): train A and B of W + (alpha / r) B A with W frozen; publish the sum, and A and B."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.training.ranks import whole
+from igrpo_cli.training.ranks import full_tensor
 
 NAME = "default"
-"""What peft calls an adapter that has no name."""
+"""Name of an adapter in peft if none is given."""
 ALL_LINEAR = "all-linear"
 
 
@@ -36,7 +36,7 @@ def add_adapters(model: Any, config: UpdateSection, seed: int) -> None:
             _peft().inject_adapter_in_model(lora, model, adapter_name=NAME)
         except ValueError as error:
             raise UsageError(
-                f"{type(model).__name__} cannot be given adapters: {error}",
+                f"{type(model).__name__} cannot have adapters: {error}",
                 hint="set update.lora_target_modules to names of its linear layers",
             ) from error
     for name, parameter in model.named_parameters():
@@ -44,36 +44,36 @@ def add_adapters(model: Any, config: UpdateSection, seed: int) -> None:
 
 
 def has_adapters(model: torch.nn.Module) -> bool:
-    """Whether `add_adapters` was called on it."""
+    """Return True if `add_adapters` was called on `model`."""
     return any(".lora_" in name for name, _ in model.named_parameters())
 
 
 def adapter_deltas(model: Any) -> dict[str, Tensor]:
-    """(alpha / r) B A by the name of the weight that it is added to, whole; {} without adapters."""
+    """Return (alpha / r) B A of each adapter, unsharded, by the name of its weight W; {} without adapters."""
     layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
     return {
         f"{name}.weight": module.scaling[NAME]
-        * (whole(module.lora_B[NAME].weight.detach()) @ whole(module.lora_A[NAME].weight.detach()))
+        * (full_tensor(module.lora_B[NAME].weight.detach()) @ full_tensor(module.lora_A[NAME].weight.detach()))
         for name, module in layers.items()
     }
 
 
 def adapter_weights(model: Any) -> dict[str, Tensor]:
-    """A and B, whole, under the names that peft gives them in a file."""
+    """Return A and B of each adapter, unsharded, under the names that peft has for them in a file."""
     return {
-        f"base_model.model.{name.replace(f'.{NAME}', '')}": whole(parameter.detach()).cpu().contiguous()
+        f"base_model.model.{name.replace(f'.{NAME}', '')}": full_tensor(parameter.detach()).cpu().contiguous()
         for name, parameter in model.named_parameters()
         if ".lora_" in name
     }
 
 
 def write_adapter(model: Any, weights: dict[str, Tensor], base_model: str, directory: Path) -> None:
-    """Write `adapter_weights` as a directory that peft loads onto `base_model`."""
+    """Write `adapter_weights` as a directory that peft can load onto `base_model`."""
     directory.mkdir(parents=True, exist_ok=True)
     config = model.peft_config[NAME]
     config.base_model_name_or_path = base_model
     config.inference_mode = True
-    # A set has no order: peft would write another file every time.
+    # peft has a set here, and would write it in another order every time.
     config.target_modules = sorted(config.target_modules)
     config.save_pretrained(directory)
     save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,7 +1,7 @@
-"""Attention over rows in which several completions stand behind one prompt.
+"""Attention over rows with several completions of one prompt.
 
-There are three ways to let each token see its prompt, its own completion and nothing else. All are exact; a model
-takes the first that it can (see `CausalPolicy`). A row of one plain sequence needs none of them.
+Each token sees its prompt and its own completion only. There are three exact implementations, and a policy uses the
+first that works for its model (see `CausalPolicy`). A causal row needs none of them.
 
 Shapes: T tokens of a row, P of a prompt, L of a completion, A heads, D head size.
 """
@@ -23,36 +23,36 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from igrpo_cli.training.packing import PackedRow, attention_mask
 
 SEGMENTS_IMPLEMENTATION = "igrpo_segments"
-"""Under which transformers finds `segment_attention`."""
+"""Name of `segment_attention` in transformers."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowAttention:
-    """One of the ways."""
+    """One implementation of attention over packed rows."""
 
     implementation: str
-    """Name of what the model is to attend with, as `set_attn_implementation` takes it."""
+    """Name for `set_attn_implementation`."""
     arguments: Callable[[PackedRow, torch.device], dict[str, Any]]
-    """What the forward pass of a row is given besides its tokens and positions."""
+    """Returns the arguments of the forward pass of a row, besides its tokens and positions."""
 
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """The prompts and completions of a row, in their order."""
+    """The prompts and completions of a row, in order."""
 
     lengths: tuple[int, ...]
     prompts: tuple[int, ...]
-    """Which segment each one sees besides itself; a prompt is its own."""
+    """Index of the prompt of each segment; a prompt is its own."""
     masks: tuple[Tensor | None, ...]
-    """Bool [L, P + L] of each completion: the prompt, and its own tokens up to each one. None for a prompt."""
+    """Bool mask [L, P + L] of each completion: the prompt, and its own tokens up to each one. None for a prompt."""
 
 
-def ways_to_attend(device: torch.device) -> tuple[RowAttention, ...]:
-    """The ways that suit a device, the fastest first.
+def attention_implementations(device: torch.device) -> tuple[RowAttention, ...]:
+    """Return the implementations for a device, the fastest first.
 
-    FlexAttention skips the blocks that are masked altogether, where it is compiled, which for training is on GPUs only.
+    FlexAttention skips blocks that are masked completely if it is compiled, which training can do on GPUs only.
     """
-    return (BY_BLOCK_MASK if device.type == "cuda" else BY_SEGMENTS, BY_DENSE_MASK)
+    return (FLEX_ATTENTION if device.type == "cuda" else SEGMENT_ATTENTION, DENSE_MASK)
 
 
 def segment_attention(
@@ -66,10 +66,10 @@ def segment_attention(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The attention of one layer, one product per segment, so that pairs of two completions are never computed.
+    """Compute the attention of one layer segment by segment, without pairs of tokens of different completions.
 
-    `query`, `key` and `value` are [1, A, T, D], the latter two perhaps with fewer heads; returns [1, T, A, D]. Without
-    `segments` it is transformers' own attention.
+    `query` is [1, A, T, D]; `key` and `value` may have fewer heads. Returns [1, T, A, D]. Without `segments` this is
+    the attention of transformers.
     """
     if segments is None:
         plain, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
@@ -92,7 +92,7 @@ def segment_attention(
 
 
 def segments_of(row: PackedRow, device: torch.device) -> Segments:
-    """Where each prompt and completion of a row begins and ends."""
+    """Return the prompts and completions of a row."""
     starts = np.flatnonzero(np.diff(row.segment, prepend=-1))
     lengths = np.diff(starts, append=len(row.segment)).tolist()
     place = {int(row.segment[start]): index for index, start in enumerate(starts)}
@@ -115,7 +115,7 @@ def _block_mask(row: PackedRow, device: torch.device) -> dict[str, Any]:
         prompt = prompt_segment_T[query] == segment_T[key]
         return (own | prompt) & (key <= query)
 
-    # Compiled, the [T, T] table of pairs is never held.
+    # The compiled function never holds the [T, T] table of pairs.
     create = torch.compile(create_block_mask) if device.type == "cuda" else create_block_mask
     length = len(row.segment)
     return {"attention_mask": create(sees, None, None, length, length, device=device)}
@@ -126,8 +126,8 @@ def _dense_mask(row: PackedRow, device: torch.device) -> dict[str, Any]:
     return {} if mask_TT is None else {"attention_mask": mask_TT[None, None]}
 
 
-BY_SEGMENTS = RowAttention(SEGMENTS_IMPLEMENTATION, lambda row, device: {"segments": segments_of(row, device)})
-BY_BLOCK_MASK = RowAttention("flex_attention", _block_mask)
-BY_DENSE_MASK = RowAttention("sdpa", _dense_mask)
+SEGMENT_ATTENTION = RowAttention(SEGMENTS_IMPLEMENTATION, lambda row, device: {"segments": segments_of(row, device)})
+FLEX_ATTENTION = RowAttention("flex_attention", _block_mask)
+DENSE_MASK = RowAttention("sdpa", _dense_mask)
 
 AttentionInterface.register(SEGMENTS_IMPLEMENTATION, segment_attention)

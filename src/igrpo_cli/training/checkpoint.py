@@ -1,7 +1,11 @@
-"""Policies and optimiser states on disk: safetensors and JSON only, the same bytes for the same values.
+"""Policies and optimiser states on disk: safetensors and JSON only, with the same bytes for the same values.
 
-A policy is a Hugging Face model directory. An optimiser state is a directory of safetensors files
-keyed by parameter name. The caller publishes either directory atomically; nothing here is.
+A policy is a Hugging Face model directory. An optimiser state is a directory of safetensors files with the names of the
+parameters. The caller publishes these directories atomically.
+
+Several ranks each write their part of an optimiser state, and any number of ranks can read it. That format is
+safetensors with the place of each part in the header, as torch.distributed.checkpoint writes for Hugging Face. Nothing
+is pickled.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, Missin
 from igrpo_cli.training.adapters import adapter_deltas
 from igrpo_cli.training.optimizer import trainable_parameters
 from igrpo_cli.training.policy import refuse_non_finite
-from igrpo_cli.training.ranks import is_sharded, like, local, whole
+from igrpo_cli.training.ranks import full_tensor, is_sharded, local_shard, shard_like
 
 COPIED_FILES = (
     "generation_config.json",
@@ -44,23 +48,22 @@ COPIED_FILES = (
     "*.jinja",
     "additional_chat_templates",
 )
-"""What a policy inherits from its source beside the configuration: tokeniser and chat template."""
+"""Files that a policy takes from its source besides the configuration: tokeniser and chat template."""
 CUSTOM_CODE = "*.py"
-"""Inherited only where the configuration refers to it (`auto_map`); other scripts have nothing to do in a policy."""
+"""Files that are also taken if the configuration refers to code (`auto_map`)."""
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ADAM_FILE = "adam.safetensors"
-"""`exp_avg.<parameter>`, `exp_avg_sq.<parameter>` in float32 and `step`, one int64: optimiser steps taken."""
+"""Holds `exp_avg.<parameter>` and `exp_avg_sq.<parameter>` in float32, and `step`, the number of steps as int64."""
 MASTER_FILE = "master.safetensors"
-"""`<parameter>` in float32; only where the policy itself is saved in another dtype.
+"""Holds `<parameter>` in float32, if the policy itself is saved in another dtype.
 
-Several ranks write the tensors of both files into files of their own (see `sharded_checkpoint`), the weights as
-`master.<parameter>`. Either form is read by any number of ranks.
+Several ranks write the tensors of both files into files of their own, the weights as `master.<parameter>`.
 """
 
 
 def save_policy(model: Any, source_directory: Path, target_directory: Path, dtype: torch.dtype) -> None:
-    """Write `model` in `dtype` as a model directory; everything but the weights is what the source holds.
+    """Write `model` in `dtype` as a model directory. All files but the weights come from the source directory.
 
     Raises IgrpoError, before anything is written, for weights that are not finite in `dtype`.
     """
@@ -68,7 +71,7 @@ def save_policy(model: Any, source_directory: Path, target_directory: Path, dtyp
 
 
 def gather_weights(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """All weights in `dtype`, whole and with adapters added in; of a sharded model every rank must ask.
+    """Return all weights in `dtype`, unsharded and with adapters added. Every rank must call this.
 
     Raises as `save_policy`.
     """
@@ -80,10 +83,10 @@ def gather_weights(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
         if ".lora_" in stored_name:
             continue
         name = stored_name.replace(".base_layer.", ".")
-        # Tied weights are gathered once and stay one tensor, so that they are written once.
+        # Tied weights stay one tensor, so that they are gathered and written once.
         key = id(parameters.get(stored_name, tensor))
         if key not in gathered:
-            complete = whole(tensor) + deltas[name] if name in deltas else whole(tensor)
+            complete = full_tensor(tensor) + deltas[name] if name in deltas else full_tensor(tensor)
             gathered[key] = complete.to(dtype) if complete.is_floating_point() else complete
         state[name] = gathered[key]
     refuse_non_finite(state, "policy not saved")
@@ -92,24 +95,26 @@ def gather_weights(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
 
 @contextmanager
 def writing_into(directory: Path) -> Iterator[None]:
-    """Raises IgrpoError, naming `directory`, where the file system refuses what is written within."""
+    """Raise IgrpoError with the name of `directory` if a write within the context fails."""
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise IgrpoError(f"cannot write into {directory}: {error}", hint="make room there and run it again") from error
+        raise IgrpoError(
+            f"cannot write into {directory}: {error}", hint="free space there, then run the same command again"
+        ) from error
 
 
 def write_policy(model: Any, state: dict[str, Tensor], source_directory: Path, target_directory: Path) -> None:
-    """Write gathered weights as a model directory; everything else is what the source holds."""
+    """Write gathered weights as a model directory. All other files come from the source directory."""
     dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     target_directory.mkdir(parents=True, exist_ok=True)
-    # Some versions refuse to write generation settings that they call invalid; those of the source are copied below.
+    # Some versions refuse to write generation settings that they consider invalid. Those of the source are copied.
     generation_config, model.generation_config = model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
     try:
         model.save_pretrained(target_directory, state_dict=state)
     finally:
         model.generation_config = generation_config
-    # save_pretrained adds this version's defaults to the configuration: over the iterations it would drift.
+    # save_pretrained adds the defaults of the installed version, so the configuration would change over iterations.
     config = json.loads((source_directory / "config.json").read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
     config.pop("torch_dtype", None)
@@ -126,10 +131,10 @@ def write_policy(model: Any, state: dict[str, Tensor], source_directory: Path, t
 def save_optimizer(
     directory: Path, optimizer: torch.optim.Optimizer, model: torch.nn.Module, *, with_master_weights: bool
 ) -> None:
-    """Write Adam's moments and step count, and the float32 weights if the policy is saved in another dtype.
+    """Write Adam's moments and step count, and with `with_master_weights` the float32 weights.
 
-    Without the master weights a small learning rate would be lost in the rounding of the policy.
-    Raises IgrpoError, before anything is written, ahead of the first step or for values that are not finite.
+    Without these, steps of a small learning rate would be lost in the rounding of a bfloat16 policy. Raises IgrpoError,
+    before anything is written, if no step has been taken or if values are not finite.
     """
     parameters = trainable_parameters(model)
     if any(parameter not in optimizer.state for parameter in parameters.values()):
@@ -153,7 +158,7 @@ def save_optimizer(
 
 
 def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, model: torch.nn.Module) -> None:
-    """Restore Adam's state: the steps that follow are those of a run that never stopped.
+    """Restore Adam's state, so that the following steps are those of an uninterrupted run.
 
     Raises MissingInputError, DamagedFileError, or ConflictError for the state of another model.
     """
@@ -167,13 +172,15 @@ def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, model: tor
 
 
 def load_master_weights(directory: Path, model: torch.nn.Module, policy_dtype: torch.dtype) -> None:
-    """Put the float32 weights in place of the loaded policy, which is their rounding to `policy_dtype`.
+    """Replace the weights of the loaded policy by the float32 weights that it was rounded from.
 
-    Raises MissingInputError, DamagedFileError, or ConflictError where they belong to another policy.
+    Raises MissingInputError, DamagedFileError, or ConflictError if they do not round to the policy in `policy_dtype`.
     """
     tensors, parameters = _master_weights(directory, model), trainable_parameters(model)
     for name, parameter in parameters.items():
-        if not torch.equal(local(tensors[name]).to(policy_dtype).float().cpu(), local(parameter.detach()).cpu()):
+        if not torch.equal(
+            local_shard(tensors[name]).to(policy_dtype).float().cpu(), local_shard(parameter.detach()).cpu()
+        ):
             raise ConflictError(
                 f"{directory / MASTER_FILE}: {name} does not round to the loaded policy",
                 hint="use the optimiser state that was written together with this policy",
@@ -182,7 +189,7 @@ def load_master_weights(directory: Path, model: torch.nn.Module, policy_dtype: t
 
 
 def load_weights(directory: Path, model: torch.nn.Module) -> None:
-    """Put the float32 weights in place of those in `model`, whatever they are. Raises as `load_master_weights`."""
+    """Replace the weights of `model` by the float32 weights. Raises as `load_master_weights`."""
     _copy_weights(_master_weights(directory, model), trainable_parameters(model))
 
 
@@ -196,7 +203,7 @@ def _master_weights(directory: Path, model: torch.nn.Module) -> dict[str, Tensor
 
 
 def _load_tensors(directory: Path, file: str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file, sharded as those of `wanted`, which must be its names and shapes and no others."""
+    """Return the tensors of a file, sharded like those of `wanted`, which must have the same names and shapes."""
     path = directory / file
     if not path.exists():
         return _load_parts(directory, file, wanted)
@@ -204,7 +211,7 @@ def _load_tensors(directory: Path, file: str, wanted: dict[str, Tensor]) -> dict
         tensors = load_file(path)
     except SafetensorError as error:
         raise DamagedFileError(f"{path} cannot be read: {error}") from error
-    except (OSError, RuntimeError) as error:  # by torch, where the file vanishes while it is opened
+    except (OSError, RuntimeError) as error:  # raised by torch if the file vanishes while it is opened
         if path.exists():
             raise
         raise MissingInputError(f"{path} is gone") from error
@@ -215,11 +222,11 @@ def _load_tensors(directory: Path, file: str, wanted: dict[str, Tensor]) -> dict
         if tensor.shape != wanted[name].shape:
             found, expected = list(tensor.shape), list(wanted[name].shape)
             raise ConflictError(f"{path} is of another model: {name} has shape {found}, not {expected}")
-    return {name: like(tensor, wanted[name]) for name, tensor in tensors.items()}
+    return {name: shard_like(tensor, wanted[name]) for name, tensor in tensors.items()}
 
 
 def _load_parts(directory: Path, file: str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same from the files of several ranks."""
+    """Return the tensors of a file from the files of several ranks. Raises as `_load_tensors`."""
     if not any(directory.glob("shard-*.safetensors")):
         raise MissingInputError(
             f"{directory / file} does not exist", hint="--set update.optimizer_state=fresh starts without it"
@@ -231,20 +238,20 @@ def _load_parts(directory: Path, file: str, wanted: dict[str, Tensor]) -> dict[s
 
 
 def _save_sharded(directory: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors, sharded or the same on every rank, into `directory`; every rank must call it."""
-    with _quietly():
+    """Write tensors, sharded or equal on all ranks, into `directory`. Every rank must call this."""
+    with _without_warnings():
         save(tensors, storage_writer=HuggingFaceStorageWriter(str(directory), save_distributed=True))
 
 
 def _load_sharded(directory: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill `tensors`, sharded in whatever way, with what `directory` holds under their names.
+    """Fill `tensors`, however they are sharded, with the values in `directory`.
 
-    It may hold other kinds of tensors too; a kind is the part of a name before its first dot. Raises ConflictError
-    where it holds other names of the same kinds, or other shapes, DamagedFileError where it cannot be read.
+    The directory may contain other kinds of tensors too; the kind is the part of a name before its first dot. Raises
+    ConflictError if it has other names of the same kinds, or other shapes, and DamagedFileError if it cannot be read.
     """
     reader = HuggingFaceStorageReader(str(directory))
     try:
-        with _quietly():
+        with _without_warnings():
             stored = reader.read_metadata().state_dict_metadata
             kinds = {name.partition(".")[0] for name in tensors}
             same_kind = {name for name in stored if name.partition(".")[0] in kinds}
@@ -262,8 +269,8 @@ def _load_sharded(directory: Path, tensors: dict[str, Tensor]) -> None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without torch's warnings about a checkpoint that one process reads alone, which is meant."""
+def _without_warnings() -> Iterator[None]:
+    """Suppress torch's warnings about a checkpoint that a single process reads, which is intended."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,7 @@
-"""Log-prob and exact entropy of each token, without ever holding a [tokens, vocabulary] tensor.
+"""Log-prob and exact entropy of each token, without holding a [tokens, vocabulary] tensor.
 
-The output matrix is applied to a chunk of hidden states at a time. Only two numbers of a chunk
-outlive it, the log-prob and the log of the softmax's denominator; the backward pass computes the
-logits again, chunk by chunk.
+The output matrix is applied to a chunk of hidden states at a time. The forward pass keeps the log-prob and the log of
+the softmax denominator of each token, and the backward pass computes the logits again, chunk by chunk.
 
 Shapes: K tokens, C of them in a chunk, H hidden size, V vocabulary.
 """
@@ -18,15 +17,15 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 MAX_LOGITS_IN_CHUNK = 2**25
-"""Elements C * V held at a time; with the float32 copies made of them about 0.4 GB."""
+"""Maximum elements C * V in memory; about 0.4 GB with their float32 copies."""
 
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
-    """What turns a hidden state into logits: W h + b, or softcap * tanh((W h + b) / softcap)."""
+    """The output layer: logits are W h + b, or softcap * tanh((W h + b) / softcap)."""
 
     weight: Tensor
-    """[V, H]; the embedding matrix itself where the two are tied."""
+    """[V, H]; the embedding matrix if the two are tied."""
     bias: Tensor | None
     """[V]"""
     softcap: float | None
@@ -35,10 +34,10 @@ class OutputHead:
 def token_logprobs(
     hidden_KH: Tensor, head: OutputHead, targets_K: Tensor, temperatures_K: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs [K] and entropies [K] in nats of softmax(logits / temperature), over the whole vocabulary.
+    """Return log-probs [K] and entropies [K] in nats of softmax(logits / temperature), over the whole vocabulary.
 
-    The log-probs carry gradient to the hidden states and the head, the entropies none. The matrix
-    product runs in autocast's dtype where autocast is on; everything after it is float32.
+    The log-probs have a gradient to the hidden states and the head, the entropies have none. The matrix product runs in
+    the dtype of autocast if it is enabled; everything after it is float32.
     """
     device = hidden_KH.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_KH.dtype
@@ -97,7 +96,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 
 def _logits(hidden_CH: Tensor, head: OutputHead) -> Tensor:
-    """Logits [C, V] before the temperature, in float32 (float64 for float64 input)."""
+    """Return logits [C, V] before the temperature, in float32 (float64 for float64 input)."""
     logits_CV = linear(hidden_CH, head.weight, head.bias)
     logits_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     return logits_CV if head.softcap is None else logits_CV.div_(head.softcap).tanh_().mul_(head.softcap)

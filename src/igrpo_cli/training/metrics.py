@@ -1,6 +1,6 @@
-"""What a step says of itself: metrics of the batch, and an audit of every completion.
+"""Metrics of an optimiser step, and an audit of each of its completions.
 
-Shapes: S completions, N their tokens, as in `batch`. All means are over tokens unless said.
+Shapes: S completions, N their tokens, as in `packing`. Means are over tokens unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from igrpo_cli.training.packing import FloatArray, TrainingBatch
 
 
 @dataclass(frozen=True, slots=True)
-class TokenMeasures:
-    """What the forward pass found for each of the N completion tokens."""
+class TokenMetrics:
+    """Results of the forward pass for each of the N completion tokens."""
 
     policy_logprobs: FloatArray
     old_logprobs: FloatArray
     entropy: FloatArray
-    """Nats, of the whole distribution that the token was drawn from."""
+    """Entropy in nats of the distribution of the token."""
     ratio: FloatArray
     clipped: FloatArray
-    """1 where the clip holds the token back, else 0."""
+    """1 where the clip limits the objective of the token, else 0."""
     importance_weight: FloatArray
-    """Truncated, of the old policy over the sampler; 1 where none is used."""
+    """Truncated importance weight of the old policy over the sampler; 1 if none is used."""
     kl: FloatArray
-    """k3 estimate; 0 without a reference."""
+    """k3 estimate of the KL divergence; 0 without a reference."""
 
     @classmethod
-    def empty(cls, num_tokens: int) -> TokenMeasures:
-        """Arrays of zeros, to be filled row by row; every token is in one row."""
+    def empty(cls, num_tokens: int) -> TokenMetrics:
+        """Return arrays of zeros, which are filled row by row; every token is in one row."""
         return cls(*np.zeros((len(cls.__slots__), num_tokens), dtype=np.float32))
 
-    def add_up(self, over_ranks: Callable[[FloatArray], FloatArray]) -> None:
-        """Take in what the rows of other ranks gave, each of which filled other tokens."""
+    def sum_over_ranks(self, sum_over_ranks: Callable[[FloatArray], FloatArray]) -> None:
+        """Add the results of the other ranks. Each rank fills other tokens."""
         for field in fields(self):
             values_N = getattr(self, field.name)
-            values_N[:] = over_ranks(values_N)
+            values_N[:] = sum_over_ranks(values_N)
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionAudit:
-    """One entry per completion, in the order of the groups; means over its tokens, 0 for an empty one."""
+    """One entry per completion, in the order of the groups: means over its tokens, 0 for an empty completion."""
 
     num_tokens: NDArray[np.int64]
     advantages: FloatArray
@@ -55,11 +55,11 @@ class CompletionAudit:
     clip_fraction: NDArray[np.float64]
     kl: NDArray[np.float64]
     sampler_mismatch: NDArray[np.float64]
-    """Mean |old - sampling log-prob|."""
+    """Mean of |old - sampling log-prob|."""
 
 
-def audit_completions(batch: TrainingBatch, tokens: TokenMeasures) -> CompletionAudit:
-    """Means per completion."""
+def audit_completions(batch: TrainingBatch, tokens: TokenMetrics) -> CompletionAudit:
+    """Return the means of each completion."""
 
     def mean(values_N: FloatArray) -> NDArray[np.float64]:
         sums_S = np.bincount(batch.sequence, values_N, minlength=len(batch.num_tokens))
@@ -79,11 +79,11 @@ def audit_completions(batch: TrainingBatch, tokens: TokenMeasures) -> Completion
     )
 
 
-def batch_metrics(batch: TrainingBatch, tokens: TokenMeasures) -> dict[str, float]:
-    """Metrics by name; entropy and mismatch once more for each stage (`entropy/draft`).
+def batch_metrics(batch: TrainingBatch, tokens: TokenMetrics) -> dict[str, float]:
+    """Return metrics by name; entropy and sampler mismatch also per stage (`entropy/draft`).
 
-    `sampler_mismatch` is |old - sampling log-prob|: how far the trainer is from the engine for the
-    same policy. It is not 0 by design where sampling cuts the distribution (top-p, top-k) or is greedy.
+    `sampler_mismatch` is |old - sampling log-prob|, the difference of trainer and engine for the same policy. It is
+    never 0 if sampling truncates the distribution (top-p, top-k) or is greedy.
     """
     mismatch_N = _mismatch(batch, tokens)
     active = [any(advantage != 0 for advantage in group.advantages) for group in batch.groups]
@@ -112,7 +112,7 @@ def batch_metrics(batch: TrainingBatch, tokens: TokenMeasures) -> dict[str, floa
     return metrics
 
 
-def _mismatch(batch: TrainingBatch, tokens: TokenMeasures) -> FloatArray:
+def _mismatch(batch: TrainingBatch, tokens: TokenMetrics) -> FloatArray:
     mismatch_N: FloatArray = np.abs(tokens.old_logprobs - batch.sampling_logprobs)
     return mismatch_N
 

@@ -9,7 +9,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.training.ranks import whole
+from igrpo_cli.training.ranks import full_tensor
 
 
 def make_optimizer(model: Any, config: UpdateSection) -> torch.optim.AdamW:
@@ -31,23 +31,23 @@ def make_optimizer(model: Any, config: UpdateSection) -> torch.optim.AdamW:
 
 
 def trainable_parameters(model: Any) -> dict[str, torch.nn.Parameter]:
-    """Trainable parameters by name; a tied one appears once."""
+    """Return the trainable parameters by name. A tied parameter appears once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def apply_gradients(optimizer: torch.optim.AdamW, model: Any, learning_rate: float, max_grad_norm: float) -> float:
-    """Take one step with the accumulated gradients; returns their global norm before clipping.
+    """Take one step with the accumulated gradients, and return their global norm before clipping.
 
-    Raises IgrpoError, with weights and state as they were, where the norm is not finite.
+    Raises IgrpoError if the norm is not finite; weights and optimiser state are then unchanged.
     """
     parameters = trainable_parameters(model)
     for parameter in parameters.values():
-        # AdamW passes over a parameter without gradient. Rows without gradient are never run backward, and
-        # that saving must not decide whether momentum goes on moving the weights.
+        # AdamW skips parameters without gradient. Rows without gradient are not run backward, and momentum must move
+        # the weights all the same.
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     gradients = {name: parameter.grad for name, parameter in parameters.items() if parameter.grad is not None}
-    norm = whole(get_total_norm(gradients.values()))
+    norm = full_tensor(get_total_norm(gradients.values()))
     if not torch.isfinite(norm):
         culprits = [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]
         raise IgrpoError(

@@ -1,8 +1,8 @@
-"""The processes that take one update together: one alone, or those that torchrun started.
+"""The ranks of an update: one process, or those that torchrun started.
 
-Several shard the policy with FSDP2: each holds its part of weights, gradients and Adam's moments, and gathers a layer
-for as long as it computes with it. Rows are dealt out by cost. Every rank sees the whole batch, so that the weights of
-the loss are those of one process; what the ranks found is added up.
+Several ranks shard the policy with FSDP2. Each holds its part of weights, gradients and Adam's moments, and gathers a
+layer while it computes with it. Rows are distributed by cost. Every rank sees the whole batch, so the weights of the
+loss are those of a single process, and the results of all ranks are summed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 
 class Ranks:
-    """One process of an update, and what it needs of the others; alone it needs nothing."""
+    """One rank of an update, and its communication with the others. A single rank does not communicate."""
 
     def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
         self.rank = rank
@@ -35,58 +35,58 @@ class Ranks:
         self.device = device or find_device("auto")
 
     def describe(self) -> str:
-        """The device in words, for manifests."""
+        """Return a description of the device for manifests."""
         ranks = f", {self.size} ranks" if self.size > 1 else ""
         return f"{describe_device(self.device)}{ranks}"
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the rank that writes what is not sharded."""
+        """True for the rank that writes files that are not sharded."""
         return self.rank == 0
 
-    def share(self, value: _T) -> _T:
-        """The value of the first rank, on all of them."""
+    def broadcast(self, value: _T) -> _T:
+        """Return the value of the first rank on all ranks."""
         if self.size == 1:
             return value
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
-    def wait(self) -> None:
-        """Until all ranks have come here."""
+    def barrier(self) -> None:
+        """Wait until all ranks have called this."""
         if self.size > 1:
             dist.barrier()
 
-    def add_up(self, array: np.ndarray) -> np.ndarray:
-        """The sum of every rank's array of this shape, on all of them."""
+    def sum(self, array: np.ndarray) -> np.ndarray:
+        """Return the sum of the arrays of all ranks on all ranks. They have equal shapes."""
         if self.size == 1:
             return array
         tensor = torch.from_numpy(np.array(array, order="C")).to(self.device)
         dist.all_reduce(tensor)
         return tensor.cpu().numpy()
 
-    def deal(self, items: Sequence[_T], costs: Sequence[float]) -> list[tuple[_T, bool]]:
-        """The items of this rank, and whether each counts: all ranks get as many, so that none waits for ever.
+    def distribute(self, items: Sequence[_T], costs: Sequence[float]) -> list[tuple[_T, bool]]:
+        """Return the items of this rank, each with True if it counts.
 
-        The dearest goes to the rank with the least so far. A rank that would have fewer gets an item over again that
-        does not count.
+        The most expensive item goes to the rank with the lowest load so far. All ranks get the same number of items,
+        because FSDP would wait forever otherwise: ranks with fewer get the cheapest item again, which does not count.
         """
         if self.size == 1 or not items:
             return [(item, True) for item in items]
-        dealt: list[list[int]] = [[] for _ in range(self.size)]
+        assigned: list[list[int]] = [[] for _ in range(self.size)]
         loads = [0.0] * self.size
         for index in sorted(range(len(items)), key=lambda index: (-costs[index], index)):
             rank = min(range(self.size), key=lambda rank: (loads[rank], rank))
-            dealt[rank].append(index)
+            assigned[rank].append(index)
             loads[rank] += costs[index]
-        own, most = sorted(dealt[self.rank]), max(map(len, dealt))
+        own, largest = sorted(assigned[self.rank]), max(map(len, assigned))
         cheapest = min(range(len(items)), key=lambda index: (costs[index], index))
-        return [(items[index], True) for index in own] + [(items[cheapest], False)] * (most - len(own))
+        return [(items[index], True) for index in own] + [(items[cheapest], False)] * (largest - len(own))
 
     def shard(self, module: torch.nn.Module, layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> None:
-        """Shard `module` over the ranks, each of `layers` by itself; gradients are sums over the ranks.
+        """Shard `module` over the ranks, with each of `layers` as a unit. Gradients are summed over the ranks.
 
-        In another `dtype` than float32 that is what is gathered and computed with; the shards stay float32.
+        Layers are gathered and computed with in `dtype`; the shards are float32.
         """
         mesh = init_device_mesh(self.device.type, (self.size,))
         half = None if dtype == torch.float32 else dtype
@@ -100,14 +100,14 @@ class Ranks:
 
 
 def reshard(module: torch.nn.Module) -> None:
-    """Let go of weights that a forward pass has gathered and no backward pass has let go of."""
+    """Free weights that a forward pass has gathered and no backward pass has freed."""
     if isinstance(module, FSDPModule):
         module.reshard()
 
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """The ranks that torchrun started, this process among them; one alone where it did not."""
+    """Join the ranks that torchrun started. Yields a single rank if it did not start this process."""
     rank, size = rank_and_size()
     if size == 1:
         yield Ranks()
@@ -123,18 +123,18 @@ def joined_ranks() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that may be sharded, all of it; every rank must ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return the whole of a tensor that may be sharded. Every rank must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor on this rank."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A whole tensor, the same on every rank, sharded as `other` is; every rank must ask."""
+def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return a tensor that is equal on all ranks, sharded like `other`. Every rank must call this."""
     if not isinstance(other, DTensor):
         return tensor
     sharded: Tensor = distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements)
@@ -142,5 +142,5 @@ def like(tensor: Tensor, other: Tensor) -> Tensor:
 
 
 def is_sharded(model: torch.nn.Module) -> bool:
-    """Whether the weights of a model are spread over ranks."""
+    """Return True if the weights of a model are sharded."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())

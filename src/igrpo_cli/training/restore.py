@@ -105,7 +105,7 @@ def save_trainer(trainer: PolicyTrainer, source: Path, places: TrainerPlaces, po
             save_optimizer(places.optimizer, trainer.optimizer, model, with_master_weights=with_master)
             if saving is not None:
                 saving.result()
-    trainer.ranks.wait()
+    trainer.ranks.barrier()
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def save_progress(directory: Path, trainer: PolicyTrainer, progress: UpdateProgr
     """Write the state after the last step of `progress` into `directory`. Every rank must call this."""
     with writing_into(directory):
         save_optimizer(directory, trainer.optimizer, trainer.policy.model, with_master_weights=True)
-    trainer.ranks.wait()
+    trainer.ranks.barrier()
     if not trainer.ranks.is_first:
         return
     arrays: dict[str, NDArray[np.generic]] = {

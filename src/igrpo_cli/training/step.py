@@ -1,7 +1,7 @@
 """One optimiser step of GRPO over whole groups.
 
-The batch is cut into rows for the sake of memory only: the weights of the loss come from the whole
-batch, so the number of rows is no part of the objective.
+The batch is split into rows to save memory. The weights of the loss come from the whole batch, so the objective does
+not depend on the rows.
 
 Shapes: T tokens of a row, K completion tokens that it predicts, S completions and N tokens of the batch.
 """
@@ -21,52 +21,52 @@ from igrpo_cli.config.sections import Dtype, UpdateSection
 from igrpo_cli.devices import has_fast_bfloat16, memory_for
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import TrainingGroup
-from igrpo_cli.training.metrics import CompletionAudit, TokenMeasures, audit_completions, batch_metrics
+from igrpo_cli.training.metrics import CompletionAudit, TokenMetrics, audit_completions, batch_metrics
 from igrpo_cli.training.optimizer import apply_gradients, make_optimizer, trainable_parameters
 from igrpo_cli.training.packing import FloatArray, PackedRow, RowLimits, TrainingBatch, flatten_groups, pack_rows
 from igrpo_cli.training.policy import CausalPolicy
 from igrpo_cli.training.ranks import Ranks, reshard
 
 JOINED_TOKENS_ON_CPU = 512
-"""Row length from which on joining gains little: 10 % of the time at three times the tokens and their memory."""
+"""Maximum tokens of a row with several groups on a CPU. Three times as many save 10 % of the time, at more memory."""
 
-LESS_EXTREME = "lower update.learning_rate, or set update.dtype = float32"
+LOWER_LEARNING_RATE = "lower update.learning_rate, or set update.dtype = float32"
 LESS_MEMORY = "lower update.max_tokens_per_batch, or set update.gradient_checkpointing = true"
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimiser step did."""
+    """The result of one optimiser step."""
 
     metrics: dict[str, float]
     audit: CompletionAudit
-    """Completions in the order of the groups given."""
+    """Audit of the completions, in the order of the groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """The rows of a batch. The measured ones have no gradient, so they are not run backward."""
+    """The rows of a batch, those with a gradient and those without, which need no backward pass."""
 
-    trained: list[PackedRow]
-    measured: list[PackedRow]
+    with_gradient: list[PackedRow]
+    without_gradient: list[PackedRow]
 
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """One step on its way through the rows."""
+    """The state of a step while it goes through the rows."""
 
     batch: TrainingBatch
     sequences: SequenceBatch
     old_logprobs: FloatArray | None
     """[N]"""
-    measures: TokenMeasures
+    metrics: TokenMetrics
     """Filled row by row."""
     on_tokens: Callable[[int], None]
-    """Told of the completion tokens of each row that is through."""
+    """Called with the number of completion tokens of each row that is done."""
 
 
 class PolicyTrainer:
-    """A policy with its optimiser, and the frozen reference of the KL term where beta is not 0."""
+    """A policy with its optimiser, and the frozen reference policy of the KL term if beta is not 0."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class PolicyTrainer:
         reference: CausalPolicy | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        """Shards the policy where there are several ranks. Raises UsageError for a beta without a reference."""
+        """Shard the policy if there are several ranks. Raises UsageError if beta is not 0 and there is no reference."""
         if config.beta != 0.0 and reference is None:
             raise UsageError(f"beta {config.beta} needs a reference policy")
         self.policy = policy
@@ -96,27 +96,27 @@ class PolicyTrainer:
 
     @property
     def num_trainable_parameters(self) -> int:
-        """Single weights that a step moves."""
+        """Number of trainable weights."""
         return sum(parameter.numel() for parameter in trainable_parameters(self.policy.model).values())
 
     @memory_for("the log-probs before the first step", LESS_MEMORY)
     def compute_old_logprobs(self, groups: Sequence[TrainingGroup]) -> FloatArray:
-        """Log-probs [N] under the policy as it is now, to be given to `step` with the same groups.
+        """Return the log-probs [N] under the current policy, for `step` with the same groups.
 
-        Needed only where the policy takes several steps on its samples. The rows are those of the
-        step, so on an unchanged policy the ratio is exactly 1. Raises as `step` does for what is not finite.
+        They are only needed if the policy takes several steps on its samples. The rows are those of the step, so the
+        ratio of an unchanged policy is exactly 1. Raises IgrpoError for log-probs that are not finite.
         """
         batch = flatten_groups(groups, self.policy.vocab_size)
         rows = self._plan(batch)
         logprobs_N = np.zeros(len(batch.token_ids), dtype=np.float32)
         with torch.no_grad(), self._autocast():
-            for row, counts in (*self._deal(rows.trained), *self._deal(rows.measured)):
+            for row, counts in (*self._of_this_rank(rows.with_gradient), *self._of_this_rank(rows.without_gradient)):
                 found_K = _row_logprobs(self.policy, batch, row)[0]
                 _refuse_non_finite(batch, row, old=found_K)
                 if counts:
                     logprobs_N[row.token] = found_K.cpu().numpy()
         reshard(self.policy.logprobs)
-        return self.ranks.add_up(logprobs_N)
+        return self.ranks.sum(logprobs_N)
 
     @memory_for("the gradient step", LESS_MEMORY)
     def step(
@@ -126,58 +126,59 @@ class PolicyTrainer:
         old_logprobs: FloatArray | None = None,
         on_tokens: Callable[[int], None] = lambda num_tokens: None,
     ) -> StepResult:
-        """One AdamW step on the objective of `groups`, which are the whole optimiser batch.
+        """Take one AdamW step on the objective of `groups`, the whole optimiser batch.
 
-        Without `old_logprobs` the ratio is taken against the policy itself, detached: exactly 1, and
-        no extra forward pass. `on_tokens` is told of the completion tokens of each row of this rank.
+        Without `old_logprobs` the detached log-probs of the policy are the old ones, so every ratio is exactly 1 and no
+        extra forward pass is needed. `on_tokens` is called with the number of completion tokens of each row of this
+        rank.
 
-        Raises IgrpoError, with weights and optimiser as they were, for groups that cannot be trained on
-        (see `flatten_groups`) and for log-probs, a loss or gradients that are not finite. Where memory runs out
-        the IgrpoError says which setting to lower, and optimiser and weights may be half way.
+        Raises IgrpoError for groups that cannot be trained on (see `flatten_groups`), and for log-probs, a loss or
+        gradients that are not finite; weights and optimiser state are then unchanged. Raises IgrpoError also if memory
+        runs out, and then weights and optimiser state may be incomplete.
         """
         batch = flatten_groups(groups, self.policy.vocab_size)
         if old_logprobs is not None and len(old_logprobs) != len(batch.token_ids):
             raise IgrpoError(f"{len(old_logprobs)} old log-probs for {len(batch.token_ids)} completion tokens")
         rows = self._plan(batch)
-        measures = TokenMeasures.empty(len(batch.token_ids))
-        work = _Work(batch, self._sequences(batch), old_logprobs, measures, on_tokens)
+        metrics = TokenMetrics.empty(len(batch.token_ids))
+        work = _Work(batch, self._sequences(batch), old_logprobs, metrics, on_tokens)
         self.optimizer.zero_grad(set_to_none=True)
         loss = 0.0
-        # One autocast region for all rows: it keeps the bfloat16 copy of each weight until it ends.
+        # One autocast region for all rows, because it keeps the bfloat16 copy of each weight until it ends.
         with self._autocast():
-            for row, counts in self._deal(rows.trained):
+            for row, counts in self._of_this_rank(rows.with_gradient):
                 row_loss = self._forward(work, row, counts=counts)
                 with self._autocast(enabled=False):
                     torch.autograd.backward(row_loss)
                 loss += row_loss.item()
         with self._autocast(), torch.no_grad():
-            for row, counts in self._deal(rows.measured):
+            for row, counts in self._of_this_rank(rows.without_gradient):
                 loss += self._forward(work, row, counts=counts).item()
         reshard(self.policy.logprobs)
-        loss = self.ranks.add_up(np.array(loss)).item()
-        measures.add_up(self.ranks.add_up)
+        loss = self.ranks.sum(np.array(loss)).item()
+        metrics.sum_over_ranks(self.ranks.sum)
         grad_norm = apply_gradients(self.optimizer, self.policy.model, learning_rate, self.config.max_grad_norm)
         update = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
-        return StepResult({**update, **batch_metrics(batch, measures)}, audit_completions(batch, measures))
+        return StepResult({**update, **batch_metrics(batch, metrics)}, audit_completions(batch, metrics))
 
     def _plan(self, batch: TrainingBatch) -> _Rows:
-        """A group has a gradient where one of its completions has: by its advantage, or by the KL term."""
+        """Return the rows of a batch. A group has a gradient if a completion of it has an advantage or a KL term."""
         has_gradient_S = ~batch.is_masked
         if self.reference is None:
             has_gradient_S &= batch.advantages != 0
-        trained = np.bincount(batch.group, has_gradient_S, minlength=len(batch.groups)) > 0
+        is_trained = np.bincount(batch.group, has_gradient_S, minlength=len(batch.groups)) > 0
         return _Rows(
-            trained=pack_rows(batch, np.flatnonzero(trained).tolist(), self._limits),
-            measured=pack_rows(batch, np.flatnonzero(~trained).tolist(), self._limits),
+            with_gradient=pack_rows(batch, np.flatnonzero(is_trained).tolist(), self._limits),
+            without_gradient=pack_rows(batch, np.flatnonzero(~is_trained).tolist(), self._limits),
         )
 
-    def _deal(self, rows: list[PackedRow]) -> list[tuple[PackedRow, bool]]:
-        """The rows of this rank, and whether each counts. Attention sees pairs of tokens, all else single ones."""
+    def _of_this_rank(self, rows: list[PackedRow]) -> list[tuple[PackedRow, bool]]:
+        """Return the rows of this rank, each with True if it counts. Attention costs by pairs, all else by tokens."""
         hidden_size = self.policy.model.get_input_embeddings().weight.shape[1]
-        return self.ranks.deal(rows, [len(row.input_ids) + row.num_pairs / (3 * hidden_size) for row in rows])
+        return self.ranks.distribute(rows, [len(row.input_ids) + row.num_pairs / (3 * hidden_size) for row in rows])
 
     def _forward(self, work: _Work, row: PackedRow, *, counts: bool) -> Tensor:
-        """The loss of one row, 0 where it does not count; what metrics need of it goes into `work.measures`."""
+        """Return the loss of one row, or 0 if it does not count, and store its token metrics in `work.metrics`."""
         batch = work.batch
         policy_K, entropy_K = _row_logprobs(self.policy, batch, row)
         old_K = policy_K.detach()
@@ -193,20 +194,22 @@ class PolicyTrainer:
         output = policy_loss(self._objective, work.sequences, tokens)
         if not torch.isfinite(output.loss):
             first = batch.describe(int(batch.sequence[row.token[0]]))
-            raise IgrpoError(f"loss is {output.loss.item()} in the row that starts with {first}", hint=LESS_EXTREME)
-        found = {
+            raise IgrpoError(
+                f"loss is {output.loss.item()} in the row that starts with {first}", hint=LOWER_LEARNING_RATE
+            )
+        token_metrics = {
             "policy_logprobs": policy_K,
             "old_logprobs": old_K,
             "entropy": entropy_K,
             "ratio": output.ratio,
             "clipped": output.clipped,
-            "importance_weight": _or_else(output.importance_weights, torch.ones_like(entropy_K)),
-            "kl": _or_else(output.kl, torch.zeros_like(entropy_K)),
+            "importance_weight": _or_default(output.importance_weights, torch.ones_like(entropy_K)),
+            "kl": _or_default(output.kl, torch.zeros_like(entropy_K)),
         }
         if not counts:
             return output.loss * 0.0
-        for name, values_K in found.items():
-            getattr(work.measures, name)[row.token] = values_K.detach().cpu().numpy()
+        for name, values_K in token_metrics.items():
+            getattr(work.metrics, name)[row.token] = values_K.detach().cpu().numpy()
         work.on_tokens(len(row.token))
         return output.loss
 
@@ -224,7 +227,7 @@ class PolicyTrainer:
         return torch.from_numpy(array).to(self.policy.device)
 
     def _autocast(self, *, enabled: bool = True) -> torch.autocast:
-        # Sharded weights are gathered in the dtype that is computed with.
+        # Sharded weights are gathered in the compute dtype, so they need no autocast.
         enabled = enabled and self.dtype == "bfloat16" and self.ranks.size == 1
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=enabled)
 
@@ -255,7 +258,7 @@ def _row_limits(policy: CausalPolicy, max_tokens_per_batch: int) -> RowLimits:
 
 
 def _row_logprobs(policy: CausalPolicy, batch: TrainingBatch, row: PackedRow) -> tuple[Tensor, Tensor]:
-    """Log-probs [K] and entropies [K] of the completion tokens of a row."""
+    """Return log-probs [K] and entropies [K] of the completion tokens of a row."""
     device = policy.device
     input_ids_T = torch.from_numpy(row.input_ids).to(device)
     found: tuple[Tensor, Tensor] = policy.logprobs(
@@ -268,12 +271,12 @@ def _row_logprobs(policy: CausalPolicy, batch: TrainingBatch, row: PackedRow) ->
     return found
 
 
-def _or_else(measured_K: Tensor | None, otherwise_K: Tensor) -> Tensor:
-    return otherwise_K if measured_K is None else measured_K
+def _or_default(measured_K: Tensor | None, default_K: Tensor) -> Tensor:
+    return default_K if measured_K is None else measured_K
 
 
 def _refuse_non_finite(batch: TrainingBatch, row: PackedRow, **logprobs: Tensor | None) -> None:
-    """Raise IgrpoError naming the completion whose log-prob is not a number that one can train on."""
+    """Raise IgrpoError with the name of the first completion with a log-prob that is not finite."""
     for whose, values_K in logprobs.items():
         if values_K is not None and not torch.isfinite(values_K).all():
             first = int((~torch.isfinite(values_K)).nonzero()[0])
@@ -283,5 +286,5 @@ def _refuse_non_finite(batch: TrainingBatch, row: PackedRow, **logprobs: Tensor 
             where = f"token {position} of {batch.describe(sequence)}"
             raise IgrpoError(
                 f"{whose} log-prob of {where} is {values_K[first].item()}",
-                hint=LESS_EXTREME,
+                hint=LOWER_LEARNING_RATE,
             )
