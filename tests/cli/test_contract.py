@@ -112,7 +112,7 @@ def test_unknown_shards_and_iterations_are_usage_errors(finished_run):
 def test_what_was_fixed_when_the_run_was_made_cannot_be_overridden(finished_run):
     result = igrpo("draft", finished_run, "--set", "run.num_shards=3")
     assert result.code == 4
-    assert "run.num_shards was fixed when the run was made (1 in" in result.stderr
+    assert "run.num_shards was fixed when the run was created (1 in" in result.stderr
 
 
 def test_quiet_says_nothing_and_stdout_is_data_alone(finished_run):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from igrpo_cli.algo.estimates import LEAST_P_VALUE
+from igrpo_cli.algo.estimates import MIN_P_VALUE
 from igrpo_cli.evaluation.summary import conditioned_figures, summarise
 from igrpo_cli.ui.tables import (
     ORACLE,
@@ -74,7 +74,7 @@ def test_rates_over_nothing_are_a_dash(conditioned):
 def test_a_difference_is_told_in_points():
     figures = {"difference": -0.031, "difference_ci95": [-0.06, 0.0012], "p_value": 0.0612}
     assert difference_text(figures) == "difference -3.1 points, 95 % interval -6.0 to +0.1, p = 0.061"
-    sure = {"difference": 0.33, "difference_ci95": [0.3, 0.36], "p_value": LEAST_P_VALUE}
+    sure = {"difference": 0.33, "difference_ci95": [0.3, 0.36], "p_value": MIN_P_VALUE}
     assert difference_text(sure) == "difference +33.0 points, 95 % interval +30.0 to +36.0, p < 1e-12"
     single = {"difference": 0.5, "difference_ci95": None, "p_value": None}
     assert difference_text(single) == "difference +50.0 points; a single problem gives no interval"

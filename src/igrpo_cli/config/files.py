@@ -1,4 +1,4 @@
-"""From TOML files, presets and `--set` to a checked `RunConfig`, and back to `run.toml`."""
+"""Read and check settings from TOML files, presets and `--set`, and write `run.toml`."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from igrpo_cli.http_client import without_secrets
 
 PRESETS = Path(__file__).parent / "presets"
 FIXED_SECTIONS = ("run", "data", "policy")
-"""Fixed when a run is made: the shards, problems and policies on disk depend on them."""
+"""Sections that `igrpo init` fixes, because shards, problems and policies depend on them."""
 ALL_SETTINGS = "`igrpo init RUN --dry-run` prints the settings with their defaults"
 
 
 def preset_names() -> list[str]:
-    """Names that `--preset` takes."""
+    """Return the names of the presets."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset. Raises UsageError for an unknown name, naming the nearest."""
+    """Return the settings of a preset. Raises UsageError with the nearest name for an unknown one."""
     if name not in preset_names():
         raise UsageError(f"unknown preset {name!r}{_nearest(name, preset_names())}", hint=_listing(preset_names()))
     return read_toml(PRESETS / f"{name}.toml")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as nested dicts. Raises UsageError naming the file and the place of a mistake."""
+    """Return a TOML file as nested dicts. Raises UsageError with the file and the place of a mistake."""
     try:
         return tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no config file {path}", hint="igrpo init RUN --preset quickstart") from None
-    # A number of thousands of digits is a ValueError of its own, brackets in brackets without end a RecursionError.
+    # A number of thousands of digits raises ValueError, deeply nested brackets RecursionError.
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not valid TOML: {error}", hint="see https://toml.io for the format") from None
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}", hint="name a TOML file that you may read") from None
+        raise UsageError(f"cannot read {path}: {error.strerror}", hint="give a TOML file that you can read") from None
 
 
 def parse_override(text: str) -> tuple[str, str, Any]:
-    """`section.key=value` as (section, key, value); the value is TOML, a bare word is a string."""
+    """Split `section.key=value` into (section, key, value). The value is TOML; a word without quotes is a string."""
     name, equals, raw = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
@@ -61,17 +61,17 @@ def parse_override(text: str) -> tuple[str, str, Any]:
     return section, key, value
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections of `over` laid over those of `base`, key by key (a dict-valued key is replaced whole)."""
+def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the keys of `override` replaced. A table as the value of a key is replaced as a whole."""
     merged = dict(base)
-    for name, section in over.items():
+    for name, section in override.items():
         old = merged.get(name)
         merged[name] = {**old, **section} if isinstance(old, dict) and isinstance(section, dict) else section
     return merged
 
 
 def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """`settings` with each `section.key=value` laid over it."""
+    """Return `settings` with each `section.key=value` replaced."""
     merged = dict(settings)
     for text in overrides:
         section, key, value = parse_override(text)
@@ -80,19 +80,22 @@ def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> di
 
 
 def refuse_fixed(settings: Mapping[str, Any], overrides: Iterable[str], run_toml: Path) -> None:
-    """Raises ConflictError for an override of a setting of `run_toml` that was fixed when the run was made."""
+    """Raise ConflictError for an override of a setting in `run_toml` that `igrpo init` has fixed."""
     for text in overrides:
         section, key, value = parse_override(text)
         if section in FIXED_SECTIONS and settings.get(section, {}).get(key) != value:
             raise ConflictError(
-                f"{section}.{key} was fixed when the run was made "
+                f"{section}.{key} was fixed when the run was created "
                 f"({settings.get(section, {}).get(key)!r} in {run_toml}, {value!r} now)",
                 hint=f"igrpo init NEW_RUN --config {shlex.quote(str(run_toml))} --set {shlex.quote(text)}",
             )
 
 
 def check_config(settings: Mapping[str, Any], origin: str) -> RunConfig:
-    """Validated config. Raises UsageError that names the key, what is wrong and the nearest known key."""
+    """Return the checked config. Raises UsageError with the wrong key, the reason and the nearest known key.
+
+    `origin` is the file or flag of the settings, for the error.
+    """
     try:
         return RunConfig.model_validate(dict(settings))
     except ValidationError as error:
@@ -100,7 +103,7 @@ def check_config(settings: Mapping[str, Any], origin: str) -> RunConfig:
 
 
 def write_config(config: RunConfig) -> bytes:
-    """`run.toml` of a resolved config; unset keys are left out, as TOML has no null."""
+    """Return the bytes of `run.toml`. Unset keys are left out, because TOML has no null."""
     values = config.model_dump(mode="json", exclude_none=True)
     return tomli_w.dumps(values).encode()
 
@@ -111,7 +114,7 @@ def _explain(error: ValidationError, origin: str) -> str:
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key {key}{_nearest(key, _known_keys(item['loc']))}")
-        elif item["loc"] and item["type"] == "value_error":  # said by a section's own check, of one of its keys
+        elif item["loc"] and item["type"] == "value_error":  # raised by a validator of a section
             lines.append(f"{key}{'.' if len(item['loc']) == 1 else ': '}{item['msg'].removeprefix('Value error, ')}")
         elif item["loc"]:
             lines.append(f"{key} = {without_secrets(repr(item['input']))}: {item['msg'][:1].lower()}{item['msg'][1:]}")
@@ -121,7 +124,7 @@ def _explain(error: ValidationError, origin: str) -> str:
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Full names of the keys, or sections, among which an unknown one was probably meant."""
+    """Return the full names of the keys or sections that an unknown name may stand for."""
     section = RunConfig.model_fields.get(str(location[0]))
     if len(location) == 1 or section is None:
         return list(RunConfig.model_fields)
@@ -135,7 +138,7 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
         if name != location[0] and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
         for key in field.annotation.model_fields
     ]
-    # Of sections that have a key of that very name the first is meant: stages come before judge and eval.
+    # If several sections have a key of this name, take the first: stages come before judge and eval.
     same_key = [name for name in elsewhere if name.endswith(f".{location[-1]}")]
     return same_key[:1] or here
 

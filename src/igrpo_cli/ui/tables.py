@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from igrpo_cli.algo.estimates import LEAST_P_VALUE
+from igrpo_cli.algo.estimates import MIN_P_VALUE
 from igrpo_cli.ui.console import percent, table
 
 Figures = Mapping[str, Any]
@@ -69,7 +69,7 @@ def difference_text(figures: Figures) -> str:
         return f"{points}; a single problem gives no interval"
     low, high = figures["difference_ci95"]
     p_value = figures["p_value"]
-    chance = f"p = {p_value:.2g}" if p_value > LEAST_P_VALUE else f"p < {LEAST_P_VALUE:.0e}"
+    chance = f"p = {p_value:.2g}" if p_value > MIN_P_VALUE else f"p < {MIN_P_VALUE:.0e}"
     return f"{points}, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {chance}"
 
 
