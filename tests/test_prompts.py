@@ -1,4 +1,4 @@
-"""Prompts: what the policy sees of a problem and of a draft, segment by segment."""
+"""Prompts: the segments of a problem and of a draft."""
 
 from __future__ import annotations
 

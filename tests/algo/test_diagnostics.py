@@ -1,4 +1,4 @@
-"""The numbers of every report, on rollouts written by hand."""
+"""Metrics of rollouts that are written by hand."""
 
 from __future__ import annotations
 

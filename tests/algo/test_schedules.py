@@ -1,4 +1,4 @@
-"""The schedule as a function of the step equals transformers' schedulers, which walk step by step."""
+"""The schedule as a function of the step equals those of transformers, which advance step by step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which draft conditions the refinements."""
+"""Selection of the draft that the refinements see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Settings: presets, overrides, refusals that name the nearest key, and what a stage's identity holds."""
+"""Settings: presets, overrides, errors with the nearest key, and the identity of a stage."""
 
 from __future__ import annotations
 

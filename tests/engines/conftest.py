@@ -64,7 +64,7 @@ def tiny_config(family: str) -> PreTrainedConfig:
 
 @pytest.fixture(scope="session")
 def make_policy(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`make_policy(family, seed=0)`: the model directory of a random policy, the same one at every call."""
+    """`make_policy(family, seed=0)`: the model directory of a random policy, always the same."""
     made: dict[tuple[str, int], Path] = {}
 
     def make(family: str, seed: int = 0) -> Path:

@@ -1,4 +1,4 @@
-"""A server that answers as vLLM does, with faults on demand: for what a real one cannot be made to do in a test."""
+"""A fake of vLLM's server, with faults on demand that a real server does not show in a test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class FakeVllm:
-    """Serves `root`. A completion is a token made from the seed, then EOS."""
+    """Serves `root`. A completion is a token that depends on the seed, then EOS."""
 
     def __init__(self, root: Path | str, *, can_load: bool = False, max_model_len: int = 512) -> None:
         self.root = str(root)

@@ -21,7 +21,7 @@ def logits(*probs: float) -> torch.Tensor:
 
 
 def distribution(logits_BV: torch.Tensor, chosen: SamplingSettings) -> dict[int, float]:
-    """Token -> probability of the only row, without what is cut off."""
+    """Return {token: probability} of the only row, without excluded tokens."""
     probs = tempered_logprobs(logits_BV, chosen)[0].exp().tolist()
     return {token: prob for token, prob in enumerate(probs) if prob > 0}
 
@@ -77,7 +77,7 @@ def test_tokens_as_likely_as_the_last_one_kept_stay():
 
 
 def test_a_nucleus_of_thousands_of_tokens_is_found():
-    """Probabilities fall by a factor of 1 - 2**-12 from token to token, so 0.9 of the mass lies on the first 9,431."""
+    """Probabilities fall by a factor of 1 - 2**-12 from token to token, so the first 9,431 have 0.9 of the mass."""
     decay = math.log1p(-(2**-12))
     row = torch.arange(50_000, dtype=torch.float64)[None] * decay
     kept = distribution(row, settings(top_p=0.9))
@@ -107,7 +107,7 @@ def test_tokens_of_probability_zero_are_never_drawn(uniform: float):
 
 
 def test_rare_tokens_of_a_large_vocabulary_keep_their_share():
-    """Half of the mass lies on 200,000 tokens of 2.5e-6 each."""
+    """200,000 tokens of probability 2.5e-6 each have half of the mass."""
     row = torch.full((1, 200_001), math.log(0.5 / 200_000))
     row[0, 0] = math.log(0.5)
     uniforms = (np.arange(40) + 0.5) / 40

@@ -25,7 +25,7 @@ def model_directory(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, model_directory: Path) -> dict[str, object]:
-    """A Hub that has the repository org/name; the result is what it was last asked for."""
+    """A fake Hub with the repository org/name. The result holds the arguments of the last download."""
     asked: dict[str, object] = {}
 
     def snapshot_download(repo_id: str, **options: object) -> str:

@@ -14,7 +14,7 @@ def states(tokens: int, rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("prompt_length", [1, 63, 64, 65, 130])
 def test_a_growing_layer_holds_what_a_dynamic_one_does(prompt_length: int):
-    """Over many times its room, with rows taken twice and left out on the way."""
+    """The cache grows many times, with rows repeated and left out in between."""
     torch.manual_seed(0)
     growing, dynamic = GrowingLayer(), DynamicLayer()
     appended = [states(prompt_length), *(states(1) for _ in range(100)), *(states(1, rows=4) for _ in range(100))]

@@ -1,4 +1,4 @@
-"""data/smollm2/make_policy.py, on a tiny GGUF file that is made here the way llama.cpp lays one out."""
+"""data/smollm2/make_policy.py, on a tiny GGUF file with the layout of llama.cpp."""
 
 from __future__ import annotations
 

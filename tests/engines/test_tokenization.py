@@ -25,7 +25,7 @@ CORPUS = ["the answer of 12 + 30 is 42 <think> hm </think> im_start im_end user 
 
 
 def bpe_tokenizer(chat_template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with all kinds of added tokens; `<think>` is also what its merges come to."""
+    """Byte-level BPE with all kinds of added tokens; its merges also produce `<think>`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -92,7 +92,7 @@ def test_a_prompt_without_control_strings_is_tokenised_as_one_text(bpe: PolicyTo
 def test_plain_prompts_agree_with_the_template_applied_to_the_whole_turn(
     bpe: PolicyTokenizer, problem: str, draft: str, system: str
 ):
-    """Also where the template strips the turn: white space around the untrusted text is still there."""
+    """White space around untrusted text is kept, also if the template strips the turn."""
     text, ids = bpe.encode_prompt(chat(problem, trusted("\n[draft]\n"), draft, trusted(" "), system=system))
     turns = [{"role": "user", "content": f"{problem}\n[draft]\n{draft} "}]
     if system:
@@ -228,7 +228,7 @@ def test_without_a_chat_template_bos_stands_first_where_the_tokenizer_puts_one(t
 
 
 def test_a_single_character_that_is_a_special_token_is_replaced(make_policy: Callable[..., Path]):
-    """It has no other token, so something must stand in for it, and the text that is returned says so."""
+    """It has no other token, so it is replaced, and the returned text shows the replacement."""
     tokenizer = PolicyTokenizer(make_policy("llama"))
     text, ids = tokenizer.encode_prompt(chat("a$b[EOS]"))
     dollar = tokenizer._tokenizer.convert_tokens_to_ids("$")

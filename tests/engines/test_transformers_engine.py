@@ -30,7 +30,7 @@ GROUPS = [
 ]
 EOS = 1
 pytestmark = pytest.mark.filterwarnings("error")
-"""A warning about a call of ours, for example that an argument has a new name, is a failure."""
+"""A warning of a library is a failure, for example that an argument has a new name."""
 
 
 def engine_of(policy: Path, **settings: object):
@@ -45,7 +45,7 @@ def sample(engine, groups=GROUPS, settings=PLAIN) -> list[list[Completion]]:
 
 
 def full_forward_logits(policy: Path, group: SamplingGroup, completion: Completion) -> torch.Tensor:
-    """Logits [T, V] that one uncached forward pass over prompt and completion gives for the completion's tokens."""
+    """Return the logits [T, V] of the completion's tokens from one forward pass without cache."""
     model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
     ids = torch.tensor([[*group.prompt_ids, *completion.completion_ids]])
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_logprobs_are_those_of_a_full_forward_pass(make_policy: MakePolicy, fami
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "sliding", "hybrid"])
 def test_company_changes_a_completion_by_rounding_only(make_policy: MakePolicy, family: str):
-    """Padding, the shared prompt, rows that end and leave: none of it may leak from row to row."""
+    """Padding, shared prompts and complete rows must not affect other rows."""
     engine = engine_of(make_policy(family))
     for group, completions in zip(GROUPS, sample(engine), strict=True):
         for seed, completion in zip(group.seeds, completions, strict=True):
@@ -94,7 +94,7 @@ def test_company_changes_a_completion_by_rounding_only(make_policy: MakePolicy, 
 
 
 def test_some_rows_of_these_tests_end_before_others(make_policy: MakePolicy):
-    """Else the tests above would not see rows leave the batch."""
+    """Otherwise no rows would leave the batch in the tests above."""
     lengths = {
         len(completion.completion_ids) for group in sample(engine_of(make_policy("llama"))) for completion in group
     }

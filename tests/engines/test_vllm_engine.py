@@ -1,4 +1,4 @@
-"""The vLLM engine on the tiny policy: a real vLLM, held against one full forward pass by transformers."""
+"""The vLLM engine on the tiny policy: a real vLLM, compared with one full forward pass of transformers."""
 
 from __future__ import annotations
 

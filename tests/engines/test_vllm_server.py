@@ -36,7 +36,7 @@ pytestmark = [
 ]
 
 TINY = packaged_data() / "tiny-policy"
-"""The very directory that runs sample from: in the source tree, or in the installed package."""
+"""The directory that runs sample from, in the source tree or in the installed package."""
 STARTS_WITHIN = 300
 FLAGS = (
     "--dtype=float32",
@@ -58,7 +58,7 @@ SERVED = (
 
 
 class Server:
-    """`vllm serve` of a policy on a port of its own; may be killed and started again there."""
+    """`vllm serve` of a policy on a port of its own; which can be killed and restarted."""
 
     def __init__(self, log: Path, policy: Path) -> None:
         self.policy = policy
@@ -97,7 +97,7 @@ class Server:
 
 
 def untied_policy(directory, change):
-    """The tiny policy with an output matrix of its own: what `change` makes of the tied one."""
+    """The tiny policy with an untied output matrix, which `change` computes from the tied one."""
     shutil.copytree(TINY, directory)
     model = AutoModelForCausalLM.from_pretrained(TINY, tie_word_embeddings=False)
     model.lm_head.weight = torch.nn.Parameter(change(model.get_input_embeddings().weight.detach().clone()))
@@ -107,7 +107,7 @@ def untied_policy(directory, change):
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
-    """What the server serves; untied, since on a CPU no tied policy can be loaded into a running server."""
+    """The policy of the server, untied because on a CPU no tied policy can be loaded into a running server."""
     return untied_policy(tmp_path_factory.mktemp("policies") / "tiny", lambda weight: weight)
 
 
@@ -145,7 +145,7 @@ def require_same(ours, theirs):
 
 @contextlib.contextmanager
 def killing_at_the_request(number, server):
-    """A URL in front of `server`, which dies (SIGKILL) of the given request for a completion."""
+    """A URL in front of `server`, which dies (SIGKILL) at the given completion request."""
     counter = itertools.count(1)
 
     class Handler(BaseHTTPRequestHandler):

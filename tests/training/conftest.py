@@ -1,4 +1,4 @@
-"""Tiny random models of several architectures, and groups with every awkward length."""
+"""Tiny random models of several architectures, and groups with all kinds of lengths."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ CONFIGS = {
 
 @pytest.fixture(scope="session")
 def built_models():
-    """One model of each architecture with random weights; take copies, never train these."""
+    """One model of each architecture with random weights. Tests train copies of them."""
     models = {}
     for name, config in CONFIGS.items():
         torch.manual_seed(7)
@@ -72,7 +72,7 @@ def built_models():
 
 @pytest.fixture
 def make_model(built_models):
-    """A fresh copy of the model of an architecture: the same weights each time."""
+    """A copy of the model of an architecture, with the same weights each time."""
     return lambda name="llama": copy.deepcopy(built_models[name])
 
 

@@ -1,4 +1,4 @@
-"""Every way to let completions share a prompt is exact, and a model takes the first that it can."""
+"""Each implementation of attention over shared prompts is exact, and a policy uses the first that works."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from igrpo_cli.training.step import PolicyTrainer
 
 FLOAT32 = UpdateSection(dtype="float32", max_grad_norm=1e9)
 NONE = RowAttention("sdpa", lambda row, device: {})
-"""Tells the model nothing, so that completions see each other."""
+"""Gives the model no mask, so that completions see each other."""
 
 
 @pytest.fixture

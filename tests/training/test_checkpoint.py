@@ -1,4 +1,4 @@
-"""Policies and optimiser states survive the disk unchanged, and foreign or damaged ones are refused by name."""
+"""Policies and optimiser states survive the disk unchanged, and errors name other or damaged ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def files(directory):
 
 @pytest.fixture
 def source(make_model, tmp_path):
-    """A policy directory as one finds them: tokeniser files, custom keys, and things that must not be inherited."""
+    """A typical policy directory: tokeniser files, custom keys, and files that must not be copied."""
     directory = tmp_path / "source"
     make_model().save_pretrained(directory)
     (directory / "tokenizer.json").write_text('{"version": "1.0"}')

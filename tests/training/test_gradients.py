@@ -1,4 +1,4 @@
-"""Gradients of shared rows are those of training on one sequence at a time with all logits in hand."""
+"""Gradients of shared rows are those of training on one sequence at a time with all logits in memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def gradients(policy):
 
 
 def packed_gradients(model, groups, reference=None, **changes):
-    """What the trainer accumulates; with learning rate 0 the weights stay as they are."""
+    """Return the gradients of the trainer. With learning rate 0 the weights do not change."""
     policy = CausalPolicy(model)
     trainer = PolicyTrainer(policy, settings(**changes), reference)
     result = trainer.step(groups, LEARNING_NOTHING)
@@ -31,7 +31,7 @@ def packed_gradients(model, groups, reference=None, **changes):
 
 
 def one_sequence_at_a_time(model, groups, beta=0.0, reference=None):
-    """The objective as METHOD states it, without any packing: one forward pass per completion."""
+    """The objective without packing: one forward pass per completion."""
     model = model.eval()
     total = torch.zeros(())
     for group in groups:

@@ -1,4 +1,4 @@
-"""Chunked log-probs equal the ones made of all logits at once, and never make all logits at once."""
+"""Chunked log-probs equal those of all logits at once, and never compute all logits at once."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_frozen_head_gets_no_gradient():
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the most elements of any tensor that an operation made."""
+    """Records the largest number of elements of a tensor that an operation creates."""
 
     largest = 0
 

@@ -1,4 +1,4 @@
-"""What a loaded policy finds out about its architecture, and what it refuses."""
+"""Checks of the architecture and the weights when a policy is loaded."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def torchrun(ranks, *arguments):
 
 
 def updated(run, ranks, *overrides):
-    """Take the update of the current iteration with so many processes."""
+    """Run the update of the current iteration with this number of processes."""
     command = ("update", run, "--json", *sets(*overrides))
     result = torchrun(ranks, *command) if ranks > 1 else igrpo(*command)
     assert (result.returncode if ranks > 1 else result.code) == 0, result.stderr
@@ -99,7 +99,7 @@ def test_each_rank_writes_its_part_of_the_optimizer_state(by_two):
 
 
 def record_states(update):
-    """Let the manifest of an update speak of the optimiser state that lies beside it now."""
+    """Record the optimiser state that is on disk now in the manifest of an update."""
     manifest = read_manifest(update.shard)
     state = update.optimizer.relative_to(update.root).as_posix()
     outputs = [file for file in manifest.outputs if not file.path.startswith(state)]
@@ -125,7 +125,7 @@ def test_a_state_of_two_ranks_goes_on_with_any_number_of_them(by_one, by_two, tm
 
 @pytest.mark.slow
 def test_a_state_of_one_rank_goes_on_with_two_and_keeps_its_rounded_weights(tmp_path):
-    """A policy in bfloat16 goes on from its float32 weights, which lie with the optimiser."""
+    """A policy in bfloat16 continues from its float32 weights in the optimiser state."""
     run = sampled(make_run(tmp_path / "run", "run.num_iterations=2", "policy.dtype=bfloat16"))
     run = sampled(updated(run, 2))
     by_one = updated(shutil.copytree(run, tmp_path / "one"), 1)

@@ -1,4 +1,4 @@
-"""Optimiser steps: ratios, determinism, refusals that leave the policy as it was, and what is reported."""
+"""Optimiser steps: ratios, determinism, errors that leave the policy unchanged, and metrics."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_beta_without_a_reference_is_refused(make_model):
 
 
 class TestRefusals:
-    """Each leaves weights and optimiser state as they were, byte for byte."""
+    """Weights and optimiser state are unchanged, byte for byte."""
 
     @pytest.fixture
     def tested(self, make_model, groups):
