@@ -23,10 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _silence_libraries() -> None:
-    """Keep warnings of libraries off the terminal. `python -W` and TRANSFORMERS_VERBOSITY show them."""
+    """Keep warnings of libraries off the terminal. `python -W` and these environment variables show them."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # Pydantic would read the metadata of every installed package to find plugins.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import logging
 import os
 import warnings
 from collections.abc import Hashable, Sequence
@@ -41,6 +42,8 @@ def set_environment(batch_invariant: bool) -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if batch_invariant:
         os.environ["VLLM_BATCH_INVARIANT"] = "1"
+    # Until vLLM has set up its logger, Python would print its warnings on stderr.
+    logging.getLogger("vllm").addHandler(logging.NullHandler())
 
 
 class VllmEngine:
