@@ -44,7 +44,7 @@ def install_in_two_steps(temporary, path):
     os.fsync(os.open(path, os.O_RDONLY))
     shutil.copyfile(temporary, path)
     return True
-publish._install = install_in_two_steps
+atomic._link = install_in_two_steps
 """,
     "bit flip: weights": """
 from igrpo_cli.store.verify import _Verifier

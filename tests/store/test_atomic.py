@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_cli.errors import ConflictError, IgrpoError
+from igrpo_cli.errors import ConflictError, IgrpoError, MissingInputError
 from igrpo_cli.store import atomic
 from igrpo_cli.store.atomic import (
+    clear_directory,
+    copy_content,
+    create_marker,
     move_directory,
     publish_bytes,
     publish_directory,
     publish_file,
     remove_directory,
     remove_file,
+    run_guard,
     sha256_file,
     staging_directory,
 )
@@ -42,7 +46,7 @@ def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
 
-def no_hard_links(source, target):
+def no_hard_links(source, target, **options):
     raise OSError(errno.EPERM, "Operation not permitted")
 
 
@@ -241,6 +245,54 @@ def test_withdrawing_is_idempotent(tmp_path):
         remove_file(tmp_path / "file")
         remove_directory(tmp_path / "d")
         assert names(tmp_path) == []
+
+
+def test_what_is_cleared_is_what_was_published_and_not_what_is_being_written(tmp_path):
+    directory = tmp_path / "parts"
+    (directory / "step_1").mkdir(parents=True)
+    (directory / "step_2").touch()
+    (directory / "step_1" / "weights").touch()
+    (directory / of_a_dead_writer("step_3")).mkdir()
+    of_the_living = directory / temporary_name("step_3")
+    of_the_living.touch()
+    clear_directory(directory, "step_*")
+    assert names(directory) == [of_the_living.name]
+    of_the_living.unlink()
+    for _ in range(2):
+        clear_directory(directory, "step_*")
+        assert names(tmp_path) == []
+
+
+def test_a_run_that_is_removed_while_a_command_works_on_it_is_not_created_again(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    with run_guard(run):
+        publish_bytes(run / "iteration_0000" / "draft" / "file", b"1")
+        os.rename(run, tmp_path / "moved")
+        for publish in (
+            lambda: publish_bytes(run / "iteration_0000" / "draft" / "file", b"1"),
+            lambda: create_marker(run / "iteration_0000" / "draft" / "claim"),
+            lambda: staging_directory(run / "iteration_0000" / "update").__enter__(),
+        ):
+            with pytest.raises(MissingInputError, match="is gone: it was there when this command began"):
+                publish()
+        assert names(tmp_path) == ["moved"]
+    publish_bytes(run / "file", b"1")
+    assert names(run) == ["file"]
+
+
+@pytest.mark.parametrize("has_hard_links", [True, False])
+def test_a_copy_stays_when_its_source_is_removed(tmp_path, monkeypatch, has_hard_links):
+    if not has_hard_links:
+        monkeypatch.setattr(os, "link", no_hard_links)
+    source = made_policy(tmp_path / "source")
+    inode = (source / "weights").stat().st_ino
+    (tmp_path / "copy").mkdir()
+    copy_content(source, tmp_path / "copy", with_links=True)
+    remove_directory(source)
+    assert names(tmp_path / "copy") == ["code", "link", "weights"]
+    assert (tmp_path / "copy" / "link").read_bytes() == b"1"
+    assert ((tmp_path / "copy" / "weights").stat().st_ino == inode) == has_hard_links
 
 
 def test_sha256_of_a_known_file(tmp_path):

@@ -9,11 +9,12 @@ from sample_run import group
 
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.records import Rollout
-from igrpo_cli.store import parts
+from igrpo_cli.store import atomic, parts
 from igrpo_cli.store.parts import BLOCK_KEY, CONTENT_KEY, IDENTITY_KEY, PartStore
 from igrpo_cli.store.rows import rows_of
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.tables import write_rows, write_tables
+from igrpo_cli.store.temporaries import is_temporary
 
 BLOCKS = {4: group(4) + group(5), 5: group(6, verdict="no_answer"), 6: [], 7: group(8, finish_reason="length")}
 MINE, OTHER = "1" * 64, "2" * 64
@@ -57,23 +58,49 @@ def test_the_shard_does_not_remember_in_how_many_goes_it_was_made(store, tmp_pat
     assert len({(tmp_path / f"{name}.parquet").read_bytes() for name in ("at once", "resumed", "without parts")}) == 1
 
 
-def test_a_part_is_kept_though_another_task_clears_the_parts_while_it_is_written(store, monkeypatch):
-    clearings = iter([True, True])
+def test_a_part_is_kept_though_other_tasks_clear_the_parts_while_it_is_written(store, monkeypatch):
+    fill(store, [4])
 
     def cleared_on_the_way(path, schema, tables, **options):
         def interrupted():
-            if next(clearings, False):
+            for _ in range(100):
                 store.clear()
+            assert [is_temporary(name) for name in names(store)] == [True]
             yield from tables
 
         return write_tables(path, schema, interrupted(), **options)
 
     monkeypatch.setattr(parts, "write_tables", cleared_on_the_way)
+    fill(store, [5])
+    assert not store.has(4)
+    assert rows_of(store.read(5), Rollout) == BLOCKS[5]
+    store.clear()
+    assert not store.directory.exists()
+
+
+def test_a_part_is_kept_though_its_directory_is_removed_before_it_is_written(store, monkeypatch):
+    make_directory, clearings = atomic.make_directory, iter([True])
+
+    def cleared_after(path):
+        make_directory(path)
+        if next(clearings, False):
+            store.clear()
+
+    monkeypatch.setattr(atomic, "make_directory", cleared_after)
     fill(store, [4])
+    assert next(clearings, None) is None
     assert rows_of(store.read(4), Rollout) == BLOCKS[4]
-    clearings = iter([True] * parts.MOST_CLEARINGS)
-    with pytest.raises(IgrpoError, match=r"cannot write .*block-000005.parquet"):
-        fill(store, [5])
+
+
+def test_a_claim_that_loses_its_directory_is_one_that_was_not_made(store, monkeypatch):
+    make_directory = atomic.make_directory
+
+    def cleared_after(path):
+        make_directory(path)
+        store.clear()
+
+    monkeypatch.setattr(atomic, "make_directory", cleared_after)
+    assert store.claim(4) is False
 
 
 def test_parts_of_another_identity_do_not_count_and_go_away(store):

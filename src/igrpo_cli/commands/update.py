@@ -10,9 +10,9 @@ from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards, UnfinishedShard
 from igrpo_cli.records import StageReport, TrainingGroup
 from igrpo_cli.seeds import derive_seed
-from igrpo_cli.store.atomic import remove_directory, remove_stale_temporaries
+from igrpo_cli.store.atomic import clear_directory, remove_stale_temporaries
 from igrpo_cli.store.completion import completed_update
-from igrpo_cli.store.layout import ShardPath
+from igrpo_cli.store.layout import CHECKPOINT_DIRECTORIES, ShardPath
 from igrpo_cli.store.manifest import Manifest
 from igrpo_cli.store.policies import Policy, promote_policy
 from igrpo_cli.torchrun import rank_and_size
@@ -51,8 +51,8 @@ def run(session: Session, request: StageRequest) -> StageReport:
                 raise
             stage.add(manifest)
     if not request.dry_run:
-        if update.checkpoints.exists():
-            remove_directory(update.checkpoints)
+        for directory in (*update.checkpoints.glob("*"), update.checkpoints):
+            clear_directory(directory, CHECKPOINT_DIRECTORIES)
         prune_optimizer_states(session, request.iteration)
     report = stage.report()
     # The rows of the manifest are metrics. The report says how much was trained on.

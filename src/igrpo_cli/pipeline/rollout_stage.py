@@ -308,6 +308,8 @@ class RolloutShard:
 
     def _keep(self, number: int, rows: list[Rollout]) -> None:
         self._parts.write(number, rows)
+        if not self._is_own and self._is_complete_elsewhere():
+            self._parts.clear()
         self._missing.discard(number)
         self._stage.progress.advance(tokens=sum(len(row.completion_ids) for row in rows))
 

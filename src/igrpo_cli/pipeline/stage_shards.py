@@ -11,9 +11,9 @@ from igrpo_cli.errors import MissingInputError
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.records import StageReport
-from igrpo_cli.store.atomic import remove_stale_temporaries
+from igrpo_cli.store.atomic import clear_directory, remove_stale_temporaries
 from igrpo_cli.store.completion import commit_shard, completed
-from igrpo_cli.store.layout import ShardPath, format_shards
+from igrpo_cli.store.layout import PART_FILES, ShardPath, format_shards
 from igrpo_cli.store.lineage import require_current
 from igrpo_cli.store.manifest import DataFile, Identity, Manifest
 
@@ -131,6 +131,9 @@ class StageShards:
         # After `completed`: where the shard itself was made from another input, that is the nearer cause.
         require_current(self.session.run, identity.inputs)
         if manifest is not None:
+            if not self.request.dry_run:
+                # A task that was killed, or that was late with its last block, may have left some.
+                clear_directory(path.parts, PART_FILES)
             self._report.skipped += 1
             self.add(manifest)
             return None

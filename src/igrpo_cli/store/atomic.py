@@ -1,9 +1,8 @@
-"""How files come into being: whole or not at all, and by one writer.
+"""Publication of files and directories: each appears whole or not at all, and has exactly one writer.
 
-A file is written under an unguessable temporary name next to its final one, flushed to disk, and
-linked to the final name. `link` fails where something exists, so of two writers exactly one wins
-(`rename` would tell both that they did), and a process killed at any moment leaves at most a
-temporary. Every file operation that publishes or withdraws something lives here.
+A file is written under an unguessable temporary name next to its final name, flushed to disk, and linked to the
+final name. `link` fails where the name exists, so one of two writers wins (`rename` would tell both that they did).
+A process that is killed leaves at most a temporary. Every operation that publishes or removes something is here.
 """
 
 from __future__ import annotations
@@ -29,27 +28,28 @@ _CLAIM_ATTEMPTS = 100
 _CLAIM_SECONDS = 0.1
 HASHING_THREADS = 8
 
+_guarded_runs: list[Path] = []
+
 
 def publish_file(path: Path, write: Callable[[Path], None], *, replace: bool = False) -> bool:
-    """Let `write` fill a temporary file and publish it as `path`; directories are made as needed.
+    """Let `write` fill a temporary file and publish it as `path`; missing directories are created.
 
-    Returns True when this call put the file there, False when another writer had published the
-    same bytes before. With `replace` the file takes the place of whatever is there.
+    Returns True when this call put the file there, False when another writer had published the same bytes before.
+    With `replace` the file takes the place of whatever is there.
 
-    Raises `ConflictError` when `path` exists with other bytes, `IgrpoError` when the file system
-    refuses (full, read-only, no permission). Either way nothing of ours is left behind.
+    Raises ConflictError when `path` exists with other bytes, IgrpoError when the file system refuses (full, read-only,
+    no permission). In both cases no temporary is left.
     """
     with _explained(path):
-        make_directory(path.parent)
         if replace:
-            # Such files are few, and what was killed while it wrote them may have had no other command come by.
+            # Such files are few, and no other command may have cleaned up after a writer that was killed.
             remove_stale_temporaries(path.parent)
         temporary = path.with_name(temporary_name(path.name))
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        _create_in_directory(temporary, _create_file)
         try:
             write(temporary)
             _sync(temporary)
-            won = _replace(temporary, path) if replace else _install(temporary, path)
+            won = _replace(temporary, path) if replace else _link(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         # The loser syncs too: its success must not depend on the winner living on.
@@ -58,18 +58,17 @@ def publish_file(path: Path, write: Callable[[Path], None], *, replace: bool = F
 
 
 def publish_bytes(path: Path, content: bytes, *, replace: bool = False) -> bool:
-    """`publish_file` of the given bytes."""
+    """Publish the given bytes. Raises and returns as `publish_file`."""
     return publish_file(path, lambda temporary: _write_bytes(temporary, content), replace=replace)
 
 
 @contextmanager
 def staging_directory(final: Path) -> Iterator[Path]:
-    """A fresh directory beside `final`, to be filled and given to `publish_directory`; else it goes away."""
+    """Yield a new directory next to `final`, to be filled and published; it is removed if it is not published."""
     with _explained(final):
-        make_directory(final.parent)
         remove_stale_temporaries(final.parent)
         staged = final.with_name(temporary_name(final.name))
-        staged.mkdir()
+        _create_in_directory(staged, os.mkdir)
     try:
         yield staged
     finally:
@@ -79,7 +78,7 @@ def staging_directory(final: Path) -> Iterator[Path]:
 def publish_directory(staged: Path, final: Path) -> None:
     """Flush the whole tree of `staged` to disk and give it its final name in one rename.
 
-    Raises `ConflictError` when `final` exists and is not an empty directory; `staged` is kept then.
+    Raises ConflictError when `final` exists and is not an empty directory; `staged` is kept then.
     """
     with _explained(final):
         for directory, _, names in os.walk(staged, topdown=False):
@@ -94,52 +93,73 @@ def publish_directory(staged: Path, final: Path) -> None:
                 raise
             raise ConflictError(
                 f"{final} exists already",
-                hint="`--overwrite` makes it anew; or another task has just made it",
+                hint="`--overwrite` replaces it; or another task has just made it",
             ) from error
         for parent in {staged.parent, final.parent}:
             _sync_directory(parent)
 
 
+def move_directory(source: Path, final: Path) -> bool:
+    """Rename a published directory; False when it is gone, because another process has moved it.
+
+    To another file system, where no rename is possible, it is copied under a temporary name, published and removed
+    here. Raises ConflictError when `final` exists and is not an empty directory.
+    """
+    try:
+        publish_directory(source, final)
+    except IgrpoError as error:
+        reason = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
+        if reason in (errno.ENOENT, errno.EXDEV) and not source.exists():
+            return False
+        if reason == errno.EXDEV:
+            return _copy_and_remove(source, final)
+        raise
+    return True
+
+
 def flush_files(paths: Iterable[Path]) -> None:
-    """Have files on disk: begun early, beside other work, this is what makes publishing them quick."""
+    """Write files through to the disk. Done early, next to other work, it makes publishing them quick."""
     for path in paths:
         with _explained(path):
             _sync(path)
 
 
-def copy_content(source: Path, target: Path) -> None:
-    """Copy all that lies in `source` into the directory `target`, links as links; nothing is flushed yet."""
+def copy_content(source: Path, target: Path, *, with_links: bool = False) -> None:
+    """Copy the content of the directory `source` into the directory `target`; nothing is flushed yet.
+
+    Symbolic links stay links. With `with_links` files become hard links, where the file system has them: they need
+    no room, and stay when the source is removed.
+    """
     with _explained(target):
         for path in sorted(source.rglob("*")):
             copy = target / path.relative_to(source)
             if path.is_dir() and not path.is_symlink():
                 copy.mkdir()
-            else:
+            elif not (with_links and _has_linked(path, copy)):
                 shutil.copyfile(path, copy, follow_symlinks=False)
 
 
 def create_marker(path: Path) -> bool:
-    """Make an empty file; False when there is one already. It says something to other tasks and is not data."""
+    """Create an empty file; False when it exists. A marker tells other tasks something and holds no data."""
     with _explained(path):
-        make_directory(path.parent)
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            _create_in_directory(path, _create_file)
         except (FileExistsError, FileNotFoundError):
             return False
     return True
 
 
 def remove_file(path: Path) -> None:
-    """Remove a file, for good; fine when there is none."""
+    """Remove a file durably; no error when there is none."""
     with _explained(path), suppress(FileNotFoundError):
         path.unlink()
         _sync_directory(path.parent)
 
 
 def remove_directory(path: Path) -> None:
-    """Remove a directory: it loses its name at once, then its content; fine when there is none.
+    """Remove a directory: first its name, in one step, then its content; no error when there is none.
 
-    Of a link only the link goes: what it points to may be somebody's archive.
+    Of a symbolic link only the link is removed, as its target may be an archive.
     """
     if path.is_symlink():
         remove_file(path)
@@ -151,20 +171,54 @@ def remove_directory(path: Path) -> None:
         shutil.rmtree(doomed)
 
 
+def clear_directory(directory: Path, pattern: str) -> None:
+    """Remove the published files and directories of these names, then the directory itself if it is empty.
+
+    Temporaries of writers that may be alive are left to them: no file vanishes while it is being written.
+    """
+    remove_stale_temporaries(directory)
+    with _explained(directory):
+        for path in sorted(directory.glob(pattern)):
+            (remove_directory if path.is_dir() else remove_file)(path)
+        with suppress(OSError):  # It is not empty: another task is at work, and removes the directory when it is done.
+            directory.rmdir()
+
+
 def make_directory(path: Path) -> None:
-    """Make a directory and its parents, each new name flushed to disk. Raises as `require_not_removed`."""
+    """Create a directory and its parents, each new name flushed to disk.
+
+    Raises MissingInputError where one of them is a run that was there when the command began (see `run_guard`).
+    """
     missing = [part for part in (path, *path.parents) if not part.is_dir()]
-    require_not_removed(missing)
+    for part in missing:
+        if part.absolute() in _guarded_runs:
+            raise MissingInputError(
+                f"{part} is gone: it was there when this command began",
+                hint="bring the directory back, or make a new run: igrpo init RUN",
+            )
     for part in reversed(missing):
         part.mkdir(exist_ok=True)
         _sync_directory(part.parent)
 
 
-def remove_stale_temporaries(directory: Path) -> list[Path]:
-    """Remove the temporaries in `directory` (not below it) whose writers are dead; returns what was removed.
+@contextmanager
+def run_guard(root: Path) -> Iterator[None]:
+    """Never create the run directory `root` within this context.
 
-    Only writers of this very machine, boot and process namespace can be known to be dead, so
-    temporaries of any other are left alone.
+    A run that is removed while a command works on it would come back with a part of its content.
+    """
+    place = root.absolute()
+    _guarded_runs.append(place)
+    try:
+        yield
+    finally:
+        _guarded_runs.remove(place)
+
+
+def remove_stale_temporaries(directory: Path) -> list[Path]:
+    """Remove and return the temporaries in `directory` (not below it) whose writers are dead.
+
+    Only writers of this machine, boot and process namespace can be known to be dead, so all others are kept.
     """
     if not directory.is_dir():
         return []
@@ -178,20 +232,62 @@ def remove_stale_temporaries(directory: Path) -> list[Path]:
 
 
 def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    """Return the SHA-256 of a file's bytes: 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
-    """SHA-256 of several files, hashed beside each other: a policy is gigabytes, and a core does about one a second."""
+    """Return the SHA-256 of several files, in parallel: a policy is gigabytes, and a core hashes about one a second."""
     ordered = list(paths)
     with ThreadPoolExecutor(HASHING_THREADS) as threads:
         return dict(zip(ordered, threads.map(sha256_file, ordered), strict=True))
 
 
-def _install(temporary: Path, path: Path) -> bool:
-    for attempts_left in reversed(range(_CLAIM_ATTEMPTS)):
+def _create_in_directory(path: Path, create: Callable[[Path], None]) -> None:
+    make_directory(path.parent)
+    try:
+        create(path)
+    except FileNotFoundError:
+        # Another task removed the directory between the two calls, because it was empty.
+        make_directory(path.parent)
+        create(path)
+
+
+def _create_file(path: Path) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
+def _copy_and_remove(source: Path, final: Path) -> bool:
+    if final.is_dir() and any(final.iterdir()):
+        # Checked before gigabytes are copied: a process may have died between publishing and removing.
+        raise ConflictError(f"{final} exists already", hint="if it is not wanted, remove it and run it again")
+    with staging_directory(final) as staged:
+        try:
+            copy_content(source, staged)
+        except IgrpoError:
+            if source.exists():
+                raise
+        # Another process that moves it removes it in one step: if it is still there, all of it was copied.
+        if not source.exists():
+            return False
+        publish_directory(staged, final)
+    remove_directory(source)
+    return True
+
+
+def _has_linked(path: Path, copy: Path) -> bool:
+    try:
+        os.link(path, copy, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        return False
+    return True
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    while True:
         try:
             os.link(temporary, path)
         except FileExistsError:
@@ -199,27 +295,26 @@ def _install(temporary: Path, path: Path) -> bool:
                 # Over NFS the answer to a link that succeeded can get lost; the retry finds the name taken by us.
                 return os.path.samefile(temporary, path) or _require_same_bytes(temporary, path)
             except FileNotFoundError:
-                # A task that found its own file unsound took it away between our two looks: the name is free again.
-                if not attempts_left or not temporary.exists():
+                if os.path.lexists(path):
                     raise
+                # A task that found its own file damaged removed it in between: the name is free again.
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
             return _rename_under_claim(temporary, path)
         else:
             return True
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _rename_under_claim(temporary: Path, path: Path) -> bool:
-    """`_install` where there are no hard links: the writer that creates the claim may look and rename.
+    """Do what `_link` does where there are no hard links: the writer that creates the claim may look and rename.
 
-    A dead writer's claim is never broken: two tasks that both break it would both go on.
+    The claim of a dead writer is never broken, because two tasks that break it would both go on.
     """
     claim = path.with_name(f".{path.name}.claim")
     for _ in range(_CLAIM_ATTEMPTS):
         try:
-            os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            _create_file(claim)
         except FileExistsError:
             time.sleep(_CLAIM_SECONDS)
             continue
@@ -244,7 +339,7 @@ def _require_same_bytes(temporary: Path, path: Path) -> bool:
     if sha256_file(temporary) != sha256_file(path):
         raise ConflictError(
             f"{path} exists already, with other content than what is to be written now",
-            hint="perhaps by another task; `igrpo verify` says if it is sound, `--overwrite` replaces it",
+            hint="perhaps by another task; `igrpo verify` checks it, `--overwrite` replaces it",
         )
     return False
 
@@ -273,7 +368,7 @@ def _sync_directory(path: Path) -> None:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn the file system's refusals into errors that say what could not be written, and what to do."""
+    """Turn errors of the file system into errors that say what could not be written, and what to do."""
     try:
         yield
     except OSError as error:
@@ -285,63 +380,3 @@ def _explained(path: Path) -> Iterator[None]:
                 ) from error
         hint = "make room there and run it again" if error.errno in _FULL else None
         raise IgrpoError(f"cannot write {path}: {error.strerror or error}", hint=hint) from error
-
-
-def move_directory(source: Path, final: Path) -> bool:
-    """Rename a published directory; False when it is gone, because somebody else has moved it.
-
-    To another file system, where there is no rename, it is copied under a temporary name, published and withdrawn here.
-    Raises `ConflictError` when `final` exists and is not an empty directory.
-    """
-    try:
-        publish_directory(source, final)
-    except IgrpoError as error:
-        reason = error.__cause__.errno if isinstance(error.__cause__, OSError) else None
-        if reason in (errno.ENOENT, errno.EXDEV) and not source.exists():
-            return False
-        if reason == errno.EXDEV:
-            return _copy_and_remove(source, final)
-        raise
-    return True
-
-
-def _copy_and_remove(source: Path, final: Path) -> bool:
-    if final.is_dir() and any(final.iterdir()):
-        # Known before gigabytes are copied: perhaps a process died between publishing and withdrawing.
-        raise ConflictError(f"{final} exists already", hint="if it is not wanted, remove it and run it again")
-    with staging_directory(final) as staged:
-        try:
-            copy_content(source, staged)
-        except IgrpoError:
-            if source.exists():
-                raise
-        # Another process that moves it takes it away whole: what is there still was copied whole.
-        if not source.exists():
-            return False
-        publish_directory(staged, final)
-    remove_directory(source)
-    return True
-
-
-_STANDING: list[Path] = []
-
-
-@contextmanager
-def run_guard(root: Path) -> Iterator[None]:
-    """Within it the directory `root`, which is there, is not made by this process."""
-    place = root.absolute()
-    _STANDING.append(place)
-    try:
-        yield
-    finally:
-        _STANDING.remove(place)
-
-
-def require_not_removed(missing: Iterable[Path]) -> None:
-    """Raises MissingInputError where one of the directories that are about to be made is a run that was there."""
-    for path in missing:
-        if path.absolute() in _STANDING:
-            raise MissingInputError(
-                f"{path} is gone: it was there when this command began",
-                hint="bring the directory back, or make a new run: igrpo init RUN",
-            )

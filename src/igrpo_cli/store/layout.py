@@ -12,6 +12,7 @@ from igrpo_cli.errors import MissingInputError, UsageError
 
 SHARD_STAGES = ("draft", "select", "refine")
 PARTS, LOG = ".parts", "log"
+PART_FILES, CHECKPOINT_DIRECTORIES = "block-*", "step_*"
 SCORES = "scores"
 SUMMARY = "summary.json"
 

@@ -1,9 +1,9 @@
-"""The finished blocks of a shard that is not finished yet, each a small Parquet file of its own.
+"""The complete blocks of a shard that is not complete yet, each a small Parquet file of its own.
 
-A shard takes hours to sample and may be killed at any time; what lies in its parts is not sampled
-again. A shard is always put together from its parts as they are on disk, so its bytes do not
-depend on how often it was interrupted. A part has no manifest: it carries a hash of its own rows, since
-no checksum covers the footer of a Parquet file, where one bit makes two rows none.
+Sampling a shard takes hours and may be killed at any time. Blocks that are kept as parts are not sampled again.
+A shard is always assembled from its parts on disk, so its bytes do not depend on how often it was interrupted.
+A part has no manifest. It carries a hash of its own rows, because no checksum covers the footer of a Parquet file,
+where one bit can turn two rows into none.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
-from igrpo_cli.store.atomic import create_marker, remove_directory, remove_file, remove_stale_temporaries
+from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.store.atomic import clear_directory, create_marker, remove_file
+from igrpo_cli.store.layout import PART_FILES
 from igrpo_cli.store.manifest import DataFile
 from igrpo_cli.store.rows import table_of
 from igrpo_cli.store.schema import ROLLOUTS
@@ -27,8 +28,6 @@ BLOCK_KEY = "igrpo.block"
 CONTENT_KEY = "igrpo.content"
 RowId = tuple[int, int]
 """Group and sample of a row."""
-MOST_CLEARINGS = 64
-"""How often the directory may be taken away while a part is written: once by each task that shares the shard."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +72,7 @@ class PartStore:
 
     def _write(self, block: int, table: pa.Table, *, replace: bool = False) -> None:
         metadata = {**self._whose(block), CONTENT_KEY: content_sha256(table)}
-        for clearings_left in reversed(range(MOST_CLEARINGS)):
-            try:
-                write_tables(self.path(block), self.schema, [table], metadata=metadata, replace=replace)
-                return
-            except IgrpoError as error:
-                # A task that has just finished this shard took the directory away while we wrote into it.
-                if not isinstance(error.__cause__, FileNotFoundError) or not clearings_left:
-                    raise
+        write_tables(self.path(block), self.schema, [table], metadata=metadata, replace=replace)
 
     def read(self, block: int) -> pa.Table:
         """The rows of a block. Raises MissingInputError, or DamagedFileError (another identity included)."""
@@ -102,9 +94,11 @@ class PartStore:
         remove_file(self.path(block))
 
     def clear(self) -> None:
-        """Remove all parts, of whatever identity: the shard is finished."""
-        remove_directory(self.directory)
-        remove_stale_temporaries(self.directory.parent)
+        """Remove all parts and claims, of whatever identity, once the shard is complete.
+
+        What another task is writing stays: it ends as a part that this task, or the next command, clears away.
+        """
+        clear_directory(self.directory, PART_FILES)
 
     def assemble(
         self,
