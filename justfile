@@ -1,4 +1,4 @@
-# The work that is done again and again. `just` alone lists it.
+# Recipes for development. `just` lists them.
 
 python := env("PYTHON", "python3")
 
@@ -6,9 +6,9 @@ python := env("PYTHON", "python3")
 default:
     @just --list
 
-# Install for development: editable, with test, hub and GGUF extras.
+# Install for development: editable, with test, hub and GGUF extras, in the tested versions.
 install:
-    {{ python }} -m pip install -e '.[dev]'
+    {{ python }} -m pip install -c constraints.txt -e '.[dev]'
 
 # Run the tests.
 test *args:
@@ -16,90 +16,98 @@ test *args:
 
 # Check style.
 lint:
-    {{ python }} -m ruff check src tests data benchmarks docs
-    {{ python }} -m ruff format --check src tests data benchmarks docs
+    {{ python }} -m ruff check src tests data benchmarks docs .ci
+    {{ python }} -m ruff format --check src tests data benchmarks docs .ci
 
-# Check types: strict on the pure rooms.
+# Check types, in strict mode for the pure rooms.
 types:
     {{ python }} -m mypy
 
 # Format.
 fmt:
-    {{ python }} -m ruff check --fix src tests data benchmarks docs
-    {{ python }} -m ruff format src tests data benchmarks docs
+    {{ python }} -m ruff check --fix src tests data benchmarks docs .ci
+    {{ python }} -m ruff format src tests data benchmarks docs .ci
 
-# Write the pages of docs/reference/ that are made from the code.
+# Generate the pages of docs/reference/ from the code.
 reference:
     {{ python }} docs/make_reference.py
 
-# A tiny policy learns arithmetic in a few minutes.
+# Train the tiny policy on arithmetic for a few minutes.
 quickstart *args:
     igrpo quickstart {{ args }}
 
-# Three iterations of SmolLM2-135M-Instruct on one-digit arithmetic; --hub takes the weights from the Hub.
+# Train SmolLM2-135M-Instruct for three iterations on one-digit arithmetic; --hub loads the weights from the Hub.
 smollm2 run="runs/smollm2" *source:
     {{ python }} data/smollm2/make_policy.py models/smollm2 {{ source }}
     test -e {{ run }}/run.toml || igrpo init {{ run }} --preset smollm2
     igrpo run {{ run }}
     igrpo verify {{ run }}
 
-# The grader against files of known cases: agreement, time and memory.
+# Compare the grader with files of known cases: agreement, time and memory.
 grader-agreement *args:
     {{ python }} benchmarks/grader_agreement.py {{ args }}
 
-# A judge model against hacks, forged verdicts and empty answers: `just judge-trial http://node7:8000 MODEL`.
+# Test a judge model with hacks, forged verdicts and empty answers: `just judge-trial http://node7:8000 MODEL`.
 judge-trial *args:
     {{ python }} benchmarks/judge_trial.py {{ args }}
 
-# The same completions by our grader and by other harnesses: `just harness-agreement export …`, then `score …`.
+# Compare our grader with other harnesses on the same completions: `just harness-agreement export …`, then `score …`.
 harness-agreement *args:
     {{ python }} benchmarks/harness_agreement.py {{ args }}
 
-# Files over 300 lines and functions over 60: there should be none.
+# Print files and lines by room; fail on long files and functions, small files with one importer, and import cycles.
 sizes:
-    {{ python }} benchmarks/sizes.py src
+    {{ python }} benchmarks/sizes.py
 
-# The quickstart in three arms with equal rollouts; prints accuracy and diagnostics by iteration.
+# Write constraints.txt and constraints-oldest.txt from the dependencies in pyproject.toml.
+lock:
+    {{ python }} .ci/constraints.py
+
+# Run the tests with the newest and with the oldest allowed dependencies, each in a fresh virtual environment.
+drift *which="newest oldest":
+    for each in {{ which }}; do bash .ci/drift $each || exit; done
+
+# Compare three arms of the quickstart with equal rollouts: accuracy and diagnostics by iteration.
 arms output="runs/arms" *args:
     {{ python }} benchmarks/arms.py {{ output }} {{ args }}
 
-# `igrpo draft` against raw LLM.generate, on the same prompts and settings.
+# Compare `igrpo draft` with raw LLM.generate on the same prompts and settings.
 bench-draft model="models/smollm2" *args:
     {{ python }} benchmarks/draft.py {{ model }} {{ args }}
 
-# Where an iteration's time goes, and iGRPO 4 + 4 against GRPO 8.
+# Measure the time of the parts of an iteration, for iGRPO 4 + 4 and GRPO 8.
 bench-iteration model="models/smollm2" *args:
     {{ python }} benchmarks/iteration.py {{ model }} {{ args }}
 
-# One gradient step against TRL's GRPOTrainer, on the same model and tensors.
+# Compare one gradient step with TRL's GRPOTrainer on the same model and tensors.
 bench-update model="models/smollm2" *args:
     {{ python }} benchmarks/update.py {{ model }} {{ args }}
 
-# Everything that needs a GPU in one go: its tests, and the benchmarks there.
+# Run everything that needs a GPU: tests and benchmarks.
 gpu output="runs/gpu" model="":
     PYTHON={{ python }} benchmarks/gpu.sh {{ output }} {{ model }}
 
-# vLLM against transformers: log-probs of the same completions, accuracy on the same problems.
+# Compare vLLM with transformers: log-probs of the same completions, accuracy on the same problems.
 engine-agreement model="models/smollm2" *args:
     {{ python }} benchmarks/engine_agreement.py {{ model }} {{ args }}
 
-# `igrpo report` on a run of half a million rollouts: seconds, memory, size.
+# Measure `igrpo report` on a run with half a million rollouts: seconds, memory, size.
 bench-report *args:
     {{ python }} benchmarks/report.py {{ args }}
 
-# Every fault, tried to the end: kills, signals, full disks, flipped bits, races; `--small` tries a sample of each.
+# Inject every fault at every operation: kills, signals, full disks, flipped bits, races; `--small` makes one try of each.
 [positional-arguments]
 faults *args:
     {{ python }} tests/faults/table.py "$@"
 
-# `igrpo run` killed every 20 to 60 seconds for so many minutes; then a twin does as much undisturbed: the bytes must be the same.
+# Kill `igrpo run` every 20 to 60 seconds for some minutes, and compare all files with those of an undisturbed run.
 killed-run minutes="30":
     {{ python }} tests/faults/killed_run.py {{ minutes }}
 
-# Damaged configs, problems, manifests, policies and shards for the readers: `just fuzz 10` goes on for ten minutes.
+# Read damaged configs, problems, manifests, policies and shards for some minutes.
 fuzz minutes="10":
     {{ python }} tests/faults/fuzz.py {{ minutes }}
 
-# `igrpo select` over ten thousand, a hundred thousand and a million drafts: rows a second, peak memory.
+# Measure `igrpo select` over ten thousand, a hundred thousand and a million drafts: rows per second, peak memory.
 bench-select *args:
     {{ python }} benchmarks/selection.py {{ args }}
