@@ -1,9 +1,9 @@
-"""The quickstart in three arms with equal rollouts: GRPO 8, iGRPO 4 + 4 as published, iGRPO 4 + 4 trained on both.
+"""Compare three arms of the quickstart with equal rollouts: GRPO 8, iGRPO 4 + 4 as published, iGRPO 4 + 4 on both.
 
     python benchmarks/arms.py OUTPUT [--seed 0] [--iterations 40] [--every 10]
 
-Makes (or goes on with) one run per arm in OUTPUT, evaluates every tenth policy bare and conditioned on held-out
-problems, and prints Markdown: accuracy with 95 % intervals, share of groups with a gradient and copy rate.
+Makes or continues one run per arm in OUTPUT. Evaluates every tenth policy without and with draft on held-out problems.
+Prints Markdown tables: accuracy with 95 % intervals, share of groups with reward variance, copy, fix and break rate.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def igrpo(*arguments: object) -> dict[str, Any]:
 
 
 def make_arm(run: Path, overrides: list[str], seed: int, iterations: int) -> None:
-    """All iterations of one arm."""
+    """Run all iterations of one arm."""
     sets = [*overrides, f"run.seed={seed}", f"run.num_iterations={iterations}"]
     igrpo("init", run, "--preset", "quickstart", *(part for override in sets for part in ("--set", override)))
     igrpo("run", run)
 
 
 def accuracy(run: Path, policy: int) -> list[str]:
-    """Bare and conditioned accuracy of one policy, as cells of a table."""
+    """Return the accuracy of one policy without and with draft, as table cells."""
     cells = []
     for flags in ([], ["--conditioned"]):
         figures = igrpo("eval", run, "--bench", "arithmetic", "--iteration", policy, *flags)
@@ -56,14 +56,14 @@ def accuracy(run: Path, policy: int) -> list[str]:
 
 
 def metric(run: Path, iteration: int, name: str) -> str:
-    """One metric of an iteration in percent; a dash where the arm has none."""
+    """Return one metric of an iteration in percent, or a dash if the arm does not have it."""
     rows = pq.read_table(run / f"iteration_{iteration:04d}" / "update" / "metrics.parquet").to_pylist()
     values = [row["value"] for row in rows if row["name"] == name and row["step"] == -1]
     return f"{100 * values[0]:.0f}" if values else "–"
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -81,7 +81,9 @@ def main() -> None:
         run = options.output / f"arm-{number}-seed-{options.seed}"
         make_arm(run, overrides, options.seed, options.iterations)
         cells = [accuracy(run, policy) for policy in policies]
-        accuracies += [[arm, kind, *(cell[row] for cell in cells)] for row, kind in enumerate(("bare", "conditioned"))]
+        accuracies += [
+            [arm, kind, *(cell[row] for cell in cells)] for row, kind in enumerate(("without draft", "with draft"))
+        ]
         seen = [min(policy, options.iterations - 1) for policy in policies]
         diagnostics += [
             [arm, label, *(metric(run, iteration, name) for iteration in seen)] for label, name in DIAGNOSTICS.items()

@@ -1,9 +1,9 @@
-"""`igrpo draft` against raw `LLM.generate`: tokens per second on the same prompts, seeds and settings.
+"""Compare `igrpo draft` with raw `LLM.generate`: tokens per second on the same prompts, seeds and settings.
 
     python benchmarks/draft.py MODEL [--problems 32] [--samples 4] [--repeats 3] [--set SECTION.KEY=VALUE …]
 
-Each measurement is a process of its own and the two sides take turns. Ours is all of the command but the start of the
-engine: sampling, grading, writing. Theirs is `generate` alone. Ends with one line of JSON.
+Each measurement runs in its own process, and the sides alternate. Ours measures the whole command except the start of
+the engine: sampling, grading, writing. Theirs measures `generate` alone. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARED = ("run.num_iterations=1", "engine.name=vllm", "engine.max_model_len=512"
 
 
 def make_run(arguments: argparse.Namespace, path: Path) -> Path:
-    """A run that has drafted nothing yet."""
+    """Make a run without drafts."""
     settings = [
         *SHARED,
         f'policy.model="{Path(arguments.model).resolve()}"',
@@ -38,7 +38,7 @@ def make_run(arguments: argparse.Namespace, path: Path) -> Path:
 
 
 def measure_ours(run: Path) -> dict[str, float]:
-    """Draft one iteration with an engine and graders that have been started."""
+    """Draft one iteration with engine and graders already started."""
     from igrpo_cli.commands.stage import perform
     from igrpo_cli.pipeline.session import StageRequest, open_session
     from igrpo_cli.ui.console import QUIET, Console
@@ -52,7 +52,7 @@ def measure_ours(run: Path) -> dict[str, float]:
 
 
 def measure_vllm(run: Path) -> dict[str, float]:
-    """`LLM.generate` on the prompts, seeds and settings of that draft."""
+    """Run `LLM.generate` on the prompts, seeds and settings of the draft stage."""
     from igrpo_cli.commands.draft import drafts
     from igrpo_cli.engines.vllm import VllmEngine, set_environment
     from igrpo_cli.pipeline.session import open_session
@@ -91,7 +91,7 @@ def measure_vllm(run: Path) -> dict[str, float]:
 
 
 def in_a_process(side: str, run: Path) -> dict[str, float]:
-    """One measurement."""
+    """Make one measurement in a new process."""
     command = [sys.executable, __file__, str(run), "--measure", side]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     result: dict[str, float] = json.loads(lines[-1])
@@ -99,7 +99,7 @@ def in_a_process(side: str, run: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure both sides in turn and print medians."""
+    """Measure both sides alternately and print medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="model directory")
     parser.add_argument("--problems", type=int, default=32)

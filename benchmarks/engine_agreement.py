@@ -1,12 +1,12 @@
-"""The vLLM engine against transformers on one policy: log-probs of the same completions, accuracy on the same problems.
+"""Compare the vLLM engine with transformers on one policy: log-probs of equal completions, accuracy on equal problems.
 
     python benchmarks/engine_agreement.py MODEL [--problems 64] [--samples 8] [--dtype float32]
 
-Both engines draft the same problems. One transformers forward pass over each completion says two things: how far the
-log-probs that vLLM recorded are from it, and whether each engine draws tokens as often as their probability says. The
-second is a z-score: over all tokens, the sum of f(token drawn) minus its expectation under the model, over the standard
-deviation of that sum, for f the log-prob and for f "is the likeliest token". A right sampler gives a standard normal.
-Prints both accuracies with 95 % intervals and ends with one line of JSON.
+Both engines draft the same problems. A transformers forward pass over each completion gives two results: the difference
+from the log-probs that vLLM recorded, and a test whether each engine samples tokens with the right frequency. The test
+is a z-score: the sum over all tokens of f(sampled token) minus its expectation under the model, divided by the standard
+deviation of that sum, once with f = log-prob and once with f = "is the most likely token". For a correct sampler it has
+a standard normal distribution. Prints both accuracies with 95 % intervals. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from igrpo_cli.algo.estimates import avg_at_k, clustered_interval, paired_differ
 
 
 def draft(run: Path, arguments: argparse.Namespace, engine: str) -> list[dict[str, Any]]:
-    """The rows of one draft stage, sampled by `engine`."""
+    """Return the rows of one draft stage sampled by `engine`."""
     settings = [
         "run.num_iterations=1",
         f'policy.model="{Path(arguments.model).resolve()}"',
@@ -49,9 +49,9 @@ def draft(run: Path, arguments: argparse.Namespace, engine: str) -> list[dict[st
 
 
 def recompute(rows: list[dict[str, Any]], model: Any) -> tuple[np.ndarray, dict[str, float]]:
-    """Recorded minus recomputed log-prob of every token, and the z-scores of how often tokens are drawn.
+    """Return recorded minus recomputed log-prob of every token, and the z-scores of the token frequencies.
 
-    The draft stage samples at temperature 1, untruncated.
+    The draft stage samples at temperature 1 without top-p or top-k.
     """
     differences, surplus, variance = [], Counter[str](), Counter[str]()
     for row in rows:
@@ -71,7 +71,7 @@ def recompute(rows: list[dict[str, Any]], model: Any) -> tuple[np.ndarray, dict[
 
 
 def correct(rows: list[dict[str, Any]], samples: int) -> list[list[float]]:
-    """Correctness [problems][samples], problems in order."""
+    """Return the correctness [problems][samples], problems in order."""
     flat = [float(row["verdict"] == "correct") for row in rows]
     return [flat[start : start + samples] for start in range(0, len(flat), samples)]
 

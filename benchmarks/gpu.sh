@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, one part after the other; a part that fails holds up no other one.
+# Run everything that needs a GPU, one part after the other. A failed part does not stop the others.
 #
 #   benchmarks/gpu.sh OUTPUT [MODEL]
 #
-# MODEL is a small policy for the benchmarks that sample (data/smollm2/make_policy.py); without it they are left out.
-# Logs and figures go to OUTPUT, which also says what the hardware was. Exits 1 where a part failed.
+# MODEL is a small policy for the benchmarks that sample (data/smollm2/make_policy.py); without it they are skipped.
+# Logs and results are written to OUTPUT, with a description of the hardware. Exits with 1 if a part failed.
 set -uo pipefail
 output=${1:?usage: benchmarks/gpu.sh OUTPUT [MODEL]}
 model=${2:-}
@@ -25,7 +25,7 @@ part hardware nvidia-smi --query-gpu=name,memory.total,driver_version --format=c
 part versions "$python" -c 'import torch, transformers; print("torch", torch.__version__, "transformers", transformers.__version__)'
 part tests "$python" -m pytest -m gpu -rs "$benchmarks/../tests"
 part random-policy "$python" "$benchmarks/random_policy.py" "$output/qwen2.5-1.5b"
-# The prompt of a refinement holds a draft: 1,024 tokens of problem, 1,024 of draft.
+# The prompt of a refinement contains a draft: 1,024 tokens of problem and 1,024 of draft.
 part update "$python" "$benchmarks/update.py" "$output/qwen2.5-1.5b" --shape 2048:8:1024-1024 --dtype bfloat16 --liger
 if [[ $model ]]; then
     part update-small "$python" "$benchmarks/update.py" "$model" --dtype bfloat16

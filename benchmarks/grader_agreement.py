@@ -1,14 +1,14 @@
-"""Measures the grader: agreement with recorded verdicts, hostile answers, golds against themselves, load, speed.
+"""Measure the grader: agreement with recorded verdicts, hostile answers, references against themselves, load, speed.
 
-Cases are JSONL rows with `gold`, `answer`, `expected` and `scope`. Hostile rows have `gold`, `must_score` (0: never to
+Cases are JSONL rows with `gold`, `answer`, `expected` and `scope`. Hostile rows have `gold`, `must_score` (0: must not
 be rewarded) and a text: `pred`, `pred_parts` ([[text, repeats], …]) or `pred_py` (an expression of literals, +, *,
 `str.join`, `map(str, …)` and `range`). Golds are JSONL rows with an `answer`.
 
     python benchmarks/grader_agreement.py --cases cases.jsonl --hostile hostile.jsonl --golds *.jsonl --load 8
 
-Everything is graded by one pool with a worker per core. Then all of it is graded again by `--load` times as many
-workers at once, by threads that share one pool, and by processes with a pool each: no verdict may change. Ends with a
-line of JSON for each part, and with exit code 1 if a hostile answer or a blank gold was rewarded or a verdict changed.
+One pool with a worker per core grades everything. With `--load` all of it is graded again by that many times more
+workers, by threads that share one pool, and by processes with one pool each; no verdict may change. Prints a line of
+JSON for each part. Exits with 1 if a hostile answer or an empty reference was rewarded, or if a verdict changed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ NUM_MIXED = 2_000
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Run the selected measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, help="JSONL with recorded verdicts")
     parser.add_argument("--hostile", type=Path, help="JSONL with hostile answers")
@@ -71,7 +71,9 @@ def main() -> None:
         "--golds", type=Path, nargs="*", default=[], help="JSONL files whose `answer` must equal itself"
     )
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="workers of a pool (default: the cores)")
-    parser.add_argument("--load", type=int, default=0, help="how crowded to grade it all again (default not at all)")
+    parser.add_argument(
+        "--load", type=int, default=0, help="factor of oversubscription for grading everything again (default: skip)"
+    )
     options = parser.parse_args()
     cases = read_rows(options.cases) if options.cases else []
     hostile = read_rows(options.hostile) if options.hostile else []
@@ -79,7 +81,7 @@ def main() -> None:
     mixed = mixed_pairs([gold for answers in golds.values() for gold in answers])
     parts = []
     with GradingPool(RewardSection(num_workers=options.cores)) as pool:
-        pool.grade([(r"\boxed{\sqrt{4}}", "2")] * 64)  # sympy is imported and warm
+        pool.grade([(r"\boxed{\sqrt{4}}", "2")] * 64)  # imports sympy and fills its caches
         parts += report_cases(cases, pool)
         parts += [report_blank_golds([*BLANKS, *(row["answer"] for row in cases)], pool)]
         parts += [report_golds(name, answers, pool, options.cores) for name, answers in golds.items()]
@@ -98,7 +100,7 @@ def main() -> None:
 
 
 def report_cases(rows: Sequence[dict[str, Any]], pool: GradingPool) -> list[dict[str, Any]]:
-    """How many recorded verdicts we share by scope, and how many math-verify does where the rows say so."""
+    """Report agreement with the recorded verdicts by scope, for us and, if recorded, for math-verify."""
     grades, seconds = timed(pool, [(row["answer"], row["gold"]) for row in rows])
     parts: dict[str, dict[str, Any]] = {
         scope: {"part": f"cases, {scope}", "rows": total, "agreed": 0, "math_verify_agreed": 0, "differing": []}
@@ -121,7 +123,7 @@ def report_cases(rows: Sequence[dict[str, Any]], pool: GradingPool) -> list[dict
 
 
 def report_blank_golds(answers: Sequence[str], pool: GradingPool) -> dict[str, Any]:
-    """Every answer against every blank gold: none may be rewarded."""
+    """Grade every answer against every empty reference; none may be rewarded."""
     pairs = [(answer, blank) for blank in BLANKS for answer in answers]
     rewarded = [pair for pair, grade in zip(pairs, pool.grade(pairs), strict=True) if grade.verdict == "correct"]
     print(f"blank golds: {len(pairs)} pairs, rewarded {len(rewarded)} {rewarded[:9] or ''}")
@@ -129,18 +131,18 @@ def report_blank_golds(answers: Sequence[str], pool: GradingPool) -> dict[str, A
 
 
 def gold_pairs(golds: Sequence[str]) -> list[Pair]:
-    """Every gold as an answer to itself, in all forms."""
+    """Return every reference as an answer to itself, in all forms."""
     return [(form.format(gold), gold) for gold in golds for form in FORMS]
 
 
 def mixed_pairs(golds: Sequence[str]) -> list[Pair]:
-    """Boxed golds against golds of other problems: what takes algebra, as most texts are not the same."""
+    """Return boxed references paired with those of other problems; most pairs need algebra, as their texts differ."""
     draw = random.Random(0)
     return [(rf"\boxed{{{draw.choice(golds)}}}", draw.choice(golds)) for _ in range(NUM_MIXED)] if golds else []
 
 
 def report_golds(name: str, golds: Sequence[str], pool: GradingPool, cores: int) -> dict[str, Any]:
-    """How many golds do not equal themselves in all forms."""
+    """Report the references that do not equal themselves in all forms."""
     pairs = gold_pairs(golds)
     grades, seconds = timed(pool, pairs)
     failed = [pair for pair, grade in zip(pairs, grades, strict=True) if grade.verdict != "correct"]
@@ -152,7 +154,7 @@ def report_golds(name: str, golds: Sequence[str], pool: GradingPool, cores: int)
 
 
 def report_speed(name: str, pairs: Sequence[Pair], pool: GradingPool, cores: int) -> dict[str, Any]:
-    """Answers graded per second and core."""
+    """Report graded answers per second and core."""
     grades, seconds = timed(pool, pairs)
     rate, counts = len(pairs) / seconds / cores, dict(Counter(grade.verdict for grade in grades))
     print(f"{name}: {rate:.0f} answers per second and core, {counts}")
@@ -161,7 +163,7 @@ def report_speed(name: str, pairs: Sequence[Pair], pool: GradingPool, cores: int
 
 
 def report_hostile(rows: Sequence[dict[str, Any]], cores: int) -> list[dict[str, Any]]:
-    """Seconds and peak memory of each row, in a pool of its own."""
+    """Report seconds and peak memory of each hostile row, each in its own pool."""
     pairs = [(hostile_text(row), row["gold"]) for row in rows]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cores, mp_context=spawn, max_tasks_per_child=1) as processes:
@@ -180,7 +182,7 @@ def report_hostile(rows: Sequence[dict[str, Any]], cores: int) -> list[dict[str,
 
 
 def grade_alone(pair: Pair) -> dict[str, Any]:
-    """Verdict, seconds and peak memory in MiB of one pair; runs in a process that has had no other child."""
+    """Return verdict, seconds and peak memory (MiB) of one pair. Runs in a process without other children."""
     with GradingPool(RewardSection(num_workers=1)) as pool:
         grade = pool.grade([pair])[0]
         reasons = list(pool.ungraded_reasons)
@@ -189,7 +191,7 @@ def grade_alone(pair: Pair) -> dict[str, Any]:
 
 
 def report_load(pairs: Sequence[Pair], cores: int, load: int) -> list[dict[str, Any]]:
-    """Verdicts and answers of one pool on an idle machine against those of three crowded ways to grade the same."""
+    """Compare verdicts and answers of one pool with those of three oversubscribed ways of grading the same pairs."""
     slices = [pairs[first::load] for first in range(load)]
     ways: dict[str, Callable[[], list[Verdicts]]] = {
         f"one pool of {load * cores} workers": lambda: [grade_in_pool(load * cores, pairs)],
@@ -217,33 +219,33 @@ def report_load(pairs: Sequence[Pair], cores: int, load: int) -> list[dict[str, 
 
 
 def grade_in_pool(num_workers: int, pairs: Sequence[Pair]) -> Verdicts:
-    """What a new pool says."""
+    """Return the grades of a new pool."""
     with GradingPool(RewardSection(num_workers=num_workers)) as pool:
         return verdicts(pool.grade(pairs))
 
 
 def grade_in_threads(num_workers: int, slices: Sequence[Sequence[Pair]]) -> list[Verdicts]:
-    """What one pool says when a thread for each slice asks it, none of them the main one."""
+    """Return the grades of one pool that several threads use at once, none of them the main thread."""
     with GradingPool(RewardSection(num_workers=num_workers)) as pool, ThreadPoolExecutor(len(slices)) as threads:
         return [verdicts(grades) for grades in threads.map(pool.grade, slices)]
 
 
 def grade_in_processes(num_workers: int, slices: Sequence[Sequence[Pair]]) -> list[Verdicts]:
-    """What a pool in each of as many processes as slices says, all at once."""
+    """Return the grades of several processes that run at once, each with its own pool."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(slices), mp_context=spawn) as processes:
         return list(processes.map(partial(grade_in_pool, num_workers), slices))
 
 
 def timed(pool: GradingPool, pairs: Sequence[Pair]) -> tuple[list[Grade], float]:
-    """The grades of `pairs`, and the wall time that they took."""
+    """Return the grades of `pairs` and their wall time."""
     start = time.perf_counter()
     grades = pool.grade(pairs)
     return grades, time.perf_counter() - start
 
 
 def verdicts(grades: Sequence[Grade]) -> Verdicts:
-    """What must not depend on the machine."""
+    """Return the part of the grades that must not depend on the machine."""
     return [(grade.verdict, grade.extracted_answer) for grade in grades]
 
 
@@ -260,7 +262,7 @@ def hostile_text(row: dict[str, Any]) -> str:
 
 
 def build(node: ast.expr) -> Any:
-    """The value of an expression of literals, +, *, `"…".join(…)`, `map(str, …)` and `range(…)`; runs nothing else."""
+    """Evaluate an expression of literals, +, *, `"…".join(…)`, `map(str, …)` and `range(…)`, and nothing else."""
     match node:
         case ast.Constant(value=str() | int() as value):
             return value

@@ -1,21 +1,21 @@
-"""The same completions scored by other harnesses and by igrpo: how often they agree, and every disagreement.
+"""Compare the scores of other harnesses with those of igrpo on the same completions, and list every disagreement.
 
-A harness has an environment of its own (`pip install 'lm-eval[math]'` or `lighteval[math]`), since its dependencies are
-not ours. So there are two halves, with a JSONL file between them:
+A harness needs its own environment (`pip install 'lm-eval[math]'` or `lighteval[math]`), because its dependencies
+differ from ours. The work is therefore split into two commands that exchange a JSONL file:
 
     python benchmarks/harness_agreement.py export SOURCE… OUT.jsonl
     HARNESS/bin/python benchmarks/harness_agreement.py score OUT.jsonl --task gsm8k|math500 --harness lm-eval|lighteval
 
 `export` reads evaluations (`igrpo eval`) with their verdicts, and JSONL files whose rows have `problem`, `answer` and
-`solution`, a right completion. `--gold` judges them by another reference: `next`, that of the next row, by which hardly
-any is right, or `extracted`, the answer that igrpo finds, by which a harness is right if it finds the same.
-`score` has the harness's own tasks judge those completions, with their filters, metrics and settings, and nothing
-downloaded. Prints a row for each scorer, then a line of JSON for each disagreement.
+`solution` (a correct completion). `--gold` selects another reference: `next` is the reference of the next row, so that
+hardly any completion is correct; `extracted` is the answer that igrpo extracts, so that a harness agrees if it extracts
+an equal answer. `score` runs the tasks of the harness on these completions, with their filters, metrics and settings
+and without downloads. It prints a row per scorer and a line of JSON per disagreement.
 
-lm-eval has for gsm8k a task with two filters; for math500 `hendrycks_math500` (the whole text, or what is between the
-first and the last $), `minerva_math500` (`exact_match` of what follows "Final Answer: The final answer is",
-`math_verify` of any answer) and, though it is another task's, `aime24`, the only scorer that compares the last box as
-text. lighteval has one metric for each.
+For gsm8k, lm-eval has one task with two filters. For math500 it has `hendrycks_math500` (compares the whole text, or
+the text between the first and the last $) and `minerva_math500` (`exact_match` of the text after "Final Answer: The
+final answer is", `math_verify` of any answer). `aime24` belongs to another task and is added because it is the only
+scorer that compares the last box as text. lighteval has one metric for each.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ from typing import Any
 
 TASKS = {"gsm8k": ("gsm8k",), "math500": ("hendrycks_math500", "minerva_math500", "aime24")}
 COMPARISONS = {"is_equiv": "exact_match", "verify": "math_verify"}
-"""The functions that lm-eval's tasks compare two answers with, and the metric that each decides."""
+"""The comparison functions of lm-eval's tasks, and the metric that each one gives."""
 
 Row = dict[str, Any]
 Scores = dict[str, dict[str, tuple[bool, str]]]
-"""By scorer and row: whether the harness calls it right, and the answer that it compared."""
+"""By scorer and row: True if the harness accepts the answer, and the answer that it compared."""
 
 
 def main() -> None:
-    """Export, or score."""
+    """Run `export` or `score`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     halves = parser.add_subparsers(dest="half", required=True)
-    exporting = halves.add_parser("export", help="completions to JSONL; runs where igrpo is installed")
+    exporting = halves.add_parser("export", help="write completions as JSONL; needs igrpo")
     exporting.add_argument("sources", type=Path, nargs="+", help="directories of evaluations, JSONL files of solutions")
     exporting.add_argument("out", type=Path, help="JSONL to write")
     exporting.add_argument("--gold", choices=("recorded", "next", "extracted"), default="recorded")
-    exporting.add_argument("--grade-again", action="store_true", help="today's verdicts, not those of the evaluation")
-    scoring = halves.add_parser("score", help="score that JSONL; runs where the harness is installed")
-    scoring.add_argument("rows", type=Path, help="JSONL that export wrote")
+    exporting.add_argument(
+        "--grade-again", action="store_true", help="grade again instead of using the verdicts of the evaluation"
+    )
+    scoring = halves.add_parser("score", help="score this JSONL; needs the harness")
+    scoring.add_argument("rows", type=Path, help="JSONL written by export")
     scoring.add_argument("--task", choices=TASKS, required=True)
     scoring.add_argument("--harness", choices=("lm-eval", "lighteval"), default="lm-eval")
     options = parser.parse_args()
@@ -78,7 +80,7 @@ def export(sources: list[Path], out: Path, gold: str = "recorded", grade_again: 
 
 
 def completions(evaluation: Path) -> list[Row]:
-    """The rows of an evaluation, in order."""
+    """Yield the rows of an evaluation in order."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(evaluation.parent / "problems.parquet").to_pylist()
@@ -99,7 +101,7 @@ def completions(evaluation: Path) -> list[Row]:
 
 
 def solutions(path: Path) -> list[Row]:
-    """The rows of a file that have a solution, in order."""
+    """Yield the rows of a file that have a solution, in order."""
     return [
         {"id": row["id"], "problem": row["problem"], "gold": row["answer"], "completion": row["solution"]}
         for row in read_rows(path)
@@ -108,7 +110,7 @@ def solutions(path: Path) -> list[Row]:
 
 
 def grade(rows: list[Row]) -> None:
-    """Add today's verdicts and answers."""
+    """Grade the rows and add verdicts and answers."""
     from igrpo_cli.config.rewards import RewardSection
     from igrpo_cli.rewards.grading_pool import GradingPool
 
@@ -119,7 +121,7 @@ def grade(rows: list[Row]) -> None:
 
 
 def report(rows: list[Row], scores: Scores) -> None:
-    """Print how often each scorer of the harness agrees with our verdicts, and where it does not."""
+    """Print the agreement of each scorer with our verdicts, and every disagreement."""
     print("| scorer | both right | both wrong | only igrpo | only the harness | agreement |\n|---|---|---|---|---|---|")
     differing = []
     for scorer, scored in scores.items():
@@ -139,14 +141,14 @@ def report(rows: list[Row], scores: Scores) -> None:
 
 
 def score_with_lm_eval(rows: list[Row], task: str) -> Scores:
-    """lm-eval's own evaluation, of a model that returns the recorded completions."""
+    """Run the evaluation of lm-eval with a model that returns the recorded completions."""
     import datasets
     from lm_eval.api.model import LM
     from lm_eval.evaluator import evaluate
     from lm_eval.tasks import TaskManager
 
     class RecordedModel(LM):
-        """Says what was said before."""
+        """Returns recorded completions."""
 
         def generate_until(self, requests: list[Any]) -> list[str]:
             return [request.doc["completion"] for request in requests]
@@ -180,7 +182,7 @@ def score_with_lm_eval(rows: list[Row], task: str) -> Scores:
 
 
 def score_with_lighteval(rows: list[Row], task: str) -> Scores:
-    """The metrics of lighteval's tasks, on the documents that those make of our rows."""
+    """Compute the metrics of lighteval's tasks on documents made from our rows."""
     from lighteval.metrics import dynamic_metrics
     from lighteval.models.model_output import ModelResponse
     from lighteval.tasks.tasks import gsm8k, math_500
@@ -201,7 +203,7 @@ def score_with_lighteval(rows: list[Row], task: str) -> Scores:
 
 
 def as_document(row: Row, task: str) -> Row:
-    """A row in the shape of the data sets that the tasks were written for."""
+    """Return a row in the format of the datasets of the tasks."""
     document = {"id": row["id"], "completion": row["completion"], "problem": row["problem"]}
     if task == "gsm8k":
         return {**document, "question": row["problem"], "answer": f"#### {row['gold']}"}
@@ -212,7 +214,7 @@ def as_document(row: Row, task: str) -> Row:
 def watched(
     process_results: Callable[..., Row], name: str, compared: dict[tuple[str, str, str], str]
 ) -> Callable[..., Row]:
-    """`process_results` of a task, which also notes in `compared` the answer that each of its comparisons was given."""
+    """Wrap `process_results` of a task so that `compared` records the answer of each comparison."""
     seen: dict[str, str] = {}
     module = process_results.__globals__
     for function, metric in COMPARISONS.items():
@@ -229,7 +231,7 @@ def watched(
 
 
 def noting(function: Callable[..., Any], seen: dict[str, str], name: str, argument: int = 0) -> Callable[..., Any]:
-    """`function`, which also notes in `seen` the answer that it was called with: `target`, or one by position."""
+    """Wrap `function` so that `seen` records the answer of each call: `target`, or a positional argument."""
 
     def noted(*args: Any, **kwargs: Any) -> Any:
         seen[name] = str(kwargs["target"] if "target" in kwargs else args[argument])
@@ -239,7 +241,7 @@ def noting(function: Callable[..., Any], seen: dict[str, str], name: str, argume
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSONL file."""
+    """Return the rows of a JSONL file."""
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 

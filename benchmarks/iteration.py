@@ -1,11 +1,11 @@
-"""Where the time of an iteration goes: iGRPO 4 + 4 and GRPO 8 on the same prompts and token limits, taking turns.
+"""Measure the time of the parts of an iteration, for iGRPO 4 + 4 and GRPO 8 on the same prompts and token limits.
 
     python benchmarks/iteration.py MODEL [--problems 16] [--repeats 3] [--set SECTION.KEY=VALUE …]
 
-Each side is one process that runs iteration after iteration, as `igrpo run` does; the two wait for each other, so
-never both compute. The first iteration, which starts the engine, is left out. Prints a table of seconds and ends
-with one line of JSON: the share of wall time that is neither sampling nor gradient, iGRPO's time over GRPO's, and
-the seconds from the end of an update until the next iteration's first sampling step is done.
+Each side is one process that runs several iterations, like `igrpo run`. The sides alternate and never compute at the
+same time. The first iteration, which starts the engine, is left out. Prints a table of seconds. The last line is JSON:
+the share of wall time outside sampling and gradient, the time of iGRPO over that of GRPO, and the seconds from the end
+of an update to the end of the first sampling step of the next iteration.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ TIMED = {
     "igrpo_cli.pipeline.update_artifacts.record_policy": "write policy",
     "igrpo_cli.pipeline.update_artifacts._publish": "write policy",
 }
-"""What is measured as which part of an iteration; anything else is `other`."""
+"""Timed functions, and the part of an iteration that each belongs to; everything else is `other`."""
 PARTS = ("sampling", "gradient", "load policy", "restore trainer", "write policy", "other")
 
 
 def make_run(arguments: argparse.Namespace, path: Path, side: str) -> Path:
-    """A run of one side that has done nothing yet."""
+    """Make an empty run for one side."""
     settings = [
         "engine.name=vllm",
         "engine.max_model_len=1024",
@@ -60,7 +60,7 @@ def make_run(arguments: argparse.Namespace, path: Path, side: str) -> Path:
 
 
 class Clock:
-    """Seconds by part of the iteration, from wrapped functions; a part inside another one is taken out of it."""
+    """Measures seconds by part with wrapped functions; the time of a nested part is not counted twice."""
 
     def __init__(self) -> None:
         self.seconds: Counter[str] = Counter()
@@ -88,7 +88,7 @@ class Clock:
 
 
 def measure(run: Path) -> None:
-    """Run the iterations, each when a line comes on stdin; print the seconds of each as JSON."""
+    """Run one iteration per line on stdin, and print the seconds of its parts as JSON."""
     from igrpo_cli.commands.run import run_iteration, unfinished
     from igrpo_cli.pipeline.session import open_session
     from igrpo_cli.ui.console import QUIET, Console
@@ -115,7 +115,7 @@ def measure(run: Path) -> None:
 
 
 def take_turns(runs: dict[str, Path], repeats: int) -> dict[str, list[dict[str, Any]]]:
-    """The measured iterations of both sides, the first of each left out."""
+    """Return the measured iterations of both sides without the first of each."""
     command = [sys.executable, __file__, "--measure"]
     processes = {
         side: subprocess.Popen([*command, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -142,7 +142,7 @@ def take_turns(runs: dict[str, Path], repeats: int) -> dict[str, list[dict[str, 
 
 
 def print_table(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Median seconds of each part, in Markdown."""
+    """Print the median seconds of each part as Markdown."""
     print(f"\n| part | {' | '.join(f'{side}, s' for side in results)} |\n|{'---|' * (len(results) + 1)}")
     for part in (*PARTS, "wall", "tokens"):
         cells = [f"{statistics.median(one.get(part, 0.0) for one in ones):.2f}" for ones in results.values()]

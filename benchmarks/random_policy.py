@@ -1,8 +1,8 @@
-"""A policy of a known architecture with random weights: for speed and memory, which do not depend on what it knows.
+"""Write a policy of a known architecture with random weights, to measure speed and memory.
 
     python benchmarks/random_policy.py DIRECTORY [--architecture qwen2.5-1.5b]
 
-The tokeniser is the tiny policy's; its ids are a part of the vocabulary.
+The tokenizer is that of the tiny policy; its ids are a subset of the vocabulary.
 """
 
 from __future__ import annotations

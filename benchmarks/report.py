@@ -1,10 +1,9 @@
-"""What `igrpo report` takes on a long run: seconds, seconds of the processor, peak memory, size of the page.
+"""Measure `igrpo report` on a long run: wall time, CPU time, peak memory, size of the page.
 
     python benchmarks/report.py [--iterations 200] [--problems 157] [--samples 8] [--tokens 256] [--shards 4]
 
-Makes a run of that shape in a temporary folder, with the project's own writers and completions of random words and
-log-probs (the rows of one iteration, again in each), and reports on it in a process of its own. The default is half
-a million rollouts. Prints one line of JSON.
+Writes a run of this size into a temporary folder, with completions of random words and log-probs; all iterations have
+the same rows. A new process then makes the report. The default is half a million rollouts. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_completion_length
 
 
 def rollout(stage: Any, group: int, sample: int, tokens: int, chance: random.Random) -> Rollout:
-    """A random row; one word a token."""
+    """Return a random row with one word per token."""
     is_right = chance.random() < 0.5
     return Rollout(
         iteration=0,
@@ -61,12 +60,12 @@ def rollout(stage: Any, group: int, sample: int, tokens: int, chance: random.Ran
 
 
 def selection(group: int) -> Selection:
-    """The first draft of the group."""
+    """Return a selection of the first draft of the group."""
     return Selection(0, group, f"p{group}", "condition", group, 0, "a draft", "1", 1.0, 2, 0.5, 0.5)
 
 
 def publish(path: ShardPath, schema: pa.Schema, blocks: list[pa.Table]) -> None:
-    """A finished shard of `blocks`, their iteration that of the shard."""
+    """Publish a shard with the rows of `blocks`, moved to the iteration of the shard."""
     identity = Identity(path.stage, path.iteration, path.shard, path.num_shards, {"run": {"seed": 0}})
     place = schema.get_field_index("iteration")
 
@@ -85,7 +84,7 @@ def publish(path: ShardPath, schema: pa.Schema, blocks: list[pa.Table]) -> None:
 
 
 def make_run(root: Path, arguments: argparse.Namespace) -> None:
-    """A run of the shape that was asked for; its updates hold metrics and advantages alone."""
+    """Write a run of the requested size. Its updates contain only metrics and advantages."""
     run, chance = RunDirectory(root), random.Random(0)
     root.mkdir()
     run.run_toml.write_bytes(checksummed_settings(b"[run]\n"))
@@ -112,7 +111,7 @@ def make_run(root: Path, arguments: argparse.Namespace) -> None:
 
 
 def advantage(stage: str, group: int, sample: int) -> dict[str, Any]:
-    """A row of the audit copy."""
+    """Return a row of the advantages table."""
     row = {"iteration": 0, "step": 0, "stage": stage, "problem_id": f"p{group}", "group_id": group, "sample_id": sample}
     figures = {"reward": 1.0, "advantage": 0.5, "num_tokens": 4, "old_logprob_mean": -0.5, "policy_entropy_mean": 1.0}
     return row | figures

@@ -1,9 +1,9 @@
-"""`igrpo select` over many drafts: rows a second and peak memory.
+"""Measure `igrpo select` over many drafts: rows per second and peak memory.
 
     python benchmarks/selection.py [--rows 10000 100000 1000000] [--shards 64] [--samples 8] [--tokens 64]
 
-Makes a run of each size in a temporary folder, with the project's own writers (one block of random drafts, again under
-other group ids), and selects from it in a process of its own. Prints one line of JSON for each size.
+Writes a run of each size into a temporary folder; all blocks contain the same random drafts under different group ids.
+A new process then runs the selection. Prints one line of JSON per size.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from report import GROUPS_PER_BLOCK, SAMPLING, rollout
 
 
 def make_drafts(root: Path, groups: int, arguments: argparse.Namespace) -> None:
-    """A run of `groups` problems of which everything is drafted."""
+    """Write a run of `groups` problems with all drafts."""
     sizes = {"run.num_shards": arguments.shards, "data.problems_per_iteration": groups}
     sizes |= {"draft.num_generations": arguments.samples, "engine.groups_per_block": GROUPS_PER_BLOCK}
     settings = apply_overrides(read_preset("quickstart"), [f"{key}={value}" for key, value in sizes.items()])
@@ -47,7 +47,7 @@ def make_drafts(root: Path, groups: int, arguments: argparse.Namespace) -> None:
 
 
 def publish(path: ShardPath, block: pa.Table, groups: int, samples: int) -> None:
-    """The draft shard at `path`: its share of the groups."""
+    """Publish the draft shard at `path` with its share of the groups."""
     identity = Identity("draft", 0, path.shard, path.num_shards, {"run": {"seed": 0}})
 
     def blocks() -> Iterator[pa.Table]:
@@ -68,7 +68,7 @@ def publish(path: ShardPath, block: pa.Table, groups: int, samples: int) -> None
 
 
 def measure(rows: int, arguments: argparse.Namespace) -> dict[str, float]:
-    """Select from `rows` drafts, rounded down to whole groups."""
+    """Measure the selection from `rows` drafts, rounded down to whole groups."""
     groups = rows // arguments.samples
     with tempfile.TemporaryDirectory() as folder:
         make_drafts(Path(folder, "run"), groups, arguments)

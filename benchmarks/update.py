@@ -1,11 +1,11 @@
-"""One gradient step of a group: igrpo's packed update and TRL's GRPOTrainer on the same model and tensors.
+"""Compare one gradient step of a group in igrpo's packed update and TRL's GRPOTrainer, on the same model and tensors.
 
     python benchmarks/update.py MODEL [--shape 300:8:64-128 …] [--dtype float32] [--repeats 3]
 
-A shape is prompt tokens : completions : tokens of each, drawn evenly from the range. Each measurement is a process of
-its own, the two sides take turns; in it the first step warms up and the median of the others counts, AdamW included.
-Memory is the largest resident set of the process (on a GPU the largest allocation). The floor is the FLOPs of the
-step, every token once, over the speed of a matrix product measured in the same process. Prints one line of JSON
+A shape is prompt tokens : number of completions : tokens per completion, evenly spaced in the range. Each measurement
+runs in its own process, and the sides alternate. The first step is a warm-up; the result is the median of the other
+steps, AdamW included. Memory is the peak resident set of the process (on a GPU: the peak allocation). The roofline is
+the FLOPs of the step, every token once, over the speed of a matrix product in the same process. Prints one line of JSON
 per shape: medians, and for ratios the median over pairs.
 """
 
@@ -31,21 +31,21 @@ LEARNING_RATE = 1e-6
 
 @dataclass(frozen=True)
 class Shape:
-    """One group: a prompt and completions of given lengths."""
+    """Describes one group: the lengths of its prompt and completions."""
 
     prompt: int
     lengths: tuple[int, ...]
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        """From `prompt:completions:shortest-longest`."""
+        """Parse `prompt:completions:shortest-longest`."""
         prompt, number, lengths = text.split(":")
         shortest, longest = map(int, lengths.split("-"))
         spread = torch.linspace(shortest, longest, int(number)).round().int().tolist()
         return cls(int(prompt), tuple(spread))
 
     def tensors(self, vocab_size: int) -> tuple[list[int], list[list[int]], list[float]]:
-        """Prompt ids, completion ids and advantages, the same at every call."""
+        """Return prompt ids, completion ids and advantages, the same at every call."""
         generator = torch.Generator().manual_seed(0)
         ids = [
             torch.randint(0, vocab_size, (length,), generator=generator).tolist()
@@ -56,7 +56,7 @@ class Shape:
 
 
 def count_flops(config: Any, num_body_weights: int, shape: Shape) -> float:
-    """Of one step: forward and twice that backward, the prompt once, no padding, attention to visible keys alone."""
+    """Return the FLOPs of one step: forward, twice that backward, the prompt once, no padding, only visible keys."""
     completion_tokens = sum(shape.lengths)
     matrices = 2.0 * num_body_weights * (shape.prompt + completion_tokens)
     head = 2.0 * config.hidden_size * config.vocab_size * completion_tokens
@@ -67,7 +67,7 @@ def count_flops(config: Any, num_body_weights: int, shape: Shape) -> float:
 
 
 def measure_roofline(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of a matrix product of the size that training is made of: the best of several."""
+    """Return the GFLOP/s of a matrix product of a size typical for training, the best of several."""
     size = 8192 if device.type == "cuda" else 1024
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     seconds = []
@@ -80,7 +80,7 @@ def measure_roofline(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def measure_ours(model: Path, shape: Shape, dtype: str, steps: int) -> dict[str, float]:
-    """Steps of `PolicyTrainer`."""
+    """Measure steps of `PolicyTrainer`."""
     from igrpo_cli.config.sections import UpdateSection
     from igrpo_cli.devices import find_device
     from igrpo_cli.records import TrainingGroup
@@ -89,7 +89,7 @@ def measure_ours(model: Path, shape: Shape, dtype: str, steps: int) -> dict[str,
 
     device = find_device("auto")
     policy = load_policy(model, device)
-    # Both sides take the whole group at once.
+    # Both sides compute the whole group at once.
     tokens = max(UpdateSection().max_tokens_per_batch, shape.prompt + sum(shape.lengths))
     trainer = PolicyTrainer(policy, UpdateSection(dtype=dtype, max_tokens_per_batch=tokens))  # type: ignore[arg-type]
     prompt_ids, completion_ids, advantages = shape.tensors(policy.vocab_size)
@@ -121,7 +121,7 @@ def measure_ours(model: Path, shape: Shape, dtype: str, steps: int) -> dict[str,
 
 
 def measure_trl(model: Path, shape: Shape, dtype: str, steps: int, *, with_liger: bool) -> dict[str, float]:
-    """Steps of `GRPOTrainer.train`, given the tensors in place of what it would sample."""
+    """Measure steps of `GRPOTrainer.train` on the given tensors instead of sampled ones."""
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -191,7 +191,7 @@ def measure_trl(model: Path, shape: Shape, dtype: str, steps: int, *, with_liger
 
 
 def in_a_process(side: str, arguments: argparse.Namespace, shape: str) -> dict[str, float]:
-    """One measurement."""
+    """Make one measurement in a new process."""
     command = [sys.executable, __file__, str(arguments.model), "--measure", side, "--shape", shape]
     command += ["--dtype", arguments.dtype, "--steps", str(arguments.steps)] + ["--liger"] * arguments.liger
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
@@ -201,7 +201,7 @@ def in_a_process(side: str, arguments: argparse.Namespace, shape: str) -> dict[s
 
 
 def compare(arguments: argparse.Namespace, shape: str) -> dict[str, Any]:
-    """Both sides in turn, and what comes of it."""
+    """Measure both sides alternately and return the result."""
     results: dict[str, list[dict[str, float]]] = {"ours": [], "trl": []}
     for repeat in range(arguments.repeats):
         for side in ("ours", "trl") if repeat % 2 == 0 else ("trl", "ours"):
@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument("--shape", action="append", default=[])
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help="in each process, the first of which is not counted")
+    parser.add_argument("--steps", type=int, default=3, help="steps per process; the first is a warm-up")
     parser.add_argument("--liger", action="store_true", help="TRL with Liger's fused kernels")
     parser.add_argument("--measure", choices=("ours", "trl"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

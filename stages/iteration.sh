@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One iteration in a run directory. Each line is idempotent: run the script again after any stop.
+# Run one iteration in a run directory. Each line is idempotent: run the script again after any stop.
 set -euo pipefail
 cd "${1:?usage: iteration.sh RUN}"
 igrpo draft    # policies/k             -> iteration_k/draft

@@ -1,24 +1,24 @@
 #!/usr/bin/env bash
-# Submit what is missing of a run to Slurm: per iteration draft, select, refine and update, each after the one before.
+# Submit the missing work of a run to Slurm: draft, select, refine and update of each iteration, each after the previous.
 set -euo pipefail
 
 usage() {
     cat <<'HELP'
 usage: stages/submit.sh RUN [options] [-- SBATCH FLAGS]
 
-Submits to Slurm what is missing of RUN, and prints a table of the jobs. Run it again after a failure: it submits
-what is still missing.
+Submits the missing work of RUN to Slurm and prints a table of the jobs. After a failure, run it again to submit the
+remaining work.
 
-  --iterations N      only the next N unfinished iterations (default: all that are left)
-  --eval BENCH        evaluate the policy that comes out at the end; repeatable
-  --eval-each         evaluate the policy that comes out of every iteration
-  --on STAGES FLAG    an sbatch flag for some stages only, for example --on draft,refine,eval --gpus=1; repeatable
-  --dry-run           print the sbatch commands; submit nothing, write nothing
-  -h, --help          this text
+  --iterations N      only the next N unfinished iterations (default: all of them)
+  --eval BENCH        evaluate the last policy; repeatable
+  --eval-each         evaluate the policy of every iteration
+  --on STAGES FLAG    an sbatch flag for these stages, for example --on draft,refine,eval --gpus=1; repeatable
+  --dry-run           print the sbatch commands without submitting or writing anything
+  -h, --help          print this text
   -- FLAGS            sbatch flags for every job, for example -- --partition=batch --time=2:00:00
 
-IGRPO_SAMPLING_ENV (draft, select, refine, eval) and IGRPO_TRAINING_ENV (update) each name a script that their jobs
-source first, such as the bin/activate of a virtual environment. docs/slurm.md tells the rest.
+IGRPO_SAMPLING_ENV (draft, select, refine, eval) and IGRPO_TRAINING_ENV (update) name a script that these jobs source
+first, such as the bin/activate of a virtual environment. docs/slurm.md describes the details.
 HELP
 }
 
@@ -51,7 +51,7 @@ while (($#)); do
     esac
     shift
 done
-[[ $run ]] || fail 2 'no run directory is named' "$help_hint"
+[[ $run ]] || fail 2 'no run directory given' "$help_hint"
 [[ ! $iterations || $iterations =~ ^[1-9][0-9]*$ ]] ||
     fail 2 "--iterations $iterations is not a number above 0" "$help_hint"
 [[ ! $eval_each || ${#benches[@]} -gt 0 ]] || fail 2 '--eval-each needs a benchmark' '--eval-each --eval arithmetic'
@@ -61,9 +61,9 @@ for list in "${on_stages[@]}"; do
 done
 
 stages_folder=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-# sbatch copies a script away from its folder, so each job is told where task.sh lies.
+# sbatch copies each script to another folder, so the jobs need the path of task.sh.
 export IGRPO_STAGES=$stages_folder
-# Submitted from within a job, the new ones would otherwise take its shard and its count of restarts for theirs.
+# If this script runs inside a job, the new jobs must not inherit its shard and its count of restarts.
 unset "${!SLURM_ARRAY_@}" SLURM_RESTART_COUNT
 if [[ ${IGRPO_SAMPLING_ENV:-} ]]; then
     set --
@@ -72,7 +72,7 @@ if [[ ${IGRPO_SAMPLING_ENV:-} ]]; then
     source "$IGRPO_SAMPLING_ENV"
     set -u
 fi
-status=$(igrpo status "$run" --json) # its error and its exit code are ours
+status=$(igrpo status "$run" --json) # on failure this script ends with its error and exit code
 run=$(cd "$run" && pwd)
 number_of() { sed -E "s/.*\"$1\": ([0-9]+).*/\1/" <<<"$status"; }
 num_shards=$(number_of num_shards) num_iterations=$(number_of num_iterations)
@@ -80,27 +80,27 @@ read -ra unfinished <<<"$(sed -E 's/.*"unfinished": \[([^]]*)\].*/\1/; s/,//g' <
 stage_names=(draft select refine update)
 if [[ $status != *'"select": {'* ]]; then stage_names=(draft update); fi # run.method = "grpo"
 
-jobs_of_this_run() { # a job carries the path of its run as its comment
+jobs_of_this_run() { # the comment of a job contains the path of its run
     squeue --me --noheader --format='%F %k' | comment="igrpo $run" awk '
         { id = $1; sub(/^[^ ]+ /, "") }
         $0 == ENVIRON["comment"] && !seen[id]++ { printf "%s%s", separator, id; separator = " " }'
 }
 
 if [[ ! $dry_run ]]; then
-    command -v sbatch >/dev/null || fail 3 'there is no sbatch here' 'go to a login node of the cluster, or --dry-run'
+    command -v sbatch >/dev/null || fail 3 'sbatch does not exist on this machine' 'use a login node of the cluster, or --dry-run'
     queued=$(jobs_of_this_run)
     [[ ! $queued ]] ||
-        fail 4 "jobs of this run are in the queue already: $queued" "wait for them, or: scancel $queued"
+        fail 4 "jobs of this run are already in the queue: $queued" "wait for them, or: scancel $queued"
     mkdir -p "$run/slurm"
 fi
 
 table=() last=''
-submit() { # STAGE ITERATION SHARDS AFTER SCRIPT_ARGUMENTS...: sets `job` to the job's id, in a dry run to its name
+submit() { # STAGE ITERATION SHARDS AFTER SCRIPT_ARGUMENTS...: sets `job` to the id of the job, in a dry run to its name
     local stage=$1 name="$1-$2" iteration=$2 shards=$3 after=$4 log=%x-%j i
     local flags=(--parsable --job-name="$name" --comment="igrpo $run")
     shift 4
     if [[ $stage != select && $stage != update ]]; then flags+=(--array="$shards") log=%x-%A_%a; fi
-    # A % in the path is doubled: sbatch reads patterns there.
+    # sbatch expands patterns in this path, so a % is doubled.
     flags+=(--output="${run//%/%%}/slurm/$log.out")
     if [[ $after ]]; then flags+=(--dependency="afterok:$after" --kill-on-invalid-dep=yes); fi
     flags+=("${flags_for_all[@]}")
@@ -130,7 +130,7 @@ print_table() {
 
 stop_submitting() { # NAME
     if ((${#table[@]})); then print_table; fi
-    fail 1 "sbatch refused $1; nothing after it was submitted" 'when those above are done, run the same command again'
+    fail 1 "sbatch rejected $1; no later job was submitted" 'when the jobs above are done, run the same command again'
 }
 
 missing() { # STAGE ITERATION [BENCH]
@@ -154,7 +154,7 @@ for ((iteration = 0; iteration < end; iteration++)); do
     if [[ " ${to_do[*]} " == *" $iteration "* ]]; then
         for stage in "${stage_names[@]}"; do
             shards=0-$((num_shards - 1))
-            # An iteration without a directory has nothing yet: no need to ask.
+            # In an iteration without a directory everything is missing.
             if [[ $stage == update ]]; then
                 shards=0
             elif [[ -d $run/iteration_$(printf %04d "$iteration") ]]; then

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# task.sh sampling|training COMMAND...      one igrpo command as a Slurm task; the .sbatch files end in it
+# task.sh sampling|training COMMAND...      run one igrpo command as a Slurm task; the .sbatch files call it
 #
-# Before COMMAND the script that IGRPO_SAMPLING_ENV or IGRPO_TRAINING_ENV names is sourced (a virtual environment's
-# activate). USR1 says that the time limit is near: it is passed on, COMMAND keeps what it has and exits 75, and the
-# task goes back into the queue, at most IGRPO_MAX_REQUEUES times (20). TERM (scancel, preemption) is passed on and left
-# at that: whoever sent it knows what comes next.
+# The script in IGRPO_SAMPLING_ENV or IGRPO_TRAINING_ENV is sourced before COMMAND, for example the activate script of
+# a virtual environment. Slurm sends USR1 before the time limit: it is forwarded, COMMAND keeps its complete blocks and
+# exits with 75, and the task is requeued at most IGRPO_MAX_REQUEUES times (20). TERM (scancel, preemption) is forwarded
+# without a requeue, because Slurm decides what happens next.
 set -eo pipefail
 case ${1:-} in
     sampling) environment=${IGRPO_SAMPLING_ENV:-} ;;
@@ -12,44 +12,44 @@ case ${1:-} in
     *) echo "error: ${1:-nothing} is neither sampling nor training" >&2; exit 2 ;;
 esac
 command=("${@:2}")
-set -- # what is sourced sees the arguments of this script otherwise
+set -- # a sourced script would otherwise see the arguments of this one
 # shellcheck source=/dev/null
 if [[ $environment ]]; then source "$environment"; fi
 set -u
 
-again_later=75
+run_again=75
 child='' stopped_by=''
-pass_on() {
+forward() {
     stopped_by=$1 interrupted=yes
     if [[ $child ]]; then kill -s "$1" "$child" 2>/dev/null || true; fi
 }
-trap 'pass_on USR1' USR1
-trap 'pass_on TERM' TERM
+trap 'forward USR1' USR1
+trap 'forward TERM' TERM
 
 "${command[@]}" &
 child=$!
-if [[ $stopped_by ]]; then pass_on "$stopped_by"; fi # it came before there was a child to pass it on to
-# A signal ends `wait` early: wait again until it is COMMAND that ended.
+if [[ $stopped_by ]]; then forward "$stopped_by"; fi # the signal came before the child started
+# A signal ends `wait` early: wait again until COMMAND has ended.
 interrupted=yes
 while [[ $interrupted ]]; do
     interrupted='' code=0
     wait "$child" || code=$?
 done
-# Stopped before it could say so itself: while Python was starting.
-if [[ $stopped_by ]] && ((code == 128 + $(kill -l "$stopped_by"))); then code=$again_later; fi
+# Python does not handle signals while it starts.
+if [[ $stopped_by ]] && ((code == 128 + $(kill -l "$stopped_by"))); then code=$run_again; fi
 
-if ((code == again_later)) && [[ $stopped_by != TERM ]]; then
+if ((code == run_again)) && [[ $stopped_by != TERM ]]; then
     restarts=${SLURM_RESTART_COUNT:-0} limit=${IGRPO_MAX_REQUEUES:-20}
     if ((restarts < limit)); then
-        echo "task.sh: exit 75, back into the queue (time $((restarts + 1)) of at most $limit)" >&2
-        # The number of an array names all of its tasks, so a task of one needs both numbers.
+        echo "task.sh: exit 75, requeued ($((restarts + 1)) of at most $limit times)" >&2
+        # The id of an array means all of its tasks, so one task needs both numbers.
         task=$SLURM_JOB_ID
         if [[ ${SLURM_ARRAY_JOB_ID:-} ]]; then task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID; fi
         scontrol requeue "$task" ||
-            echo "hint: Slurm does not take it back; stages/submit.sh submits what is missing" >&2
+            echo "hint: Slurm rejects the requeue; stages/submit.sh submits the missing work" >&2
     else
         echo "error: stopped again after $limit requeues" >&2
-        echo "hint: stages/submit.sh submits what is missing; IGRPO_MAX_REQUEUES sets the limit" >&2
+        echo "hint: stages/submit.sh submits the missing work; IGRPO_MAX_REQUEUES sets the limit" >&2
     fi
 fi
 exit "$code"

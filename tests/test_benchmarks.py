@@ -1,4 +1,4 @@
-"""The benchmarks run: a figure that nobody can measure again is none."""
+"""The benchmarks run, so that every figure can be measured again."""
 
 from __future__ import annotations
 
@@ -70,3 +70,41 @@ def test_the_report_benchmark_reports_on_the_run_that_it_was_asked_for():
     assert (figures["iterations"], figures["rollouts"]) == (2, 2 * 2 * 3 * 2)
     assert 0 < figures["peak_gib"] < 4
     assert figures["bytes"] > 50_000
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A package with two rooms, `a` and `b`; every file is long enough and within the limits."""
+    for name, text in {"a/one.py": "", "a/two.py": "from pkg.a.one import x\n", "b/three.py": ""}.items():
+        path = tmp_path / "pkg" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "x = 1\n" * 60)
+    return tmp_path / "pkg"
+
+
+def test_sizes_passes_a_package_within_the_limits(package, capsys):
+    assert module("sizes").main(package) == 0
+    assert "2 rooms            3     181" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a/long.py", "x = 1\n" * 401, "long.py: 401 lines, at most 400"),
+        ("a/function.py", "def f():\n" + "    x = 1\n" * 60, "function.py:1 f: 61 lines, at most 60"),
+        ("a/small.py", "x = 1\n", "small.py: 1 lines, imported by nothing alone"),
+        ("a/one.py", "from pkg.a import two\n", "one.py: 1 lines, imported by a.two alone"),
+        ("a/one.py", "def f():\n    from pkg.b.three import x\n" + "x = 1\n" * 60, None),
+    ],
+)
+def test_sizes_names_what_breaks_a_limit(package, capsys, name, text, message):
+    (package / name).write_text(text)
+    assert module("sizes").main(package) == (0 if message is None else 1)
+    assert message is None or message in capsys.readouterr().out
+
+
+def test_sizes_names_a_cycle_between_rooms(package, capsys):
+    (package / "a/one.py").write_text("def f():\n    import pkg.b.three\n" + "x = 1\n" * 60)
+    (package / "b/three.py").write_text("from pkg.a import two\n" + "x = 1\n" * 60)
+    assert module("sizes").main(package) == 1
+    assert "import cycle between rooms: a -> b -> a" in capsys.readouterr().out

@@ -1,12 +1,11 @@
-"""Write `train.jsonl` and `test.jsonl`: short sums and differences in four levels; and `products.jsonl`: the
-one-digit products in words, for models that read a sentence. Standard library only.
+"""Write `train.jsonl` and `test.jsonl` (sums and differences in four levels) and `products.jsonl` (one-digit products
+as sentences). Needs only the standard library.
 
     python make_problems.py [OUTPUT_DIRECTORY]
 
-The whole space of problems is enumerated, ordered by a hash of the problem's text and cut to the quotas
-below, so the bytes depend neither on a random generator nor on the Python version. The split is decided by
-the operands alone, without their order and their signs: if `7+8=?` is a test problem, then `8+7=?` and
-`8-7=?` can be nothing else.
+All problems are enumerated, ordered by a hash of their text and cut to the quotas below, so the bytes depend neither on
+a random generator nor on the Python version. The split depends only on the operands, without order and signs: if
+`7+8=?` is a test problem, then `8+7=?` and `8-7=?` cannot be training problems.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ ONE_DIGIT = range(1, 10)
 TWO_DIGITS = range(10, 100)
 LEVELS = (1, 2, 3, 4)
 QUOTAS = {"train": (96, 1000, 1304, 800), "test": (16, 160, 208, 128)}
-"""Problems of each level; both splits have the same mixture of levels."""
+"""Problems per level; both splits have the same proportions of levels."""
 TEST_BUCKETS = 16
-"""Of 128 buckets of operands, those that belong to the test split."""
+"""Number of the 128 buckets of operands that belong to the test split."""
 
 
 @dataclass(frozen=True)
 class ArithmeticProblem:
-    """A chain of signed terms, for example `(47, 8, -5)` for `47+8-5=?`; its value is never negative."""
+    """Represents a chain of signed terms, for example `(47, 8, -5)` for `47+8-5=?`. Its value is never negative."""
 
     level: int
     """1: one digit and one digit; 2: two and one; 3: two and two; 4: two, one and one (three terms)."""
@@ -45,7 +44,7 @@ class ArithmeticProblem:
 
     @property
     def operands(self) -> tuple[int, ...]:
-        """The operands without order and signs: what decides the split."""
+        """Return the operands without order and signs, which determine the split."""
         return tuple(sorted(abs(term) for term in self.terms))
 
     @property
@@ -54,7 +53,7 @@ class ArithmeticProblem:
 
 
 def problem_space() -> Iterator[ArithmeticProblem]:
-    """Every problem that exists, of both splits, level by level."""
+    """Yield all problems of both splits, level by level."""
     shapes = (
         (1, (ONE_DIGIT, ONE_DIGIT)),
         (2, (TWO_DIGITS, ONE_DIGIT)),
@@ -68,7 +67,7 @@ def problem_space() -> Iterator[ArithmeticProblem]:
 
 
 def _signed_chains(ranges: tuple[range, ...]) -> Iterator[tuple[int, ...]]:
-    """All chains with a positive first term, either sign after it, and no negative partial sum."""
+    """Yield all chains with a positive first term, later terms of either sign, and no negative partial sum."""
     chains: list[tuple[int, ...]] = [(first,) for first in ranges[0]]
     for operands in ranges[1:]:
         chains = [
@@ -86,7 +85,7 @@ def _digest(text: str) -> int:
 
 
 def select_problems(split: str) -> list[ArithmeticProblem]:
-    """The problems of one split, in an order that mixes the levels."""
+    """Return the problems of one split in an order that mixes the levels."""
     ranked = sorted(
         (problem for problem in problem_space() if problem.split == split),
         key=lambda problem: _digest(f"order:{problem.text}"),
@@ -101,7 +100,7 @@ def select_problems(split: str) -> list[ArithmeticProblem]:
 
 
 def render_split(split: str) -> str:
-    """The split as JSON lines."""
+    """Return the split as JSON lines."""
     rows = (
         {
             "id": f"arithmetic-{split}-{index:05d}",
@@ -116,7 +115,7 @@ def render_split(split: str) -> str:
 
 
 def render_products() -> str:
-    """All products of one-digit operands, in a mixed order, as JSON lines."""
+    """Return all products of one-digit operands, in mixed order, as JSON lines."""
     pairs = sorted(((a, b) for a in ONE_DIGIT for b in ONE_DIGIT), key=lambda pair: _digest(f"order:{pair}"))
     rows = (
         {

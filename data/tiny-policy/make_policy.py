@@ -1,10 +1,10 @@
-"""Train the tiny policy: a Llama of about a million parameters with characters as tokens.
+"""Train the tiny policy, a Llama with about a million parameters and one token per character.
 
     python make_policy.py OUTPUT_DIRECTORY [--steps 600] [--seed 0]
 
-Prints the loss while it trains and, at the end, how often samples at temperature 1 are right on the test
-problems, bare and with the policy's own first answer as a draft. Nothing of the test problems is shown in
-training, under any order or sign of their operands.
+Prints the loss during training, and at the end the accuracy of samples at temperature 1 on the test problems, without
+draft and with the policy's own sample as the draft. No test problem occurs in training, in any order or sign of its
+operands.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from demonstrations import LEVEL_WEIGHTS, Demonstration, conditioned_user_turn, draw_demonstration
+from demonstrations import LEVEL_WEIGHTS, Demonstration, draw_demonstration, user_turn_with_draft
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -38,11 +38,11 @@ BATCH_SIZE = 128
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 50
 NUM_THREADS = 2
-"""Fixed, because the order of floating-point sums depends on it."""
+"""Fixed number of threads, because the order of floating-point sums depends on it."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Every character of printable ASCII is a token, and so are the six words of the completion format."""
+    """Build a tokenizer with a token for each printable ASCII character and for the six words of the format."""
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *WORDS, *CHARACTERS))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<|unk|>"))
     pieces = Regex("|".join(re.escape(word) for word in WORDS) + r"|[\s\S]")
@@ -63,7 +63,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Four layers of width 128 with their random start."""
+    """Build the model, four layers of width 128, with random weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -91,12 +91,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def render(user: str) -> str:
-    """The prompt of one user turn, as the chat template renders it."""
+    """Return the prompt of one user turn, as the chat template renders it."""
     return f"<|user|>{user}<|assistant|>"
 
 
 def load_problems() -> ModuleType:
-    """The module `arithmetic/make_problems.py`, which is no installed package."""
+    """Import `arithmetic/make_problems.py`, which is not part of an installed package."""
     spec = importlib.util.spec_from_file_location("make_problems", ARITHMETIC / "make_problems.py")
     assert spec is not None
     assert spec.loader is not None
@@ -109,7 +109,7 @@ def load_problems() -> ModuleType:
 def encode_batch(
     tokenizer: PreTrainedTokenizerFast, demonstrations: list[Demonstration]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids, right-padded, and labels that leave out the prompt; both `[batch, tokens]`."""
+    """Return right-padded token ids, and labels that mask the prompt; both [batch, tokens]."""
     prompts = tokenizer([render(row.user) for row in demonstrations])["input_ids"]
     completions = tokenizer([row.completion + "<|end|>" for row in demonstrations])["input_ids"]
     width = max(len(p) + len(c) for p, c in zip(prompts, completions, strict=True))
@@ -124,8 +124,8 @@ def encode_batch(
 def batch_gradient(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, demonstrations: list[Demonstration]
 ) -> float:
-    """Add the gradient of the mean token loss and return that loss (nats a token)."""
-    # Prompts with a draft are several times longer: apart from the others they cost less padding.
+    """Add the gradient of the mean token loss, and return this loss in nats per token."""
+    # Prompts with draft are several times longer. Separate batches need less padding.
     parts = [[row for row in demonstrations if ("[draft]" in row.user) == drafted] for drafted in (False, True)]
     batches = [encode_batch(tokenizer, part) for part in parts if part]
     num_tokens = sum(int((labels != -100).sum()) for _, labels in batches)
@@ -141,7 +141,7 @@ def batch_gradient(
 
 
 def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: int, seed: int) -> None:
-    """AdamW, warm-up, cosine to a tenth; fresh demonstrations of the training split in every step."""
+    """Train with AdamW, warm-up and a cosine schedule to a tenth, on new demonstrations in every step."""
     make_problems = load_problems()
     levels: dict[int, list] = {level: [] for level in make_problems.LEVELS}
     for problem in make_problems.problem_space():
@@ -166,7 +166,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
 
 @torch.no_grad()
 def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, users: list[str]) -> list[str]:
-    """One completion at temperature 1 for each user turn, without its end token."""
+    """Sample one completion per user turn at temperature 1, without its end token."""
     batch = tokenizer([render(user) for user in users], return_tensors="pt", padding=True)
     output = model.generate(
         input_ids=batch["input_ids"],
@@ -181,7 +181,7 @@ def sample(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, users: l
 
 
 def score(completions: list[str], answers: list[str]) -> str:
-    """Share with the right number in its answer tags, and share in the right format."""
+    """Return the share with the right number in the answer tags, and the share with the right format."""
     found = [re.search(r"<answer>(\d+)</answer>", text) for text in completions]
     right = sum(bool(m) and m.group(1) == answer for m, answer in zip(found, answers, strict=True))
     whole = re.compile(r"<think>[^<]+</think><answer>[^<]+</answer>")
@@ -190,25 +190,25 @@ def score(completions: list[str], answers: list[str]) -> str:
 
 
 def evaluate(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Print accuracy and format on the test problems, bare and conditioned."""
+    """Print accuracy and format on the test problems, without and with draft."""
     lines = (ARITHMETIC / "test.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     problems, answers = [row["problem"] for row in rows], [row["answer"] for row in rows]
     drafts = sample(model, tokenizer, problems)
-    print("bare:       ", score(drafts, answers))
-    users = [conditioned_user_turn(problem, draft) for problem, draft in zip(problems, drafts, strict=True)]
-    print("conditioned:", score(sample(model, tokenizer, users), answers))
+    print("without draft:", score(drafts, answers))
+    users = [user_turn_with_draft(problem, draft) for problem, draft in zip(problems, drafts, strict=True)]
+    print("with draft:   ", score(sample(model, tokenizer, users), answers))
 
 
 def write_atomically(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Save next to the output first, then move file by file, so that no reader meets half a file."""
+    """Save to a temporary folder next to the output, then move each file, so that no file is ever partial."""
     output.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".policy-", dir=output.parent))
     try:
         model.save_pretrained(staging)
         tokenizer.save_pretrained(staging)
         for path in sorted(staging.iterdir()):
-            path.chmod(0o644)  # safetensors makes its files readable by their owner only
+            path.chmod(0o644)  # safetensors creates files that only their owner can read
             os.replace(path, output / path.name)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -216,7 +216,7 @@ def write_atomically(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tiny policy.")
-    parser.add_argument("output", type=Path, help="directory for the model; made if it does not exist")
+    parser.add_argument("output", type=Path, help="model directory; created if it does not exist")
     parser.add_argument("--steps", type=int, default=600, help="optimiser steps of 128 demonstrations")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The arithmetic problems: made by their script byte for byte, right, graded, and split without leaks."""
+"""The arithmetic problems: reproducible, correct, with levels, and without leaks between the splits."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ def test_both_splits_have_the_same_mixture_of_levels() -> None:
     assert shares["train"] == pytest.approx(shares["test"], abs=0.01)
 
 
-def test_no_problem_stands_twice() -> None:
+def test_no_problem_occurs_twice() -> None:
     problems = [row["problem"] for split in SPLITS for row in read_split(split)]
     assert len(set(problems)) == len(problems)
 
 
-def test_no_operands_of_test_stand_in_train_under_any_order_or_sign() -> None:
+def test_no_operands_of_test_occur_in_train_in_any_order_or_sign() -> None:
     train = {operands(row["problem"]) for row in read_split("train")}
     test = {operands(row["problem"]) for row in read_split("test")}
     assert not train & test

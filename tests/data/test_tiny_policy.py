@@ -1,4 +1,4 @@
-"""The tiny policy: transformers loads it, its tokenizer loses nothing, its script runs."""
+"""The tiny policy: transformers loads it, its tokenizer is lossless, and its script runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def demonstrations() -> ModuleType:
 
 
 @given(text=st.text(alphabet=PRINTABLE) | st.lists(st.sampled_from([*WORDS, *PRINTABLE])).map("".join))
-def test_printable_text_comes_back_as_it_was(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+def test_printable_text_survives_encoding_and_decoding(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     ids = tokenizer(text, split_special_tokens=True)["input_ids"]
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids) == text
@@ -101,7 +101,7 @@ def test_the_weights_are_stored_in_float32_and_small() -> None:
 
 
 def test_the_policy_is_sometimes_right_and_sometimes_not(tokenizer: PreTrainedTokenizerFast) -> None:
-    """RL needs both: with 256 problems the bounds stand far outside what chance does to the stated share."""
+    """RL needs both. With 256 problems the bounds are far outside the sampling error."""
     rows = [json.loads(line) for line in (ARITHMETIC / "test.jsonl").read_text(encoding="utf-8").splitlines()[:256]]
     prompts = [f"<|user|>{row['problem']}<|assistant|>" for row in rows]
     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
@@ -130,13 +130,13 @@ def test_the_script_trains_and_saves_a_policy_that_loads(tmp_path: Path) -> None
     assert re.search(r"^conditioned: +right ", finished.stdout, re.MULTILINE)
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         written, packaged = (json.loads((folder / name).read_text()) for folder in (output, POLICY))
-        version = "transformers_version"  # whichever is installed
+        version = "transformers_version"  # depends on the installed version
         assert {**written, version: None} == {**packaged, version: None}, name
     AutoModelForCausalLM.from_pretrained(output)
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
 
-def test_workings_without_a_slip_come_to_the_value(demonstrations: ModuleType) -> None:
+def test_workings_without_a_slip_give_the_value(demonstrations: ModuleType) -> None:
     rng = random.Random(0)
     assert demonstrations.work_out((47, 38), rng, slips=False) == ("7+8=15,4+3+1=8", 85)
     assert demonstrations.work_out((82, -47), rng, slips=False) == ("12-7=5,8-4-1=3", 35)
@@ -149,7 +149,9 @@ terms = st.tuples(st.integers(0, 99), st.integers(-99, 99).filter(bool)).filter(
 
 
 @given(terms=terms, seed=st.integers(0, 2**32))
-def test_a_working_is_right_or_slips_as_asked(demonstrations: ModuleType, terms: tuple[int, int], seed: int) -> None:
+def test_a_working_is_correct_or_has_a_slip_as_requested(
+    demonstrations: ModuleType, terms: tuple[int, int], seed: int
+) -> None:
     _, value = demonstrations.work_out(terms, random.Random(seed), slips=False)
     assert value == sum(terms)
     working, wrong = demonstrations.work_out(terms, random.Random(seed), slips=True)
@@ -157,5 +159,5 @@ def test_a_working_is_right_or_slips_as_asked(demonstrations: ModuleType, terms:
     assert wrong != sum(terms) or slipped_step
 
 
-def test_a_draft_stands_between_its_markers_after_the_problem(demonstrations: ModuleType) -> None:
-    assert demonstrations.conditioned_user_turn("7+8=?", "15") == "7+8=?\n\n[draft]\n15\n[/draft]"
+def test_a_draft_is_placed_between_its_markers_after_the_problem(demonstrations: ModuleType) -> None:
+    assert demonstrations.user_turn_with_draft("7+8=?", "15") == "7+8=?\n\n[draft]\n15\n[/draft]"

@@ -1,4 +1,4 @@
-"""The shell blocks of a Markdown file: read, and run as a reader would type them."""
+"""Read the shell blocks of a Markdown file, and run them as a reader would type them."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from command_line import ONE_THREAD, Result, igrpo, sets
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.M | re.S)
 _FILE = re.compile(r"# (\S+\.\w+)\n")
 SMALLER = ("data.problems_per_iteration=4", "eval.limit=8", "reward.num_workers=1")
-"""Laid over the settings of every run in the guides: fewer problems, nothing else."""
+"""Settings that make every run of the guides smaller."""
 FEWER_ITERATIONS = "run.num_iterations=1"
 
 
 @dataclass(frozen=True)
 class Block:
-    """What stands between two fences."""
+    """A fenced block."""
 
     kind: str
-    """What GitHub colours it as: `sh`, `text`, `python`, …"""
+    """Language of the block: `sh`, `text`, `python`, …"""
     note: str
-    """What else stands behind the opening fence: `no-run: reason` for commands that the tests do not run."""
+    """Rest of the opening line: `no-run: reason` for commands that the tests do not run."""
     text: str
 
 
 def blocks(markdown: str) -> list[Block]:
-    """All of them, in order."""
+    """Return all fenced blocks in order."""
     found = ((info.partition(" "), text) for info, text in _FENCE.findall(markdown))
     return [Block(kind, note, text) for (kind, _, note), text in found]
 
 
 class Shell:
-    """Runs the blocks of one file in a directory; `cd` holds from one to the next."""
+    """Runs the blocks of one file in a directory; `cd` also affects later blocks."""
 
     def __init__(self, directory: Path, commands: Path) -> None:
-        """`commands` is a folder that is on the PATH, for an `igrpo` that a shell can find."""
+        """Create `igrpo` in the folder `commands`, which is put on the PATH."""
         self._here = directory
         self._path = f"{commands}{os.pathsep}{os.environ['PATH']}"
         launcher = commands / "igrpo"
@@ -49,7 +49,7 @@ class Shell:
         launcher.chmod(0o755)
 
     def run(self, block: Block) -> Iterator[tuple[str, Result]]:
-        """The commands of a shell block with what they left behind; a block of a named file is written."""
+        """Yield the commands of a shell block with their results. A block that names a file is written to it."""
         if named := _FILE.match(block.text):
             (self._here / named[1]).write_text(block.text)
         if block.kind == "sh":
@@ -63,7 +63,7 @@ class Shell:
             self._here = self._here / words[1]
             return Result(0, "", "")
         if words[0] == "pip":
-            return Result(0, "", "")  # what it installs is checked by itself
+            return Result(0, "", "")  # another test checks the names of the packages
         if words[0] == "igrpo" and not _needs_a_shell(command):
             return igrpo(*_smaller(words[1:]), cwd=self._here)
         environment = {**ONE_THREAD, "PATH": self._path}
@@ -85,7 +85,7 @@ def _needs_a_shell(command: str) -> bool:
 
 
 def _commands(line: str) -> list[str]:
-    """The commands of a line that is joined by `&&`, without its comment; quotes stay as they are."""
+    """Return the commands of a line, split at `&&`, without its comment and with their quotes."""
     found, words = [], _tokens(line)
     while "&&" in words:
         place = words.index("&&")
@@ -95,7 +95,7 @@ def _commands(line: str) -> list[str]:
 
 
 def _tokens(line: str) -> list[str]:
-    """Words with their quotes; ` # …` ends the line."""
+    """Return the words with their quotes, up to a comment."""
     pattern = re.compile(r"""(?:[^\s'"\\]|\\.|'[^']*'|"(?:[^"\\]|\\.)*")+""")
     words = pattern.findall(line)
     return words[: next((i for i, word in enumerate(words) if word.startswith("#")), len(words))]

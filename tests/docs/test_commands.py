@@ -1,4 +1,4 @@
-"""What the guides tell a reader to type works, in order, in an empty directory."""
+"""The commands in the guides work, in order, in an empty directory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = {"sh", "text", "python", "toml", "sql"}
 NOT_RUN = 11
-"""Blocks that need a GPU, a server, a cluster or a download; each says which."""
+"""Number of blocks that need a GPU, a server, a cluster or a download."""
 MENTIONED = re.compile(r"(?:^|`|&& )igrpo ([a-z]+)((?: [^`|#&\n]*)?)", re.M)
-"""A command in a block or between backticks."""
+"""Matches a command in a block or between backticks."""
 
 
 def commands_of(path):
@@ -40,7 +40,7 @@ def test_the_commands_of_a_guide_work_in_their_order(path, tmp_path):
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
-def test_every_block_says_what_it_is_and_why_it_is_not_run(path):
+def test_every_block_has_a_language_and_a_reason_if_it_is_not_run(path):
     for block in blocks(path.read_text("utf-8")):
         assert block.kind in KINDS, block.text
         assert re.fullmatch(r"(no-run: .{10,})?", block.note), block.note
@@ -63,13 +63,13 @@ def test_commands_and_flags_that_a_guide_mentions_exist(path):
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
-def test_what_pip_is_asked_for_exists(path):
+def test_extras_that_a_guide_installs_exist(path):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
-    for asked in re.findall(r"pip install '(?:igrpo-cli|\.)\[([\w,-]+)\]'", path.read_text("utf-8")):
+    for asked in re.findall(r"pip install (?:-c \S+ )?'(?:igrpo-cli|\.)\[([\w,-]+)\]'", path.read_text("utf-8")):
         assert set(asked.split(",")) <= set(extras), asked
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
-def test_links_within_the_repository_lead_somewhere(path):
+def test_links_within_the_repository_have_a_target(path):
     for target in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", path.read_text("utf-8")):
         assert (path.parent / target).exists(), target

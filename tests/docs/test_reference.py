@@ -1,4 +1,4 @@
-"""What the reference and the guides name exists, and the pages that are made from the code are what it says now."""
+"""The names in reference and guides exist, and the generated pages agree with the code."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ SECTION = re.compile(rf"(?<![\w/.-])({'|'.join(RunConfig.model_fields)})\.([a-z_
 FILES = {"md", "py", "sh", "toml", "sbatch", "jsonl"}
 
 
-def test_the_pages_made_from_the_code_are_not_stale():
+def test_the_generated_pages_are_up_to_date():
     result = subprocess.run([sys.executable, DOCS / "make_reference.py", "--check"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
-def test_a_stale_page_is_found(tmp_path):
+def test_an_outdated_page_is_detected(tmp_path):
     script = tmp_path / "make_reference.py"
     script.write_bytes((DOCS / "make_reference.py").read_bytes())
     result = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
     assert (result.returncode, "just reference" in result.stderr) == (1, True)
 
 
-def test_the_metrics_of_a_run_are_those_of_the_reference(finished_run):
+def test_the_reference_lists_the_metrics_of_a_run(finished_run):
     page = (DOCS / "reference/metrics.md").read_text("utf-8")
     rows = [re.findall(r"`([a-z_]+(?:/[a-z_]+)?)`", line.split("|")[1]) for line in page.splitlines() if "|" in line]
     described = {name for names in rows for name in names}
@@ -41,7 +41,7 @@ def test_the_metrics_of_a_run_are_those_of_the_reference(finished_run):
     of_stages = {f"{name}/{stage}" for name in described if "/" not in name for stage in ("draft", "refine")}
     alike = {name for name in recorded if re.search(r"/format_mean$|/verdict_(wrong|no_answer|ungraded)$", name)}
     assert recorded - described - of_stages - alike == set()
-    assert described - recorded <= {"refine/fix_rate"}  # not there without a wrong draft
+    assert described - recorded <= {"refine/fix_rate"}  # needs a wrong draft
 
 
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
@@ -51,20 +51,20 @@ def test_settings_that_a_guide_names_exist(path):
             assert key in RunConfig.model_fields[section].annotation.model_fields, f"{section}.{key}"
 
 
-def test_the_names_that_trl_is_said_to_have_are_trls():
+def test_the_names_of_trl_exist_in_trl():
     trl = pytest.importorskip("trl", reason="needs igrpo-cli[trl]")
     page = (DOCS / "from-trl.md").read_text("utf-8")
-    table = page.partition("| TRL's `GRPOConfig` | here |")[2].partition("## What has no counterpart here")[0]
+    table = page.partition("| TRL's `GRPOConfig` | igrpo |")[2].partition("## Only in TRL")[0]
     first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     named = {name for cell in first_cells for name in re.findall(r"`(\w+)`", cell)}
-    absent = page.partition("## What has no counterpart here")[2].partition("## ")[0]
+    absent = page.partition("## Only in TRL")[2].partition("## ")[0]
     named |= set(re.findall(r"`(\w+)`", absent))
     fields = trl.GRPOConfig.__dataclass_fields__
     assert len(named) > 40
     assert named - fields.keys() == set()
 
 
-def test_the_defaults_that_differ_from_trls_are_as_the_guide_says():
+def test_the_defaults_that_differ_from_trl_agree_with_the_guide():
     trl = pytest.importorskip("trl", reason="needs igrpo-cli[trl]")
     theirs, ours = trl.GRPOConfig.__dataclass_fields__, RunConfig()
     said = {

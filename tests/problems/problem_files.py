@@ -1,4 +1,4 @@
-"""Small files of problems for tests, and what was read of them."""
+"""Write small problem files for tests, and read the result."""
 
 from __future__ import annotations
 

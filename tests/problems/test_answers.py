@@ -1,4 +1,4 @@
-"""Reference answers keep their meaning and lose their wrapping."""
+"""Reference answers keep their meaning and lose their markers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_solution_gives_its_last_marked_answer(solution: str, answer: str) -> 
     assert reference_answer(solution, "solution") == answer
 
 
-def test_the_plain_form_takes_the_text_as_it_stands() -> None:
+def test_the_plain_form_takes_the_whole_text() -> None:
     assert reference_answer("the \\boxed{2} of\n#### 3", "plain") == "the \\boxed{2} of\n#### 3"
 
 
@@ -94,14 +94,14 @@ def test_the_plain_form_takes_the_text_as_it_stands() -> None:
         ("9" * 1_000_001, "auto", "row_too_long"),
     ],
 )
-def test_what_is_no_answer_is_refused_by_kind(value: Any, form: Any, kind: str) -> None:
+def test_an_unusable_answer_is_rejected_with_its_kind(value: Any, form: Any, kind: str) -> None:
     with pytest.raises(BadRow) as refused:
         reference_answer(value, form)
     assert refused.value.kind == kind
 
 
 @given(st.integers(-(10**30), 10**30))
-def test_whole_numbers_read_the_same_from_every_type(number: int) -> None:
+def test_integers_of_every_type_give_the_same_text(number: int) -> None:
     assert reference_answer(number, "auto") == reference_answer(f"{number}.0", "auto") == str(number)
     assert reference_answer(f"so\n#### {number:,}", "auto") == str(number)
 
@@ -115,5 +115,5 @@ nested = st.recursive(st.text("ab\\ ", max_size=4), lambda inner: st.builds("x{{
 
 
 @given(nested.filter(lambda text: not text.endswith("\\") and "\\}" not in text and "\\{" not in text))
-def test_a_box_holds_whatever_braces_balance(inside: str) -> None:
+def test_a_box_may_contain_balanced_braces(inside: str) -> None:
     assert boxed_answers(f"so \\boxed{{{inside}}} and {{more}}") == [inside.strip()]

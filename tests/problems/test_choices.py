@@ -1,4 +1,4 @@
-"""Multiple choice: what a row of choices becomes, and which rows are refused."""
+"""Rows with choices become problems with letters, or are rejected."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_choices_may_be_numbers_and_keep_their_order(tmp_path: Path) -> None:
         ("answer_index", [1, 1], ["(B)", "(B)"]),
     ],
 )
-def test_numbers_count_from_0_where_that_is_known(
+def test_numbers_count_from_0_if_that_is_known(
     tmp_path: Path, column: str, answers: list[Any], letters: list[str]
 ) -> None:
     rows = [
@@ -68,7 +68,7 @@ def test_numbers_count_from_0_where_that_is_known(
     assert [problem.answer for problem in load_problems(str(path)).problems] == letters
 
 
-def test_a_letter_outranks_an_index(tmp_path: Path) -> None:
+def test_a_letter_takes_precedence_over_an_index(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [METALS | {"answer_index": 0}])
     assert pairs(load_problems(str(path))) == [(METALS_TEXT, "(B)")]
 
@@ -99,14 +99,14 @@ def test_a_letter_outranks_an_index(tmp_path: Path) -> None:
         ({"question": " "}, "empty_problem", "the problem is empty"),
     ],
 )
-def test_a_bad_row_of_choices_is_refused_or_counted(tmp_path: Path, changes: Row, kind: str, reason: str) -> None:
+def test_a_bad_row_of_choices_is_rejected_or_counted(tmp_path: Path, changes: Row, kind: str, reason: str) -> None:
     path = write_lines(tmp_path / "a.jsonl", [GASES, METALS | changes])
     with pytest.raises(IgrpoError, match=rf"a\.jsonl row 2: .*{reason}"):
         load_problems(str(path))
     assert load_problems(str(path), skip_bad_rows=True).counts == {"rows": 2, "kept": 1, kind: 1}
 
 
-def test_an_index_beyond_the_choices_is_refused(tmp_path: Path) -> None:
+def test_an_index_outside_the_choices_is_rejected(tmp_path: Path) -> None:
     for index in (2, -1):
         path = write_lines(tmp_path / "a.jsonl", [GASES | {"answer": 0}, METALS | {"answer": index}])
         if index == 2:
@@ -121,7 +121,7 @@ def test_the_same_question_with_other_choices_is_another_problem(tmp_path: Path)
     assert load_problems(str(write_lines(tmp_path / "a.jsonl", rows))).counts == {"rows": 2, "kept": 2}
 
 
-def test_a_known_name_without_lists_is_no_column_of_choices(tmp_path: Path) -> None:
+def test_a_column_with_a_known_name_needs_lists_to_be_choices(tmp_path: Path) -> None:
     for value in ("A) 1 B) 2", None, [], {"text": ["1", "2"]}):
         row = {"problem": "1+1?", "options": value, "answer": "2"}
         assert pairs(load_problems(str(write_lines(tmp_path / "a.jsonl", [row])))) == [("1+1?", "2")]
@@ -139,7 +139,7 @@ def test_the_column_of_choices_can_be_named_or_ignored(tmp_path: Path) -> None:
         load_problems(str(write_lines(tmp_path / "a.jsonl", [both])))
 
 
-def test_a_right_answer_beside_wrong_ones_is_found_or_named(tmp_path: Path) -> None:
+def test_columns_of_right_and_wrong_answers_are_found_or_named(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [wrong_ones("sulphur", "iron", "zinc", "tin")])
     order, letter = shuffled_choices("Which is no metal?", "a", {"a": "sulphur", "b": "iron", "c": "zinc", "d": "tin"})
     expected = [(problem_with_choices("Which is no metal?", order), letter)]
@@ -167,7 +167,7 @@ def test_a_right_answer_beside_wrong_ones_is_found_or_named(tmp_path: Path) -> N
         (("a", "b", "", "d"), "empty_choice", r"the choice is empty \(Incorrect Answer 2\)"),
     ],
 )
-def test_a_bad_choice_is_called_by_its_column(tmp_path: Path, values: tuple[Any, ...], kind: str, reason: str) -> None:
+def test_a_bad_choice_is_named_by_its_column(tmp_path: Path, values: tuple[Any, ...], kind: str, reason: str) -> None:
     good = wrong_ones("1", "2", "3", "4") | {"Question": "another"}
     path = write_lines(tmp_path / "a.jsonl", [good, wrong_ones(*values)])
     with pytest.raises(IgrpoError, match=rf"a\.jsonl row 2: .*{reason}"):
@@ -176,7 +176,7 @@ def test_a_bad_choice_is_called_by_its_column(tmp_path: Path, values: tuple[Any,
 
 
 @given(st.permutations(["a", "b", "c", "d"]), st.text("xy", max_size=3))
-def test_the_order_of_the_choices_follows_from_their_texts_alone(columns: list[str], question: str) -> None:
+def test_the_order_of_choices_depends_only_on_their_texts(columns: list[str], question: str) -> None:
     values = {"a": "1", "b": "2", "c": "3", "d": "4"}
     order, letter = shuffled_choices(question, "a", values)
     assert shuffled_choices(question, "a", {column: values[column] for column in columns}) == (order, letter)
@@ -195,7 +195,7 @@ def test_every_letter_is_right_about_equally_often() -> None:
     assert all(abs(count - 1000) < 110 for count in letters.values()), "four standard deviations"
 
 
-def test_the_benchmarks_of_choices_are_read_from_a_folder_too(tmp_path: Path) -> None:
+def test_multiple_choice_benchmarks_are_read_from_a_folder(tmp_path: Path) -> None:
     write_lines(tmp_path / "gpqa.jsonl", [wrong_ones("sulphur", "iron", "zinc", "tin")])
     write_lines(tmp_path / "mmlu_pro_test.jsonl", [METALS | {"question_id": 7, "answer_index": 1}])
     gpqa, mmlu_pro = (load_problems(resolve_bench(name, tmp_path)).problems for name in ("gpqa", "mmlu_pro"))

@@ -1,4 +1,4 @@
-"""Which columns are read: those that are named, or that bear a known name."""
+"""Columns are found by setting or by a known name."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_columns_are_found_or_named(tmp_path: Path, row: Row, names: dict[str, A
         ({"problem": "a", "answer": "1"}, {"id_column": "uid"}, "no column uid", None),
     ],
 )
-def test_columns_that_are_unclear_are_listed(
+def test_ambiguous_columns_are_listed(
     tmp_path: Path, row: Row, names: dict[str, Any], message: str, hint: str | None
 ) -> None:
     with pytest.raises(UsageError, match=message) as refused:

@@ -1,4 +1,4 @@
-"""Files and folders as a whole: splits, configs, and what is no file of problems."""
+"""Files and folders: splits, configs, and unusable files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, Us
 from igrpo_cli.problems.loading import load_problems
 
 
-def test_a_folder_is_read_whole_but_never_across_splits(tmp_path: Path) -> None:
+def test_a_folder_is_read_completely_but_never_across_splits(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     write_lines(tmp_path / "data" / "train-0.jsonl", [GOOD])
     write_lines(tmp_path / "data" / "train-1.jsonl", [OTHER])
@@ -36,7 +36,7 @@ def test_a_folder_is_read_whole_but_never_across_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["b_test", "validation"])
-def test_a_file_to_test_on_is_not_read_with_files_of_no_split(tmp_path: Path, name: str) -> None:
+def test_a_test_file_is_not_read_together_with_files_of_no_split(tmp_path: Path, name: str) -> None:
     write_lines(tmp_path / "a.jsonl", [GOOD])
     write_lines(tmp_path / f"{name}.jsonl", [OTHER])
     with pytest.raises(UsageError, match=r"and files of no split, such as a\.jsonl"):
@@ -47,7 +47,7 @@ def test_a_file_to_test_on_is_not_read_with_files_of_no_split(tmp_path: Path, na
     assert len(load_problems(str(tmp_path)).problems) == 2
 
 
-def test_configs_are_subfolders_read_one_after_the_other(tmp_path: Path) -> None:
+def test_configs_are_subfolders_in_the_given_order(tmp_path: Path) -> None:
     for name, row in (("II", OTHER), ("I", GOOD), ("III", {"problem": "no", "answer": "0"})):
         (tmp_path / name).mkdir()
         write_lines(tmp_path / name / "test.jsonl", [row])
@@ -55,7 +55,7 @@ def test_configs_are_subfolders_read_one_after_the_other(tmp_path: Path) -> None
     assert pairs(load_problems(str(tmp_path), config="II")) == [("2+2?", "4")]
 
 
-def test_files_that_are_wrong_as_a_whole(tmp_path: Path) -> None:
+def test_unusable_files_are_errors(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('[{"problem": "1+1?", "answer": "2"}')
     with pytest.raises(DamagedFileError, match=r"a\.json: not JSON at column"):
         load_problems(str(tmp_path / "a.json"), skip_bad_rows=True)

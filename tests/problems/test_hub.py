@@ -1,4 +1,4 @@
-"""Hub sets, with a stand-in for the package `datasets`: what we ask of it, and make of its answers."""
+"""Hub datasets, with a fake package `datasets`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HubRows(list[dict[str, Any]]):
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A `datasets` whose `load_dataset` gives `sets[id, config]`, a dict of splits, and notes its calls."""
+    """A fake `datasets` whose `load_dataset` returns `sets[id, config]`, a dict of splits, and records its calls."""
     module = SimpleNamespace(calls=[], sets={}, fails=None, disable_progress_bars=lambda: None)
 
     def load_dataset(path: str, name: str | None, *, split: str | None, revision: str | None) -> Any:
@@ -36,7 +36,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return module
 
 
-def test_a_named_benchmark_asks_for_its_config_and_split_and_records_the_commit(hub: SimpleNamespace) -> None:
+def test_a_named_benchmark_requests_its_config_and_split_and_records_the_commit(hub: SimpleNamespace) -> None:
     rows = [{"question": "q1", "answer": "so\n#### 1,234"}, {"question": "q2", "answer": "so\n#### 18"}]
     hub.sets["openai/gsm8k", "main"] = {"test": rows}
     loaded = load_problems(resolve_bench("gsm8k"), revision="v2")
@@ -85,7 +85,7 @@ RIGHT_AND_WRONG = {
         ("mmlu_pro", "TIGER-Lab/MMLU-Pro", None, "test", CHOICES, "(B)", 8),
     ],
 )
-def test_every_benchmark_is_asked_for_by_its_name_and_read(
+def test_every_benchmark_is_requested_and_read(
     hub: SimpleNamespace,
     bench: str,
     hub_id: str,
@@ -103,7 +103,7 @@ def test_every_benchmark_is_asked_for_by_its_name_and_read(
     assert default_repeats(bench) == default_repeats(hub_id) == samples
 
 
-def test_the_digest_of_a_hub_set_follows_its_problems(hub: SimpleNamespace) -> None:
+def test_the_digest_of_a_hub_dataset_depends_on_its_problems(hub: SimpleNamespace) -> None:
     def digest(answer: int) -> str:
         hub.sets["a/b", None] = {"train": [{"problem": "1+1?", "answer": answer}]}
         return load_problems("a/b").sha256
@@ -119,7 +119,7 @@ def test_several_configs_make_one_set(hub: SimpleNamespace) -> None:
     assert [row.problem_id for row in loaded.problems] == ["b-I-test-1", "b-II-test-1"]
 
 
-def test_a_split_is_only_guessed_where_there_is_one(hub: SimpleNamespace) -> None:
+def test_a_split_is_only_guessed_if_there_is_one(hub: SimpleNamespace) -> None:
     row = {"problem": "1+1?", "answer": "2"}
     hub.sets["a/b", None] = {"train": [row]}
     assert load_problems("a/b").problems[0].source == "a/b train:1"
@@ -129,13 +129,13 @@ def test_a_split_is_only_guessed_where_there_is_one(hub: SimpleNamespace) -> Non
     assert "data.split=" in (refused.value.hint or "")
 
 
-def test_bad_rows_are_placed_by_config_and_split(hub: SimpleNamespace) -> None:
+def test_bad_rows_are_reported_with_config_and_split(hub: SimpleNamespace) -> None:
     hub.sets["a/b", "main"] = {"test": [{"problem": "1+1?", "answer": "2"}, {"problem": "2+2?", "answer": ""}]}
     with pytest.raises(IgrpoError, match="a/b main test row 2: the answer is empty"):
         load_problems("a/b", config="main")
 
 
-def test_a_bare_answer_in_a_column_named_solution_loads_by_the_table(hub: SimpleNamespace) -> None:
+def test_a_final_answer_in_a_column_named_solution_loads_by_the_table(hub: SimpleNamespace) -> None:
     rows = [{"prompt": "1+1?", "solution": "2", "reward_model": {"ground_truth": "2"}}]
     hub.sets["open-r1/DAPO-Math-17k-Processed", None] = {"train": rows}
     assert load_problems("dapo").problems[0].answer == "2"
@@ -155,7 +155,7 @@ def test_a_bare_answer_in_a_column_named_solution_loads_by_the_table(hub: Simple
         (RuntimeError("odd"), IgrpoError, "RuntimeError: odd", ""),
     ],
 )
-def test_failures_become_errors_with_a_cure(
+def test_failures_become_errors_with_a_hint(
     hub: SimpleNamespace, failure: Exception, error: type[IgrpoError], message: str, hint: str
 ) -> None:
     hub.fails = failure
@@ -165,7 +165,7 @@ def test_failures_become_errors_with_a_cure(
     assert hint in (raised.value.hint or "")
 
 
-def test_without_the_package_the_cure_is_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_hint_is_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingInputError, match="needs the package datasets") as missing:
         load_problems("a/b")

@@ -1,4 +1,4 @@
-"""Rows become problems, or are refused with their place, or are counted by kind."""
+"""Rows become problems, are rejected with their place, or are counted by kind."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_json_lines_an_array_and_parquet_of_the_same_rows_load_alike(tmp_path: P
         (GOOD, "duplicate_problem", r"problem and answer equal those of set\.jsonl:1"),
     ],
 )
-def test_a_bad_row_is_refused_with_its_place_or_counted(
+def test_a_bad_row_is_rejected_with_its_place_or_counted(
     tmp_path: Path, bad: Row | str | bytes, kind: str, reason: str
 ) -> None:
     path = write_lines(tmp_path / "set.jsonl", [GOOD, bad, OTHER])
@@ -89,7 +89,7 @@ def test_the_first_row_may_be_bad_too(tmp_path: Path) -> None:
     assert load_problems(str(path), skip_bad_rows=True).counts == {"rows": 2, "kept": 1, "invalid_json": 1}
 
 
-def test_a_half_last_line_is_told_from_a_last_line_without_line_end(tmp_path: Path) -> None:
+def test_a_truncated_last_line_differs_from_one_without_line_end(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     path.write_text(json.dumps(GOOD) + "\n" + json.dumps(OTHER))
     assert len(load_problems(str(path)).problems) == 2
@@ -99,7 +99,7 @@ def test_a_half_last_line_is_told_from_a_last_line_without_line_end(tmp_path: Pa
     assert load_problems(str(path), skip_bad_rows=True).counts == {"rows": 2, "kept": 1, "half_last_line": 1}
 
 
-def test_a_byte_order_mark_windows_line_ends_and_blank_lines_do_no_harm(tmp_path: Path) -> None:
+def test_a_byte_order_mark_windows_line_ends_and_blank_lines_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "set.jsonl"
     lines = [json.dumps(GOOD), "", "  ", json.dumps(OTHER)]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n\n")
@@ -108,12 +108,12 @@ def test_a_byte_order_mark_windows_line_ends_and_blank_lines_do_no_harm(tmp_path
     assert loaded.problems[1].source == "set.jsonl:4"
 
 
-def test_nan_in_a_column_that_nobody_reads_does_no_harm(tmp_path: Path) -> None:
+def test_nan_in_an_unused_column_is_ignored(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "set.jsonl", ['{"problem": "1+1?", "answer": "2", "level": NaN}'])
     assert pairs(load_problems(str(path))) == [("1+1?", "2")]
 
 
-def test_a_line_at_the_limit_is_read_and_one_beyond_is_not(tmp_path: Path) -> None:
+def test_a_line_at_the_limit_is_read_and_a_longer_one_is_not(tmp_path: Path) -> None:
     empty = len(json.dumps({"problem": "", "answer": "2"})) + 1
     fits, too_long = ({"problem": "x" * (1_000_000 - empty + extra), "answer": "2"} for extra in (0, 1))
     assert load_problems(str(write_lines(tmp_path / "a.jsonl", [fits, GOOD]))).counts["kept"] == 2
@@ -182,7 +182,7 @@ junk = st.one_of(
 
 @settings(deadline=None)
 @given(st.lists(junk, max_size=12))
-def test_whatever_the_bytes_every_row_is_a_problem_or_counted(
+def test_for_any_bytes_every_row_is_a_problem_or_counted(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]
 ) -> None:
     path = tmp_path_factory.mktemp("junk") / "a.jsonl"
@@ -197,7 +197,7 @@ def test_whatever_the_bytes_every_row_is_a_problem_or_counted(
     assert len({row.problem_id for row in loaded.problems}) == len({row.problem for row in loaded.problems})
 
 
-def test_problems_of_two_sets_are_the_same_but_for_white_space(tmp_path: Path) -> None:
+def test_problems_of_two_sets_are_compared_without_white_space(tmp_path: Path) -> None:
     train = [{"problem": "Add 1\nand  2.", "answer": "3"}, {"problem": "Add 1 and 3.", "answer": "4"}]
     test = [{"problem": "Add 1 and 2.", "answer": "3"}, {"problem": "add 1 and 3.", "answer": "4"}]
     train_set, test_set = (

@@ -1,4 +1,4 @@
-"""Which problems an iteration works on."""
+"""The problems of an iteration."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from igrpo_cli.problems.loading import problems_of_iteration
 
 
 @given(st.integers(1, 30), st.integers(1, 70), st.integers(0, 2**62), st.integers(1, 4))
-def test_every_epoch_meets_every_problem_once(num_problems: int, per_iteration: int, seed: int, epochs: int) -> None:
+def test_every_epoch_contains_every_problem_once(num_problems: int, per_iteration: int, seed: int, epochs: int) -> None:
     iterations = range(-(-num_problems * epochs // per_iteration))
     order = [index for n in iterations for index in problems_of_iteration(num_problems, n, per_iteration, seed)]
     for epoch in range(epochs):
         assert sorted(order[epoch * num_problems : (epoch + 1) * num_problems]) == list(range(num_problems))
 
 
-def test_an_iteration_has_its_full_number_also_across_epochs_and_beyond_one() -> None:
+def test_an_iteration_is_complete_also_across_epochs() -> None:
     assert [len(problems_of_iteration(10, n, 4, 0)) for n in range(4)] == [4, 4, 4, 4]
     assert sorted(problems_of_iteration(3, 0, 6, 0)) == [0, 0, 1, 1, 2, 2]
 
@@ -34,11 +34,11 @@ def test_seeds_and_epochs_shuffle_differently() -> None:
     assert tuple(range(50)) not in orders
 
 
-def test_the_order_is_pinned_since_old_runs_must_resume_under_new_versions() -> None:
+def test_the_order_is_fixed_because_old_runs_must_resume_under_new_versions() -> None:
     assert problems_of_iteration(10, 0, 10, 0) == [3, 9, 2, 0, 8, 4, 7, 6, 1, 5]
 
 
 @pytest.mark.parametrize(("num_problems", "iteration", "size"), [(0, 0, 1), (5, -1, 1), (5, 0, 0)])
-def test_nonsense_is_refused(num_problems: int, iteration: int, size: int) -> None:
+def test_invalid_arguments_are_rejected(num_problems: int, iteration: int, size: int) -> None:
     with pytest.raises(ValueError, match="at least one problem"):
         problems_of_iteration(num_problems, iteration, size, 0)

@@ -1,4 +1,4 @@
-"""From a word to the place where its problems lie."""
+"""Names are resolved to the location of their problems."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _empty_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path / "here")
 
 
-def test_a_path_wins_over_everything(tmp_path: Path) -> None:
+def test_a_path_takes_precedence(tmp_path: Path) -> None:
     Path("aime24").write_text(ROW)
     (tmp_path / "aime24.jsonl").write_text(ROW)
     assert resolve_bench("aime24", tmp_path) == ProblemSource(Path("aime24"))
@@ -40,13 +40,13 @@ def test_the_folder_of_benchmarks_comes_before_the_hub(tmp_path: Path, name: str
     assert resolve_bench("aime24", tmp_path).location == target
 
 
-def test_a_name_that_the_folder_lacks_is_looked_up_on_the_hub(tmp_path: Path) -> None:
+def test_a_name_that_is_not_in_the_folder_is_a_hub_dataset(tmp_path: Path) -> None:
     for folder in (tmp_path, None):
         source = resolve_bench("gsm8k", folder)
         assert (source.location, source.split, source.configs) == ("openai/gsm8k", "test", ("main",))
 
 
-def test_training_and_evaluation_never_take_the_others_split(tmp_path: Path) -> None:
+def test_training_and_evaluation_never_use_each_others_split(tmp_path: Path) -> None:
     for split in ("train", "test"):
         (tmp_path / f"gsm8k_{split}.jsonl").write_text(ROW)
     assert resolve_training("gsm8k", tmp_path).location == tmp_path / "gsm8k_train.jsonl"
@@ -54,24 +54,24 @@ def test_training_and_evaluation_never_take_the_others_split(tmp_path: Path) -> 
     assert resolve_training(str(tmp_path)) == ProblemSource(tmp_path, split="train")
     assert resolve_bench(str(tmp_path)) == ProblemSource(tmp_path, split="test")
     (tmp_path / "gsm8k_train.jsonl").rename(tmp_path / "aime24.jsonl")
-    assert resolve_bench(str(tmp_path)).split is None, "nothing to tell apart: the folder is read whole"
+    assert resolve_bench(str(tmp_path)).split is None, "one split: the folder is read completely"
     assert resolve_training("openai/gsm8k").split == "train"
     assert resolve_bench("openai/gsm8k").split == "test"
 
 
-def test_a_hub_id_without_a_name_is_taken_as_it_is() -> None:
+def test_an_unknown_hub_id_is_used_unchanged() -> None:
     assert resolve_bench("someone/some-set_1.5") == ProblemSource("someone/some-set_1.5")
 
 
 @pytest.mark.parametrize("name", ["none.jsonl", "./none", "some/where/none.parquet", "/none"])
-def test_a_path_that_does_not_exist_is_missing_and_the_cure_is_told(name: str) -> None:
+def test_a_path_that_does_not_exist_is_an_error_with_a_hint(name: str) -> None:
     with pytest.raises(MissingInputError, match="does not exist") as missing:
         resolve_bench(name)
-    for cure in ("--bench-dir", "IGRPO_BENCH_DIR", "pip install 'igrpo-cli[hub]'"):
-        assert cure in (missing.value.hint or "")
+    for hint in ("--bench-dir", "IGRPO_BENCH_DIR", "pip install 'igrpo-cli[hub]'"):
+        assert hint in (missing.value.hint or "")
 
 
-def test_an_unknown_word_is_answered_with_its_neighbours(tmp_path: Path) -> None:
+def test_an_unknown_name_is_an_error_with_similar_names(tmp_path: Path) -> None:
     (tmp_path / "my_set.jsonl").write_text(ROW)
     for word, near in (
         ("aime2024", "aime24"),
@@ -87,7 +87,7 @@ def test_an_unknown_word_is_answered_with_its_neighbours(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["", "\0", "x" * 5000, "../.."])
-def test_odd_words_are_answered_like_others(name: str, tmp_path: Path) -> None:
+def test_unusual_names_are_errors_too(name: str, tmp_path: Path) -> None:
     if name == "../..":
         assert resolve_bench(name, tmp_path).location == Path(name)
         return
@@ -122,7 +122,7 @@ def test_every_name_stands_for_a_hub_id_and_a_split() -> None:
             assert named.source.split in ("train", "test")
 
 
-def test_the_table_says_of_every_benchmark_what_the_list_of_sources_says() -> None:
+def test_the_table_agrees_with_the_list_of_sources() -> None:
     listed = tomllib.loads((Path(__file__).parents[2] / "data" / "SOURCES.toml").read_text("utf-8"))["hub"]
     for name, named in BENCHES.items():
         facts, source = listed[name], named.source
@@ -133,4 +133,4 @@ def test_the_table_says_of_every_benchmark_what_the_list_of_sources_says() -> No
             assert source.choices_column == facts.get("options")
             assert source.wrong_columns == tuple(facts.get("incorrect", ()))
         else:
-            assert (source.problem_column, source.answer_column) == (None, None), "to be found from the data"
+            assert (source.problem_column, source.answer_column) == (None, None), "found from the data"

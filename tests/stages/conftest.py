@@ -1,4 +1,4 @@
-"""A place to call the stage scripts from, and a real Slurm where this machine can run one."""
+"""Fixtures: a folder for the stage scripts, and a real Slurm if this machine can run one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from command_line import ONE_THREAD
 
 
 def _environment(folder: Path, name: str) -> Path:
-    """What a virtual environment's activate does: put the programs of this environment in front, and say so."""
+    """Write an activate script that puts the programs of this environment first on the PATH and sets a variable."""
     programs = folder / name / "bin"
     programs.mkdir(parents=True)
     for program, module in (("igrpo", "igrpo_cli"), ("torchrun", "torch.distributed.run")):
@@ -28,7 +28,7 @@ def _environment(folder: Path, name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def scripts(tmp_path_factory) -> Scripts:
-    """The scripts without any Slurm."""
+    """The scripts without Slurm."""
     folder = tmp_path_factory.mktemp("two environments")
     environment = {
         **ONE_THREAD,
@@ -54,5 +54,5 @@ def slurm(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def submit(scripts, slurm) -> Scripts:
-    """The scripts, talking to the cluster."""
+    """The scripts with access to the cluster."""
     return Scripts(scripts.folder, {**scripts.environment, "SLURM_CONF": slurm.environment["SLURM_CONF"]})

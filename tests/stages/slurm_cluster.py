@@ -1,4 +1,4 @@
-"""A real Slurm of one node, with its own configuration, key, ports and directories, started and stopped by a test."""
+"""Start and stop a real Slurm with one node and its own configuration, key, ports and directories."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def why_not_here() -> str | None:
-    """The reason why no Slurm can be started on this machine, or None."""
+    """Return the reason why Slurm cannot be started on this machine, or None."""
     missing = [program for program in PROGRAMS if not _program(program)]
     if missing:
         return f"not installed: {', '.join(missing)} (Debian: apt-get install slurm-wlm munge)"
@@ -51,7 +51,7 @@ def why_not_here() -> str | None:
 
 
 def wait_until(condition: Callable[[], object], seconds: float, what: str, *, every: float = 0.1) -> None:
-    """Poll `condition`; fails the test with `what` when it has not come true in time."""
+    """Poll `condition`. Fails the test with `what` after a timeout."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds:.0f} s: {what}"
@@ -59,7 +59,7 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str, *, ev
 
 
 class SlurmCluster:
-    """The daemons, and the commands that ask them."""
+    """Holds the daemons, and runs Slurm commands."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -88,7 +88,7 @@ class SlurmCluster:
         wait_until(lambda: "idle" in self._ask("sinfo", "--noheader", "--format=%T"), 60, f"a node; see {self.root}")
 
     def stop(self) -> None:
-        """Cancel what runs and end the daemons, the last one first."""
+        """Cancel all jobs and stop the daemons in reverse order."""
         self._ask("scancel", "--me")
         deadline = time.monotonic() + 15
         while self._ask("squeue", "--noheader") and time.monotonic() < deadline:
@@ -102,26 +102,26 @@ class SlurmCluster:
                 daemon.wait()
 
     def command(self, *arguments: object) -> str:
-        """What a Slurm command prints."""
+        """Return the output of a Slurm command."""
         done = subprocess.run(list(map(str, arguments)), env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
         return done.stdout.strip()
 
     def queue(self) -> list[str]:
-        """The jobs that wait or run, a line each."""
+        """Return the waiting and running jobs, one line each."""
         return self.command("squeue", "--noheader", "--format=%i %j %T %r").splitlines()
 
     def field(self, job: str, name: str) -> str:
-        """One value of `scontrol show job`, for example JobState."""
+        """Return one value of `scontrol show job`, for example JobState."""
         words = self.command("scontrol", "--oneliner", "show", "job", job).split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
     def igrpo_process(self, job: str) -> int | None:
-        """The process of `igrpo` in a running task; None while there is none."""
+        """Return the process of `igrpo` in a running task, or None."""
         pids = self._ask("scontrol", "listpids", self.field(job, "JobId")).splitlines()[1:]
         for pid in (int(line.split()[0]) for line in pids):
             try:
-                # Not the graders, which are children of it.
+                # Its children are graders.
                 if b"igrpo_cli\0" in Path(f"/proc/{pid}/cmdline").read_bytes():
                     return pid
             except OSError:
@@ -129,7 +129,7 @@ class SlurmCluster:
         return None
 
     def wait_until_idle(self, seconds: float) -> None:
-        """Until the queue is empty."""
+        """Wait until the queue is empty."""
         wait_until(lambda: not self.queue(), seconds, "the queue is empty", every=0.5)
 
     def _ask(self, *arguments: str) -> str:

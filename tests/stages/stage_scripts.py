@@ -1,4 +1,4 @@
-"""Calling the scripts of `stages/` as a user does."""
+"""Call the scripts of `stages/` as a user does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Scripts:
         return Result(done.returncode, done.stdout, done.stderr)
 
     def dry_run(self, run: Path, *arguments: object) -> list[list[str]]:
-        """The sbatch commands that submit.sh would give, as a shell reads them."""
+        """Return the sbatch commands of submit.sh, split into words."""
         result = self.call("submit.sh", run, "--dry-run", *arguments)
         assert (result.code, result.stderr) == (0, "")
         return [shlex.split(line) for line in result.stdout.splitlines()]

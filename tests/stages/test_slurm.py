@@ -1,4 +1,4 @@
-"""The scripts on a real Slurm of one node: tasks that are cancelled, killed and put back change no byte of a run."""
+"""The scripts on a real Slurm with one node: cancelled, killed and requeued tasks do not change the bytes of a run."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from command_line import files_below, igrpo, make_run
 
 BENCH = "arithmetic"
 TASK_STARTS, CHAIN_ENDS = 180, 900
-"""Seconds of patience, for a machine that has other work too; nothing waits for longer than it must."""
+"""Timeout in seconds, long enough for a busy machine."""
 
 
 def jobs_of(result):
-    """The table of submit.sh as {job name: (job id, shards)}."""
+    """Return the table of submit.sh as {job name: (job id, shards)}."""
     assert result.code == 0, result.stderr
     rows = [re.split(r"\s{2,}", line.strip()) for line in result.stdout.splitlines()[1:]]
     return {f"{stage}-{iteration}": (job, shards) for job, stage, iteration, shards, _ in rows}
 
 
 def run_locally(run):
-    """The same by plain commands, one after the other."""
+    """Make the same run with single commands."""
     for iteration in (0, 1):
         for stage in ("draft", "select", "refine", "update"):
             result = igrpo(stage, run, "--iteration", iteration)
@@ -35,7 +35,7 @@ def run_locally(run):
 
 
 def logs(run, name):
-    """What a job wrote, all of its tasks together."""
+    """Return the output of all tasks of a job."""
     return "".join(path.read_text() for path in sorted((run / "slurm").glob(f"{name}-*.out")))
 
 
@@ -51,7 +51,7 @@ def test_a_chain_with_a_cancelled_and_a_killed_task_ends_as_a_local_run(tmp_path
     wait_until(lambda: slurm.igrpo_process(killed), TASK_STARTS, "two tasks run")
     again = submit.call("submit.sh", run)
     assert (again.code, again.stdout) == (4, "")
-    assert "error: jobs of this run are in the queue already" in again.stderr
+    assert "error: jobs of this run are already in the queue" in again.stderr
     slurm.command("scancel", cancelled)
     os.kill(slurm.igrpo_process(killed), signal.SIGKILL)
     slurm.wait_until_idle(CHAIN_ENDS)
@@ -62,7 +62,7 @@ def test_a_chain_with_a_cancelled_and_a_killed_task_ends_as_a_local_run(tmp_path
     kept = run / "iteration_0000/draft/shard-00002-of-00003.parquet"
     written_at = kept.stat().st_mtime_ns
 
-    # From within a task of another array: its shard and its restarts are none of the new jobs' business.
+    # Submitted from a task of another array: the new jobs must not inherit its shard and restarts.
     inside = {"SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "1", "SLURM_RESTART_COUNT": "20"}
     second = jobs_of(submit.call("submit.sh", run, "--eval", BENCH, **inside))
     assert (second["draft-0"][1], second["refine-0"][1], second["eval-2"][1]) == ("0-1", "0-2", "0-2")
@@ -79,13 +79,13 @@ def test_a_chain_with_a_cancelled_and_a_killed_task_ends_as_a_local_run(tmp_path
 
 
 @pytest.mark.slow
-def test_a_task_that_is_told_of_its_time_limit_exits_75_is_put_back_and_finishes(tmp_path, slurm, submit):
+def test_a_task_near_its_time_limit_exits_75_is_requeued_and_completes(tmp_path, slurm, submit):
     settings = ("run.method=grpo", "run.num_shards=2", "draft.num_generations=4", "run.num_iterations=1")
     settings += ("data.problems_per_iteration=24", "engine.groups_per_block=1")
     run = make_run(tmp_path / "run", *settings)
     local = shutil.copytree(run, tmp_path / "local")
     jobs = jobs_of(submit.call("submit.sh", run))
-    # The last task of an array has the number of the array itself: putting it back must not touch the others.
+    # The last task of an array has the id of the array itself: its requeue must not affect the others.
     task = f"{jobs['draft-0'][0]}_1"
     parts = run / "iteration_0000/draft/.parts/shard-00001-of-00002"
     wait_until(lambda: any(parts.glob("block-*.parquet")), TASK_STARTS, "the first block is there")
@@ -97,7 +97,7 @@ def test_a_task_that_is_told_of_its_time_limit_exits_75_is_put_back_and_finishes
     assert slurm.field(jobs["update-0"][0], "JobState") == "COMPLETED"
     log = logs(run, "draft-0")
     assert "error: stopped by SIGUSR1" in log
-    assert "task.sh: exit 75, back into the queue" in log
+    assert "task.sh: exit 75, requeued" in log
     assert igrpo("verify", run).code == 0
     for stage in ("draft", "update"):
         assert igrpo(stage, local).code == 0
@@ -105,7 +105,7 @@ def test_a_task_that_is_told_of_its_time_limit_exits_75_is_put_back_and_finishes
 
 
 @pytest.mark.slow
-def test_an_update_is_taken_by_as_many_processes_as_it_is_given(tmp_path, slurm, submit):
+def test_an_update_uses_the_given_number_of_processes(tmp_path, slurm, submit):
     settings = ("run.method=grpo", "run.num_shards=1", "draft.num_generations=4", "run.num_iterations=1")
     run = make_run(tmp_path / "run", *settings, "data.problems_per_iteration=8")
     jobs = jobs_of(submit.call("submit.sh", run, IGRPO_UPDATE_PROCESSES="2"))

@@ -1,4 +1,4 @@
-"""What submit.sh would give to sbatch, and what it refuses: no Slurm is needed for either."""
+"""The sbatch commands of submit.sh, and its errors; neither needs Slurm."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ BENCH = "arithmetic"
 
 
 def names(commands):
-    """The jobs by name, in order."""
+    """Return the jobs by name, in order."""
     return [flag(command, "job-name") for command in commands]
 
 
 def flag(command, name):
-    """The value of an sbatch flag; None where the command has none."""
+    """Return the value of an sbatch flag, or None."""
     values = [word.partition("=")[2] for word in command if word.startswith(f"--{name}=")]
     return values[-1] if values else None
 
 
 def script_and_arguments(command):
-    """What comes after the flags."""
+    """Return the words after the flags."""
     at = next(index for index, word in enumerate(command) if word.endswith(".sbatch"))
     return [command[at].rpartition("/")[2], *command[at + 1 :]]
 
 
 def finish(run, folder, shards, num_shards):
-    """Make shards that look finished: a data file with its manifest."""
+    """Create files that look like complete shards."""
     (run / folder).mkdir(parents=True, exist_ok=True)
     for shard in shards:
         for suffix in ("parquet", "json"):
@@ -38,11 +38,11 @@ def finish(run, folder, shards, num_shards):
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """A run with nothing done, in a path that needs quoting."""
+    """An empty run whose path needs quoting."""
     return make_run(tmp_path_factory.mktemp("runs") / "100%x it's a run", "run.num_shards=4")
 
 
-def test_an_iteration_is_a_chain_and_the_iterations_are_one_too(scripts, fresh):
+def test_the_jobs_of_all_iterations_form_a_chain(scripts, fresh):
     commands = scripts.dry_run(fresh)
     jobs = [f"{stage}-{k}" for k in (0, 1) for stage in ("draft", "select", "refine", "update")]
     assert names(commands) == jobs
@@ -54,7 +54,7 @@ def test_an_iteration_is_a_chain_and_the_iterations_are_one_too(scripts, fresh):
     ]
 
 
-def test_logs_go_into_the_run_and_a_percent_sign_in_its_path_is_no_pattern(scripts, fresh):
+def test_logs_are_in_the_run_and_a_percent_sign_in_its_path_is_escaped(scripts, fresh):
     draft, select, *_ = scripts.dry_run(fresh)
     folder = str(fresh).replace("%", "%%")
     assert flag(draft, "output") == f"{folder}/slurm/%x-%A_%a.out"
@@ -67,7 +67,7 @@ def test_a_dry_run_writes_nothing(scripts, fresh):
     assert sorted(fresh.rglob("*")) == before
 
 
-def test_only_what_is_missing_is_submitted(scripts, tmp_path):
+def test_only_missing_work_is_submitted(scripts, tmp_path):
     run = make_run(tmp_path / "run", "run.num_shards=16", "run.num_iterations=4")
     (run / "iteration_0000/update").mkdir(parents=True)
     (run / "iteration_0000/update/manifest.json").touch()
@@ -92,7 +92,7 @@ def test_only_what_is_missing_is_submitted(scripts, tmp_path):
     assert (after["eval-2"], after["refine-2"]) == ("afterok:update-1", "afterok:update-1")
 
 
-def test_a_finished_run_needs_nothing_but_its_evaluation(scripts, finished_run):
+def test_a_complete_run_only_needs_its_evaluation(scripts, finished_run):
     assert scripts.dry_run(finished_run) == []
     (job,) = scripts.dry_run(finished_run, "--eval", BENCH)
     assert script_and_arguments(job) == ["eval.sbatch", str(finished_run), BENCH, "--iteration", "2"]
@@ -116,7 +116,7 @@ def test_flags_for_sbatch_go_to_every_job_or_to_some_stages(scripts, fresh):
 @pytest.mark.parametrize(
     ("arguments", "code", "message", "hint"),
     [
-        ([], 2, "no run directory is named", "stages/submit.sh --help"),
+        ([], 2, "no run directory given", "stages/submit.sh --help"),
         (["RUN", "--iteration", "1"], 2, "no option --iteration", "flags for sbatch come after --"),
         (["RUN", "--iterations", "0"], 2, "--iterations 0 is not a number above 0", "stages/submit.sh --help"),
         (["RUN", "--iterations"], 2, "--iterations needs a value", "stages/submit.sh --help"),
@@ -126,7 +126,7 @@ def test_flags_for_sbatch_go_to_every_job_or_to_some_stages(scripts, fresh):
         (["/nowhere at all"], 3, "/nowhere at all is not a run directory", "igrpo init"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_is_submitted(scripts, fresh, arguments, code, message, hint):
+def test_invalid_arguments_are_rejected_before_anything_is_submitted(scripts, fresh, arguments, code, message, hint):
     result = scripts.call("submit.sh", *[fresh if word == "RUN" else word for word in arguments])
     assert (result.code, result.stdout) == (code, "")
     assert message in result.stderr.splitlines()[0]
@@ -141,9 +141,9 @@ def test_help_names_every_option(scripts):
         assert option in result.stdout
 
 
-def test_a_machine_without_slurm_says_so(scripts, fresh, tmp_path):
+def test_a_machine_without_slurm_is_an_error(scripts, fresh, tmp_path):
     for tool in ("bash", "cat", "dirname", "sed"):
         (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
     result = scripts.call("submit.sh", fresh, PATH=str(tmp_path))
     assert (result.code, result.stdout) == (3, "")
-    assert "error: there is no sbatch here" in result.stderr
+    assert "error: sbatch does not exist" in result.stderr

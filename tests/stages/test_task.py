@@ -1,4 +1,4 @@
-"""task.sh around a command: its environment, its exit code, and what it does with a signal."""
+"""task.sh: environment, exit code and signals of its command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_exit_code_is_that_of_the_command(scripts, code):
     assert (result.code, result.stderr) == (code, "")
 
 
-def test_after_so_many_requeues_75_is_a_failure_that_says_what_to_do(scripts):
+def test_after_the_last_requeue_75_is_a_failure_with_a_hint(scripts):
     result = scripts.call(
         "task.sh", "sampling", "bash", "-c", "exit 75", SLURM_RESTART_COUNT="3", IGRPO_MAX_REQUEUES="3"
     )
@@ -47,8 +47,8 @@ def test_after_so_many_requeues_75_is_a_failure_that_says_what_to_do(scripts):
     ],
     ids=["stopped cleanly", "stopped before it listened", "finished all the same"],
 )
-def test_sigterm_reaches_the_command_and_its_end_is_waited_for(scripts, command, code):
-    """Nothing is put back into the queue: without Slurm that would fail, and with it undo a scancel."""
+def test_sigterm_is_forwarded_and_the_script_waits_for_the_command(scripts, command, code):
+    """Nothing is requeued: without Slurm that fails, and with Slurm it would undo a scancel."""
     words = ["bash", STAGES / "task.sh", "sampling", "bash", "-c", command]
     task = subprocess.Popen(words, env=scripts.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert task.stdout is not None
