@@ -25,7 +25,7 @@ _COST = re.compile(
     rb'\n  "started": "([0-9T:-]+\+00:00)",\n  "finished": "([0-9T:-]+\+00:00)",'
     rb'\n  "seconds": ([0-9.e+-]+),\n  "tokens": ([0-9]{1,18}),\n  "gpu_seconds": ([0-9.e+-]+)'
 )
-"""The lines of a manifest that `Cost` holds, in the order of the fields of `Manifest`. A JSON text has no line break."""
+"""The lines of a manifest that `Cost` holds, in the order of `Manifest`. A JSON text has no line break."""
 _DATA_SHA256 = re.compile(rb'\n    "sha256": "([0-9a-f]{64})"')
 _CURVE_VALUE = re.compile(rb'\n    "((?:draft|refine)/(?:accuracy|reward)_mean)": ([0-9.e+-]+)')
 _READ_SIZE = 65_536
