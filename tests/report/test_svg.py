@@ -4,7 +4,7 @@ import math
 import re
 from xml.etree import ElementTree
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from igrpo_cli.inspection.curves import Point
@@ -55,6 +55,7 @@ def test_labels_are_text_and_nothing_else():
 
 
 @given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=20), st.booleans())
+@example([5e-324], False)
 def test_any_figures_can_be_drawn(values, starts_at_zero):
     svg = drawn(Line("mine", 0, 0, [(x, Point(y)) for x, y in enumerate(values)]), starts_at_zero=starts_at_zero)
     left, top, right, bottom = map(float, svg.get("data-plot").split()[:4])

@@ -111,7 +111,7 @@ def _ticks(values: Sequence[float], most: int = 5) -> list[float]:
     """Round numbers over the range of `values`, at most `most` steps of 1, 2 or 5 times a power of ten."""
     low, high = min(values), max(values)
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-300):
-        high = low + (abs(low) or 1.0)
+        high = low + (abs(low) if abs(low) > 1e-300 else 1.0)
     power = 10.0 ** math.floor(math.log10((high - low) / most))
     step = next(power * each for each in (1, 2, 5, 10) if (high - low) / (power * each) <= most)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
