@@ -73,7 +73,7 @@ class StepCheckpoints:
                     copy = staged
                     break
             yield ranks.broadcast(copy)
-            ranks.wait()
+            ranks.barrier()
 
     def _has_copied(self, checkpoint: Path, staged: Path) -> bool:
         try:
@@ -101,4 +101,4 @@ def shared_staging_directory(final: Path, ranks: Ranks) -> Iterator[Path]:
     """Yield the `staging_directory` of the first rank, for all ranks to write into."""
     with staging_directory(final) if ranks.is_first else nullcontext() as staged:
         yield ranks.broadcast(staged or final)
-        ranks.wait()
+        ranks.barrier()
