@@ -34,7 +34,7 @@ def fetch_model(model: str, revision: str | None = None, *, trust_remote_code: b
     directory = Path(model).expanduser()
     if directory.is_dir():
         if revision is not None:
-            raise UsageError(f"{model} is a local directory: it has no revisions", hint=f"remove {revision!r}")
+            raise UsageError(f"{model} is a local directory: it has no revision {revision!r}", hint="remove it")
         check_model_directory(directory)
         return FetchedModel(directory, None)
     if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
