@@ -82,9 +82,9 @@ def test_a_function_gets_what_it_names(module):
     ("function", "said"),
     [
         ("missing", "AttributeError"),
-        ("not_a_function", "is no function but int"),
-        ("of_token_ids", "asks for 'token_ids'"),
-        ("only_by_place", "asks for 'completion', which it cannot be given by name"),
+        ("not_a_function", "is not a function but int"),
+        ("of_token_ids", "has the parameter 'token_ids'"),
+        ("only_by_place", "has the parameter 'completion', which cannot be passed by name"),
     ],
 )
 def test_what_cannot_be_called_is_refused_before_any_row(module, function, said):

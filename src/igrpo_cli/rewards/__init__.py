@@ -1,4 +1,4 @@
-"""The reward of a completion: the answer it gives and the format it keeps. Owns math_verify, knows no other room.
+"""Rewards of completions. This room alone uses math_verify and sympy.
 
-Nothing here imports sympy until a pair is compared, and a `GradingPool` does that in other processes.
+Nothing here imports sympy before a pair is compared, and a `GradingPool` compares pairs in other processes.
 """

@@ -37,14 +37,14 @@ _TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm|mathbf|mathit|operatorname)\s*\{([
 _ALTERNATIVE = re.compile(r"\d|\b(?:and|or)\b", re.IGNORECASE)
 _GLUED = re.compile(r"(?<=\d)(or|and)(?=[A-Z\d(\\-])")
 _SPACE = re.compile(r"\s+")
-# One sign at a time, math-verify takes seconds for a long chain: then the CPU's load would decide.
+# One sign at a time, math-verify takes seconds for a long chain: then the load of the machine would decide.
 _SIGN_CHAIN = re.compile(r"[-+](?:\s*[-+]){2,}")
 
 _INVISIBLE = re.compile(r"\\(?:left|right|displaystyle|limits)(?![a-zA-Z])|\\!")
 _LATEX_SPACE = re.compile(r"\\[,;: ]|~")
 _SPACE_OUTSIDE_NUMBERS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_FEWEST_LETTERS_OF_A_WORD = 3
+_MIN_WORD_LETTERS = 3
 
 _EQUALS = re.compile(r"(?<![\\<>!])=")
 _LISTED = re.compile(r"[,;]|\b(?:and|or)\b")
@@ -58,10 +58,10 @@ _CONSTANT_FUNCTION = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\([a-z]\)(?=\s*=\s*-?
 
 
 def are_equal(answer: str, reference: str) -> bool:
-    """Whether `answer` states the same as `reference`; both are bare answers without a sentence around them.
+    """Return True if `answer` and `reference`, two answers without a sentence around them, are equivalent.
 
-    Not symmetric: the reference decides what form is asked for. Raises whatever sympy raises on an
-    expression that it cannot handle.
+    Not symmetric: the reference decides which form is required. Raises any error of sympy for an expression that it
+    cannot handle.
     """
     choice = reference_choice(reference)
     if choice is not None:
@@ -83,13 +83,13 @@ def are_equal(answer: str, reference: str) -> bool:
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing that can be seen is left of `text` without white space, delimiters and empty boxes."""
+    """Return True if `text` has no visible character besides white space, delimiters and empty boxes."""
     left = _canonical(_tidy(_EMPTY.sub("", text))).strip("{}")
     return not any(character.isprintable() and not character.isspace() for character in left)
 
 
 def _tidy(text: str) -> str:
-    """`text` on one line, with LaTeX for Unicode's signs, without delimiters and what trails a sentence."""
+    """Return `text` on one line, with LaTeX for Unicode signs, without delimiters and final punctuation."""
     text = _DELIMITER.sub(" ", text.translate(_AS_LATEX)).replace(r"\varnothing", r"\emptyset")
     if r"\begin" not in text:  # where a doubled backslash is the end of a row
         text = _ESCAPED_TWICE.sub("", text)
@@ -100,7 +100,7 @@ def _tidy(text: str) -> str:
 
 
 def _canonical(text: str) -> str:
-    """A spelling in which texts that only look different are the same."""
+    """Return a spelling that is equal for texts that differ only in their notation."""
     text = _INVISIBLE.sub("", _FRACTION.sub(r"\\frac", _TEXT.sub(r"\1", text)))
     text = _SPACE_OUTSIDE_NUMBERS.sub("", _LATEX_SPACE.sub(" ", text))
     letters = text.strip("()")
@@ -108,11 +108,11 @@ def _canonical(text: str) -> str:
 
 
 def _is_word(canonical: str) -> bool:
-    return canonical.isalpha() and len(canonical) >= _FEWEST_LETTERS_OF_A_WORD
+    return canonical.isalpha() and len(canonical) >= _MIN_WORD_LETTERS
 
 
 def _as_latex(text: str) -> str:
-    """`text` in the form that math-verify's grammar reads: powers of ten, units as text, f for f(x) = 1."""
+    """Return `text` as math-verify's grammar reads it: powers of ten, units as text, f for f(x) = 1."""
     if read_number(text) is not None:
         text = _E_NOTATION.sub(r"\1\\times 10^{\2}", text)
     text = _CONSTANT_FUNCTION.sub(r"\1", text)
@@ -143,10 +143,10 @@ def _symbolically_equal(answer: str, reference: str) -> bool:
 
 @lru_cache(maxsize=1024)
 def _parse(latex: str) -> Any:
-    """The sympy expression of `latex` or, where the grammar does not know it, its normalised text.
+    """Return the sympy expression of `latex`, or its normalised text if the grammar does not know it.
 
-    Only math-verify's LaTeX grammar is asked: its reader of plain expressions hands text to `eval`.
-    Of a chain of equations that does not parse, the last member counts.
+    Only math-verify's LaTeX grammar is used: its parser of plain expressions passes text to `eval`. If a chain of
+    equations does not parse, its last member counts.
     """
     from math_verify import LatexExtractionConfig, parse
 
@@ -167,7 +167,7 @@ def _parse(latex: str) -> Any:
 
 
 def _are_close(expected: Any, given: Any) -> bool:
-    """False for two small numbers that only round to the same six places."""
+    """Return False for two small numbers that only round to the same six places."""
     are_numbers = getattr(expected, "is_number", False) and getattr(given, "is_number", False)
     if expected == given or not are_numbers:
         return True
@@ -182,54 +182,56 @@ _MARKUP = re.compile(
 _REFERENCE = re.compile(r"\(([A-Z])\)")
 _LEAD = r"(?:(?:the )?(?:(?:best|correct|final|right) )?(?:answer|choice|letter|option)(?: is|:)? ?){0,2}"
 _ENCLOSED = re.compile(rf"{_LEAD}[(\[] ?([a-z]) ?[)\]](?=[ .,:;]|$)", re.IGNORECASE)
-_BARE = re.compile(rf"{_LEAD}([a-z])(?=\)|[.:](?: |$)|[,;]?$)", re.IGNORECASE)
+_LABEL = re.compile(rf"{_LEAD}([a-z])(?=\)|[.:](?: |$)|[,;]?$)", re.IGNORECASE)
 
-_ALSO_ENCLOSED = re.compile(r"(?<!\w)[(\[] ?([A-Z]) ?[)\]](?![-\w])")
-_ALSO_BARE = re.compile(r"(?<![\w(\[])([A-Z])(?=\)|[.:] )")
-_ALSO_LISTED = re.compile(r"(?:\b(?i:and|or|nor|answer|choice|letter|option)\b|[,;&|]| /)(?i: is)? ?([A-Z])(?![\w'’-])")
+_OTHER_ENCLOSED = re.compile(r"(?<!\w)[(\[] ?([A-Z]) ?[)\]](?![-\w])")
+_OTHER_LABEL = re.compile(r"(?<![\w(\[])([A-Z])(?=\)|[.:] )")
+_OTHER_LISTED = re.compile(
+    r"(?:\b(?i:and|or|nor|answer|choice|letter|option)\b|[,;&|]| /)(?i: is)? ?([A-Z])(?![\w'’-])"
+)
 _ONLY_LETTERS = re.compile(r"(?:\W*\b[A-Z]\b)+\W*")
 
 
 def reference_choice(reference: str) -> str | None:
-    """The letter of a reference such as `(B)` or `\\text{(B)}`; None for anything else, a bare `B` included."""
+    """Return the letter of a reference such as `(B)` or `\\text{(B)}`; None for anything else, also for `B` alone."""
     match = _REFERENCE.fullmatch(_plain(reference))
     return match[1] if match else None
 
 
 def named_choice(answer: str) -> str | None:
-    """The one letter, in upper case, that a bare answer names; None where it names none or several."""
+    """Return the only letter that an answer names, in upper case; None if it names none or several."""
     plain = _plain(answer)
     match = _ENCLOSED.match(plain)
-    is_bare = match is None
-    match = match or _BARE.match(plain)
+    is_label = match is None
+    match = match or _LABEL.match(plain)
     if match is None:
         return None
     text = plain[match.end() :].lstrip(").: ").rstrip(".,:; ")
-    others = _letters_in(text.upper() if match[1].islower() else text, is_bare)
+    others = _letters_in(text.upper() if match[1].islower() else text, is_label)
     return match[1].upper() if others <= {match[1].upper()} else None
 
 
-def _letters_in(text: str, is_bare: bool) -> set[str]:
-    """Choices that the text behind a letter names as well; a unit as in `5 J` or a symbol as in `f(A)` is none.
+def _letters_in(text: str, is_label: bool) -> set[str]:
+    """Return the further choices in the text after a letter; a unit as in `5 J` or a symbol as in `f(A)` is none.
 
-    Labels such as `C.` count only where the first letter was such a label too: `(A) E. coli` names one choice.
+    Labels such as `C.` count only if the first letter was such a label too: `(A) E. coli` names one choice.
     """
     if _ONLY_LETTERS.fullmatch(text):
         return set(re.findall(r"[A-Z]", text))
-    patterns = (_ALSO_ENCLOSED, _ALSO_LISTED, *([_ALSO_BARE] if is_bare else []))
+    patterns = (_OTHER_ENCLOSED, _OTHER_LISTED, *([_OTHER_LABEL] if is_label else []))
     return {letter for pattern in patterns for letter in pattern.findall(text)}
 
 
 def _plain(text: str) -> str:
-    """`text` on one line without LaTeX's and Markdown's marks, and with plain letters for bold and full-width ones."""
+    """Return `text` on one line without LaTeX and Markdown marks, with plain letters for bold and full-width ones."""
     return " ".join(_MARKUP.sub(" ", unicodedata.normalize("NFKC", text).rstrip("\\. \n")).split())
 
 
 DECIMAL_PLACES = 6
 RELATIVE_TOLERANCE = Fraction(1, 1000)
 
-_MOST_CHARACTERS = 400
-"""Longer numbers are left to the algebra, which has a time limit."""
+_MAX_NUMBER_CHARACTERS = 400
+"""Longer numbers are compared by math-verify, under the CPU limit of a worker."""
 
 _DIGITS = r"(?:\d{1,3}(?:[, ]\d{3})+|\d+)"
 _CURRENCY = r"(?:\\?\$|[€£])"
@@ -247,12 +249,12 @@ _ARITHMETIC = re.compile(rf"{_OPERAND}(?:(?:[-+*/]|\\(?:times|cdot|div)(?![a-z])
 
 
 def read_number(text: str) -> Fraction | None:
-    """The value of `text` if it is a plain number, else None.
+    """Return the exact value of `text` if it is a plain number, otherwise None.
 
-    Plain are integers, decimals (`0,5` too), a/b, w a/b, 1.5e-3 and 1.5 \\times 10^{-3}, with a currency
-    sign or thousands set off by commas or spaces.
+    Plain numbers are integers, decimals (`0,5` too), a/b, w a/b, 1.5e-3 and 1.5 \\times 10^{-3}; they may have a
+    currency sign, and commas or spaces between thousands.
     """
-    match = _NUMBER.fullmatch(text) if len(text) <= _MOST_CHARACTERS else None
+    match = _NUMBER.fullmatch(text) if len(text) <= _MAX_NUMBER_CHARACTERS else None
     if match is None:
         return None
     below = int(match["under"] or match["below"] or 1)
@@ -275,9 +277,9 @@ def _digits(text: str) -> Fraction:
 
 
 def numbers_agree(answer: Fraction, reference: Fraction) -> bool:
-    """Equal, or equal when rounded to six places (as in math-verify) and to one part in a thousand besides.
+    """Return True for numbers that agree to six decimal places (as in math-verify) and to one part in a thousand.
 
-    The second keeps 0.0 from being 3.6e-10. A whole number agrees only with itself.
+    Without the second condition 0.0 would equal 3.6e-10. An integer agrees only with itself.
     """
     if answer.denominator == 1 or reference.denominator == 1:
         return answer == reference
@@ -286,9 +288,9 @@ def numbers_agree(answer: Fraction, reference: Fraction) -> bool:
 
 
 def is_unevaluated(answer: str, reference: Fraction) -> bool:
-    """Whether `answer` is a sum, product or quotient of numbers that is still to be worked out.
+    """Return True if `answer` is a sum, product or quotient of numbers that is not worked out.
 
-    a/b is a number in itself, unless the reference says that it is whole.
+    a/b is a plain number, unless the reference is an integer.
     """
     if not _ARITHMETIC.fullmatch(answer):
         return False

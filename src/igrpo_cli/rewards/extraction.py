@@ -1,15 +1,15 @@
-"""Where the answer stands in a completion: text in, text out, by plain scans that take linear time.
+"""Find the answer in a completion, by scans that take linear time.
 
-The last statement counts, and only statements after the thought:
+The last statement after the reasoning counts:
 
-1. Text up to the last `</think>` is left out; a thought that is still open gives no answer.
-2. The content of the last `<answer>…</answer>`, if there is one, is all that is looked at.
-3. In it, the last `\\boxed{…}`. Boxes with nothing but separators between them are one list of answers.
-   A "final answer is …" behind the last box outranks it.
-4. Without a box: what follows the last "answer is", "answer:" or `####`.
-5. Without any mark: the last formula or number, if it stands in the last line.
+1. Text up to the last `</think>` is ignored; reasoning that does not end gives no answer.
+2. If there is an `<answer>…</answer>`, only the content of the last one is read.
+3. The last `\\boxed{…}` in it is the answer. Boxes with only separators between them are one list of answers.
+   A "final answer is …" after the last box replaces it.
+4. Without a box, the answer follows the last "answer is", "answer:" or `####`.
+5. Without any of these marks, the answer is the last formula or number, if it is in the last line.
 
-A list stays a list ("17 or 18" is never 18 alone), and a bare formula or word stays as it is.
+A list stays a list ("17 or 18" is never 18 alone), and a formula or word alone stays as it is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 from typing import NamedTuple
 
 MAX_CHARACTERS = 4_096
-"""Default bound on the length of an answer, and on how much of unmarked prose is read (its end)."""
+"""Maximum length of an answer, and of the end of unmarked text that is read."""
 
 _SPAN = r"(?<!\\)\$\$[^$]+\$\$|(?<!\\)\$(?:\\.|[^$\n\\])+\$|\\\([^\n]+?\\\)|\\\[.+?\\\]"
 _NUMBER = (
@@ -39,21 +39,21 @@ _SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|$)")
 _BRACE = re.compile(r"\\{1,4}(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 _SEPARATOR_COMMAND = re.compile(r"\\(?:quad|qquad|text|mbox|mathrm)(?![a-z])")
 _WORDS = re.compile(r"[^\W_]+")
-_MOST_HEDGES = 1
+_MAX_HEDGES = 1
 
 _COMMAND_WORDS = re.compile(r"\\(?:text\w*|mbox|math\w+|operatorname|begin|end)\s*\{[^{}]*\}")
 _WORD = re.compile(
     r"(?<![\w\\])(?!(?:and|or|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|mod|infinity)\b)[A-Za-z]{2,}(?![\w(])",
     re.IGNORECASE,
 )
-_MOST_WORDS_OF_A_PHRASE = 3
+_MAX_WORDS_OF_A_PHRASE = 3
 
 
 def extract_answer(completion: str, max_characters: int = MAX_CHARACTERS) -> str | None:
-    """The answer that `completion` gives, as it is written there; None when it gives none.
+    """Return the answer that `completion` gives, as it is written there; None if it gives none.
 
-    A marked answer may be longer than `max_characters` (the caller decides what that means); of
-    unmarked prose only the last `max_characters` are read, since an answer stands at the end.
+    A marked answer may be longer than `max_characters`; the caller decides what that means. Of unmarked text only the
+    last `max_characters` are read, since an answer is at the end.
     """
     scope, is_tagged = answer_scope(completion)
     boxes = _last_boxes(scope)
@@ -68,9 +68,9 @@ def extract_answer(completion: str, max_characters: int = MAX_CHARACTERS) -> str
 
 
 def marked_answer(completion: str) -> str | None:
-    """The answer that tags, a box or a mark ("the answer is …") set apart, whole; None where nothing does.
+    """Return the whole answer in tags, in a box or after a mark ("the answer is …"); None without any of them.
 
-    For a judge, who reads prose: no sentence is narrowed to its formula, and unmarked prose gives no answer.
+    Used for a judge, which reads text: a sentence is not reduced to its formula, and unmarked text gives no answer.
     """
     scope, is_tagged = answer_scope(completion)
     boxes = _last_boxes(scope)
@@ -78,19 +78,19 @@ def marked_answer(completion: str) -> str | None:
         return scope or None
     if boxes:
         return _final_statement(scope[boxes.end :]) or boxes.content or None
-    return _behind_last_mark(scope)
+    return _after_last_mark(scope)
 
 
 def extract_choice(completion: str, max_characters: int = MAX_CHARACTERS) -> str | None:
-    """What `completion` states where a letter is asked for: as `extract_answer`, but of a sentence all of it.
+    """Return the answer to a multiple-choice problem: as `extract_answer`, but with the whole sentence.
 
-    So "(B) 42 m" keeps its letter. Without any mark, the last line counts if it is a few words.
+    So "(B) 42 m" keeps its letter. Without any mark, the last line counts if it has only a few words.
     """
     scope, is_tagged = answer_scope(completion)
     boxes = _last_boxes(scope)
     if boxes:
         return _final_statement(scope[boxes.end :][-max_characters:]) or boxes.content or None
-    stated = _behind_last_mark(scope if is_tagged else scope[-max_characters:])
+    stated = _after_last_mark(scope if is_tagged else scope[-max_characters:])
     if stated or is_tagged:
         return stated or scope or None
     lines = scope[-max_characters:].strip().splitlines()
@@ -98,7 +98,7 @@ def extract_choice(completion: str, max_characters: int = MAX_CHARACTERS) -> str
 
 
 def extract_reference(reference: str) -> str:
-    """The answer in a reference: a whole solution is read like a completion, anything shorter is the answer."""
+    """Return the answer in a reference: a whole solution is read like a completion, a shorter text is the answer."""
     boxes = _last_boxes(reference)
     if boxes:
         return boxes.content
@@ -109,10 +109,10 @@ def extract_reference(reference: str) -> str:
 
 
 def answer_scope(completion: str) -> tuple[str, bool]:
-    """The part of `completion` that may hold the answer, and whether `<answer>` tags mark it.
+    """Return the part of `completion` that may hold the answer, and True if `<answer>` tags mark it.
 
-    Empty where a thought is unfinished or the tags are empty. A closing tag may be missing at the
-    very end: samplers that stop at `</answer>` leave it out.
+    The part is empty if the reasoning does not end or the tags are empty. The closing tag may be missing at the end:
+    samplers that stop at `</answer>` leave it out.
     """
     rest = completion.rpartition("</think>")[2]
     if "<think>" in rest:
@@ -133,7 +133,7 @@ class _Box(NamedTuple):
 
 
 def _last_boxes(text: str) -> _Box | None:
-    """The last group of boxes as one, contents joined by commas; None without a box."""
+    """Return the last group of boxes as one box, with contents joined by commas; None without a box."""
     boxes = _outer_boxes(text)
     if not boxes:
         return None
@@ -148,9 +148,9 @@ def _last_boxes(text: str) -> _Box | None:
 
 
 def _outer_boxes(text: str) -> list[_Box]:
-    """The boxes that are inside no other one, in order; empty ones only if there is nothing else.
+    """Return the outermost boxes, in order; empty boxes only if all are empty.
 
-    A box that is never closed ends with its line.
+    A box that is not closed ends with its line.
     """
     open_braces: list[tuple[int, int] | None] = []
     boxes: list[tuple[int, int, int, int]] = []
@@ -176,14 +176,14 @@ def _outer_boxes(text: str) -> list[_Box]:
 
 
 def _is_separator(gap: str) -> bool:
-    """Whether what stands between two boxes makes them one list: punctuation, "and", "or", "or maybe"."""
+    """Return True if the text between two boxes makes them one list: punctuation, "and", "or", "or maybe"."""
     words = _WORDS.findall(_SEPARATOR_COMMAND.sub(" ", gap))
     others = [word for word in words if word.lower() not in ("and", "or")]
-    return not others or ("or" in words and len(others) <= _MOST_HEDGES)
+    return not others or ("or" in words and len(others) <= _MAX_HEDGES)
 
 
 def _final_statement(text: str) -> str | None:
-    """What a "final answer is" in `text` states, if that is a formula or a number ("… is above" states none)."""
+    """Return the answer after a "final answer is" in `text`, if it is a formula or number ("… is above" is none)."""
     marks = list(_FINAL_MARK.finditer(text))
     stated = _statement(text[marks[-1].start() :]) if marks else None
     return stated if stated and (_num_words(stated) == 0 or _LIST.search(stated)) else None
@@ -202,16 +202,16 @@ def _from_prose(text: str) -> str | None:
 
 
 def _statement(text: str) -> str | None:
-    """What stands behind the last mark in `text`: a displayed formula, or what the rest of the sentence names."""
-    stated = _behind_last_mark(text)
+    """Return the answer after the last mark in `text`: a displayed formula, or the last one in the sentence."""
+    stated = _after_last_mark(text)
     if stated is None or _num_words(stated) == 0:
         return stated
     listed = _last_list(stated)
     return listed[0] if listed else _phrase(stated)
 
 
-def _behind_last_mark(text: str) -> str | None:
-    """The displayed formula, or the rest of the sentence, behind the last mark in `text`."""
+def _after_last_mark(text: str) -> str | None:
+    """Return the displayed formula, or the rest of the sentence, after the last mark in `text`."""
     marks = list(_MARK.finditer(text))
     if not marks:
         return None
@@ -230,11 +230,11 @@ def _last_list(text: str) -> tuple[str, int] | None:
 
 
 def _phrase(text: str) -> str | None:
-    """`text` if it is a few words on one line, an answer in itself."""
-    is_phrase = _num_words(text) <= _MOST_WORDS_OF_A_PHRASE and "\n" not in text
+    """Return `text` if it is an answer by itself: a few words on one line."""
+    is_phrase = _num_words(text) <= _MAX_WORDS_OF_A_PHRASE and "\n" not in text
     return text if text and is_phrase else None
 
 
 def _num_words(text: str) -> int:
-    """Words of prose: those outside formulas and commands that are no names of functions."""
+    """Count the words of a text: those outside formulas and commands that are not names of functions."""
     return len(_WORD.findall(_COMMAND_WORDS.sub(" ", _SPANS.sub(" ", text))))

@@ -1,6 +1,6 @@
-"""A user's own reward functions: named in the settings, found by module or entry point, called in grading workers.
+"""Reward functions of the user: named in the settings, found by module or entry point, called in grading workers.
 
-A function takes those of `PARAMETERS` that it names, of one completion, and returns a finite number:
+A function is called with one completion. Its parameters are any of `PARAMETERS`, and it returns a finite number:
 
     def brevity(num_tokens, max_completion_length):
         return 1 - num_tokens / max_completion_length
@@ -26,28 +26,28 @@ ENTRY_POINTS = "igrpo.rewards"
 PARAMETERS = {
     "completion": "the text of the completion",
     "answer": "the reference answer",
-    "extracted_answer": "the answer found in the completion, None where there is none",
+    "extracted_answer": "the answer found in the completion, None if there is none",
     "verdict": "correct, wrong, no_answer or ungraded",
     "problem": "the text of the problem",
-    "prompt": "the whole prompt, as the policy read it",
+    "prompt": "the whole prompt, with the chat template",
     "num_tokens": "tokens of the completion",
     "max_completion_length": "tokens at which sampling stops",
     "finish_reason": "stop, length or abort",
 }
-"""What a function may ask for, by the name of its parameter."""
+"""The parameters that a function may have, by name."""
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 class FunctionFailedError(Exception):
-    """A function gave no finite number for a row; the message names the function and holds no text of the model."""
+    """A function failed at a row; the message names the function and holds no text of the model."""
 
 
 class RewardFunction:
-    """One function, ready to be called."""
+    """One function of the user, imported and checked."""
 
     def __init__(self, name: str, target: str) -> None:
-        """Imports `target`, a `module:function`. Raises UsageError where it cannot be called as it must be."""
+        """Import `target`, a `module:function`. Raises UsageError if it cannot be imported or called."""
         self.name = name
         self._what = f"the reward function {name} ({target})"
         module, _, attribute = target.partition(":")
@@ -61,12 +61,12 @@ class RewardFunction:
                 hint="the module must be installed, on PYTHONPATH or in the current directory",
             ) from error
         self._function: Callable[..., Any] = function
-        self._wanted = self._find_wanted()
+        self._parameters = self._find_parameters()
 
     def __call__(self, row: Mapping[str, Any]) -> float:
-        """Its value for `row`, which holds all of `PARAMETERS`. Raises FunctionFailedError."""
+        """Return the value for `row`, which holds all of `PARAMETERS`. Raises FunctionFailedError."""
         try:
-            value = self._function(**{name: row[name] for name in self._wanted})
+            value = self._function(**{name: row[name] for name in self._parameters})
         except Exception as error:
             raise FunctionFailedError(f"{self._what} raised {type(error).__name__}{_place(error)}") from error
         try:
@@ -77,30 +77,30 @@ class RewardFunction:
             raise FunctionFailedError(f"{self._what} returned {type(value).__name__} {number}, not a finite number")
         return number
 
-    def _find_wanted(self) -> list[str]:
+    def _find_parameters(self) -> list[str]:
         if not callable(self._function):
-            raise UsageError(f"{self._what} is no function but {type(self._function).__name__}")
+            raise UsageError(f"{self._what} is not a function but {type(self._function).__name__}")
         try:
             parameters = inspect.signature(self._function).parameters.values()
         except (TypeError, ValueError) as error:
             raise UsageError(f"{self._what} has no signature that Python can read: {error}") from error
         known = ", ".join(PARAMETERS)
-        wanted = []
+        found = []
         for parameter in parameters:
             if parameter.kind is parameter.VAR_KEYWORD:
                 return list(PARAMETERS)
             if parameter.name in PARAMETERS and parameter.kind is not parameter.POSITIONAL_ONLY:
-                wanted.append(parameter.name)
+                found.append(parameter.name)
             elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
                 raise UsageError(
-                    f"{self._what} asks for {parameter.name!r}, which it cannot be given by name",
-                    hint=f"a reward function may ask for {known}",
+                    f"{self._what} has the parameter {parameter.name!r}, which cannot be passed by name",
+                    hint=f"a reward function may have the parameters {known}",
                 )
-        return wanted
+        return found
 
 
 def resolve_target(name: str, target: str) -> str:
-    """`target` as `module:function`; a word without a colon is an entry point of the group `igrpo.rewards`.
+    """Return `target` as `module:function`; a word without a colon is an entry point of the group `igrpo.rewards`.
 
     Raises UsageError for anything else. Imports nothing.
     """
@@ -117,24 +117,24 @@ def resolve_target(name: str, target: str) -> str:
 
 
 def source_sha256(target: str) -> str | None:
-    """SHA-256 of the file in which `target` (`module:function`) is defined; None where it has no file of its own.
+    """Return the SHA-256 of the file that defines `target` (`module:function`); None if it has no file.
 
-    Found without importing it: what a user's module imports is of no concern to the process that samples.
+    The module is not imported: its own imports must not slow down or change the process that samples.
     """
     spec: ModuleSpec | None = None
-    places: list[str] | None = [*sys.path, str(Path.cwd())]
+    folders: list[str] | None = [*sys.path, str(Path.cwd())]
     for name in target.partition(":")[0].split("."):
-        # By its last name, in its parent's places: by its whole name the parent would have to be imported.
-        spec = PathFinder.find_spec(name, places)
+        # Searched by its last name in the folders of its parent: the full name would import the parent.
+        spec = PathFinder.find_spec(name, folders)
         if spec is None:
             return None
-        places = list(spec.submodule_search_locations or ())
+        folders = list(spec.submodule_search_locations or ())
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
 
 
 def _place(error: Exception) -> str:
-    """Where in the user's file it was raised."""
+    """Return file and line of the user's code that raised `error`."""
     frames = traceback.extract_tb(error.__traceback__)[1:]
     return f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else " when it was called"

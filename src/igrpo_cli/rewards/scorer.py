@@ -1,15 +1,15 @@
-"""The reward of a completion: all of its parts, from whoever says them, and their weighted sum.
+"""The reward of a completion: named parts, and their weighted sum.
 
-| part | value | said by |
+| part | value | computed by |
 |---|---|---|
 | `accuracy` | 1 if the verdict is `correct`, else 0 | the grading workers |
-| `format` | 1 for one thought and one answer in their tags | `formatting` |
-| `overlong` | 0, falling to -1 over the last tokens | `formatting` |
-| `length` | share of the allowed length that was left, in [0, 1] | `formatting` |
+| `format` | 1 for one `<think>` and one `<answer>` element | `format_reward` |
+| `overlong` | 0, falling to -1 over the last tokens | `soft_overlong_reward` |
+| `length` | unused share of the allowed length, in [0, 1] | `length_reward` |
 | `judge` | in [0, 1] | a judge model |
-| any other | what a user's own function returns | the grading workers |
+| any other | the value of a function of the user | the grading workers |
 
-A part that somebody failed to say makes the row `ungraded`: it earns nothing for that part, nor for accuracy.
+If a part cannot be computed, the row is `ungraded`: it earns nothing for that part, nor for accuracy.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FORMAT = re.compile(rf"\s*<think>{_CONTENT}</think>\s*<answer>{_CONTENT}</answe
 
 @dataclass(frozen=True, slots=True)
 class ScoringInput:
-    """One completion, with all that its reward may depend on."""
+    """One completion, with everything that its reward may depend on."""
 
     problem: Problem
     prompt: str
@@ -44,7 +44,7 @@ class ScoringInput:
     finish_reason: FinishReason
 
     def context(self) -> dict[str, Any]:
-        """What a user's own function may ask for beyond completion, reference and verdict."""
+        """Return the parameters of the user's functions besides completion, reference and verdict."""
         return {
             "problem": self.problem.problem,
             "prompt": self.prompt,
@@ -56,16 +56,16 @@ class ScoringInput:
 
 @dataclass(frozen=True, slots=True)
 class ScoringResult:
-    """What became of it."""
+    """The grade, the parts and the reward of one completion."""
 
     grade: Grade
     parts: dict[str, float]
-    """`accuracy` and `format`, and whatever else has a weight."""
+    """`accuracy`, `format`, and every other part that has a weight."""
     reward: float
 
 
 class Scorer:
-    """Scores completions. May be used from any thread; keeps nothing but what it was given."""
+    """Computes the rewards of completions. Threads may share it."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Scorer:
         judge: Judge | None = None,
         has_functions: bool = False,
     ) -> None:
-        """`overlong_cache` in tokens, for the part `overlong`; `judge` for the part `judge`."""
+        """Combine the sources of the parts: `overlong_cache` (in tokens) for `overlong`, `judge` for `judge`."""
         self._pool = pool
         self._weights = weights
         self._overlong_cache = overlong_cache
@@ -84,7 +84,7 @@ class Scorer:
         self._has_functions = has_functions
 
     def score(self, rows: Sequence[ScoringInput]) -> list[ScoringResult]:
-        """The rewards of `rows`, in order. Raises what the pool and the judge raise: then no row is scored."""
+        """Return the rewards of `rows`, in order. Raises the errors of the pool and of the judge."""
         pairs = [(row.completion, row.problem.answer) for row in rows]
         contexts = [row.context() for row in rows] if self._has_functions else None
         grading = self._pool.submit(pairs, contexts)
@@ -94,38 +94,38 @@ class Scorer:
 
             requests = [JudgeRequest(row.problem.problem, row.problem.answer, row.completion) for row in rows]
             judged = self._judge.score(requests)
-        return [self._scored(*each) for each in zip(rows, grading.result(), judged, strict=True)]
+        return [self._result(*each) for each in zip(rows, grading.result(), judged, strict=True)]
 
-    def _scored(self, row: ScoringInput, grade: Grade, judged: JudgeScore | None) -> ScoringResult:
-        said: dict[str, float | None] = {
+    def _result(self, row: ScoringInput, grade: Grade, judged: JudgeScore | None) -> ScoringResult:
+        values: dict[str, float | None] = {
             "format": format_reward(row.completion),
             "length": length_reward(row.num_tokens, row.max_completion_length),
             "judge": None if judged is None else judged.score,
             **grade.parts,
         }
         if self._overlong_cache is not None:
-            said["overlong"] = soft_overlong_reward(row.num_tokens, row.max_completion_length, self._overlong_cache)
+            values["overlong"] = soft_overlong_reward(row.num_tokens, row.max_completion_length, self._overlong_cache)
         if judged is not None and judged.score is None:
             grade = replace(grade, verdict="ungraded", reason=judged.reason)
-        parts = {"accuracy": float(grade.verdict == "correct"), "format": said["format"] or 0.0}
-        parts |= {name: said.get(name) or 0.0 for name in self._weights if name not in parts}
+        parts = {"accuracy": float(grade.verdict == "correct"), "format": values["format"] or 0.0}
+        parts |= {name: values.get(name) or 0.0 for name in self._weights if name not in parts}
         return ScoringResult(grade, parts, weighted_reward(parts, self._weights))
 
 
 def format_reward(completion: str) -> float:
-    """1.0 iff `completion` is one `<think>…</think>` followed by one `<answer>…</answer>`, else 0.0.
+    """Return 1.0 if `completion` is one `<think>…</think>` followed by one `<answer>…</answer>`, else 0.0.
 
-    White space may stand around and between the two; nothing else may. Each must hold at least one
-    visible character, and none of the four tags may occur a second time, inside or outside.
+    Only white space may be around and between the two. Each must have a visible character, and each of the four tags
+    must occur exactly once.
     """
     match = _FORMAT.fullmatch(completion)
     return float(match is not None and all(_is_visible(content) for content in match.groups()))
 
 
 def soft_overlong_reward(length: int, max_length: int, cache: int) -> float:
-    """DAPO's soft overlong punishment (arXiv 2503.14476, equation 13), of lengths in tokens.
+    """Return the soft overlong punishment of DAPO (arXiv 2503.14476, equation 13); lengths are in tokens.
 
-    0 up to `max_length - cache` tokens, from there in a straight line to -1 at `max_length`. A cache larger than
+    It is 0 up to `max_length - cache` tokens, then falls linearly to -1 at `max_length`. A cache larger than
     `max_length` counts as `max_length`.
     """
     cache = min(cache, max_length)
@@ -133,7 +133,7 @@ def soft_overlong_reward(length: int, max_length: int, cache: int) -> float:
 
 
 def length_reward(length: int, max_length: int) -> float:
-    """Share of the allowed length that is left, of lengths in tokens: 1 for nothing said, 0 from `max_length` on."""
+    """Return the unused share of the allowed length in tokens: 1 for an empty completion, 0 from `max_length` on."""
     return max(0.0, 1 - length / max_length)
 
 
@@ -142,9 +142,9 @@ def _is_visible(text: str) -> bool:
 
 
 def weighted_reward(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """Sum of weights[name] * parts[name]; a part without a weight counts nothing.
+    """Return the sum of weights[name] * parts[name]; a part without a weight does not count.
 
-    Raises UsageError for a weight of a part that is not there, or when the sum is not finite.
+    Raises UsageError for a weight without a part, and if the sum is not finite.
     """
     missing = sorted(weights.keys() - parts.keys())
     if missing:
