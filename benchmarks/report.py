@@ -127,11 +127,11 @@ def main() -> None:
         make_run(run, arguments)
         command = [sys.executable, "-m", "igrpo_cli", "report", str(run), "--json", "-q"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     figures = {"cpu_seconds": round(used.ru_utime + used.ru_stime, 1), "peak_gib": round(used.ru_maxrss / 2**20, 2)}
     keys = ("iterations", "rollouts", "problems", "bytes", "seconds")
-    print(json.dumps({**{key: told[key] for key in keys}, **figures}))
+    print(json.dumps({**{key: result[key] for key in keys}, **figures}))
 
 
 if __name__ == "__main__":

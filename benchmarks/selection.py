@@ -76,18 +76,18 @@ def measure(rows: int, arguments: argparse.Namespace) -> dict[str, float]:
         started = time.monotonic()
         with subprocess.Popen([*command, "-q"], stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            told = json.loads(process.stdout.read())
+            result = json.loads(process.stdout.read())
             _, status, used = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - started
     assert process.returncode == 0
-    assert told["rows"] == groups
+    assert result["rows"] == groups
     return {
         "rows": groups * arguments.samples,
         "shards": arguments.shards,
         "seconds": round(seconds, 2),
         "cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
-        "rows_per_second": round(groups * arguments.samples / told["seconds"]),
+        "rows_per_second": round(groups * arguments.samples / result["seconds"]),
         "peak_mib": round(used.ru_maxrss / 2**10),
     }
 

@@ -80,16 +80,16 @@ def cycle(imported: Imports) -> list[str]:
     rooms: dict[str, set[str]] = defaultdict(set)
     for module, names in imported.items():
         rooms[_room(module)] |= {_room(name) for name in names} - {_room(module)}
-    finished: set[str] = set()
+    acyclic: set[str] = set()
 
     def visit(room: str, path: list[str]) -> list[str]:
         if room in path:
             return [*path[path.index(room) :], room]
-        if room not in finished:
+        if room not in acyclic:
             for other in sorted(rooms.get(room, ())):
                 if found := visit(other, [*path, room]):
                     return found
-            finished.add(room)
+            acyclic.add(room)
         return []
 
     return next((found for room in sorted(rooms) if (found := visit(room, []))), [])
