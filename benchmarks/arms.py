@@ -48,7 +48,7 @@ def make_arm(run: Path, overrides: list[str], seed: int, iterations: int) -> Non
 def accuracy(run: Path, policy: int) -> list[str]:
     """Return the accuracy of one policy without and with draft, as table cells."""
     cells = []
-    for flags in ([], ["--conditioned"]):
+    for flags in ([], ["--with-draft"]):
         figures = igrpo("eval", run, "--bench", "arithmetic", "--iteration", policy, *flags)
         low, high = figures["ci95"]
         cells.append(f"{100 * figures['avg_at_k']:.1f} ({100 * low:.1f}–{100 * high:.1f})")

@@ -81,7 +81,7 @@ def test_a_number_is_a_policy_even_where_a_directory_has_that_name(run, tmp_path
 def test_conditioned_evaluations_of_both(run):
     for policy, groups in ((0, AFTER), (3, BEFORE)):
         make_evaluation(run, "sums", policy, *groups, conditioned="majority")
-    both = ["eval", run.root, "--bench", "sums", "--compare", "0", "3", "--conditioned"]
+    both = ["eval", run.root, "--bench", "sums", "--compare", "0", "3", "--with-draft"]
     compared = igrpo(*both, "--set", "eval.selection=majority", "--json").json
     assert compared["difference"] == -0.25
     assert compared["before"]["directory"].endswith("policy_0000_conditioned_majority")
@@ -89,7 +89,7 @@ def test_conditioned_evaluations_of_both(run):
     assert missing.code == 3
     assert missing.stderr.splitlines() == [
         f"error: {run.root}/eval/sums/policy_0000_conditioned holds no evaluation",
-        f"hint: igrpo eval {run.root} --bench sums --iteration 0 --conditioned",
+        f"hint: igrpo eval {run.root} --bench sums --iteration 0 --with-draft",
     ]
 
 

@@ -163,7 +163,7 @@ def test_eval_of_a_run_bare_and_conditioned(tmp_path, finished_run):
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     request = ["eval", run, "--bench", "arithmetic", "--samples", "2", *sets("eval.limit=6"), "--json"]
-    assert igrpo(*request, "--conditioned").code == 3
+    assert igrpo(*request, "--with-draft").code == 3
     plan = igrpo(*request, "--dry-run").json
     assert (plan.keys() >= EVAL_KEYS, plan["problems"], plan["samples"]) == (True, 6, 2)
     bare = igrpo(*request)
@@ -176,7 +176,7 @@ def test_eval_of_a_run_bare_and_conditioned(tmp_path, finished_run):
     assert summary["avg_at_k"] <= summary["pass_at_k"]
     written = run / "eval/arithmetic/policy_0002/summary.json"
     assert read_summary(written) == summary
-    conditioned = igrpo(*request, "--conditioned").json
+    conditioned = igrpo(*request, "--with-draft").json
     assert conditioned["bare_avg_at_k"] == summary["avg_at_k"]
     assert igrpo("verify", run).code == 0
     assert igrpo(*request, "--set", "eval.temperature=0.3").code == 4

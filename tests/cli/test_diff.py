@@ -156,7 +156,7 @@ def test_what_is_missing_or_wrong_says_what_to_type(run, tmp_path):
         ([run, 0, 5], 3, f"iteration 5 of {run} has no finished draft shard", f"igrpo draft {run} --iteration 5"),
         ([run, empty], 3, f"no iteration was sampled both in {run} and in {empty}", f"igrpo status {run}"),
         ([run, tmp_path], 3, f"{tmp_path} is not a run directory: it has no run.toml", f"igrpo init {tmp_path}"),
-        ([run, 0, 1, "--json", "--markdown"], 2, "--json and --markdown are two outputs", "ask for one of them"),
+        ([run, 0, 1, "--json", "--markdown"], 2, "--json and --markdown exclude each other", "use one of them"),
     ]:
         result = igrpo("diff", *arguments)
         assert (result.code, result.stdout) == (code, ""), arguments

@@ -156,7 +156,7 @@ def test_a_benchmark_that_does_not_exist_is_told_before_any_is_sampled(run):
     [
         (["--bench", "arithmetic", "--bench", "arithmetic"], "2 benchmarks are called arithmetic"),
         (["--bench", "a/sums.jsonl", "--bench", "b/sums.jsonl"], "2 benchmarks are called sums"),
-        (["--bench", "arithmetic", "--json", "--markdown"], "--json and --markdown are two outputs"),
+        (["--bench", "arithmetic", "--json", "--markdown"], "--json and --markdown exclude each other"),
         ([], "eval needs a benchmark"),
     ],
 )

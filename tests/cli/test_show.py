@@ -59,8 +59,8 @@ def test_what_changed_is_marked(run, tmp_path):
     ("flags", "iteration", "problems"),
     [
         (["--broken"], 1, ["p1"]),
-        (["--no-gradient", "--limit", "0"], 1, ["p0", "p2"]),
-        (["--no-gradient", "--broken"], None, []),
+        (["--equal-rewards", "--limit", "0"], 1, ["p0", "p2"]),
+        (["--equal-rewards", "--broken"], None, []),
         # Not in the newest iteration: the newest that has any.
         (["--fixed"], 0, ["p0"]),
         (["--verdict", "no_answer"], 0, ["p0"]),
@@ -164,7 +164,7 @@ def test_what_is_missing_or_wrong_says_what_to_type(run, tmp_path):
             "its 4 problems begin with p0",
         ),
         ([run, "--verdict", "right"], 2, "'right' is no verdict", "--verdict correct, wrong, no_answer, ungraded"),
-        ([run, "--json", "--markdown"], 2, "--json and --markdown are two outputs", "ask for one of them"),
+        ([run, "--json", "--markdown"], 2, "--json and --markdown exclude each other", "use one of them"),
     ]:
         result = igrpo("show", *arguments)
         assert (result.code, result.stdout) == (code, ""), arguments

@@ -59,7 +59,7 @@ class Finalised:
     def __del__(self):
         send(signal.SIGTERM)
 
-signals.SECONDS_TO_CLEAN_UP = 0.2
+signals.CLEAN_UP_SECONDS = 0.2
 signals.exit_on_signal()
 with interrupts.clean_interrupts():
     {}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from igrpo_cli.algo.estimates import maj_at_k
 from igrpo_cli.config.rewards import RewardSection
-from igrpo_cli.evaluation.answer_classes import CORRECT, answer_classes
+from igrpo_cli.evaluation.consensus import CORRECT, answer_classes
 from igrpo_cli.records import Grade
 from igrpo_cli.rewards.grading import grade_answer
 from igrpo_cli.rewards.grading_pool import GradingPool

@@ -11,13 +11,13 @@ from igrpo_cli.config.files import check_config
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.evaluation.consensus import consensus
 from igrpo_cli.evaluation.summary import (
-    MOST_SAMPLES_FOR_EVERY_K,
+    MAX_SAMPLES_FOR_EVERY_K,
     PAPER_BENCHES,
-    conditioned_figures,
     correct_matrix,
     macro_average,
     majorities,
     paired_figures,
+    refinement_figures,
     summarise,
 )
 from igrpo_cli.pipeline.session import Session
@@ -61,7 +61,7 @@ def test_problems_come_in_the_order_of_their_groups():
 
 
 def test_beyond_a_limit_only_the_majority_of_all_samples_is_told():
-    number = MOST_SAMPLES_FOR_EVERY_K + 1
+    number = MAX_SAMPLES_FOR_EVERY_K + 1
     assert majorities([["4"] * number], [[1.0] * number]) == {str(number): 1.0}
     assert len(majorities([["4"] * 8], [[1.0] * 8])) == 8
 
@@ -74,7 +74,7 @@ def test_what_refining_did_by_hand():
         sample(1, 0, "6", draft_sample_id=0),  # copied
         sample(1, 1, "!4", draft_sample_id=1),  # copied
     ]
-    figures = conditioned_figures(refined, bare)
+    figures = refinement_figures(refined, bare)
     assert (figures["bare_avg_at_k"], figures["difference"], figures["p_value"]) == (0.5, 0.0, 1.0)
     assert {name: figures[name] for name in ("draft_accuracy", "fix_rate", "break_rate", "copy_rate")} == {
         "draft_accuracy": 0.5,
@@ -89,7 +89,7 @@ def test_one_draft_for_all_refinements_counts_once_for_each():
     refined = [
         sample(g, s, a, draft_sample_id=0) for g, row in enumerate((["!4"] * 3, ["5"] * 3)) for s, a in enumerate(row)
     ]
-    figures = conditioned_figures(refined, bare)
+    figures = refinement_figures(refined, bare)
     assert figures["draft_accuracy"] == 0.5
     assert figures["difference"] == pytest.approx(1 / 3)
     assert (figures["fix_rate"], figures["break_rate"], figures["copy_rate"]) == (0.0, 0.0, 0.5)

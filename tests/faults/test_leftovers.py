@@ -57,7 +57,7 @@ def test_an_evaluation_clears_away_problems_and_summaries(run):
 
 
 def test_a_tracker_clears_away_what_it_was_writing_of_what_it_has_sent(run):
-    from igrpo_cli.loggers.sent import SentEntries
+    from igrpo_cli.loggers.entries import SentEntries
 
     leave(run / "log", "trackio.json")
     sent = SentEntries(run / "log" / "trackio.json")

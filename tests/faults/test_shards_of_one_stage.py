@@ -87,6 +87,6 @@ def test_samples_of_different_settings_have_no_summary(run):
     assert "eval.temperature is 0.2, but" in result.stderr
     assert f"hint: make one of both anew: igrpo eval {run} --bench arithmetic --iteration 0 --shard 1" in result.stderr
     assert not list(run.rglob("summary.json"))
-    refused(run, "eval", run, *EVAL, "--conditioned")
+    refused(run, "eval", run, *EVAL, "--with-draft")
     done("eval", run, *EVAL, "--shard", 1, "--overwrite")
     assert list(run.rglob("summary.json"))

@@ -76,8 +76,8 @@ def test_a_tracker_that_hangs_is_ended_after_the_timeout(run, tracker, tmp_path)
     assert notes == []
     beside.close()
     assert notes == [
-        "not all was sent to trackio: it was not done in time (log.timeout); "
-        f"igrpo log {run} --to trackio sends what is missing"
+        "some metrics were not sent to trackio: it took too long (log.timeout); "
+        f"igrpo log {run} --to trackio sends the rest"
     ]
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
@@ -88,7 +88,7 @@ def test_a_tracker_that_fails_is_one_line_and_exit_0(run, tracker):
     result = igrpo("update", run, *sets("log.report_to=trackio"))
     assert result.code == 0
     assert result.stderr.splitlines() == [
-        f"not all was sent to trackio: trackio: no room for more; igrpo log {run} --to trackio sends what is missing"
+        f"some metrics were not sent to trackio: trackio: no room for more; igrpo log {run} --to trackio sends the rest"
     ]
     assert "iteration_0000/update" not in (run / "log" / "trackio.json").read_text()
 
@@ -111,7 +111,7 @@ def test_a_folder_that_cannot_be_written_stops_nothing(run, tmp_path):
     result = igrpo("update", run, *sets("log.report_to=tensorboard", f"log.logging_dir={tmp_path / 'file'}"))
     assert result.code == 0
     assert len(result.stderr.splitlines()) == 1
-    assert "not all was sent to tensorboard" in result.stderr
+    assert "some metrics were not sent to tensorboard" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["draft", "update", "run", "eval"])

@@ -29,7 +29,7 @@ def evaluated(tmp_path_factory):
 
 
 def conditioned(run, selection):
-    result = igrpo("eval", run, *BENCH, *sets(LIMIT, f"eval.selection={selection}"), "--conditioned", "--json")
+    result = igrpo("eval", run, *BENCH, *sets(LIMIT, f"eval.selection={selection}"), "--with-draft", "--json")
     assert result.code == 0, result.stderr
     return result.json
 
@@ -127,26 +127,26 @@ def test_a_moved_directory_is_not_taken_for_another_selection(tmp_path, evaluate
     folder = run / "eval/arithmetic"
     shutil.rmtree(folder / "policy_0000_conditioned_majority", ignore_errors=True)
     (folder / "policy_0000_conditioned_best").rename(folder / "policy_0000_conditioned_majority")
-    result = igrpo("eval", run, *BENCH, *sets(LIMIT, "eval.selection=majority"), "--conditioned")
+    result = igrpo("eval", run, *BENCH, *sets(LIMIT, "eval.selection=majority"), "--with-draft")
     assert result.code == 4
     assert 'eval.selection "best" on disk, "majority" now' in result.stderr
 
 
 def test_other_bare_samples_than_asked_for_are_a_conflict(evaluated):
     fewer = ("--bench", "arithmetic", "--samples", "2", *sets(LIMIT))
-    result = igrpo("eval", evaluated, *fewer, "--conditioned")
+    result = igrpo("eval", evaluated, *fewer, "--with-draft")
     assert result.code == 4
     assert f"are {PROBLEMS * SAMPLES} completions, not {PROBLEMS * 2}" in result.stderr
-    assert "hint: first the same command without --conditioned" in result.stderr
+    assert "hint: first the same command without --with-draft" in result.stderr
 
 
 def test_without_bare_samples_there_is_nothing_to_refine(evaluated):
-    result = igrpo("eval", evaluated, "--bench", "builtin:arithmetic/products", *sets(LIMIT), "--conditioned")
+    result = igrpo("eval", evaluated, "--bench", "builtin:arithmetic/products", *sets(LIMIT), "--with-draft")
     assert result.code == 3
     assert "its bare evaluation is not finished" in result.stderr
 
 
 def test_an_unknown_selection_is_refused_by_name(evaluated):
-    result = igrpo("eval", evaluated, *BENCH, *sets(LIMIT, "eval.selection=first"), "--conditioned")
+    result = igrpo("eval", evaluated, *BENCH, *sets(LIMIT, "eval.selection=first"), "--with-draft")
     assert result.code == 2
     assert "eval.selection = 'first'" in result.stderr

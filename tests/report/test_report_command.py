@@ -14,8 +14,7 @@ from command_line import igrpo
 from hostile_run import make_hostile
 from igrpo_cli.inspection.curves import Point
 from igrpo_cli.report.page import HERE
-from igrpo_cli.report.png import rasterise
-from igrpo_cli.report.svg import Axis, Line, chart
+from igrpo_cli.report.svg import Axis, Line, chart, rasterise
 
 
 class Page(HTMLParser):
@@ -121,7 +120,7 @@ def test_several_runs_are_drawn_over_what_they_cost(run, tmp_path):
     assert result.json["report"] == "report.html"
     text = (tmp_path / "report.html").read_text("utf-8")
     assert 'aria-label="Accuracy: ' in text
-    assert text.count('data-label="other, bare (drafts)"') % 4 == 0, "on each of the four axes"
+    assert text.count('data-label="other, without draft (drafts)"') % 4 == 0, "on each of the four axes"
     for axis in ("iteration", "rollouts", "tokens", "seconds"):
         assert f'id="axis-{axis}"' in text
 
@@ -157,9 +156,9 @@ def test_a_rasteriser_that_is_not_installed_is_named(run, tmp_path, monkeypatch)
     ("arguments", "code", "words"),
     [
         (["."], 3, "is not a run directory"),
-        (["run"], 3, "has no finished shard"),
+        (["run"], 3, "has no complete shard"),
         (["run", "./run"], 2, "named twice"),
-        ([str(number) for number in range(9)], 2, "9 runs cannot be told apart"),
+        ([str(number) for number in range(9)], 2, "at most 8 can be told apart"),
     ],
 )
 def test_what_cannot_be_reported_on(tmp_path, arguments, code, words):

@@ -13,13 +13,13 @@ from igrpo_cli.store.layout import eval_flags, eval_iteration, eval_name
     ("policy", "conditioned", "name", "iteration", "flags"),
     [
         (3, None, "policy_0003", 3, "--bench aime24 --iteration 3"),
-        (12345, "each", "policy_12345_conditioned", 12345, "--bench aime24 --iteration 12345 --conditioned"),
+        (12345, "each", "policy_12345_conditioned", 12345, "--bench aime24 --iteration 12345 --with-draft"),
         (
             0,
             "best",
             "policy_0000_conditioned_best",
             0,
-            "--bench aime24 --iteration 0 --conditioned --set eval.selection=best",
+            "--bench aime24 --iteration 0 --with-draft --set eval.selection=best",
         ),
         ("SmolLM2", None, "SmolLM2", 0, "--model MODEL --bench aime24"),
         (
@@ -27,7 +27,7 @@ from igrpo_cli.store.layout import eval_flags, eval_iteration, eval_name
             "majority",
             "SmolLM2_conditioned_majority",
             0,
-            "--model MODEL --bench aime24 --conditioned --set eval.selection=majority",
+            "--model MODEL --bench aime24 --with-draft --set eval.selection=majority",
         ),
         ("policy_0003_old", None, "policy_0003_old", 0, "--model MODEL --bench aime24"),
     ],

@@ -71,7 +71,7 @@ def test_names_on_disk():
         (
             RUN.eval_shard("amc23", "SmolLM2", 1, 2, conditioned="majority"),
             "eval shard 1 of 2",
-            "igrpo eval --model MODEL --bench amc23 --conditioned --set eval.selection=majority --shard 1"
+            "igrpo eval --model MODEL --bench amc23 --with-draft --set eval.selection=majority --shard 1"
             " --output runs/first",
         ),
         (RUN.problems(), "the problems file", "igrpo init runs/first --config runs/first/run.toml"),

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from igrpo_cli.ui import progress, progress_display
+from igrpo_cli.ui import progress
 from igrpo_cli.ui.console import QUIET, Console
 from igrpo_cli.ui.progress import Progress, duration
 
@@ -90,7 +90,7 @@ def test_without_a_total_it_tells_what_is_done(clock):
 @pytest.fixture
 def hasty(monkeypatch):
     """Lines after a tenth of a second."""
-    monkeypatch.setattr(progress_display, "FIRST_LINE_AFTER", 0.1)
+    monkeypatch.setattr(progress, "SECONDS_TO_FIRST_LINE", 0.1)
 
 
 def test_a_log_gets_lines_while_nothing_advances_and_one_at_the_end(hasty, capsys):

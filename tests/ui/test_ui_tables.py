@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from igrpo_cli.algo.estimates import MIN_P_VALUE
-from igrpo_cli.evaluation.summary import conditioned_figures, summarise
+from igrpo_cli.evaluation.summary import refinement_figures, summarise
 from igrpo_cli.ui.tables import (
     ORACLE,
     all_benches_text,
@@ -30,7 +30,7 @@ def summary():
 def conditioned(summary):
     refined = [sample(g, s, "!4", draft_sample_id=0) for g in (0, 1) for s in (0, 1)]
     figures = summarise(refined, "sums", MODEL, None)
-    return {**figures, "selection": "best", "bare": summary, **conditioned_figures(refined, BARE)}
+    return {**figures, "selection": "best", "bare": summary, **refinement_figures(refined, BARE)}
 
 
 def test_the_shares_that_question_an_accuracy_are_always_there(summary):
@@ -58,7 +58,7 @@ def test_powers_of_two_and_all_samples_are_shown():
 
 def test_a_conditioned_evaluation_stands_beside_the_bare_one(conditioned):
     lines = summary_text(conditioned).splitlines()
-    assert any(line.startswith("bare ") and "50.0 %" in line for line in lines)
+    assert any(line.startswith("without draft ") and "50.0 %" in line for line in lines)
     assert any(line.startswith("conditioned (best) ") and "100.0 %" in line for line in lines)
     assert any(line.startswith("difference +50.0 points") for line in lines)
     assert ["fix", "rate", "100.0", "%"] in [line.split()[:4] for line in lines]
@@ -89,7 +89,7 @@ def test_several_benchmarks_and_their_macro_average(summary):
 
 def test_markdown_has_a_row_for_each_side_and_no_cell_breaks_it(conditioned):
     lines = markdown_text([conditioned]).splitlines()
-    assert [line.split(" | ")[1] for line in lines[2:]] == ["tiny", "tiny, conditioned (best)"]
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["tiny", "tiny, with draft (best)"]
     assert len({line.count("|") for line in lines}) == 1
     assert markdown_table([{"a|b": "c|d"}]) == "| a&#124;b |\n|---|\n| c&#124;d |"
     assert markdown_text([conditioned], 0.25).endswith("\n\nmacro-average: 25.0 %")

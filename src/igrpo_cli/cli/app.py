@@ -1,44 +1,46 @@
-"""The command line: flags in, one call into `commands`, an exit code out. Imports nothing heavy."""
+"""The command line: all commands, and from how one ended to its exit code and error message. Imports nothing heavy."""
 
-from __future__ import annotations
-
-import json
+import io
+import os
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from igrpo_cli import __version__
-from igrpo_cli.cli.evaluation import evaluate
-from igrpo_cli.cli.exit_codes import Commands, exit_code
-from igrpo_cli.cli.flags import (
-    Bench,
-    BenchDir,
-    ConfigFile,
-    DryRun,
-    Endpoints,
-    Engine,
-    Every,
-    HelpOthers,
-    Iteration,
-    Json,
-    Missing,
-    Overwrite,
-    Preset,
-    Quiet,
-    Run,
-    Scores,
-    Sets,
-    Shard,
-    SkipBadRows,
-    Verbose,
-    Watch,
-    with_engine,
-)
-from igrpo_cli.cli.flags import console_of as _console
-from igrpo_cli.cli.inspection import diff, log, report, show, sql
+from igrpo_cli.cli import run_commands, view_commands
+from igrpo_cli.cli.signals import CtrlC, clean_interrupts
+from igrpo_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError, UsageError
+from igrpo_cli.ui.console import print_error
+
+# typer does not export the base class of its errors. BadParameter is one of them.
+USAGE_ERROR: type[Exception] = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+LESS_MEMORY = "give the command more, or lower engine.max_num_seqs (sampling), update.max_tokens_per_batch (update)"
+
+
+class Commands(TyperGroup):
+    """The commands. A Ctrl-C becomes an error with a message, where typer returns 130 and prints nothing."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        with _ctrl_c_is_an_error():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, context: Any) -> Any:
+        with _ctrl_c_is_an_error():
+            return super().invoke(context)
+
+
+@contextmanager
+def _ctrl_c_is_an_error() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise CtrlC from None
+
 
 app = typer.Typer(
     name="igrpo",
@@ -51,243 +53,142 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-HERE = Path()
 
-
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         print(f"igrpo {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
 
-@app.command()
-def init(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to create.")],
-    preset: Preset = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-    skip_bad_rows: SkipBadRows = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Create a run: settings fixed, problems frozen, initial policy identified.
-
-    Example: igrpo init runs/first --preset quickstart --set run.num_iterations=2
-    """
-    from igrpo_cli.commands import init as command
-
-    sets = [*(sets or []), *(["data.skip_bad_rows=true"] if skip_bad_rows else [])]
-    command.run(run, preset, config, sets, dry_run=dry_run, console=_console(as_json, quiet, verbose))
-
-
-STAGE_HELP = {
-    "draft": "Sample N drafts of each problem and grade them.",
-    "select": "Choose the draft that each problem's refinements see.",
-    "refine": "Sample G refinements conditioned on that draft.",
-    "update": "Take the gradient step and publish the next policy.",
-}
-
-
-def _add_sampling_stage(name: str) -> None:
-    def stage(
-        run: Run = HERE,
-        iteration: Iteration = None,
-        shard: Shard = None,
-        take_over: HelpOthers = False,
-        engine: Engine = None,
-        endpoint: Endpoints = None,
-        sets: Sets = None,
-        overwrite: Overwrite = False,
-        dry_run: DryRun = False,
-        as_json: Json = False,
-        quiet: Quiet = False,
-        verbose: Verbose = False,
-    ) -> None:
-        from igrpo_cli.commands import stage as command
-
-        options = command.StageOptions(iteration, shard, overwrite=overwrite, dry_run=dry_run, take_over=take_over)
-        command.run(name, run, options, with_engine(sets, engine, endpoint), _console(as_json, quiet, verbose))
-
-    stage.__doc__ = _stage_help(name)
-    app.command(name)(stage)
-
-
-def _add_stage(name: str) -> None:
-    def stage(
-        run: Run = HERE,
-        iteration: Iteration = None,
-        shard: Shard = None,
-        scores: Scores = None,
-        sets: Sets = None,
-        overwrite: Overwrite = False,
-        dry_run: DryRun = False,
-        as_json: Json = False,
-        quiet: Quiet = False,
-        verbose: Verbose = False,
-    ) -> None:
-        from igrpo_cli.commands import stage as command
-
-        options = command.StageOptions(iteration, shard, overwrite=overwrite, dry_run=dry_run)
-        sets = [*(sets or []), *([] if scores is None else [f"{name}.scores={json.dumps(scores)}"])]
-        command.run(name, run, options, sets, _console(as_json, quiet, verbose))
-
-    stage.__doc__ = _stage_help(name)
-    app.command(name)(stage)
-
-
-def _stage_help(name: str) -> str:
-    return f"{STAGE_HELP[name]}\n\nExample: igrpo {name} runs/first --iteration 0"
-
-
-for _name in STAGE_HELP:
-    (_add_sampling_stage if _name in ("draft", "refine") else _add_stage)(_name)
-
-
-@app.command("run")
-def run_all(
-    run: Run = HERE,
-    iterations: Annotated[
-        int | None, typer.Option("--iterations", min=1, help="Stop after this many more iterations.")
-    ] = None,
-    engine: Engine = None,
-    endpoint: Endpoints = None,
-    sets: Sets = None,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Run all that is left, stage by stage, in one process.
-
-    Example: igrpo run runs/first --iterations 1
-    """
-    from igrpo_cli.commands import run as command
-
-    sets = with_engine(sets, engine, endpoint)
-    command.run(run, iterations, sets, dry_run=dry_run, console=_console(as_json, quiet, verbose))
-
-
-app.command("eval")(evaluate)
-
-
-@app.command()
-def status(
-    run: Run = HERE,
-    missing: Missing = None,
-    bench: Bench = "",
-    bench_dir: BenchDir = None,
-    iteration: Iteration = None,
-    watch: Watch = False,
-    every: Every = 2.0,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> int:
-    """Show where a run stands: shards, policies, evaluations, accuracy by iteration, tokens and time.
-
-    Example: igrpo status runs/first --iteration 0
-    """
-    from igrpo_cli.commands import status as command
-
-    options = command.StatusOptions(iteration, missing, bench, bench_dir, every if watch else None)
-    return command.run(run, options, _console(as_json, quiet, verbose))
-
-
-@app.command()
-def verify(run: Run = HERE, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Check every file of a run against its manifest.
-
-    Example: igrpo verify runs/first
-    """
-    from igrpo_cli.commands import verify as command
-
-    command.run(run, _console(as_json, quiet, verbose))
-
-
-app.command()(log)
-app.command()(report)
-app.command()(show)
-app.command()(diff)
-app.command()(sql)
-
-
-@app.command()
-def doctor(run: Run = HERE, as_json: Json = False, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Try what a run needs here: device, engine, grading, files.
-
-    Example: igrpo doctor runs/first
-    """
-    from igrpo_cli.commands import doctor as command
-
-    command.run(run, _console(as_json, quiet, verbose))
-
-
-@app.command()
-def grade(
-    path: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="JSONL with `gold` and `answer` in rows, or a run.")],
-    stage: Annotated[str | None, typer.Option("--stage", help="Of a run: draft or refine.")] = None,
-    reward: Annotated[
-        list[str] | None,
-        typer.Option("--reward", metavar="PART[=WEIGHT]", help="A part of the reward; default: the run's own weights."),
-    ] = None,
-    scores: Annotated[
-        str | None, typer.Option("--scores", metavar="NAME", help="Name of the scores.", show_default="the parts")
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option("--against", metavar="NAME", help="Scores to compare with.", show_default="as recorded"),
-    ] = None,
-    iteration: Iteration = None,
-    shard: Shard = None,
-    sets: Sets = None,
-    overwrite: Overwrite = False,
-    dry_run: DryRun = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Grade the rows of a file, a JSON line per row; or score the completions of a run anew, beside its shards.
-
-    Example: igrpo grade runs/first --stage draft --iteration 0 --reward accuracy --reward length=0.1
-    """
-    from igrpo_cli.commands import grade as command
-
-    request = command.GradeRequest(
-        stage, tuple(reward or ()), scores, against, iteration, shard, overwrite=overwrite, dry_run=dry_run
-    )
-    command.run(path, request, sets or [], _console(as_json, quiet, verbose))
-
-
-@app.command()
-def quickstart(
-    run: Annotated[
-        Path | None,
-        typer.Argument(metavar="[RUN]", help="Run directory.", show_default="runs/quickstart-SEED"),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the run.")] = 0,
-    sets: Sets = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> None:
-    """Watch a tiny policy learn arithmetic in a few minutes.
-
-    Example: igrpo quickstart runs/quick --set run.num_iterations=1 --set eval.limit=8
-    """
-    from igrpo_cli.commands import quickstart as command
-
-    command.run(run, seed, sets or [], _console(as_json, quiet, verbose))
+app.command()(run_commands.init)
+app.command("draft")(run_commands.sampling_stage("draft"))
+app.command("select")(run_commands.other_stage("select"))
+app.command("refine")(run_commands.sampling_stage("refine"))
+app.command("update")(run_commands.other_stage("update"))
+app.command("run")(run_commands.run_all)
+app.command("eval")(run_commands.evaluate)
+app.command()(view_commands.status)
+app.command()(view_commands.verify)
+app.command()(view_commands.log)
+app.command()(view_commands.report)
+app.command()(view_commands.show)
+app.command()(view_commands.diff)
+app.command()(view_commands.sql)
+app.command()(view_commands.doctor)
+app.command()(run_commands.grade)
+app.command()(run_commands.quickstart)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """One command line in this process: turns every outcome into one of the exit codes of `errors`."""
-    sys.exit(exit_code(app, list(sys.argv[1:] if arguments is None else arguments)))
+    """Run one command line in this process, and exit with one of the exit codes of `errors`."""
+    sys.exit(exit_code(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def exit_code(arguments: list[str]) -> int:
+    """Run the command line `arguments`, print errors on stderr, and return the exit code."""
+    prepare_streams()
+    try:
+        _require_unicode(arguments)
+        with clean_interrupts():
+            code = _only_requested(arguments)(args=arguments, prog_name="igrpo", standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_DONE
+    except IgrpoError as error:
+        print_error(error)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        print_error(CtrlC())
+        return CtrlC.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't start new thread" not in str(error):
+            raise
+        reason = f" ({error})" if str(error) else ""
+        print_error(IgrpoError(f"there is no memory left{reason}", hint=LESS_MEMORY))
+        return EXIT_FAILED
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print_error(IgrpoError(f"{where}{error.strerror or error}", hint="fix it, then run the same command again"))
+        return EXIT_FAILED
+    except USAGE_ERROR as error:
+        return _usage_error(error, arguments)
+
+
+def prepare_streams() -> None:
+    """Open missing standard streams, and let stdout and stderr accept any character.
+
+    Without this, the next file to be opened would get the number of a closed stream, and what is printed would be
+    written into it. /dev/null takes its place. A character that the encoding of a stream lacks is written as its
+    escape. Streams that replace those of the process stay as they are.
+    """
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if not _is_open(descriptor):
+            _open_null(descriptor, name)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def _open_null(descriptor: int, name: str) -> None:
+    """Open /dev/null as `descriptor`. All lower descriptors are open, so the system gives out this one."""
+    opened = os.open(os.devnull, os.O_RDWR)
+    os.set_inheritable(opened, True)  # The grading processes need it too.
+    if getattr(sys, name) is None:
+        mode = "r" if descriptor == 0 else "w"
+        setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
+
+
+def _require_unicode(arguments: list[str]) -> None:
+    """Raise UsageError for a file name of other bytes. Settings, manifests and Parquet hold only Unicode text."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"{argument} is not UTF-8", hint="rename it") from None
+
+
+def _only_requested(arguments: list[str]) -> typer.Typer:
+    """Return `app` with only the requested command, if it exists. Typer would read the options of all commands."""
+    requested = [command for command in app.registered_commands if arguments[:1] == [_name_of(command)]]
+    if not requested:
+        return app
+    narrowed = copy(app)
+    narrowed.registered_commands = requested
+    return narrowed
+
+
+def _name_of(command: Any) -> str:
+    return str(command.name or getattr(command.callback, "__name__", ""))
+
+
+def _usage_error(error: Any, arguments: list[str]) -> int:
+    """Print an unknown option or a bad value as our own errors, with the nearest option that typer proposes."""
+    if error.__class__.__name__ == "NoArgsIsHelpError":
+        print(error.format_message())
+        return EXIT_USAGE
+    path = error.ctx.command_path if getattr(error, "ctx", None) else _known_command(arguments)
+    print_error(IgrpoError(error.format_message().rstrip("."), hint=f"{path} --help"))
+    return EXIT_USAGE
+
+
+def _known_command(arguments: list[str]) -> str:
+    """Return the command line up to a command that exists, for errors that do not name their command."""
+    return f"igrpo {arguments[0]}" if {*arguments[:1]} & {*map(_name_of, app.registered_commands)} else "igrpo"

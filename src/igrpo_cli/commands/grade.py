@@ -1,4 +1,4 @@
-"""`igrpo grade`: the grader on rows of one's own, to audit it, or on the completions of a run, to score them anew."""
+"""`igrpo grade`: grade the rows of a file, or give the completions of a run a further set of scores."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ A_ROW = '{"gold": "42", "answer": "\\\\boxed{42}"}'
 
 @dataclass(frozen=True)
 class GradeRequest:
-    """What the command line asked for, of a run."""
+    """The options that apply to a run."""
 
     stage: str | None = None
     rewards: tuple[str, ...] = ()
@@ -38,13 +38,11 @@ class GradeRequest:
 
 
 def run(path: Path, request: GradeRequest, sets: list[str], console: Console) -> None:
-    """Grade a file row by row, or a stage of a run into a named set of scores."""
+    """Grade a file row by row, or score a stage of a run under a name."""
     if path.is_dir():
         _grade_run(path, request, sets, console)
-    elif replace(request, shard=None) != GradeRequest():  # a shard may come from the environment of an array task
-        raise UsageError(
-            f"{path} is no run, and only a run has stages and shards", hint="igrpo grade RUN --stage draft"
-        )
+    elif replace(request, shard=None) != GradeRequest():  # --shard may come from the environment of an array task
+        raise UsageError(f"{path} is not a run: only a run has stages and shards", hint="igrpo grade RUN --stage draft")
     else:
         _grade_file(path, sets, console)
 
@@ -70,11 +68,11 @@ def _grade_run(path: Path, request: GradeRequest, sets: list[str], console: Cons
 
 
 def _grade_file(path: Path, sets: list[str], console: Console) -> None:
-    """Print one JSON line per row of `path`; the counts of verdicts go to stderr."""
+    """Print one JSON line for each row of `path`, and the number of each verdict on stderr."""
     section = check_config(apply_overrides({}, sets), "--set").reward
     counts: Counter[str] = Counter()
     rows = _rows(path)
-    # Rows that appear on a terminal are progress enough, and a bar would run through them.
+    # Rows on a terminal show the progress. A bar would be drawn between them.
     shown = nullcontext() if sys.stdout.isatty() else console.progress(f"grade {path.name}", None, "rows")
     with GradingPool(section) as pool, shown as progress:
         while batch := list(islice(rows, ROWS_PER_BATCH)):
@@ -92,12 +90,12 @@ def _grade_file(path: Path, sets: list[str], console: Console) -> None:
             if progress is not None:
                 progress.advance(len(batch), rows=len(batch))
     if not counts:
-        raise MissingInputError(f"{path} has no rows", hint=f"a line for each: {A_ROW}")
+        raise MissingInputError(f"{path} has no rows", hint=f"one line for each row: {A_ROW}")
     console.note(", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items())))
 
 
 def _rows(path: Path) -> Iterator[tuple[object, str, str]]:
-    """(id, answer, gold) of each row. Raises IgrpoError naming the row that is not one."""
+    """Yield (id, answer, gold) of each row. Raises IgrpoError, which names the line, for an invalid row."""
     try:
         lines = path.open("rb")
     except OSError as error:

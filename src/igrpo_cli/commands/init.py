@@ -1,4 +1,4 @@
-"""`igrpo init`: a run directory with its settings resolved, its problems frozen and its initial policy identified."""
+"""`igrpo init`: create a run directory, with its settings, its problems and its initial policy fixed."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from igrpo_cli.problems.loading import LoadedProblems
 
 SHOWN_SETTINGS = 3
-"""Of those that differ from a run that is there already."""
+"""Maximum number of differing settings in the message about an existing run."""
 
 
 def run(
     path: Path, preset: str | None, config_file: Path | None, sets: list[str], *, dry_run: bool, console: Console
 ) -> None:
-    """Create the run at `path` and report what it holds."""
+    """Create the run at `path` and print its content."""
     config = resolve_config(preset, config_file, sets)
     if dry_run:
         text = f"{write_config(config).decode()}\n{describe_arithmetic(config)}"
@@ -48,7 +48,7 @@ def run(
 
 
 def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]) -> RunConfig:
-    """Preset, then the file laid over it, then each `--set`."""
+    """Return the settings: the preset, overridden by the file, overridden by each `--set`."""
     settings = read_preset(preset) if preset else {}
     if config_file is not None:
         settings = merge(settings, read_toml(config_file))
@@ -56,12 +56,11 @@ def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]
 
 
 def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int]:
-    """Make the run directory; returns the counts of problems read, kept and left out.
+    """Create the run directory; return the counts of problems read, kept and left out.
 
-    `run.toml` is written last: a directory that has one is a complete run, whose problems stay as they are. Doing it
-    again with the same settings mends what is damaged or gone and changes nothing else; with others, or where
-    `run.toml` is not what was written then, it raises ConflictError. What an init that was killed left behind is
-    replaced.
+    `run.toml` is written last: a directory with it is a complete run, whose problems do not change any more. A second
+    call with the same settings restores files that are damaged or missing and changes nothing else. Files of a call
+    that was killed are replaced. Raises ConflictError when the run has other settings, or when `run.toml` was edited.
     """
     from igrpo_cli.engines.hub import fetch_model
     from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -92,11 +91,11 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     problems = _short_enough(loaded.problems, config, tokenizer)
     place = model.directory.absolute()
     pointed = write_pointer(run_directory, policy.model, model.revision_commit, place, replace=not is_run)
-    standing = _sound_problems(run_directory) if is_run else None
-    if standing is None:
+    existing = _existing_problems(run_directory) if is_run else None
+    if existing is None:
         _freeze(run_directory, config, loaded, problems, pointed.id, overwrite=is_run)
-    elif standing != problems:
-        console.note(f"{loaded.source} has changed since: the run keeps its {len(standing)} problems")
+    elif existing != problems:
+        console.note(f"{loaded.source} has changed: the run keeps its {len(existing)} problems")
     publish_bytes(run_directory.run_toml, content)
     counts = {kind: int(number) for kind, number in read_manifest(run_directory.problems()).counts.items()}
     left_out = {kind: number for kind, number in counts.items() if kind not in ("rows", "kept") and number}
@@ -104,8 +103,8 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     return counts
 
 
-def _sound_problems(run_directory: RunDirectory) -> list[Problem] | None:
-    """The problems of a run that is there already; None where their file is gone or damaged."""
+def _existing_problems(run_directory: RunDirectory) -> list[Problem] | None:
+    """Return the problems of an existing run; None when their file is missing or damaged."""
     from igrpo_cli.store.completion import read_problems
 
     try:
@@ -123,24 +122,24 @@ def _freeze(
     *,
     overwrite: bool,
 ) -> None:
-    """Publish the problems, in place of what an init that was killed made of other settings or another source."""
+    """Publish the problems. They replace those of a killed call with other settings or another source."""
     path = run_directory.problems()
-    made_from = {
+    inputs = {
         "data": {**config.data.model_dump(mode="json"), "sha256": loaded.sha256},
         "prompts": config.prompts.model_dump(mode="json"),
     }
     counts = {**loaded.counts, "kept": len(problems), "too_long": len(loaded.problems) - len(problems)}
-    freeze = partial(freeze_problems, path, problems, made_from, counts, policy=policy, revision=loaded.revision)
+    freeze = partial(freeze_problems, path, problems, inputs, counts, policy=policy, revision=loaded.revision)
     try:
         freeze(overwrite=overwrite)
     except ConflictError:
-        # Unless a twin has just made the run: then its problems stand.
+        # If a concurrent call has just created the run, its problems are kept.
         if not _is_this_run(run_directory, checksummed_settings(write_config(config))):
             freeze(overwrite=True)
 
 
 def _is_this_run(run_directory: RunDirectory, content: bytes) -> bool:
-    """Whether the run is there already. Raises ConflictError where it has other settings."""
+    """Return True if this run exists. Raises ConflictError when the run there has other settings."""
     path = run_directory.run_toml
     if not path.exists():
         return False
@@ -149,14 +148,14 @@ def _is_this_run(run_directory: RunDirectory, content: bytes) -> bool:
         both = [flat_settings(sections) for sections in (read_toml(path), tomllib.loads(content.decode()))]
         differing = [f"{name} {old!r} on disk, {new!r} now" for name, (old, new) in differing_values(*both).items()]
         raise ConflictError(
-            f"{run_directory.root} is a run already, with other settings ({'; '.join(differing[:SHOWN_SETTINGS])})",
-            hint=f"go on with it ({command_line(run_directory.root, 'status')}), or name another directory",
+            f"{run_directory.root} is already a run, with other settings ({'; '.join(differing[:SHOWN_SETTINGS])})",
+            hint=f"continue it ({command_line(run_directory.root, 'status')}), or use another directory",
         )
     return True
 
 
 def _short_enough(problems: list[Problem], config: RunConfig, tokenizer: PolicyTokenizer) -> list[Problem]:
-    """The problems whose bare prompt has at most `prompts.max_prompt_length` tokens; others are refused or skipped."""
+    """Return the problems whose prompt fits `prompts.max_prompt_length`. Others are an error, or are skipped."""
     limit, kept = config.prompts.max_prompt_length, []
     for problem in problems:
         _, prompt_ids = tokenizer.encode_prompt(prompt_without_draft(problem.problem, config.prompts))

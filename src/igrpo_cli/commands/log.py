@@ -1,4 +1,4 @@
-"""`igrpo log`: send what a run recorded to trackers. What they have already is not sent again."""
+"""`igrpo log`: send the metrics of a run to trackers. Nothing is sent twice."""
 
 from __future__ import annotations
 
@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.loggers.base import TrackerSettings
-from igrpo_cli.loggers.trackers import only_sender, open_tracker, require_trackers, send_new
+from igrpo_cli.loggers.trackers import TrackerSettings, only_sender, open_tracker, require_trackers, send_new
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.layout import LOG
 from igrpo_cli.ui.console import Console
 
-NOT_TOLD: dict[str, Any] = {"log": True, "judge": {"endpoint"}, "engine": {"endpoints"}}
-"""Settings that no tracker is sent: the addresses of servers are nobody else's business."""
+NOT_SENT: dict[str, Any] = {"log": True, "judge": {"endpoint"}, "engine": {"endpoints"}}
+"""Settings that are not sent to a tracker: addresses of servers are private."""
 
 
 def run(path: Path, trackers: list[str], sets: list[str], *, follow: bool, console: Console) -> None:
-    """Send to each of `trackers`, or of `log.report_to`; with `follow` again at each line of stdin."""
-    asked = [f"log.report_to={json.dumps(trackers)}"] if trackers else []
-    with open_session(path, [*sets, *asked], console) as session:
+    """Send to each of `trackers`, or of `log.report_to`. With `follow`, send again at each line of stdin."""
+    requested = [f"log.report_to={json.dumps(trackers)}"] if trackers else []
+    with open_session(path, [*sets, *requested], console) as session:
         names = list(dict.fromkeys(session.config.log.report_to))
         if not names:
             raise UsageError("no tracker is named", hint="igrpo log RUN --to tensorboard, or trackio, or wandb")
@@ -32,10 +31,10 @@ def run(path: Path, trackers: list[str], sets: list[str], *, follow: bool, conso
 
 def _send(session: Session, name: str, *, follow: bool) -> dict[str, Any]:
     settings = _settings(session)
-    with only_sender(settings.directory / f"{name}.lock") as alone:
-        if not alone:
+    with only_sender(settings.directory / f"{name}.lock") as is_only:
+        if not is_only:
             raise IgrpoError(
-                f"another process is sending this run to {name}", hint="it sends what is new with its next update"
+                f"another process is sending this run to {name}", hint="it sends new metrics after its next update"
             )
         with open_tracker(name, settings) as tracker:
             sent = send_new(session.run, tracker)
@@ -52,7 +51,7 @@ def _settings(session: Session) -> TrackerSettings:
         project=section.project,
         run_name=name,
         directory=root.resolve() / LOG if section.logging_dir is None else Path(section.logging_dir).resolve() / name,
-        config=session.config.model_dump(mode="json", exclude=NOT_TOLD),
+        config=session.config.model_dump(mode="json", exclude=NOT_SENT),
     )
 
 

@@ -1,4 +1,4 @@
-"""`igrpo quickstart`: a tiny policy learns arithmetic, measured before and after on problems it never saw."""
+"""`igrpo quickstart`: train a tiny policy on arithmetic, and evaluate it before and after on held-out problems."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from igrpo_cli.ui.tables import difference_text
 
 PRESET = "quickstart"
 BENCH = "arithmetic"
+KINDS = {"bare": "without draft", "conditioned": "with draft"}
+"""The two evaluations of a policy, by their key in the `--json` object."""
 CURVES = {
-    "draft/accuracy_mean": "accuracy of drafts (bare)",
-    "refine/accuracy_mean": "accuracy of refinements (conditioned)",
-    "draft/groups_with_gradient": "draft groups with a gradient",
-    "refine/groups_with_gradient": "refinement groups with a gradient",
-    "refine/copy_rate": "refinements that copy their draft",
+    "draft/accuracy_mean": "accuracy, without draft",
+    "refine/accuracy_mean": "accuracy, with draft",
+    "draft/groups_with_gradient": "draft groups with reward variance",
+    "refine/groups_with_gradient": "refinement groups with reward variance",
+    "refine/copy_rate": "refinements equal to their draft",
 }
 
 
 def run(path: Path | None, seed: int, sets: list[str], console: Console) -> None:
-    """Create the run, evaluate, train, evaluate again and say what came of it. Goes on where it was stopped."""
+    """Create the run or continue it: evaluate, train, evaluate again and print the difference."""
     started = time.monotonic()
     path = path or Path("runs") / f"quickstart-{seed}"
     config = resolve_config(PRESET, None, [f"run.seed={seed}", *sets])
@@ -48,11 +50,11 @@ def run(path: Path | None, seed: int, sets: list[str], console: Console) -> None
 
 
 def _evaluate(session: Session, path: Path, iteration: int) -> dict[str, dict[str, Any]]:
-    """Bare and conditioned figures of one policy on the held-out problems."""
+    """Return the figures of one policy on the held-out problems, without draft and with draft."""
     figures = {}
-    for kind in ("bare", "conditioned"):
-        request = evaluation.EvalRequest(path, BENCH, iteration=iteration, conditioned=kind == "conditioned")
-        session.console.note(f"policy {iteration}: {kind} evaluation on held-out problems")
+    for kind, prompts in KINDS.items():
+        request = evaluation.EvalRequest(path, BENCH, iteration=iteration, with_draft=kind == "conditioned")
+        session.console.note(f"policy {iteration}: evaluation {prompts} on held-out problems")
         figures[kind], _ = evaluation.evaluate(session, request)
     return figures
 
@@ -80,7 +82,7 @@ def _correct(session: Session, policy: int) -> list[list[float]]:
 
 
 def _curves(session: Session) -> dict[str, list[float]]:
-    """The metrics of `CURVES` by iteration, as the updates recorded them."""
+    """Return the metrics of `CURVES` by iteration, as the updates recorded them."""
     curves: dict[str, list[float]] = {}
     for metrics in metrics_by_iteration(session.run):
         for name in CURVES.keys() & metrics.whole.keys():
@@ -90,8 +92,8 @@ def _curves(session: Session) -> dict[str, list[float]]:
 
 def _text(payload: dict[str, Any]) -> str:
     rows = []
-    for kind in ("bare", "conditioned"):
-        row: list[object] = [kind]
+    for kind, prompts in KINDS.items():
+        row: list[object] = [prompts]
         for when in ("before", "after"):
             figures = payload[when][kind]
             low, high = figures["ci95"] or (None, None)
@@ -107,10 +109,10 @@ def _text(payload: dict[str, Any]) -> str:
         [
             "",
             held_out,
-            f"\nbare accuracy, {payload['iterations']} iterations on: {difference_text(payload)}\n",
+            f"\naccuracy without draft after {payload['iterations']} iterations: {difference_text(payload)}\n",
             *plots,
             f"\nEverything is in {run}: problems, drafts, selections, refinements and updates as Parquet,",
-            "and every policy as a Hugging Face directory. Look at it:",
+            "and every policy as a Hugging Face directory. To look at it:",
             f"  igrpo status {run}",
             f"  igrpo show {run} --broken",
             f"  igrpo report {run}",

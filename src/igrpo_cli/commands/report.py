@@ -1,4 +1,4 @@
-"""`igrpo report`: one or several runs as a single HTML file that needs nothing else."""
+"""`igrpo report`: write one HTML file about one or several runs, which needs no other file."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReportRequest:
-    """What the command line asked for."""
+    """The options of the command line."""
 
     runs: tuple[Path, ...]
     output: Path | None
-    """None for `report.html` in the run, or here for several runs."""
+    """None means `report.html` in the run, or in the current directory for several runs."""
     as_png: bool = False
-    """Whether to write the figures as PNG as well, into a folder beside the report."""
+    """Also write the figures as PNG files, into a folder next to the report."""
 
 
 def run(request: ReportRequest, console: Console) -> None:
-    """Write the report and say where it is. Raises MissingInputError where there is nothing to report on."""
+    """Write the report and print its path. Raises MissingInputError when a run has no complete shard."""
     from igrpo_cli.report.page import render
     from igrpo_cli.report.svg import MAX_COLOURS
     from igrpo_cli.store.atomic import publish_bytes
@@ -39,7 +39,7 @@ def run(request: ReportRequest, console: Console) -> None:
     if len({path.resolve() for path in request.runs}) < len(request.runs):
         raise UsageError("a run is named twice", hint="igrpo report RUN OTHER_RUN")
     if len(request.runs) > MAX_COLOURS:
-        raise UsageError(f"{len(request.runs)} runs cannot be told apart in one plot: {MAX_COLOURS} are the most")
+        raise UsageError(f"{len(request.runs)} runs in one report: at most {MAX_COLOURS} can be told apart in a plot")
     started = time.monotonic()
     output = request.output or (request.runs[0] if len(request.runs) == 1 else Path()) / "report.html"
     runs = [
@@ -63,13 +63,13 @@ def run(request: ReportRequest, console: Console) -> None:
     }
     for message in unreadable:
         console.note(f"not in the report: {message}")
-    told = f"{payload['iterations']} iterations, {payload['rollouts']:,} rollouts, {len(page) / 1e6:.1f} MB"
+    summary = f"{payload['iterations']} iterations, {payload['rollouts']:,} rollouts, {len(page) / 1e6:.1f} MB"
     drawn = f"\n{output.with_suffix('')}: {len(figures)} figures" if figures else ""
-    console.data(payload, printable(f"{output}: {told}{drawn}"))
+    console.data(payload, printable(f"{output}: {summary}{drawn}"))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """What runs are called: their directories, with the path where two are called alike."""
+    """Return the names of the runs: their directory names, or their paths when two names are equal."""
     names = [path.resolve().name for path in paths]
     alike = Counter(names)
     return [str(path) if alike[name] > 1 else name for path, name in zip(paths, names, strict=True)]
@@ -88,7 +88,7 @@ def _read(run: RunDirectory, name: str, num_runs: int, console: Console) -> Repo
             iterations.append(figures)
             progress.advance()
     if not any(each.costs for each in iterations):
-        raise MissingInputError(f"{run.root} has no finished shard to report on", hint=command_line(run.root, "run"))
+        raise MissingInputError(f"{run.root} has no complete shard to report on", hint=command_line(run.root, "run"))
     drafted = [each.iteration for each in iterations if "draft" in each.costs]
     samples = choose_samples(run, drafted, num_runs)
     evaluations, unreadable = _evaluations(run)
@@ -100,7 +100,7 @@ def _read(run: RunDirectory, name: str, num_runs: int, console: Console) -> Repo
 
 
 def _evaluations(run: RunDirectory) -> tuple[list[Mapping[str, str]], list[str]]:
-    """The rows of all summaries, and what is wrong with the others."""
+    """Return the rows of all summaries, and a sentence for each summary that cannot be read."""
     rows: list[Mapping[str, str]] = []
     unreadable = []
     for path in run.eval_summaries():
@@ -109,15 +109,15 @@ def _evaluations(run: RunDirectory) -> tuple[list[Mapping[str, str]], list[str]]
         except IgrpoError as error:
             unreadable.append(error.message)
         except (KeyError, TypeError, ValueError):
-            unreadable.append(f"{path} is no summary of an evaluation")
+            unreadable.append(f"{path} is not a summary of an evaluation")
     return rows, unreadable
 
 
 def _write_figures(runs: Sequence[ReportedRun], directory: Path) -> list[Path]:
-    """A PNG for each figure; over every x-axis where there are several runs to compare."""
+    """Write a PNG for each figure. To compare several runs, write one for each x-axis."""
     from igrpo_cli.report.figures import SECTIONS
     from igrpo_cli.report.page import HERE, charts
-    from igrpo_cli.report.png import rasterise
+    from igrpo_cli.report.svg import rasterise
     from igrpo_cli.store.atomic import publish_bytes
 
     css = (HERE / "page.css").read_text("utf-8")

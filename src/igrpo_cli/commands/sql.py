@@ -1,4 +1,4 @@
-"""`igrpo sql`: a query over the rollouts, selections and metrics of a run."""
+"""`igrpo sql`: query the rollouts, selections and metrics of a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from igrpo_cli.pipeline.session import open_session
 from igrpo_cli.ui.console import Console, printable, table
 
 WIDTH_WITHOUT_TERMINAL = 120
-SHORTEST_CUT = 8
-"""Characters that are left of a text at least, however many columns there are."""
+MIN_CELL_WIDTH = 8
+"""A text keeps at least this many characters, for any number of columns."""
 
 
 def run(path: Path, query: str, num_rows: int, console: Console, *, as_csv: bool) -> None:
-    """Print what `query` returns: at most `num_rows` rows as a table (0: all), or all of them as JSON or CSV."""
-    if os.path.isdir(query):  # Path.is_dir raises where a text is too long for a name
-        raise UsageError(f"{query} is a directory, and the query comes first", hint="igrpo sql 'SELECT …' RUN")
+    """Print the result of `query`: at most `num_rows` rows as a table (0: all), or all rows as JSON or CSV."""
+    if os.path.isdir(query):  # Path.is_dir raises OSError when the text is too long
+        raise UsageError(f"{query} is a directory; the query comes first", hint="igrpo sql 'SELECT …' RUN")
     with open_session(path, [], console, only_looks=True) as session:
         columns, rows = RunDatabase(session.run, session.config.run.num_shards).ask(query)
         if as_csv:
@@ -37,21 +37,21 @@ def run(path: Path, query: str, num_rows: int, console: Console, *, as_csv: bool
 
 
 def _print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    shown = printable if sys.stdout.isatty() else str  # what a program reads it gets as it is
+    shown = printable if sys.stdout.isatty() else str  # a program reads the text unchanged
     writer = csv.writer(sys.stdout, lineterminator="\n")
     for row in chain([columns], rows):
         writer.writerow("" if value is None else shown(str(value)) for value in row)
 
 
 def _objects(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:
-    twice = next((name for name in columns if columns.count(name) > 1), None)
-    if twice is not None:
-        raise UsageError(f"two columns are called {twice}", hint="SELECT … AS another_name")
+    duplicate = next((name for name in columns if columns.count(name) > 1), None)
+    if duplicate is not None:
+        raise UsageError(f"two columns have the name {duplicate}", hint="SELECT … AS another_name")
     return [dict(zip(columns, map(_json_value, row), strict=True)) for row in rows]
 
 
 def _json_value(value: Any) -> Any:
-    """Numbers, lists and structs as they are, what JSON has no word for (a date) as text."""
+    """Return a value for JSON. Types that JSON lacks, such as dates, become text."""
     if isinstance(value, Decimal):
         return float(value)
     if isinstance(value, list | tuple):
@@ -69,13 +69,13 @@ def _text(columns: Sequence[str], rows: Iterator[Sequence[Any]], num_rows: int) 
 
 
 def _fitted(columns: Sequence[str], rows: Sequence[Sequence[Any]], width: int) -> str:
-    """A table of at most `width` characters, texts cut where they are too long; wider where there are many columns."""
+    """Return a table of at most `width` characters with long texts cut. Many columns can make it wider."""
     cells = [[value if isinstance(value, int | float | None) else _line(value, width) for value in row] for row in rows]
     names = [_line(name, width) for name in columns]
     widths = [max(len(str(cell)) for cell in (name, *(row[i] for row in cells))) for i, name in enumerate(names)]
     room = width - 2 * (len(widths) - 1)
     longest = max(widths)
-    while longest > SHORTEST_CUT and sum(min(each, longest) for each in widths) > room:
+    while longest > MIN_CELL_WIDTH and sum(min(each, longest) for each in widths) > room:
         longest -= 1
     return table([_cut(name, longest) for name in names], [[_cut(cell, longest) for cell in row] for row in cells])
 

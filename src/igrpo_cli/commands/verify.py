@@ -1,4 +1,4 @@
-"""`igrpo verify`: every file of a run against its manifest, and the manifests against each other."""
+"""`igrpo verify`: check every file of a run against its manifest, and the manifests against each other."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from igrpo_cli.ui.console import Console
 
 
 def run(path: Path, console: Console) -> None:
-    """Print what is wrong with the run at `path`; raises DamagedFileError (exit 1) when anything is.
+    """Print what is wrong with the run at `path`.
 
-    Raises MissingInputError where there is no run; one that has lost its run.toml is damaged.
+    Raises DamagedFileError (exit 1) when there is a problem, MissingInputError when there is no run. A run without
+    run.toml is damaged.
     """
     from igrpo_cli.store.verify import bytes_to_hash, verify_run
 
@@ -29,7 +30,7 @@ def run(path: Path, console: Console) -> None:
     notes = [{"path": str(each.path), "what": each.what, "hint": each.hint} for each in report.notes]
     lines = [f"{each.path}: {each.what}" + (f" (hint: {each.hint})" if each.hint else "") for each in report.problems]
     lines += [f"note: {each.path}: {each.what}" for each in report.notes]
-    verdict = f"{len(found)} problems" if found else "everything is as its manifest says"
+    verdict = f"{len(found)} problems" if found else "all are as their manifests say"
     console.data(
         {"ok": not found, "checked": report.num_checked, "problems": found, "notes": notes},
         "\n".join([*lines, f"{report.num_checked} files checked: {verdict}"]),

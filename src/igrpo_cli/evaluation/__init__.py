@@ -1,1 +1,1 @@
-"""Evaluation: what is sampled of a benchmark, what the figures mean, and how they are told."""
+"""Evaluations on benchmarks: sampling their shards, comparing answers, and computing the figures."""

@@ -1,22 +1,24 @@
-"""The shards of an evaluation: bare samples of a benchmark's problems, or refinements of those samples."""
+"""The shards of an evaluation: samples of the problems of a benchmark, or refinements of such samples."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from igrpo_cli.algo.selection import majority_draft
-from igrpo_cli.errors import ConflictError, MissingInputError
-from igrpo_cli.evaluation.results import read_results
+from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.pipeline.rollout_stage import RolloutPlan, RolloutStage, open_rollouts
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft, template_hash, visible_draft
 from igrpo_cli.records import Problem, Rollout, StageReport
 from igrpo_cli.rollouts import RolloutTask, SamplingPlan
+from igrpo_cli.store.checksummed_json import read_summary
+from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.conflicts import require_same_settings
-from igrpo_cli.store.layout import ShardPath
+from igrpo_cli.store.layout import SUMMARY, ShardPath
 from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.policies import Policy
 
@@ -30,18 +32,53 @@ class Evaluation:
     samples: int
     policy: Policy
     model: str | int
-    """How its directory is called: a policy of the run by its number, another model by name."""
+    """A policy of the run by its number, another model by its name. It names the directory."""
     selection: str | None = None
-    """`eval.selection` of a conditioned evaluation; None for bare problems."""
+    """`eval.selection` of an evaluation with draft. None for an evaluation without draft."""
 
     @property
-    def bare(self) -> Evaluation:
-        """The same without drafts: the evaluation whose samples a conditioned one refines."""
+    def without_draft(self) -> Evaluation:
+        """The evaluation whose samples this one refines."""
         return replace(self, selection=None)
 
 
+@dataclass(frozen=True)
+class EvalResults:
+    """All rollouts of an evaluation."""
+
+    directory: Path
+    rollouts: list[Rollout]
+    shards: list[str]
+    """SHA-256 of its shards, in order."""
+
+    @property
+    def known_consensus(self) -> dict[str, float] | None:
+        """cons@k by k from `summary.json`, if that describes these very shards. Comparing answers takes time."""
+        try:
+            summary = read_summary(self.directory / SUMMARY)
+        except (MissingInputError, DamagedFileError):
+            return None
+        return summary.get("cons_at") if summary.get("shards") == self.shards else None
+
+
+def read_results(paths: Sequence[ShardPath]) -> EvalResults:
+    """Return the rollouts of all shards of an evaluation.
+
+    Raises MissingInputError when a shard is missing, DamagedFileError when it is damaged, ConflictError when shards
+    were sampled with different settings.
+    """
+    from igrpo_cli.store.tables import read_records
+
+    rollouts: list[Rollout] = []
+    manifests = {path: open_input(path) for path in paths}
+    require_same_settings(manifests)
+    for path in paths:
+        rollouts += read_records(path.data, Rollout)
+    return EvalResults(paths[0].data.parent, rollouts, [manifest.data.sha256 for manifest in manifests.values()])
+
+
 def evaluation_shards(session: Session, evaluation: Evaluation) -> tuple[ShardPath, ...]:
-    """All shards of an evaluation, in order."""
+    """Return all shards of an evaluation, in order."""
     num_shards, selection = session.config.run.num_shards, evaluation.selection
     return tuple(
         session.run.eval_shard(evaluation.bench, evaluation.model, shard, num_shards, conditioned=selection)
@@ -50,7 +87,7 @@ def evaluation_shards(session: Session, evaluation: Evaluation) -> tuple[ShardPa
 
 
 def sample_evaluation(session: Session, evaluation: Evaluation, request: StageRequest) -> StageReport:
-    """Sample the requested shards of an evaluation: the problems without drafts, or refinements of earlier samples."""
+    """Sample the requested shards of an evaluation: completions without draft, or refinements of earlier samples."""
     with open_rollouts(session, request, _plan(session, evaluation)) as stage:
         for shard in stage.unfinished():
             if evaluation.selection is None:
@@ -64,31 +101,34 @@ def sample_evaluation(session: Session, evaluation: Evaluation, request: StageRe
     return stage.report()
 
 
-def require_bare_samples(session: Session, evaluation: Evaluation) -> None:
-    """Raises MissingInputError where the samples to refine are not all there, ConflictError where they are others."""
-    paths = evaluation_shards(session, evaluation.bare)
+def require_samples_to_refine(session: Session, evaluation: Evaluation) -> None:
+    """Check the samples that an evaluation with draft refines.
+
+    Raises MissingInputError when some are missing, ConflictError when their policy or number is another one.
+    """
+    paths = evaluation_shards(session, evaluation.without_draft)
     if not all(path.manifest.exists() for path in paths):
         raise MissingInputError(
-            f"there are no bare samples of {evaluation.bench} to refine: its bare evaluation is not finished",
-            hint=f"first the same command without --conditioned: {paths[0].command}",
+            f"there are no samples of {evaluation.bench} to refine: its evaluation without draft is not complete",
+            hint=f"first the same command without --with-draft: {paths[0].command}",
         )
     manifests = {path: read_manifest(path) for path in paths}
     require_same_settings(manifests)
-    there = sum(manifest.data.rows for manifest in manifests.values())
+    found = sum(manifest.data.rows for manifest in manifests.values())
     wanted = len(evaluation.problems) * evaluation.samples
     others = [manifest for manifest in manifests.values() if manifest.identity.policy != evaluation.policy.id]
-    if others or there != wanted:
-        what = "are of another policy" if others else f"are {there} completions, not {wanted}"
+    if others or found != wanted:
+        what = "are of another policy" if others else f"are {found} completions, not {wanted}"
         raise ConflictError(
-            f"the bare samples in {paths[0].data.parent} {what}",
-            hint="first the same command without --conditioned and with --overwrite; or as many --samples as there",
+            f"the samples without draft in {paths[0].data.parent} {what}",
+            hint="first the same command without --with-draft and with --overwrite; or the --samples used there",
         )
 
 
 def shown_drafts(samples: Sequence[Rollout], selection: str) -> list[tuple[Rollout, Sequence[int]]]:
-    """The drafts that the refinements of one problem see, each with the sample ids of those that see it.
+    """Return the drafts for the refinements of one problem, each with the sample ids of the refinements that see it.
 
-    `samples` are the problem's bare samples; there are as many refinements. See `EvalSection.selection`.
+    `samples` are the samples of the problem without draft. There are as many refinements. See `EvalSection.selection`.
     """
     if selection == "each":
         return [(sample, [sample.sample_id]) for sample in samples]
@@ -101,7 +141,7 @@ def shown_drafts(samples: Sequence[Rollout], selection: str) -> list[tuple[Rollo
 
 def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:
     section, config = session.config.eval, session.config
-    paths, without_draft = evaluation_shards(session, evaluation), evaluation_shards(session, evaluation.bare)
+    paths, without_draft = evaluation_shards(session, evaluation), evaluation_shards(session, evaluation.without_draft)
     has_drafts = evaluation.selection is not None
 
     def inputs_of(path: ShardPath) -> list[ShardPath]:
@@ -131,9 +171,9 @@ def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:
 
 
 def _samples_to_refine(session: Session, evaluation: Evaluation, path: ShardPath) -> dict[int, list[Rollout]]:
-    """The samples without draft of the groups of one shard, by group id."""
+    """Return the samples without draft of one shard by group id."""
     samples: defaultdict[int, list[Rollout]] = defaultdict(list)
-    for sample in read_results([evaluation_shards(session, evaluation.bare)[path.shard]]).rollouts:
+    for sample in read_results([evaluation_shards(session, evaluation.without_draft)[path.shard]]).rollouts:
         samples[sample.group_id].append(sample)
     return samples
 

@@ -1,4 +1,4 @@
-"""From the rollouts of an evaluation to its figures: accuracy with an interval, pass@k, maj@k, verdicts, lengths."""
+"""The figures of an evaluation, from its rollouts: accuracy with an interval, pass@k, maj@k, verdicts, lengths."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.records import VERDICTS, Rollout
 
 PAPER_BENCHES = ("aime24", "aime25", "amc23", "math500", "gsm8k", "minerva")
-"""The six benchmarks whose macro-average the paper reports (arXiv 2602.09000)."""
-MOST_SAMPLES_FOR_EVERY_K = 256
-"""With more samples only maj@k of all of them is told: those of subsets would take minutes."""
+"""The six benchmarks of the macro-average in the paper (arXiv 2602.09000)."""
+MAX_SAMPLES_FOR_EVERY_K = 256
+"""With more samples, only maj@k of all samples is computed. Those of subsets would take minutes."""
 
 
 def by_problem(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
-    """[problems, samples], problems in order of their group ids.
+    """Return the rollouts as [problems, samples], problems in order of group id.
 
-    Raises DamagedFileError where problems have different numbers of samples.
+    Raises DamagedFileError when problems have different numbers of samples.
     """
     groups: defaultdict[int, list[Rollout]] = defaultdict(list)
     for rollout in rollouts:
@@ -39,14 +39,14 @@ def by_problem(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 
 
 def correct_matrix(rollouts: Sequence[Rollout]) -> list[list[float]]:
-    """[problems, samples] of 1.0 (correct) and 0.0; raises as `by_problem`."""
+    """Return 1.0 (correct) or 0.0 for each sample, [problems, samples]. Raises as `by_problem`."""
     return [[float(rollout.verdict == "correct") for rollout in group] for group in by_problem(rollouts)]
 
 
 def majorities(votes: Sequence[Sequence[Hashable | None]], correct: Sequence[Sequence[float]]) -> dict[str, float]:
-    """{k: chance that the majority of k samples is right}, mean over problems, for every k up to all samples."""
+    """Return {k: probability that the majority of k samples is correct}, mean over problems, for all k."""
     num_samples = len(correct[0])
-    if num_samples > MOST_SAMPLES_FOR_EVERY_K:
+    if num_samples > MAX_SAMPLES_FOR_EVERY_K:
         return {str(num_samples): _mean([maj_at_k(*each) for each in zip(votes, correct, strict=True)])}
     every_k = [maj_at_every_k(*each) for each in zip(votes, correct, strict=True)]
     return {str(k): _mean(values) for k, values in enumerate(zip(*every_k, strict=True), start=1)}
@@ -55,11 +55,12 @@ def majorities(votes: Sequence[Sequence[Hashable | None]], correct: Sequence[Seq
 def summarise(
     rollouts: Sequence[Rollout], bench: str, model: Mapping[str, Any], cons_at: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """The `--json` object of an evaluation.
+    """Return the `--json` object of an evaluation.
 
-    `avg_at_k` is the accuracy of one sample, `ci95` its interval clustered by problem. `pass_at_k` (unbiased),
-    `maj_at_k` (votes of equal text) and `cons_at_k` (votes of equal answers) are of all k samples of a problem;
-    `pass_at`, `maj_at` and `cons_at` have every smaller k as well. None for `cons_at` where answers were not compared.
+    `avg_at_k` is the mean accuracy of a sample, `ci95` its interval clustered by problem. `pass_at_k` (unbiased,
+    arXiv 2107.03374), `maj_at_k` (votes for equal texts) and `cons_at_k` (votes for equal answers) use all k samples of
+    a problem. `pass_at`, `maj_at` and `cons_at` have the values for smaller k too. `cons_at` is None when answers were
+    not compared.
     """
     correct = correct_matrix(rollouts)
     num_samples = len(correct[0])
@@ -92,7 +93,7 @@ def summarise(
 
 
 def paired_figures(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Accuracy after minus before, of [problems, samples] each, with interval and p-value (`paired_difference`)."""
+    """Return accuracy after minus before with interval and p-value (`paired_difference`), from [problems, samples]."""
     paired = paired_difference(
         [[_mean(row)] for row in before],
         [[_mean(row)] for row in after],
@@ -104,15 +105,15 @@ def paired_figures(before: Sequence[Sequence[float]], after: Sequence[Sequence[f
     }
 
 
-def conditioned_figures(refinements: Sequence[Rollout], bare: Sequence[Rollout]) -> dict[str, Any]:
-    """What refining did to the bare samples: the accuracy of both, and the fix, break and copy rates.
+def refinement_figures(refinements: Sequence[Rollout], samples: Sequence[Rollout]) -> dict[str, Any]:
+    """Return the accuracy of the samples without draft, the difference, and the fix, break and copy rates.
 
-    `draft_accuracy` is that of the drafts that were shown, one for each refinement.
+    `draft_accuracy` is the accuracy of the drafts in the prompts, counted once for each refinement.
     """
-    drafts = {(draft.group_id, draft.sample_id): draft for draft in bare}
-    rates = refinement_metrics(refinements, drafts, {draft.group_id: draft.group_id for draft in bare})
+    drafts = {(draft.group_id, draft.sample_id): draft for draft in samples}
+    rates = refinement_metrics(refinements, drafts, {draft.group_id: draft.group_id for draft in samples})
     shown = [drafts[row.group_id, row.draft_sample_id] for row in refinements if row.draft_sample_id is not None]
-    before, after = correct_matrix(bare), correct_matrix(refinements)
+    before, after = correct_matrix(samples), correct_matrix(refinements)
     return {
         "bare_avg_at_k": avg_at_k(before),
         **paired_figures(before, after),
@@ -122,7 +123,7 @@ def conditioned_figures(refinements: Sequence[Rollout], bare: Sequence[Rollout])
 
 
 def macro_average(summaries: Sequence[Mapping[str, Any]]) -> float | None:
-    """Mean avg@k of the paper's six benchmarks, each weighing the same; None unless all six are measured."""
+    """Return the mean avg@k of the six benchmarks of the paper; None unless all six were evaluated."""
     measured = {summary["bench"]: summary.get("avg_at_k") for summary in summaries}
     values = [measured.get(bench) for bench in PAPER_BENCHES]
     known = [value for value in values if value is not None]

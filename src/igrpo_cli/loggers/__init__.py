@@ -1,1 +1,1 @@
-"""What a run recorded, sent on to trackers: a projection of its files, so it can be done at any time and again."""
+"""Trackers: the metrics of a run, sent to trackio, TensorBoard or wandb by background processes."""

@@ -1,4 +1,4 @@
-"""Trackers beside training: a process for each, so that one that hangs, fails or prints is nobody else's concern."""
+"""Trackers in background processes, one for each: a tracker that hangs, fails or prints does not disturb training."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from typing import IO, Any
 
 from igrpo_cli.errors import Interrupted
 
-SECONDS_WHEN_STOPPED = 4.0
-"""Most that trackers are waited for by a command that a signal ends."""
+MAX_SECONDS_AFTER_SIGNAL = 4.0
+"""Maximum time that a command waits for trackers after a signal."""
 
 
 class BackgroundTrackers:
-    """`igrpo log --follow` for each of `log.report_to`, started when there is something to send."""
+    """Runs `igrpo log --follow` for each of `log.report_to`, from the first entry on."""
 
     def __init__(self, run: Path, section: Mapping[str, Any], note: Callable[[str], None]) -> None:
-        """`section`: the settings `[log]`; `note` is told of failures, once a tracker."""
+        """Take the settings of `[log]` from `section`. `note` gets the first failure of each tracker."""
         settings = [f"log.{name}={json.dumps(value, ensure_ascii=False)}" for name, value in section.items()]
         self._timeout = float(section["timeout"])
         self._senders = [_Sender(run, name, settings, note) for name in dict.fromkeys(section["report_to"])]
 
     def wake(self) -> None:
-        """There is something new. Does not wait."""
+        """Let the trackers send new entries. Does not wait for them."""
         for sender in self._senders:
             sender.wake()
 
     def close(self) -> None:
-        """Wait for all together, at most `log.timeout` seconds; who is not done by then is ended."""
+        """Wait for all trackers, at most `log.timeout` seconds, and end those that are not done."""
         is_stopped = isinstance(sys.exc_info()[1], Interrupted | KeyboardInterrupt)
-        deadline = time.monotonic() + (min(self._timeout, SECONDS_WHEN_STOPPED) if is_stopped else self._timeout)
+        deadline = time.monotonic() + (min(self._timeout, MAX_SECONDS_AFTER_SIGNAL) if is_stopped else self._timeout)
         for sender in self._senders:
             sender.finish()
         for sender in self._senders:
@@ -50,7 +50,7 @@ class _Sender:
         overrides = [piece for setting in settings for piece in ("--set", setting)]
         self._arguments = ["log", str(run.resolve()), "--to", tracker, "--follow", *overrides]
         self._tracker = tracker
-        self._afterwards = f"igrpo log {run} --to {tracker} sends what is missing"
+        self._next_step = f"igrpo log {run} --to {tracker} sends the rest"
         self._note = note
         self._has_complained = False
         self._process: subprocess.Popen[bytes] | None = None
@@ -62,7 +62,7 @@ class _Sender:
                 self._collect(self._process)
             process = self._process = self._process or self._start()
             assert process.stdin is not None
-            with suppress(BrokenPipeError):  # it is just ending: why is said when it has
+            with suppress(BrokenPipeError):  # the process is ending; `_collect` reports the reason
                 process.stdin.write(b"\n")
         except OSError as error:
             self._complain(str(error))
@@ -77,26 +77,26 @@ class _Sender:
         try:
             self._process.wait(max(deadline - time.monotonic(), 0.0))
         except subprocess.TimeoutExpired:
-            self._complain("it was not done in time (log.timeout)")
+            self._complain("it took too long (log.timeout)")
         finally:
             self._collect(self._process)
 
     def _start(self) -> subprocess.Popen[bytes]:
         path = os.pathsep.join(entry for entry in sys.path if entry)
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115, closed when the process has ended
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115, closed in `_collect`
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "igrpo_cli", *self._arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._stderr,
             bufsize=0,
-            # Ctrl-C is for the training; this process ends when there is no more to send.
+            # Ctrl-C must reach only the training process. This one ends when stdin is closed.
             start_new_session=True,
             env={**os.environ, "PYTHONPATH": path},
         )
 
     def _collect(self, process: subprocess.Popen[bytes]) -> None:
-        """End the process if it goes on; say why if it failed."""
+        """End the process if it still runs, and report its error if it failed."""
         self._process = None
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -111,4 +111,4 @@ class _Sender:
     def _complain(self, what: str) -> None:
         if not self._has_complained:
             self._has_complained = True
-            self._note(f"not all was sent to {self._tracker}: {what}; {self._afterwards}")
+            self._note(f"some metrics were not sent to {self._tracker}: {what}; {self._next_step}")

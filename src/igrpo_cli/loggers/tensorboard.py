@@ -1,4 +1,4 @@
-"""TensorBoard: an event file for each entry, whole or not there, so the files themselves say what was sent."""
+"""TensorBoard: one event file for each entry, published atomically, so that the files show what was sent."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from igrpo_cli.loggers.base import TrackerSettings
 from igrpo_cli.loggers.entries import Entry
+from igrpo_cli.loggers.trackers import TrackerSettings
 from igrpo_cli.store.atomic import publish_bytes, remove_stale_temporaries
 
 
 class TensorBoardTracker:
-    """Event files in the folder `tensorboard`."""
+    """Writes event files to the folder `tensorboard`."""
 
     def __init__(self, settings: TrackerSettings) -> None:
         self._directory = settings.directory / "tensorboard"
@@ -26,7 +26,7 @@ class TensorBoardTracker:
         return any(self._directory.glob(f"events.out.tfevents.*.{_name(key)}"))
 
     def send(self, entry: Entry) -> None:
-        # TensorBoard reads files in the order of their names, and never goes back.
+        # TensorBoard reads files in order of their names, and never an earlier one again.
         name = f"events.out.tfevents.{time.time_ns():020d}.{_name(entry.key)}"
         publish_bytes(self._directory / name, _events(entry))
 
@@ -42,7 +42,7 @@ def _name(key: str) -> str:
 
 
 def _events(entry: Entry) -> bytes:
-    """The bytes of an event file. Values are float32 there."""
+    """Return the bytes of an event file. It stores values as float32."""
     content = BytesIO()
     writer = RecordWriter(content)
     events = [Event(wall_time=entry.finished, file_version="brain.Event:2")]

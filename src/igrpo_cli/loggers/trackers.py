@@ -1,4 +1,4 @@
-"""Which trackers there are, what they are told, and that one process at a time tells them."""
+"""The interface of a tracker, opening one by its name, and a lock so that one process at a time sends to it."""
 
 from __future__ import annotations
 
@@ -6,25 +6,57 @@ import fcntl
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Protocol
 
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.loggers.base import Tracker, TrackerSettings
-from igrpo_cli.loggers.entries import read_entries
+from igrpo_cli.loggers.entries import Entry, read_entries
 from igrpo_cli.store.atomic import make_directory
 from igrpo_cli.store.layout import RunDirectory
 
 NAMES = ("trackio", "tensorboard", "wandb")
-SECONDS_FOR_ANOTHER = 10.0
-"""A single command is done sending by then; a longer one will see our files itself."""
+MAX_WAIT_SECONDS = 10.0
+"""A short command has sent its entries by then. A longer one will find the new files itself."""
+
+
+@dataclass(frozen=True)
+class TrackerSettings:
+    """What a tracker needs to know of a run."""
+
+    project: str
+    run_name: str
+    directory: Path
+    """The directory for files of the tracker, and for our record of what was sent."""
+    config: dict[str, Any]
+    """The settings of the run, shown next to its curves."""
+
+
+class Tracker(Protocol):
+    """A run in a tracker, open for new entries."""
+
+    where: str
+    """How to look at the run: a command or a URL."""
+
+    def is_sent(self, key: str) -> bool:
+        """Return True if the tracker has this entry."""
+
+    def send(self, entry: Entry) -> None:
+        """Give an entry to the tracker. It may be stored only after `flush` or `close`."""
+
+    def flush(self) -> None:
+        """Send the entries so far. More may follow."""
+
+    def close(self) -> None:
+        """Store all entries, and record what was sent."""
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Raises UsageError for one that is not installed; imports nothing."""
+    """Raise UsageError for a tracker that is not installed. Imports nothing."""
     for name in names:
         spec = find_spec(name)
-        # A folder of that name in the current directory, such as wandb makes, counts as a package without origin.
+        # A folder with that name in the current directory, such as wandb creates, is a package without origin.
         if spec is None or spec.origin is None:
             raise UsageError(
                 f"log.report_to has {name}, which is not installed", hint=f"pip install 'igrpo-cli[{name}]'"
@@ -33,7 +65,7 @@ def require_trackers(names: Sequence[str]) -> None:
 
 @contextmanager
 def open_tracker(name: str, settings: TrackerSettings) -> Iterator[Tracker]:
-    """The record of a run, continued where there is one. Whatever a tracker raises becomes an IgrpoError."""
+    """Open the run in a tracker, or create it there. Every exception of a tracker becomes an IgrpoError."""
     try:
         tracker = _open(name, settings)
         try:
@@ -44,11 +76,11 @@ def open_tracker(name: str, settings: TrackerSettings) -> Iterator[Tracker]:
         raise
     except Exception as error:
         what = " ".join(str(error).split()) or type(error).__name__
-        raise IgrpoError(f"{name}: {what}", hint="run it again after mending it: what was sent is kept") from error
+        raise IgrpoError(f"{name}: {what}", hint="fix it and run the command again: sent entries are kept") from error
 
 
 def send_new(run: RunDirectory, tracker: Tracker) -> list[str]:
-    """Send what the record does not have; returns the keys. Raises DamagedFileError."""
+    """Send the entries that the tracker does not have; return their keys. Raises DamagedFileError."""
     sent = []
     for entry in read_entries(run, tracker.is_sent):
         tracker.send(entry)
@@ -59,13 +91,13 @@ def send_new(run: RunDirectory, tracker: Tracker) -> list[str]:
 
 @contextmanager
 def only_sender(lock: Path) -> Iterator[bool]:
-    """Whether this process alone may send, for as long as the block lasts; a dead process holds no lock."""
+    """Yield True if this process holds the lock on sending inside this context. A dead process holds no lock."""
     make_directory(lock.parent)
     with lock.open("w") as file:
-        patience = time.monotonic() + SECONDS_FOR_ANOTHER
-        while not (alone := _try_lock(file.fileno())) and time.monotonic() < patience:
+        deadline = time.monotonic() + MAX_WAIT_SECONDS
+        while not (is_only := _try_lock(file.fileno())) and time.monotonic() < deadline:
             time.sleep(0.1)
-        yield alone
+        yield is_only
 
 
 def _try_lock(descriptor: int) -> bool:

@@ -1,4 +1,4 @@
-"""trackio: SQLite on this machine, or the Space or server that its environment variables name."""
+"""trackio: SQLite on this machine, or the Space or server in its environment variables."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from io import StringIO
 import trackio
 
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.loggers.base import TrackerSettings
-from igrpo_cli.loggers.entries import Entry
-from igrpo_cli.loggers.sent import SentEntries
+from igrpo_cli.loggers.entries import Entry, SentEntries
+from igrpo_cli.loggers.trackers import TrackerSettings
 
 
 class TrackioTracker:
-    """A run of a trackio project. Entries are gathered, and sent by `flush`."""
+    """A run of a trackio project. `flush` sends the entries."""
 
     def __init__(self, settings: TrackerSettings) -> None:
         self._settings = settings
         self._sent = SentEntries(settings.directory / "trackio.json")
-        # trackio resumes by name: two runs that are called alike must not flow into one.
+        # trackio resumes runs by name. Two runs with one name must stay separate.
         self._name = f"{settings.run_name}-{self._sent.run_id}"
         self.where = f"trackio show --project {settings.project}, run {self._name}"
         self._entries: list[Entry] = []
@@ -34,7 +33,7 @@ class TrackioTracker:
     def flush(self) -> None:
         if not self._entries:
             return
-        # It prints on stdout, which is data here, and tells of failures by warnings from a thread.
+        # It prints on stdout, which is for data, and reports failures as warnings in a thread.
         with redirect_stdout(StringIO()), warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
             run = trackio.init(

@@ -1,4 +1,4 @@
-"""Weights & Biases: online where there are credentials, else a record on disk for `wandb sync`. It never asks."""
+"""Weights & Biases: online with credentials, else files on disk for `wandb sync`. There are no prompts."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import os
 import wandb
 
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.loggers.base import TrackerSettings
-from igrpo_cli.loggers.entries import ITERATION, STEP, Entry
-from igrpo_cli.loggers.sent import SentEntries
+from igrpo_cli.loggers.entries import ITERATION, STEP, Entry, SentEntries
+from igrpo_cli.loggers.trackers import TrackerSettings
 
 AXES = {ITERATION: ("draft/*", "select/*", "refine/*", "eval/*"), STEP: ("update/*", "train/*")}
 
 
 class WandbTracker:
-    """One run of a wandb project, kept open from the first entry on: each opening is another folder offline."""
+    """A run of a wandb project, open from the first entry on. Offline, each opening creates a folder."""
 
     def __init__(self, settings: TrackerSettings) -> None:
         self._settings = settings
@@ -45,7 +44,7 @@ class WandbTracker:
         settings = wandb.Settings(
             silent=True,
             console="off",
-            # What it would tell of this machine and process is not of the run.
+            # No data about this machine and process.
             disable_code=True,
             disable_git=True,
             host="",
@@ -55,9 +54,9 @@ class WandbTracker:
             x_save_requirements=False,
         )
         wandb.setup(settings)
-        wanted = os.environ.get("WANDB_MODE")
-        has_key = wanted not in (None, "online") or wandb.login(prompt=False)
-        if wanted == "online" and not has_key:
+        mode = os.environ.get("WANDB_MODE")
+        has_key = mode not in (None, "online") or wandb.login(prompt=False)
+        if mode == "online" and not has_key:
             raise IgrpoError("wandb: WANDB_MODE is online, but there is no key", hint="export WANDB_API_KEY=…")
         run = wandb.init(
             project=self._settings.project,

@@ -1,1 +1,1 @@
-"""The report of runs as one HTML file: figures, tables and sample problems, with nothing fetched from elsewhere."""
+"""The HTML report of runs: figures, tables and sample problems in one file, without anything from elsewhere."""

@@ -1,4 +1,4 @@
-"""Which figures a report has, what each means and what in it is a bad sign."""
+"""The figures of a report: their curves, their meaning, and what is a bad sign in them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Unit = Literal[
     "% of refinements",
     "reward",
     "tokens",
-    "nats a token",
+    "nats per token",
     "L2 norm",
     "loss",
     "seconds",
@@ -23,7 +23,7 @@ class Figure:
     """One plot: some metrics of an iteration, drawn over the run."""
 
     name: str
-    """Of its anchor in the page and of its PNG."""
+    """Name of its anchor in the page and of its PNG file."""
     title: str
     unit: Unit
     curves: dict[str, str]
@@ -34,12 +34,12 @@ class Figure:
 
     @property
     def is_share(self) -> bool:
-        """Whether its values are shares, drawn in per cent."""
+        """True if the values are shares, drawn in per cent."""
         return self.unit.startswith("%")
 
 
-def _bare_and_conditioned(metric: str) -> dict[str, str]:
-    return {f"draft/{metric}": "bare (drafts)", f"refine/{metric}": "conditioned (refinements)"}
+def _by_prompt(metric: str) -> dict[str, str]:
+    return {f"draft/{metric}": "without draft (drafts)", f"refine/{metric}": "with draft (refinements)"}
 
 
 SECTIONS: dict[str, tuple[Figure, ...]] = {
@@ -48,69 +48,70 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
             "accuracy",
             "Accuracy",
             "% of completions",
-            _bare_and_conditioned("verdict_correct"),
-            "Share of completions with a correct answer, on the training problems of each iteration. "
-            "Bare is what the policy will be used for; conditioned sees a draft.",
-            "Conditioned rises while bare stays: it learns to use drafts, not to solve.",
+            _by_prompt("verdict_correct"),
+            "Share of correct completions on the training problems of each iteration. The policy is used without a "
+            "draft in its prompt; refinements see one.",
+            "Only the accuracy with draft rises: the policy learns to use drafts, not to solve problems.",
         ),
         Figure(
             "reward",
             "Reward",
             "reward",
-            _bare_and_conditioned("reward_mean"),
-            "Mean reward of a completion, as recorded with it: this is what the update maximises.",
-            "Reward rises and accuracy does not: another part of the reward is being exploited.",
+            _by_prompt("reward_mean"),
+            "Mean reward of a completion. This is what the update maximises.",
+            "Reward rises and accuracy does not: the policy exploits another part of the reward.",
             starts_at_zero=False,
         ),
         Figure(
             "entropy",
             "Entropy",
-            "nats a token",
-            _bare_and_conditioned("sampled_entropy"),
-            "How undecided the sampler is, estimated from the log-probs of the tokens it drew.",
-            "A fall towards zero early on: samples of a group become alike and nothing is left to compare.",
+            "nats per token",
+            _by_prompt("sampled_entropy"),
+            "Entropy of the sampling distribution, estimated from the log-probs of the sampled tokens.",
+            "An early fall towards zero: the completions of a group become equal, and there is nothing to compare.",
         ),
     ),
     "Drafts and refinements": (
         Figure(
-            "gradient",
-            "Groups with a gradient",
+            "reward-variance",
+            "Groups with reward variance",
             "% of groups",
-            _bare_and_conditioned("groups_with_gradient"),
-            "Share of groups whose rewards differ. Only these teach anything.",
-            "Near zero: problems are too easy, too hard, or the refinements all copy their draft.",
+            _by_prompt("groups_with_gradient"),
+            "Share of groups whose rewards differ. Only these groups have a gradient.",
+            "Near zero: the problems are too easy or too hard, or all refinements copy their draft.",
         ),
         Figure(
             "fixes",
             "Fix rate",
             "% of refinements",
-            {"refine/fix_rate": "right, of those of wrong drafts"},
-            "What becomes of wrong drafts. Where nearly every best draft is right it rests on few problems.",
-            "It stays near zero: refining does not help, or what it is shown misleads it.",
+            {"refine/fix_rate": "correct refinements of wrong drafts"},
+            "Share of correct refinements among those of wrong drafts. When nearly all selected drafts are correct, "
+            "few problems decide it.",
+            "It stays near zero: refinement does not help, or the drafts mislead.",
         ),
         Figure(
             "breaks",
             "Break rate",
             "% of refinements",
-            {"refine/break_rate": "wrong, of those of right drafts"},
-            "What becomes of right drafts.",
-            "It rises, or stays above the fix rate: refining does harm.",
+            {"refine/break_rate": "wrong refinements of correct drafts"},
+            "Share of wrong refinements among those of correct drafts.",
+            "It rises, or stays above the fix rate: refinement does harm.",
         ),
         Figure(
             "copies",
             "Copy rate",
             "% of refinements",
             {"refine/copy_rate": "refinements equal to their draft"},
-            "Share of refinements that repeat the draft they saw word for word.",
-            "It approaches 100 %: groups are uniform and learning from refinements stops.",
+            "Share of refinements that repeat their draft word for word.",
+            "It approaches 100 %: the completions of a group are equal, and learning from refinements stops.",
         ),
         Figure(
             "ties",
             "Ties",
             "% of groups",
             {"select/ties": "groups with several best drafts"},
-            "Share of groups in which the selected draft was not the only best one.",
-            "Near 100 % from the start: the reward hardly tells drafts apart.",
+            "Share of groups with other drafts of the same reward as the selected draft.",
+            "Near 100 % from the start: the reward hardly separates drafts.",
         ),
     ),
     "Completions": (
@@ -118,33 +119,33 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
             "length",
             "Length",
             "tokens",
-            _bare_and_conditioned("completion_length_mean"),
-            "Mean tokens of a completion.",
-            "A steady climb without accuracy, or a collapse to a few tokens.",
+            _by_prompt("completion_length_mean"),
+            "Mean number of tokens per completion.",
+            "A steady rise without more accuracy, or a collapse to a few tokens.",
         ),
         Figure(
             "truncated",
             "Truncated",
             "% of completions",
-            _bare_and_conditioned("truncated"),
-            "Share of completions cut at the length limit, before they could answer.",
-            "More than a few per cent: raise max_completion_length, or rewards punish length by chance.",
+            _by_prompt("truncated"),
+            "Share of completions that reached the length limit, often before their answer.",
+            "More than a few per cent: raise max_completion_length. Otherwise the reward punishes length by chance.",
         ),
         Figure(
             "no-answer",
             "No answer",
             "% of completions",
-            _bare_and_conditioned("verdict_no_answer"),
-            "Share of completions in which no answer was found.",
-            "It stays high: the format is not learnt, or the extraction does not fit the prompt.",
+            _by_prompt("verdict_no_answer"),
+            "Share of completions without an answer that the grader can find.",
+            "It stays high: the policy does not learn the format, or answer extraction does not fit the prompt.",
         ),
         Figure(
             "ungraded",
             "Ungraded",
             "% of completions",
-            _bare_and_conditioned("verdict_ungraded"),
-            "Share of completions that the grader gave up on; they count as neither right nor wrong in a verdict.",
-            "Anything but zero deserves a look: filter the problems below by this verdict.",
+            _by_prompt("verdict_ungraded"),
+            "Share of completions on which the grader reached a limit. They are neither correct nor wrong.",
+            "Anything but zero: filter the problems below by this verdict.",
         ),
     ),
     "Optimiser": (
@@ -153,37 +154,37 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
             "Gradient norm",
             "L2 norm",
             {"grad_norm": "before clipping"},
-            "Norm of the gradient of each iteration's optimiser steps, averaged.",
-            "Spikes, or a fall to zero (see groups with a gradient).",
+            "Norm of the gradient, averaged over the optimiser steps of each iteration.",
+            "Spikes, or a fall to zero (see groups with reward variance).",
         ),
         Figure(
             "loss",
             "Loss",
             "loss",
             {"loss": "policy loss"},
-            "Advantages of a group add up to zero, so with one step an iteration it is zero but for rounding or KL; "
-            "it is no measure of progress.",
-            "Large jumps with several steps an iteration: the policy moves far on the same samples.",
+            "The advantages of a group sum to zero. With one step per iteration the loss is therefore zero, up to "
+            "rounding and KL. It does not measure progress.",
+            "Large jumps with several steps per iteration: the policy moves far on the same samples.",
             starts_at_zero=False,
         ),
         Figure(
             "kl",
             "KL to the reference",
-            "nats a token",
+            "nats per token",
             {"kl": "k3 estimate"},
-            "Distance from the initial policy; zero throughout where beta is 0, since it is not measured then.",
-            "A sudden rise: the policy leaves what it knew.",
+            "Distance from the initial policy. It is zero when beta is 0, because it is not measured then.",
+            "A sudden rise: the policy forgets what it knew.",
         ),
         Figure(
             "mismatch",
             "Sampler–trainer mismatch",
-            "nats a token",
+            "nats per token",
             {
-                "sampler_mismatch_mean/draft": "bare (drafts)",
-                "sampler_mismatch_mean/refine": "conditioned (refinements)",
+                "sampler_mismatch_mean/draft": "without draft (drafts)",
+                "sampler_mismatch_mean/refine": "with draft (refinements)",
             },
-            "Mean difference between the log-probs of sampler and trainer for the same tokens and policy.",
-            "Above about 0.05, or growing: the gradient is of another policy than the one that sampled.",
+            "Mean difference between the log-probs of the sampler and of the trainer, for the same tokens and policy.",
+            "Above about 0.05, or growing: the gradient belongs to another policy than the one that sampled.",
         ),
     ),
     "Cost": (
@@ -192,9 +193,9 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
             "Time of an iteration",
             "seconds",
             {f"{stage}/seconds": stage for stage in ("draft", "refine", "update")},
-            "Seconds of each stage, those of all its shards added up.",
-            "A stage that grows from iteration to iteration: completions get longer, or a machine gets slower.",
+            "Seconds of each stage, summed over its shards.",
+            "A stage that takes longer in each iteration: completions get longer, or a machine gets slower.",
         ),
     ),
 }
-"""By heading, in the order of the page."""
+"""Figures by heading, in the order of the page."""

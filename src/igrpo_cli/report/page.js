@@ -1,6 +1,6 @@
 "use strict";
 
-// Values under the pointer: a plot says where its axes lie, and its curves are paths of the points themselves.
+// Show the values under the pointer. A plot states the positions of its axes, and its curves are paths of their points.
 for (const chart of document.querySelectorAll(".chart")) {
   const [left, top, right, bottom, xLow, xHigh, yLow, yHigh] = chart.dataset.plot.split(" ").map(Number);
   const isShare = chart.dataset.share !== undefined;

@@ -1,4 +1,4 @@
-"""The page: what was read of the runs, put into the template. Everything from files is escaped by the template."""
+"""The HTML page: figures, tables and problems of runs in a template. The template escapes all text from files."""
 
 from __future__ import annotations
 
@@ -26,56 +26,57 @@ from igrpo_cli.ui.quoting import in_line, shortened
 STAGES = (*SHARD_STAGES, "update")
 HERE = Path(__file__).parent
 VERDICT_MARKS = dict(zip(VERDICTS, "✓✗∅?", strict=True))
+ACTIONS = {"condition": "refined with a draft", "bare": "refined without draft", "drop": "not refined"}
 GLANCE = {
-    "draft/verdict_correct": "Accuracy, bare",
-    "refine/verdict_correct": "Accuracy, conditioned",
-    "draft/groups_with_gradient": "Groups with a gradient, bare",
-    "refine/groups_with_gradient": "Groups with a gradient, conditioned",
+    "draft/verdict_correct": "Accuracy without draft",
+    "refine/verdict_correct": "Accuracy with draft",
+    "draft/groups_with_gradient": "Groups with reward variance, without draft",
+    "refine/groups_with_gradient": "Groups with reward variance, with draft",
     "refine/fix_rate": "Fix rate",
     "refine/break_rate": "Break rate",
     "refine/copy_rate": "Copy rate",
-    "draft/truncated": "Truncated, bare",
+    "draft/truncated": "Truncated, without draft",
 }
-"""Shares that the page says first, by metric."""
+"""The shares at the top of the page, by metric."""
 
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """One run as far as it could be read."""
+    """What could be read of one run."""
 
     name: str
     iterations: list[IterationFigures]
     evaluations: list[Mapping[str, str]]
-    """Cells by column."""
+    """A row for each evaluation: cells by column."""
     settings: str
-    """Its run.toml."""
+    """The text of run.toml."""
     samples: Samples
     unreadable: list[str]
 
     @property
     def cost(self) -> dict[str, StageCost]:
-        """Of the whole run, by stage."""
+        """The cost of the whole run by stage."""
         by_stage = {stage: [each.costs[stage] for each in self.iterations if stage in each.costs] for stage in STAGES}
         return {stage: sum(costs, StageCost()) for stage, costs in by_stage.items() if costs}
 
     @property
     def num_groups(self) -> int:
-        """Problems drafted so far; one that comes up in two iterations counts twice."""
+        """Groups of drafts. A problem that is sampled in two iterations counts twice."""
         return self.cost["draft"].groups if "draft" in self.cost else 0
 
     @property
     def num_rollouts(self) -> int:
-        """Sampled so far, drafts and refinements."""
+        """Drafts and refinements."""
         return sum(cost.rollouts for cost in self.cost.values())
 
     @property
     def num_tokens(self) -> int:
-        """Of those rollouts."""
+        """Tokens of the drafts and refinements."""
         return sum(cost.tokens for cost in self.cost.values() if cost.rollouts)
 
 
 def render(runs: Sequence[ReportedRun]) -> str:
-    """The whole page; the same bytes for the same runs."""
+    """Return the page. The same runs give the same bytes."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -92,11 +93,12 @@ def render(runs: Sequence[ReportedRun]) -> str:
         glance=_glance(runs),
         kinds=[*KINDS, "other"],
         marks=VERDICT_MARKS,
+        actions=ACTIONS,
     )
 
 
 def _glance(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
-    """By metric, the first and the last figure of each run that has any."""
+    """Return the first and the last value of each metric in `GLANCE`, for each run that has it."""
     tiles = []
     for metric, label in GLANCE.items():
         points = {run.name: [each.points[metric] for each in run.iterations if metric in each.points] for run in runs}
@@ -106,7 +108,7 @@ def _glance(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
 
 
 def charts(figure: Figure, runs: Sequence[ReportedRun]) -> dict[str, str]:
-    """The SVG of a figure by the name of its x-axis; empty where no run has its metrics."""
+    """Return the SVG of a figure for each x-axis; {} when no run has its metrics."""
     y_axis = Axis(figure.unit, figure.is_share, figure.starts_at_zero)
     drawn = {}
     for name, axis in _axes(runs).items():
@@ -117,10 +119,10 @@ def charts(figure: Figure, runs: Sequence[ReportedRun]) -> dict[str, str]:
 
 
 def budgets(run: ReportedRun, axis: str) -> list[float]:
-    """Where each iteration lies: what was spent before it, which is what its policy had cost."""
+    """Return the x-position of each iteration: what was spent before it, the cost of its policy."""
     if axis == "iteration":
         return [float(each.iteration) for each in run.iterations]
-    # An update reads tokens again that were sampled before.
+    # An update trains on tokens that are already counted.
     skipped = {"update"} if axis == "tokens" else set()
     spent = [
         sum(getattr(c, axis) for stage, c in each.costs.items() if stage not in skipped) for each in run.iterations
@@ -129,7 +131,7 @@ def budgets(run: ReportedRun, axis: str) -> list[float]:
 
 
 def _axes(runs: Sequence[ReportedRun]) -> dict[str, Axis]:
-    """The x-axes by name. Time is that of GPUs where all runs had some."""
+    """Return the x-axes by name. Time is GPU time when all runs used GPUs."""
     has_gpus = all(any(cost.gpu_seconds for cost in run.cost.values()) for run in runs)
     return {
         "iteration": Axis("iteration"),
@@ -140,7 +142,7 @@ def _axes(runs: Sequence[ReportedRun]) -> dict[str, Axis]:
 
 
 def _lines(figure: Figure, runs: Sequence[ReportedRun], axis: str) -> list[Line]:
-    """Runs differ by colour and marker, the curves of one run by dash; in a single run curves have colours too."""
+    """Return the curves. Runs differ in colour and marker, the curves of a run in dash (and colour, if it is alone)."""
     lines = []
     for place, run in enumerate(runs):
         for dash, (metric, label) in enumerate(figure.curves.items()):
@@ -166,7 +168,7 @@ def _legend(figure: Figure, runs: Sequence[ReportedRun], lines: Sequence[Line]) 
 
 
 def _sections(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
-    """Each heading with its figures, and the titles of those that are zero throughout and need no plot."""
+    """Return each heading with its figures, and the titles of figures that are always zero and need no plot."""
     sections = []
     for title, figures in SECTIONS.items():
         drawn, idle = [], []
@@ -181,20 +183,20 @@ def _sections(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
 
 
 def _table(figure: Figure, lines: Sequence[Line]) -> list[list[str]]:
-    """The numbers of a plot: a row of labels, then one per iteration."""
-    columns = [{int(at): told(point, figure.is_share) for at, point in line.points} for line in lines]
+    """Return the numbers of a plot: a row of labels, then a row for each iteration."""
+    columns = [{int(at): with_interval(point, figure.is_share) for at, point in line.points} for line in lines]
     iterations = sorted({iteration for column in columns for iteration in column})
     rows = [[str(iteration), *(column.get(iteration, "–") for column in columns)] for iteration in iterations]
     return [["iteration", *(line.label for line in lines)], *rows]
 
 
-def told(point: Point, is_share: bool) -> str:
-    """A figure with its interval."""
+def with_interval(point: Point, is_share: bool) -> str:
+    """Return a figure with its interval."""
     return " ".join(filter(None, (number(point.value, is_share=is_share), between(point, is_share))))
 
 
 def between(point: Point, is_share: bool) -> str:
-    """The interval of a figure, in its unit; empty where there is none."""
+    """Return the interval of a figure in its unit; empty without interval."""
     if point.low is None or point.high is None:
         return ""
     low, high = (number(end, is_share=is_share).removesuffix(" %") for end in (point.low, point.high))
@@ -202,10 +204,10 @@ def between(point: Point, is_share: bool) -> str:
 
 
 def _shown(text: str) -> str:
-    """`text` with its control characters visible, the middle of a long one left out and counted."""
+    """Return `text` with visible control characters. The middle of a long text is left out and counted."""
     return "".join(printable(piece) for _, piece in shortened([("same", text)]))
 
 
 def _csp_hash(text: str) -> str:
-    """How a Content-Security-Policy allows exactly this inline text."""
+    """Return the hash that allows exactly this inline text in a Content-Security-Policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

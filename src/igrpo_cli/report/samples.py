@@ -1,4 +1,4 @@
-"""Which problems a report shows: a spread over the iterations, and of each kind some, so that the page stays small."""
+"""The sample problems of a report: some of each kind, spread over the iterations, so that the page stays small."""
 
 from __future__ import annotations
 
@@ -11,52 +11,54 @@ from igrpo_cli.records import Rollout
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.ui.quoting import MAX_SHOWN
 
-ITERATIONS = 10
-STORIES_OF_A_KIND = 3
-"""Per iteration."""
-COMPLETIONS = 8
-"""Per stage of a story."""
-ALL_CHARACTERS = 4_000_000
-"""Of all runs of a report, shared equally among their iterations."""
+MAX_ITERATIONS = 10
+MAX_STORIES_OF_A_KIND = 3
+"""Maximum per iteration."""
+MAX_COMPLETIONS = 8
+"""Maximum per stage of a story."""
+MAX_CHARACTERS = 4_000_000
+"""Maximum of a whole report, shared equally by the iterations of all runs."""
 
 KINDS: dict[str, Callable[[GroupStory], bool]] = {
     "fixed": lambda story: story.is_fixed,
     "broken": lambda story: story.is_broken,
-    "no gradient": lambda story: not story.has_reward_variance,
-    "never right": lambda story: all(each.verdict != "correct" for each in story.completions),
-    "always right": lambda story: all(each.verdict == "correct" for each in story.completions),
+    "equal rewards": lambda story: not story.has_reward_variance,
+    "never correct": lambda story: all(each.verdict != "correct" for each in story.completions),
+    "always correct": lambda story: all(each.verdict == "correct" for each in story.completions),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A story as the page shows it."""
+    """A story on the page."""
 
     story: GroupStory
     kinds: list[str]
     drafts: list[Rollout]
-    """At most COMPLETIONS, the selected one among them."""
+    """At most MAX_COMPLETIONS, and the selected draft."""
     refinements: list[Rollout]
 
 
 @dataclass(slots=True)
 class Samples:
-    """The stories of one run that the page shows."""
+    """The stories of one run on the page."""
 
     samples: list[Sample] = field(default_factory=list)
     iterations: list[int] = field(default_factory=list)
-    """Those that the stories are from."""
+    """The iterations of the stories."""
     unreadable: list[str] = field(default_factory=list)
 
 
 def choose_samples(run: RunDirectory, iterations: Sequence[int], num_runs: int) -> Samples:
-    """Stories of `iterations` spread evenly, first and last among them; of each kind the first few of an iteration."""
+    """Return stories of evenly spread iterations, the first and the last included: the first few of each kind."""
     chosen = Samples()
     last = len(iterations) - 1
-    places = sorted({round(place * last / (ITERATIONS - 1)) for place in range(ITERATIONS)}) if iterations else []
+    places = (
+        sorted({round(place * last / (MAX_ITERATIONS - 1)) for place in range(MAX_ITERATIONS)}) if iterations else []
+    )
     for iteration in (iterations[place] for place in places):
         try:
-            chosen.samples += _of_iteration(run, iteration, ALL_CHARACTERS // (num_runs * len(places)))
+            chosen.samples += _of_iteration(run, iteration, MAX_CHARACTERS // (num_runs * len(places)))
             chosen.iterations.append(iteration)
         except IgrpoError as error:
             chosen.unreadable.append(f"problems of iteration {iteration}: {error.message}")
@@ -68,7 +70,7 @@ def _of_iteration(run: RunDirectory, iteration: int, characters: int) -> list[Sa
     counts = dict.fromkeys([*KINDS, "other"], 0)
     for story in read_stories(run, iteration):
         kinds = [kind for kind, is_of_kind in KINDS.items() if is_of_kind(story)] or ["other"]
-        if all(counts[kind] >= STORIES_OF_A_KIND for kind in kinds):
+        if all(counts[kind] >= MAX_STORIES_OF_A_KIND for kind in kinds):
             continue
         sample = Sample(story, kinds, _few(story.drafts, _selected(story)), _few(story.refinements, None))
         characters -= _size(sample)
@@ -86,7 +88,7 @@ def _selected(story: GroupStory) -> int | None:
 
 
 def _few(rollouts: Sequence[Rollout], wanted: int | None) -> list[Rollout]:
-    return [each for place, each in enumerate(rollouts) if place < COMPLETIONS or each.sample_id == wanted]
+    return [each for place, each in enumerate(rollouts) if place < MAX_COMPLETIONS or each.sample_id == wanted]
 
 
 def _size(sample: Sample) -> int:

@@ -1,21 +1,28 @@
-"""Curves with their intervals as SVG: the same drawing for the page, which styles it, and for a PNG."""
+"""Curves with their intervals as SVG, for the page and for PNG files.
+
+The drawing has classes and no colours: the style sheet of the page gives them. Our own code draws it, because the page
+must work offline and in dark mode.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 
+from igrpo_cli.errors import UsageError
 from igrpo_cli.inspection.curves import Point
 
 WIDTH, PLOT_HEIGHT = 380, 190
 LEFT, RIGHT, BELOW = 46, 12, 40
 LINE_HEIGHT = 16
 CHARACTER_WIDTH = 5.9
-"""Of the 11 px text of a legend, on average; only used to break its lines."""
-MARKERS = 8
-"""So many on a long curve: enough to tell it by its shape, few enough to see the curve."""
+"""Average width of a character in a legend (11 px). Only used to break its lines."""
+MAX_MARKERS = 8
+"""Maximum number of markers on a curve."""
 _SHAPES = (
     "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
     "M-3-3h6v6h-6z",
@@ -28,8 +35,10 @@ _SHAPES = (
 )
 MAX_COLOURS = len(_SHAPES)
 NEUTRAL = MAX_COLOURS
-"""The colour of a legend entry that is about dashes alone; it has no marker."""
-LONGEST_LABEL = 48
+"""The colour of a legend entry that explains only a dash. It has no marker."""
+MAX_LABEL_LENGTH = 48
+PNG_ZOOM = 2.5
+"""Pixels per unit of the drawing: sharp on paper, in the column of an article."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +47,20 @@ class Line:
 
     label: str
     colour: int
-    """From 0, with a marker of its own: colour is never the only difference."""
+    """Number of the colour, from 0. Each colour has its own marker, so that colour is never the only difference."""
     dash: int
-    """0 is a whole line."""
+    """Number of the dash pattern; 0 is a solid line."""
     points: Sequence[tuple[float, Point]]
-    """Places on the x-axis, in order, and figures."""
+    """Positions on the x-axis in order, with their figures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What a direction of a plot shows."""
+    """One axis of a plot."""
 
     label: str
     is_share: bool = False
-    """Shares are drawn in per cent."""
+    """The values are shares and are drawn in per cent."""
     starts_at_zero: bool = True
 
 
@@ -61,7 +70,7 @@ class _Scale:
     high: float
     start: float
     end: float
-    """Where `low` and `high` lie, in pixels."""
+    """Positions of `low` and `high` in pixels."""
 
     def __call__(self, value: float) -> float:
         inside = min(max(value, self.low), self.high)
@@ -69,7 +78,7 @@ class _Scale:
 
 
 def chart(lines: Sequence[Line], legend: Sequence[Line], x_axis: Axis, y_axis: Axis, title: str) -> str:
-    """The `<svg>` of one plot. `legend` are lines that explain the colours and dashes, drawn above it."""
+    """Return the `<svg>` of one plot. `legend` are the lines that explain colours and dashes above it."""
     places = _legend_places(legend)
     top = LINE_HEIGHT * (places[-1][1] + 2) + 12
     drawn = [place for line in lines for place in line.points]
@@ -98,7 +107,7 @@ def chart(lines: Sequence[Line], legend: Sequence[Line], x_axis: Axis, y_axis: A
 
 
 def number(value: float, *, is_share: bool = False) -> str:
-    """A figure, short: shares in per cent, thousands as k, M and G."""
+    """Return a short number: shares in per cent, large numbers with k, M or G."""
     if is_share:
         return f"{100 * value:.1f} %"
     for size, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
@@ -107,19 +116,46 @@ def number(value: float, *, is_share: bool = False) -> str:
     return f"{value:.4g}".replace("e-0", "e-")
 
 
-def _ticks(values: Sequence[float], most: int = 5) -> list[float]:
-    """Round numbers over the range of `values`, at most `most` steps of 1, 2 or 5 times a power of ten."""
+def rasterise(svg: str, css: str) -> bytes:
+    """Return a drawing as PNG, in the light colours of the style sheet `css`. Raises UsageError without `[png]`.
+
+    The font comes from a package, because many machines for training have none.
+    """
+    try:
+        import font_roboto
+        import resvg_py
+    except ImportError as error:
+        raise UsageError("--png needs resvg-py and font-roboto", hint="pip install 'igrpo-cli[png]'") from error
+    light = dict(re.findall(r"--(\w+): (#\w+)", css[: css.index("@media")]))
+    rules = "".join(re.findall(r"^\.chart .*$", css, re.MULTILINE))
+    style = re.sub(r"var\(--(\w+)\)", lambda name: light[name[1]], rules)
+    fonts = Path(font_roboto.__file__).parent / "files"
+    return bytes(
+        resvg_py.svg_to_bytes(
+            svg_string=svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-size="11" ', 1),
+            style_sheet=style,
+            font_files=[str(fonts / "Roboto-Regular.ttf")],
+            font_family="Roboto",
+            skip_system_fonts=True,
+            background=light["paper"],
+            zoom=PNG_ZOOM,
+        )
+    )
+
+
+def _ticks(values: Sequence[float], max_steps: int = 5) -> list[float]:
+    """Return round numbers over the range of `values`, at most `max_steps` steps of 1, 2 or 5 times a power of ten."""
     low, high = min(values), max(values)
     if high - low < 1e-12 * max(abs(low), abs(high), 1e-300):
         high = low + (abs(low) if abs(low) > 1e-300 else 1.0)
-    power = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(power * each for each in (1, 2, 5, 10) if (high - low) / (power * each) <= most)
+    power = 10.0 ** math.floor(math.log10((high - low) / max_steps))
+    step = next(power * each for each in (1, 2, 5, 10) if (high - low) / (power * each) <= max_steps)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [each * step for each in range(first, last + 1)]
 
 
 def _legend_places(legend: Sequence[Line]) -> list[tuple[float, int]]:
-    """(x, row) of each entry, rows filled from the left."""
+    """Return (x, row) of each entry. Rows are filled from the left."""
     places: list[tuple[float, int]] = []
     x, row = float(LEFT), 0
     for line in legend:
@@ -133,7 +169,7 @@ def _legend_places(legend: Sequence[Line]) -> list[tuple[float, int]]:
 
 def _legend_entry(line: Line, x: float, row: int) -> str:
     y = LINE_HEIGHT * row + 11
-    label = line.label if len(line.label) <= LONGEST_LABEL else f"{line.label[: LONGEST_LABEL - 1]}…"
+    label = line.label if len(line.label) <= MAX_LABEL_LENGTH else f"{line.label[: MAX_LABEL_LENGTH - 1]}…"
     return (
         f'<g class="c{line.colour}"><path class="line d{line.dash}" d="M{x} {y}h24"/>{_marker(line, x + 12, y)}</g>'
         f'<text x="{x + 29}" y="{y + 4}">{escape(label)}</text>'
@@ -152,7 +188,7 @@ def _x_tick(x: float, y: float, label: str) -> str:
 
 
 def _band(line: Line, x: _Scale, y: _Scale) -> str:
-    """The interval, point by point; a single point has it as a bar."""
+    """Return the interval as a band, or as a bar for a single point."""
     ends = [(x(at), y(p.low), y(p.high)) for at, p in line.points if p.low is not None and p.high is not None]
     if len(ends) == 1:
         at, low, high = ends[0]
@@ -165,8 +201,8 @@ def _curve(line: Line, x: _Scale, y: _Scale) -> str:
     if not line.points:
         return ""
     places = [(x(at), y(point.value)) for at, point in line.points]
-    every = math.ceil(len(places) / MARKERS)
-    # Curves of one plot are marked in different places, so that none hides the other's.
+    every = math.ceil(len(places) / MAX_MARKERS)
+    # The curves of a plot have their markers at different points, so that none hides another.
     marked = places[(line.dash * every) // 2 :: every]
     return (
         f'<g class="c{line.colour}" data-label="{escape(line.label)}"><path class="line d{line.dash}" '
@@ -185,7 +221,7 @@ def _marker(line: Line, x: float, y: float) -> str:
 
 
 def _spoken(title: str, lines: Sequence[Line], y_axis: Axis) -> str:
-    """What the plot shows, for who cannot see it; the numbers are in the table below it."""
+    """Return a description of the plot for screen readers. The numbers are in the table below the plot."""
     ends = [
         f"{line.label} from {number(line.points[0][1].value, is_share=y_axis.is_share)} "
         f"to {number(line.points[-1][1].value, is_share=y_axis.is_share)}"

@@ -327,7 +327,7 @@ def eval_flags(directory: Path) -> str:
     policy, conditioned, selection = _eval_parts(directory)
     bench = f"--bench {directory.parent.name}"
     flags = [f"--model MODEL {bench}" if policy is None else f"{bench} --iteration {int(policy)}"]
-    flags += ["--conditioned"] if conditioned else []
+    flags += ["--with-draft"] if conditioned else []
     flags += [f"--set eval.selection={selection}"] if selection else []
     return " ".join(flags)
 

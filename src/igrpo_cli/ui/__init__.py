@@ -1,1 +1,1 @@
-"""What people read: progress, quoted texts of models, and the screens of the commands that look into runs."""
+"""Output for people: streams, progress, tables, and quoted text of models and data sets."""

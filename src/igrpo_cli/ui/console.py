@@ -1,4 +1,4 @@
-"""What the user sees: data on stdout, everything else on stderr; rich only where there is a terminal."""
+"""Output of a command: data on stdout, everything else on stderr. Rich is imported only for a terminal."""
 
 from __future__ import annotations
 
@@ -15,63 +15,62 @@ from typing import Any
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.torchrun import rank_and_size
-from igrpo_cli.ui.progress import Progress, can_redraw
-from igrpo_cli.ui.progress_display import Display
+from igrpo_cli.ui.progress import Display, Progress, can_redraw
 
 QUIET, NORMAL, VERBOSE = 0, 1, 2
 SPARKS = "▁▂▃▄▅▆▇█"
 _INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-"""Characters without width that Python calls printable: what Unicode lists as default ignorable."""
+"""Characters without width that Python calls printable. Unicode lists them as default ignorable."""
 
 
 class Console:
-    """Output of one command, at one level of detail."""
+    """The output of one command, at one level of detail."""
 
     def __init__(self, *, as_json: bool = False, verbosity: int = NORMAL) -> None:
         self.as_json = as_json
         self._is_first_rank = rank_and_size()[0] == 0
-        """Of the processes that torchrun started one speaks; errors come from whichever has them."""
+        """Only the first process of torchrun prints. Errors are printed by every process that has one."""
         self.verbosity = verbosity if self._is_first_rank else QUIET
         self._display = Display()
 
     def data(self, payload: dict[str, Any], text: str) -> None:
-        """The result on stdout: one JSON object with `--json`, `text` otherwise."""
+        """Print the result on stdout: `payload` as one JSON object with `--json`, else `text`."""
         if not self._is_first_rank:
             return
         if self.as_json:
-            # A terminal would obey characters that change its direction or state, and another encoding lacks some:
-            # escapes leave the object the same.
+            # A terminal would obey control characters, and an encoding may lack some characters. Escapes are the same
+            # JSON.
             needs_escapes = sys.stdout.isatty() or (sys.stdout.encoding or "utf-8").lower() not in ("utf-8", "utf8")
             print(json.dumps(finite(payload), ensure_ascii=needs_escapes), flush=True)
         else:
             print(text, flush=True)
 
     def note(self, message: str) -> None:
-        """A line of log, left out by `-q`."""
+        """Print a line on stderr, unless `-q` was given."""
         if self.verbosity >= NORMAL:
-            _tell(message)
+            _print_on_stderr(message)
 
     def detail(self, message: str) -> None:
-        """A line of log that only `-v` shows."""
+        """Print a line on stderr with `-v`."""
         if self.verbosity >= VERBOSE:
-            _tell(message)
+            _print_on_stderr(message)
 
     @contextmanager
     def progress(self, title: str, total: float | None, unit: str) -> Iterator[Progress]:
-        """A bar on a terminal, a line every few seconds elsewhere, nothing with `-q`; None for an unknown total."""
+        """Show progress: a bar on a terminal, lines elsewhere, nothing with `-q`. `total` None means unknown."""
         progress = Progress(title, total, unit)
         with nullcontext() if self.verbosity == QUIET or total == 0 else self._display.showing(progress):
             yield progress
 
     @contextmanager
     def activity(self, title: str) -> Iterator[None]:
-        """The same of something of which nobody knows how long it takes, such as loading a model."""
+        """Show that work of unknown length is in progress, for example loading a model."""
         with self.progress(title, None, ""):
             yield
 
     @contextmanager
     def redrawn(self) -> Iterator[Callable[[str], None] | None]:
-        """What shows a text in place of the one before; None for `--json` and where stdout is no terminal."""
+        """Give a function that replaces the text on the screen; None with `--json` and without a terminal."""
         if self.as_json or not can_redraw(sys.stdout.isatty()):
             yield None
             return
@@ -82,27 +81,27 @@ class Console:
 
 
 def print_error(error: IgrpoError) -> None:
-    """`error: …` and, where there is one, `hint: …` on stderr."""
-    _tell(f"error: {printable(error.message)}")
+    """Print `error: …` and `hint: …`, if it has one, on stderr."""
+    _print_on_stderr(f"error: {printable(error.message)}")
     if error.hint:
-        _tell(f"hint: {printable(error.hint)}")
+        _print_on_stderr(f"hint: {printable(error.hint)}")
 
 
-def _tell(line: str) -> None:
-    """`line` on stderr. Where it cannot be written nobody can be told, and the exit code alone has to say it."""
+def _print_on_stderr(line: str) -> None:
+    """Print `line` on stderr. If that fails, only the exit code is left to report an error."""
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
-        # What stays in the buffer would be tried again at the end, which then has an exit code of its own.
+        # Python would try to write the buffer again at exit, and exit with another code.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def printable(text: str) -> str:
-    """`text` with its escape, such as `\\u202e`, for each character that a terminal would obey or show as nothing.
+    """Replace each character that a terminal would obey or not show by its escape, such as `\\u202e`.
 
-    These are controls, marks that turn the direction of writing, fillers and joiners without width, lone surrogates
-    and unassigned code points. Line feeds, tabs and spaces of any width stay.
+    These are control characters, marks that change the direction of writing, fillers and joiners without width, lone
+    surrogates and unassigned code points. Line feeds, tabs and spaces of any width stay.
     """
     return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
 
@@ -112,7 +111,7 @@ def _is_shown(c: str) -> bool:
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Aligned plain columns: numbers to the right, text to the left."""
+    """Return aligned columns: numbers to the right, text to the left."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max([len(header), *(len(row[i]) for row in cells)]) for i, header in enumerate(headers)]
     numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(headers))]
@@ -125,7 +124,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:
-    """`values` as one line of bars from their least to their greatest, averaged down to `width` columns."""
+    """Return `values` as one line of bars between their minimum and maximum, averaged to at most `width` columns."""
     finite = [v for v in values if math.isfinite(v)]
     if not finite:
         return ""
@@ -137,7 +136,7 @@ def sparkline(values: Sequence[float], width: int = 60) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share as `23.4 %`; a dash where there is none."""
+    """Return a share as `23.4 %`, or a dash for None and NaN."""
     return "–" if value is None or not math.isfinite(value) else f"{100 * value:.1f} %"
 
 
@@ -148,7 +147,7 @@ def _cell(value: object) -> str:
 
 
 def finite(value: Any) -> Any:
-    """JSON has no NaN: it becomes null."""
+    """Replace NaN and infinities by None, because JSON has no word for them."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

@@ -1,17 +1,26 @@
-"""How far a long piece of work is, and how long it will take."""
+"""Progress of long work, with the time that is left: bars on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+
+SECONDS_TO_FIRST_LINE = 5.0
+"""Shorter work leaves no line in a log."""
+MAX_SECONDS_BETWEEN_LINES = 60.0
+LINES_PER_DURATION = 20
+"""The time between two lines grows with the time so far. A night of work writes some hundred lines."""
 
 
 class Progress:
-    """What is done of a piece of work, and how fast. `advance` and `skip` may be called from any thread."""
+    """How much of some work is done, and how fast. `advance` and `skip` may be called from any thread."""
 
     def __init__(self, title: str, total: float | None, unit: str) -> None:
-        """`total` None: nobody can know how much there is."""
+        """Start the clock. `total` is None when the amount of work is unknown."""
         self.title = title
         self.total = total
         self.done = 0.0
@@ -22,31 +31,31 @@ class Progress:
         self.began = self._since = time.monotonic()
 
     def advance(self, amount: float = 1, **counts: float) -> None:
-        """`amount` more units are done; the rates of `counts` are shown, too."""
+        """Add `amount` units of work. The rates of `counts` are shown too."""
         with self._lock:
             self.done += amount
             for name, value in counts.items():
                 self._sums[name] = self._sums.get(name, 0.0) + value
 
     def skip(self, amount: float = 1) -> None:
-        """`amount` units were done before: they say nothing of how fast the work is."""
+        """Add `amount` units that were done before. They do not count for the speed."""
         with self._lock:
             self.done += amount
             self._skipped += amount
 
     def leave_out_preparations(self) -> None:
-        """Unless something is done, the work begins now: loading a model says nothing of how fast it samples."""
+        """Restart the clock if nothing is done. Loading a model does not count for the speed of sampling."""
         with self._lock:
             if self.done == self._skipped:
                 self._since = time.monotonic()
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the beginning, preparations included."""
+        """Seconds since the start, preparations included."""
         return time.monotonic() - self.began
 
     def text(self) -> str:
-        """`12 of 96 blocks, 1,234 tokens/s, 3 min 20 s left`."""
+        """Return the progress as `12 of 96 blocks, 1,234 tokens/s, 3 min 20 s left`."""
         with self._lock:
             seconds = max(time.monotonic() - self._since, 1e-9)
             done_here = self.done - self._skipped
@@ -62,16 +71,77 @@ class Progress:
         return ", ".join(parts)
 
 
+class Display:
+    """Shows the work in progress. One piece of work may contain another."""
+
+    def __init__(self) -> None:
+        self._active: list[Progress] = []
+
+    @contextmanager
+    def showing(self, progress: Progress) -> Iterator[None]:
+        """Show `progress` inside this context."""
+        is_outermost = not self._active
+        self._active.append(progress)
+        try:
+            with self._drawn() if is_outermost else nullcontext():
+                yield
+        finally:
+            self._active.remove(progress)
+            for outer in self._active:
+                outer.leave_out_preparations()
+
+    def _drawn(self) -> AbstractContextManager[None]:
+        if can_redraw(sys.stderr.isatty()):
+            from igrpo_cli.ui.terminal import bars
+
+            return bars(self._active)
+        return _lines(self._active)
+
+
 def can_redraw(is_terminal: bool) -> bool:
-    """Whether a stream is a terminal on which the cursor can be moved."""
+    """Return True for a terminal on which the cursor can be moved."""
     return is_terminal and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def duration(seconds: float) -> str:
-    """`4.2 s`, `59 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    """Return a time as `4.2 s`, `59 s`, `3 min 20 s`, `2 h 5 min` or `3 d 4 h`."""
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, hours = round(seconds) // 60, round(seconds / 60) // 60
     if minutes < 60:
         return f"{minutes} min {round(seconds) % 60} s"
     return f"{hours} h {round(seconds / 60) % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+@contextmanager
+def _lines(active: Sequence[Progress]) -> Iterator[None]:
+    """Write lines to stderr from a thread, so that they appear even when nothing advances."""
+    ended = threading.Event()
+    outermost, has_written = active[0], False
+
+    def write() -> None:
+        nonlocal has_written
+        while not ended.wait(_seconds_to_next_line(outermost)):
+            has_written = True
+            _write_line(active)
+
+    thread = threading.Thread(target=write, name="igrpo-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+    if has_written and outermost.total is not None:
+        _write_line([outermost])
+
+
+def _seconds_to_next_line(outermost: Progress) -> float:
+    return min(max(SECONDS_TO_FIRST_LINE, outermost.elapsed / LINES_PER_DURATION), MAX_SECONDS_BETWEEN_LINES)
+
+
+def _write_line(active: Sequence[Progress]) -> None:
+    shown = list(active)
+    text = ": ".join([*(each.title for each in shown), shown[-1].text()] if shown else [])
+    with suppress(OSError):  # A closed stderr must not stop the work.
+        print(text, file=sys.stderr, flush=True)

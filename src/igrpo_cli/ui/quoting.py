@@ -1,4 +1,4 @@
-"""Text of models and data sets on a page of ours: nothing in it acts on the terminal or passes for our own words."""
+"""Text of models and data sets, quoted so that it cannot control the terminal or look like our own output."""
 
 from __future__ import annotations
 
@@ -12,68 +12,68 @@ from igrpo_cli.ui.console import printable
 from igrpo_cli.ui.progress import can_redraw
 
 Piece = tuple[Literal["same", "removed", "added"], str]
-"""Text, and whether it is new; text that is compared with nothing is `same`."""
+"""A piece of text and its kind. Text without comparison is `same`."""
 
 GUTTER = "│ "
 MARKS = {"same": "{}", "removed": "[-{}-]", "added": "{{+{}+}}"}
 STYLES = {"same": "", "removed": "red strike", "added": "green bold"}
 
 MAX_SHOWN = 1_200
-"""Characters of a text that are shown, and of each piece of one that is compared with another, a third as many."""
+"""Maximum characters of a text. Each piece of a comparison has a third of it."""
 MAX_PIECES = 60
 MAX_SHOWN_IN_LINE = 80
 
 
 def quoted(pieces: Sequence[Piece]) -> str:
-    """`pieces` with a bar before every line.
+    """Return `pieces` with a bar before every line.
 
-    On a terminal with colours they are wrapped to its width, and what was removed and added is coloured;
-    elsewhere it is marked, `[-removed-]{+added+}`.
+    On a terminal, lines are wrapped to its width. Removed and added text is coloured, or marked as
+    `[-removed-]{+added+}` where there are no colours.
     """
     lines = _wrapped(pieces) if sys.stdout.isatty() else _marked(pieces).split("\n")
     return "\n".join(f"{GUTTER}{line}".rstrip() for line in lines)
 
 
 def heading(line: str) -> str:
-    """A line of ours: bold on a terminal, so that it is found between quotations."""
+    """Return a line of our own, bold on a terminal."""
     from rich.style import Style
 
     return Style(bold=True).render(line) if can_redraw(sys.stdout.isatty()) else line
 
 
 def fenced(pieces: Sequence[Piece]) -> str:
-    """`pieces` as a block of code in Markdown; the fence is longer than any that stands in them."""
+    """Return `pieces` as fenced code in Markdown. The fence is longer than any fence in the text."""
     text = _marked(pieces)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}text\n{text}\n{fence}"
 
 
 def in_line(text: str) -> str:
-    """The beginning of `text` in one line."""
+    """Return the beginning of `text` in one line."""
     line = printable(text.replace("\n", "\\n"))
     return line if len(line) <= MAX_SHOWN_IN_LINE else f"{line[:MAX_SHOWN_IN_LINE]}…"
 
 
 def markdown_escaped(text: str) -> str:
-    """`text` with nothing in it that Markdown or HTML would obey."""
+    """Escape `text`, so that it has no effect in Markdown or HTML."""
     escaped = re.sub(r"([\\`*_\[\]~#!])", r"\\\1", html.escape(printable(text), quote=False))
     return escaped.replace("|", "&#124;")
 
 
 def shortened(pieces: Sequence[Piece]) -> list[Piece]:
-    """`pieces` with the middle of what is long left out, and a count in its place."""
-    most = MAX_SHOWN if len(pieces) == 1 else MAX_SHOWN // 3
-    kept = [(kind, _shortened(text, most)) for kind, text in pieces]
+    """Replace the middle of long pieces by the number of characters left out."""
+    limit = MAX_SHOWN if len(pieces) == 1 else MAX_SHOWN // 3
+    kept = [(kind, _shortened(text, limit)) for kind, text in pieces]
     if len(kept) <= MAX_PIECES:
         return kept
     left_out = sum(len(text) for _, text in pieces[MAX_PIECES:])
     return [*kept[:MAX_PIECES], ("same", f" […{left_out:,} characters…]")]
 
 
-def _shortened(text: str, most: int) -> str:
-    if len(text) <= most:
+def _shortened(text: str, limit: int) -> str:
+    if len(text) <= limit:
         return text
-    head, tail = text[: most * 2 // 3], text[-(most // 3) :]
+    head, tail = text[: limit * 2 // 3], text[-(limit // 3) :]
     return f"{head} […{len(text) - len(head) - len(tail):,} characters…] {tail}"
 
 

@@ -1,4 +1,4 @@
-"""The figures of evaluations as text: for a terminal, and as Markdown to paste."""
+"""The figures of evaluations as plain text and as Markdown."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from igrpo_cli.algo.estimates import MIN_P_VALUE
 from igrpo_cli.ui.console import percent, table
 
 Figures = Mapping[str, Any]
-"""What `summarise` returns."""
-ORACLE = "the drafts of `best` were found with the reference answers: an oracle, not an accuracy that a user would see"
+"""The object that `summarise` returns."""
+ORACLE = "`best` selects drafts with the reference answers: it is an oracle, not an accuracy that a user would see"
 
 
 def summary_text(summary: Figures) -> str:
-    """One evaluation for a terminal."""
-    tokens = f"{summary['mean_completion_tokens']:.0f} tokens a completion"
+    """Return one evaluation as text."""
+    tokens = f"{summary['mean_completion_tokens']:.0f} tokens per completion"
     heading = f"{summary['bench']}: {summary['problems']} problems x {summary['samples']} samples, {tokens}"
     named = f"{summary['model']['name']} ({summary['model']['policy']})"
     parts = [f"{heading}\n{named}", table(("figure", "value", "meaning"), _rows(summary))]
     if summary["samples"] > 1:
         parts.append(_by_k(summary))
     if summary.get("selection") is not None:
-        parts.append(_against_bare(summary))
+        parts.append(_against_samples(summary))
     return "\n\n".join(parts)
 
 
 def all_benches_text(summaries: Sequence[Figures], macro_average: float | None) -> str:
-    """Several benchmarks in one table, with the macro-average where there is one."""
+    """Return several benchmarks as one table, with the macro-average if there is one."""
     text = plain_table([{"bench": summary["bench"], **summary_row(summary)} for summary in summaries])
     if macro_average is None:
         return text
@@ -35,7 +35,7 @@ def all_benches_text(summaries: Sequence[Figures], macro_average: float | None) 
 
 
 def markdown_text(summaries: Sequence[Figures], macro_average: float | None = None) -> str:
-    """The same as a Markdown table; a conditioned evaluation has a row for the bare samples as well."""
+    """Return evaluations as a Markdown table. An evaluation with draft also has a row for its samples without draft."""
     rows = []
     for summary in summaries:
         sides = [summary["bare"], summary] if summary.get("selection") is not None else [summary]
@@ -45,10 +45,10 @@ def markdown_text(summaries: Sequence[Figures], macro_average: float | None = No
 
 
 def summary_row(summary: Figures) -> dict[str, str]:
-    """The figures of one evaluation as cells by column; what could not be graded is never left out."""
+    """Return the figures of one evaluation as cells by column."""
     selection = summary.get("selection")
     return {
-        "model": summary["model"]["name"] + (f", conditioned ({selection})" if selection is not None else ""),
+        "model": summary["model"]["name"] + (f", with draft ({selection})" if selection is not None else ""),
         "samples": f"{summary['problems']} x {summary['samples']}",
         "avg@k": percent(summary["avg_at_k"]),
         "95 % interval": interval(summary["ci95"]),
@@ -59,11 +59,11 @@ def summary_row(summary: Figures) -> dict[str, str]:
 
 
 SHARES = ("truncated", "no_answer", "ungraded")
-"""Always shown: an accuracy means little where many completions were cut or not understood."""
+"""These shares are always shown: an accuracy means little when many completions were cut or not understood."""
 
 
 def difference_text(figures: Figures) -> str:
-    """A paired difference in one line, in points of a hundred."""
+    """Return a paired difference in percentage points, with interval and p-value, in one line."""
     points = f"difference {100 * figures['difference']:+.1f} points"
     if figures["difference_ci95"] is None:
         return f"{points}; a single problem gives no interval"
@@ -74,17 +74,17 @@ def difference_text(figures: Figures) -> str:
 
 
 def interval(ends: Sequence[float] | None) -> str:
-    """Both ends of an interval of shares."""
+    """Return both ends of an interval in per cent."""
     return "–" if ends is None else f"{percent(ends[0])} to {percent(ends[1])}"
 
 
 def plain_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of cells by column, aligned."""
+    """Return rows of cells by column as aligned text."""
     return table(tuple(rows[0]), [tuple(row.values()) for row in rows])
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of cells by column, as Markdown."""
+    """Return rows of cells by column as Markdown."""
 
     def line(cells: Sequence[str]) -> str:
         return f"| {' | '.join(cell.replace('|', '&#124;') for cell in cells)} |"
@@ -96,14 +96,18 @@ def _rows(summary: Figures) -> list[tuple[str, str, str]]:
     k, completions = summary["samples"], summary["problems"] * summary["samples"]
     meanings = {
         "truncated": "cut at eval.max_gen_toks",
-        "no_answer": "no answer was found in it",
-        "ungraded": "not judged: a limit of the grader",
+        "no_answer": "without an answer",
+        "ungraded": "not graded: the grader reached a limit",
     }
     return [
-        (f"avg@{k}", percent(summary["avg_at_k"]), f"a sample is right; 95 % interval {interval(summary['ci95'])}"),
-        (f"pass@{k}", percent(summary["pass_at_k"]), f"at least one of {k} samples is right"),
-        (f"maj@{k}", percent(summary["maj_at_k"]), "the most frequent text of an answer is right"),
-        (f"cons@{k}", percent(summary["cons_at_k"]), "the most frequent answer is right, equal answers counted as one"),
+        (f"avg@{k}", percent(summary["avg_at_k"]), f"a sample is correct; 95 % interval {interval(summary['ci95'])}"),
+        (f"pass@{k}", percent(summary["pass_at_k"]), f"at least one of {k} samples is correct"),
+        (f"maj@{k}", percent(summary["maj_at_k"]), "the most frequent text is correct"),
+        (
+            f"cons@{k}",
+            percent(summary["cons_at_k"]),
+            "the most frequent answer is correct, equal answers taken as one",
+        ),
         *(
             (name.replace("_", " "), percent(summary[f"{name}_fraction"]), f"of {completions:,} completions: {meaning}")
             for name, meaning in meanings.items()
@@ -112,21 +116,21 @@ def _rows(summary: Figures) -> list[tuple[str, str, str]]:
 
 
 def _by_k(summary: Figures) -> str:
-    """pass@k, maj@k and cons@k for powers of two and for all samples; `--json` has every k."""
+    """Return pass@k, maj@k and cons@k for powers of two and for all samples. `--json` has every k."""
     last = summary["samples"]
     shown = [str(k) for k in (1 << exponent for exponent in range(last.bit_length())) if k < last] + [str(last)]
     rows = [(name, *(percent((summary[f"{name}_at"] or {}).get(k)) for k in shown)) for name in ("pass", "maj", "cons")]
     return table(("k", *shown), rows)
 
 
-def _against_bare(summary: Figures) -> str:
-    sides = {"bare": summary["bare"], f"conditioned ({summary['selection']})": summary}
+def _against_samples(summary: Figures) -> str:
+    sides = {"without draft": summary["bare"], f"with draft ({summary['selection']})": summary}
     rows = [{"": name, **{k: v for k, v in summary_row(side).items() if k != "model"}} for name, side in sides.items()]
     rates = [
-        ("drafts right", percent(summary["draft_accuracy"]), "of the drafts that were shown"),
-        ("fix rate", percent(summary.get("fix_rate")), "of the refinements of wrong drafts, right"),
-        ("break rate", percent(summary.get("break_rate")), "of the refinements of right drafts, wrong"),
-        ("copy rate", percent(summary.get("copy_rate")), "of all refinements, their draft word for word"),
+        ("correct drafts", percent(summary["draft_accuracy"]), "of the drafts in the prompts"),
+        ("fix rate", percent(summary.get("fix_rate")), "of the refinements of wrong drafts, correct"),
+        ("break rate", percent(summary.get("break_rate")), "of the refinements of correct drafts, wrong"),
+        ("copy rate", percent(summary.get("copy_rate")), "of all refinements, equal to their draft"),
     ]
     lines = [plain_table(rows), difference_text(summary), table(("rate", "value", "meaning"), rates)]
     return "\n\n".join([*lines, ORACLE] if summary["selection"] == "best" else lines)

@@ -1,4 +1,4 @@
-"""What redraws itself on a terminal: bars of progress, and a text that changes."""
+"""Text that is redrawn on a terminal: progress bars, and a changing screen. Only this module needs rich at import."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ REDRAWS_PER_SECOND = 5
 
 
 @contextmanager
-def bars(under_way: Sequence[Progress]) -> Iterator[None]:
-    """A bar on stderr for each of `under_way`, which may change meanwhile; what is printed appears above them."""
+def bars(active: Sequence[Progress]) -> Iterator[None]:
+    """Draw a bar on stderr for each of `active`, which may change. Printed lines appear above the bars."""
     spinners: dict[Progress, Spinner] = {}
 
     def grid() -> RenderableType:
@@ -28,7 +28,7 @@ def bars(under_way: Sequence[Progress]) -> Iterator[None]:
         table.add_column(no_wrap=True)
         table.add_column(ratio=1)
         table.add_column(no_wrap=True, justify="right")
-        for progress in list(under_way):
+        for progress in list(active):
             if progress.total is None:
                 bar: RenderableType = spinners.setdefault(progress, Spinner("dots"))
             else:
@@ -36,7 +36,7 @@ def bars(under_way: Sequence[Progress]) -> Iterator[None]:
             table.add_row(Text(progress.title), bar, Text(progress.text()))
         return table
 
-    # Standard output may be a file while this is a terminal: what is printed there must stay there.
+    # Stdout may be a file while stderr is a terminal. What is printed there must stay there.
     with Live(
         get_renderable=grid,
         console=Console(stderr=True),
@@ -49,7 +49,7 @@ def bars(under_way: Sequence[Progress]) -> Iterator[None]:
 
 @contextmanager
 def redrawn() -> Iterator[Callable[[str], None]]:
-    """A function that shows a text on stdout in place of the one before; the last one stays."""
+    """Give a function that shows a text on stdout in place of the text before. The last text stays."""
     console = Console(highlight=False)
     with Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
         yield lambda text: live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)

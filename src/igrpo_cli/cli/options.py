@@ -1,0 +1,92 @@
+"""The options that several commands have, each declared once.
+
+`igrpo --help` reads these annotations. As objects they cost nothing. As strings (`from __future__ import annotations`)
+each would be compiled again.
+"""
+
+import inspect
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from igrpo_cli.errors import UsageError
+from igrpo_cli.ui.console import NORMAL, QUIET, VERBOSE, Console
+
+Run = Annotated[Path, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="current directory")]
+Iteration = Annotated[
+    int | None,
+    typer.Option("--iteration", min=0, show_default="first unfinished", help="Iteration to work on."),
+]
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", envvar="SLURM_ARRAY_TASK_ID", metavar="LIST", help="Shards, for example 3 or 0,4-7."),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting for this command; repeatable."),
+]
+Scores = Annotated[
+    str | None,
+    typer.Option("--scores", metavar="NAME", help="Take the rewards from a set of scores made by `igrpo grade RUN`."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are complete.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; sample and write nothing.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of plain text.")]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Count and skip unusable rows. Without it they are an error.")
+]
+BenchDir = Annotated[
+    Path | None,
+    typer.Option("--bench-dir", envvar="IGRPO_BENCH_DIR", help="Folder of local benchmark files."),
+]
+Engine = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="NAME", help="auto, transformers, vllm or server. Short for --set engine.name."),
+]
+Endpoints = Annotated[
+    list[str] | None,
+    typer.Option("--endpoint", metavar="URL", help="A running `vllm serve`, for --engine server; repeatable."),
+]
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="When these shards are complete, sample blocks of shards of other tasks.")
+]
+_OUTPUT = {
+    "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")],
+    "quiet": Annotated[bool, typer.Option("-q", "--quiet", help="Print only errors on stderr.")],
+    "verbose": Annotated[bool, typer.Option("-v", "--verbose", help="Print more details on stderr.")],
+}
+_OTHER_FORMATS = {"markdown": "--markdown", "as_csv": "--csv"}
+
+
+def with_console(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options `--json`, `-q` and `-v`, and give the command the `console` that they describe.
+
+    The command raises UsageError for two output formats at once.
+    """
+
+    @wraps(command)
+    def with_output_options(*, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> Any:
+        for name, flag in _OTHER_FORMATS.items():
+            if as_json and options.get(name):
+                raise UsageError(f"--json and {flag} exclude each other", hint="use one of them")
+        verbosity = VERBOSE if verbose else QUIET if quiet else NORMAL
+        return command(**options, console=Console(as_json=as_json, verbosity=verbosity))
+
+    signature = inspect.signature(command)
+    own = [each for name, each in signature.parameters.items() if name != "console"]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    output = [inspect.Parameter(name, keyword, default=False, annotation=kind) for name, kind in _OUTPUT.items()]
+    with_output_options.__signature__ = signature.replace(parameters=[*own, *output])  # type: ignore[attr-defined]
+    return with_output_options
+
+
+def with_engine(sets: list[str] | None, engine: str | None, endpoints: list[str] | None) -> list[str]:
+    """Return `sets` with the settings for which `--engine` and `--endpoint` are short."""
+    short = [] if engine is None else [f"engine.name={json.dumps(engine)}"]
+    if endpoints:
+        short.append(f"engine.endpoints={json.dumps(endpoints)}")
+    return [*(sets or []), *short]

@@ -1,0 +1,279 @@
+"""The commands that sample, grade and train: their options and one call each into `commands`."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from igrpo_cli.cli.options import (
+    BenchDir,
+    DryRun,
+    Endpoints,
+    Engine,
+    Iteration,
+    Markdown,
+    Overwrite,
+    Run,
+    Scores,
+    Sets,
+    Shard,
+    SkipBadRows,
+    TakeOver,
+    with_console,
+    with_engine,
+)
+from igrpo_cli.errors import UsageError
+from igrpo_cli.ui.console import Console
+
+HERE = Path()
+STAGES = {
+    "draft": "Sample N drafts of each problem and grade them.",
+    "select": "Select the draft that the refinements of each problem see.",
+    "refine": "Sample G refinements of each problem and grade them. The prompt contains the selected draft.",
+    "update": "Train on the rollouts and publish the next policy.",
+}
+Model = Annotated[str | None, typer.Option("--model", help="Model directory or Hub id, instead of RUN.")]
+Benches = Annotated[
+    list[str] | None,
+    typer.Option("--bench", help="Benchmark name (--list), or a JSONL or Parquet file; repeatable."),
+]
+WithDraft = Annotated[
+    bool, typer.Option("--with-draft", help="Refine the samples of the evaluation without draft (eval.selection).")
+]
+Comparison = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        "--compare",
+        metavar="A B",
+        help="Compare two complete evaluations: policies of RUN by number, models by name, or directories of results.",
+    ),
+]
+
+
+@with_console
+def init(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to create.")],
+    preset: Annotated[str | None, typer.Option("--preset", help="quickstart, smollm2 or paper.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="TOML file that overrides the preset.")
+    ] = None,
+    sets: Sets = None,
+    skip_bad_rows: SkipBadRows = False,
+    dry_run: DryRun = False,
+    *,
+    console: Console,
+) -> None:
+    """Create a run: fix its settings, problems and initial policy.
+
+    Example: igrpo init runs/first --preset quickstart --set run.num_iterations=2
+    """
+    from igrpo_cli.commands import init as command
+
+    sets = [*(sets or []), *(["data.skip_bad_rows=true"] if skip_bad_rows else [])]
+    command.run(run, preset, config, sets, dry_run=dry_run, console=console)
+
+
+def sampling_stage(name: str) -> Callable[..., None]:
+    """Return the command `igrpo draft` or `igrpo refine`."""
+
+    def stage(
+        run: Run = HERE,
+        iteration: Iteration = None,
+        shard: Shard = None,
+        take_over: TakeOver = False,
+        engine: Engine = None,
+        endpoint: Endpoints = None,
+        sets: Sets = None,
+        overwrite: Overwrite = False,
+        dry_run: DryRun = False,
+        *,
+        console: Console,
+    ) -> None:
+        from igrpo_cli.commands import stage as command
+
+        options = command.StageOptions(iteration, shard, overwrite=overwrite, dry_run=dry_run, take_over=take_over)
+        command.run(name, run, options, with_engine(sets, engine, endpoint), console)
+
+    stage.__doc__ = f"{STAGES[name]}\n\nExample: igrpo {name} runs/first --iteration 0"
+    return with_console(stage)
+
+
+def other_stage(name: str) -> Callable[..., None]:
+    """Return the command `igrpo select` or `igrpo update`."""
+
+    def stage(
+        run: Run = HERE,
+        iteration: Iteration = None,
+        shard: Shard = None,
+        scores: Scores = None,
+        sets: Sets = None,
+        overwrite: Overwrite = False,
+        dry_run: DryRun = False,
+        *,
+        console: Console,
+    ) -> None:
+        from igrpo_cli.commands import stage as command
+
+        options = command.StageOptions(iteration, shard, overwrite=overwrite, dry_run=dry_run)
+        sets = [*(sets or []), *([] if scores is None else [f"{name}.scores={json.dumps(scores)}"])]
+        command.run(name, run, options, sets, console)
+
+    stage.__doc__ = f"{STAGES[name]}\n\nExample: igrpo {name} runs/first --iteration 0"
+    return with_console(stage)
+
+
+@with_console
+def run_all(
+    run: Run = HERE,
+    iterations: Annotated[
+        int | None, typer.Option("--iterations", min=1, help="Stop after this many more iterations.")
+    ] = None,
+    engine: Engine = None,
+    endpoint: Endpoints = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    *,
+    console: Console,
+) -> None:
+    """Run all remaining stages in one process.
+
+    Example: igrpo run runs/first --iterations 1
+    """
+    from igrpo_cli.commands import run as command
+
+    command.run(run, iterations, with_engine(sets, engine, endpoint), dry_run=dry_run, console=console)
+
+
+@with_console
+def evaluate(
+    run: Run = HERE,
+    benches: Benches = None,
+    model: Model = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Samples per problem.")] = None,
+    with_draft: WithDraft = False,
+    comparison: Comparison = None,
+    list_benches: Annotated[bool, typer.Option("--list", help="List the benchmarks that have a name.")] = False,
+    bench_dir: BenchDir = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Folder for the results of --model.", show_default="eval")
+    ] = None,
+    iteration: Iteration = None,
+    shard: Shard = None,
+    take_over: TakeOver = False,
+    engine: Engine = None,
+    endpoint: Endpoints = None,
+    sets: Sets = None,
+    skip_bad_rows: SkipBadRows = False,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    markdown: Markdown = False,
+    *,
+    console: Console,
+) -> None:
+    """Evaluate a policy on benchmarks with k samples per problem.
+
+    Example: igrpo eval runs/first --bench arithmetic --samples 2 --set eval.limit=8
+    """
+    if list_benches:
+        from igrpo_cli.commands.eval import list_benches as print_benches
+
+        print_benches(console, markdown=markdown)
+        return
+    if comparison is not None:
+        from igrpo_cli.commands import compare
+
+        _refuse_sampling(model, samples, iteration, overwrite, dry_run)
+        pair = compare.CompareRequest(output or run, comparison, with_draft, tuple(sets or ()))
+        compare.run(pair, benches or [], console, markdown=markdown)
+        return
+    from igrpo_cli.commands import eval as command
+
+    request = command.EvalRequest(
+        run=run,
+        model=model,
+        samples=samples,
+        with_draft=with_draft,
+        bench_dir=bench_dir,
+        output=output,
+        iteration=iteration,
+        shard=shard,
+        take_over=take_over,
+        sets=tuple(with_engine(sets, engine, endpoint)),
+        skip_bad_rows=skip_bad_rows,
+        overwrite=overwrite,
+        dry_run=dry_run,
+    )
+    command.run(request, benches or [], console, markdown=markdown)
+
+
+def _refuse_sampling(*values: object) -> None:
+    """Raise UsageError for an option that a comparison would ignore."""
+    flags = ("--model", "--samples", "--iteration", "--overwrite", "--dry-run")
+    for flag, value in zip(flags, values, strict=True):
+        if value not in (None, False):
+            raise UsageError(
+                f"--compare reads complete evaluations and takes no {flag}",
+                hint="igrpo eval RUN --bench aime24 --compare 0 3; A and B may be models or directories of results too",
+            )
+
+
+@with_console
+def grade(
+    path: Annotated[Path, typer.Argument(metavar="FILE|RUN", help="JSONL with `gold` and `answer` in rows, or a run.")],
+    stage: Annotated[str | None, typer.Option("--stage", help="For a run: draft or refine.")] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--reward",
+            metavar="PART[=WEIGHT]",
+            help="A part of the reward; repeatable.",
+            show_default="the weights of the run",
+        ),
+    ] = None,
+    scores: Annotated[
+        str | None, typer.Option("--scores", metavar="NAME", help="Name of the scores.", show_default="the parts")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option("--against", metavar="NAME", help="Scores to compare with.", show_default="as recorded"),
+    ] = None,
+    iteration: Iteration = None,
+    shard: Shard = None,
+    sets: Sets = None,
+    overwrite: Overwrite = False,
+    dry_run: DryRun = False,
+    *,
+    console: Console,
+) -> None:
+    """Grade the rows of a file, or score the completions of a run.
+
+    Example: igrpo grade runs/first --stage draft --iteration 0 --reward accuracy --reward length=0.1
+    """
+    from igrpo_cli.commands import grade as command
+
+    request = command.GradeRequest(
+        stage, tuple(reward or ()), scores, against, iteration, shard, overwrite=overwrite, dry_run=dry_run
+    )
+    command.run(path, request, sets or [], console)
+
+
+@with_console
+def quickstart(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="Run directory.", show_default="runs/quickstart-SEED"),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the run.")] = 0,
+    sets: Sets = None,
+    *,
+    console: Console,
+) -> None:
+    """Train a tiny policy on arithmetic in a few minutes.
+
+    Example: igrpo quickstart runs/quick --set run.num_iterations=1 --set eval.limit=8
+    """
+    from igrpo_cli.commands import quickstart as command
+
+    command.run(run, seed, sets or [], console)
