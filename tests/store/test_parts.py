@@ -79,27 +79,29 @@ def test_a_part_is_kept_though_other_tasks_clear_the_parts_while_it_is_written(s
 
 
 def test_a_part_is_kept_though_its_directory_is_removed_before_it_is_written(store, monkeypatch):
-    make_directory, clearings = atomic.make_directory, iter([True])
+    made, clearings = atomic._made, iter([True])
 
     def cleared_after(path):
-        make_directory(path)
+        parts_made = made(path)
         if next(clearings, False):
             store.clear()
+        return parts_made
 
-    monkeypatch.setattr(atomic, "make_directory", cleared_after)
+    monkeypatch.setattr(atomic, "_made", cleared_after)
     fill(store, [4])
     assert next(clearings, None) is None
     assert rows_of(store.read(4), Rollout) == BLOCKS[4]
 
 
 def test_a_claim_that_loses_its_directory_is_one_that_was_not_made(store, monkeypatch):
-    make_directory = atomic.make_directory
+    made = atomic._made
 
     def cleared_after(path):
-        make_directory(path)
+        parts_made = made(path)
         store.clear()
+        return parts_made
 
-    monkeypatch.setattr(atomic, "make_directory", cleared_after)
+    monkeypatch.setattr(atomic, "_made", cleared_after)
     assert store.claim(4) is False
 
 

@@ -177,11 +177,11 @@ def clear_directory(directory: Path, pattern: str) -> None:
     Temporaries of writers that may be alive are left to them: no file vanishes while it is being written.
     """
     remove_stale_temporaries(directory)
-    with _explained(directory):
+    with _explained(directory), suppress(FileNotFoundError):
         for path in sorted(directory.glob(pattern)):
             (remove_directory if path.is_dir() else remove_file)(path)
-        with suppress(OSError):  # It is not empty: another task is at work, and removes the directory when it is done.
-            directory.rmdir()
+    with suppress(OSError):  # It is not empty: another task is at work, and removes the directory when it is done.
+        directory.rmdir()
 
 
 def make_directory(path: Path) -> None:
@@ -189,15 +189,7 @@ def make_directory(path: Path) -> None:
 
     Raises MissingInputError where one of them is a run that was there when the command began (see `run_guard`).
     """
-    missing = [part for part in (path, *path.parents) if not part.is_dir()]
-    for part in missing:
-        if part.absolute() in _guarded_runs:
-            raise MissingInputError(
-                f"{part} is gone: it was there when this command began",
-                hint="bring the directory back, or make a new run: igrpo init RUN",
-            )
-    for part in reversed(missing):
-        part.mkdir(exist_ok=True)
+    for part in _made(path):
         _sync_directory(part.parent)
 
 
@@ -220,9 +212,9 @@ def remove_stale_temporaries(directory: Path) -> list[Path]:
 
     Only writers of this machine, boot and process namespace can be known to be dead, so all others are kept.
     """
-    if not directory.is_dir():
-        return []
-    stale = sorted(path for path in directory.iterdir() if is_stale(path.name))
+    stale: list[Path] = []
+    with suppress(FileNotFoundError, NotADirectoryError):
+        stale = sorted(path for path in directory.iterdir() if is_stale(path.name))
     for path in stale:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -245,13 +237,30 @@ def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def _create_in_directory(path: Path, create: Callable[[Path], None]) -> None:
-    make_directory(path.parent)
+    """Create a file or directory in a directory that other tasks remove when they find it empty."""
     try:
+        made = _made(path.parent)
         create(path)
     except FileNotFoundError:
-        # Another task removed the directory between the two calls, because it was empty.
-        make_directory(path.parent)
+        # Removed between the two calls. Nothing is flushed there, so that it cannot well happen twice.
+        made = _made(path.parent)
         create(path)
+    for part in made:
+        _sync_directory(part.parent)
+
+
+def _made(directory: Path) -> list[Path]:
+    """Create what is missing of a directory and its parents, and return it, outermost first."""
+    missing = [part for part in (directory, *directory.parents) if not part.is_dir()]
+    for part in missing:
+        if part.absolute() in _guarded_runs:
+            raise MissingInputError(
+                f"{part} is gone: it was there when this command began",
+                hint="bring the directory back, or make a new run: igrpo init RUN",
+            )
+    for part in reversed(missing):
+        part.mkdir(exist_ok=True)
+    return missing[::-1]
 
 
 def _create_file(path: Path) -> None:
