@@ -23,8 +23,8 @@ ARMS = {
     "iGRPO 4 + 4, both": ["update.train_on=both"],
 }
 DIAGNOSTICS = {
-    "draft groups with a gradient": "draft/groups_with_gradient",
-    "refinement groups with a gradient": "refine/groups_with_gradient",
+    "draft groups with reward variance": "draft/groups_with_gradient",
+    "refinement groups with reward variance": "refine/groups_with_gradient",
     "copy rate": "refine/copy_rate",
     "fix rate": "refine/fix_rate",
     "break rate": "refine/break_rate",

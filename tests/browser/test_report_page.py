@@ -102,7 +102,7 @@ def test_problems_are_filtered_and_read_by_keyboard(opened):
 def test_values_are_read_under_the_pointer(opened):
     page = opened()
     page.locator("#accuracy .over.iteration .chart").hover()
-    assert "finished, bare (drafts): " in page.locator(".reading").inner_text()
+    assert "finished, without draft (drafts): " in page.locator(".reading").inner_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -55,7 +55,7 @@ def test_the_text_has_both_rows_the_difference_and_the_flips(run):
     assert lines[4].startswith("policy_0000  4 x 2    50.0 %")
     assert lines[5].startswith("policy_0003  4 x 2    75.0 %")
     assert "difference +25.0 points, 95 % interval -20.9 to +70.9, p = 0.18" in lines
-    assert "flipped (right more often than not): 1 gained, 0 lost" in lines
+    assert "solved (more than half of the samples correct): 1 gained, 0 lost" in lines
     assert lines[-1].split() == ["p2", "50.0", "%", "100.0", "%", "What", "is", "2", "+", "2?"]
 
 
@@ -114,14 +114,14 @@ def test_other_problems_are_a_conflict(run, tmp_path):
     make_evaluation(run, "sums", "fewer", *AFTER[:3])
     fewer = igrpo("eval", run.root, "--bench", "sums", "--compare", "0", "fewer")
     assert fewer.code == 4
-    assert "1 problems are in one only, such as p3 in" in fewer.stderr
+    assert "1 problems are only in one of them, for example p3 in" in fewer.stderr
     assert "hint: evaluate both on the same problems" in fewer.stderr
     other = make_problems(tmp_path / "other", "sums", 4, answer="5")
     make_evaluation(other, "sums", 0, *BEFORE)
     place = tmp_path / "other/eval/sums/policy_0000"
     changed = igrpo("eval", run.root, "--bench", "sums", "--compare", "0", place)
     assert changed.code == 4
-    assert f"problem p0 of {run.root}/eval/sums/policy_0000 is another one in {place}" in changed.stderr
+    assert f"problem p0 is not the same in {run.root}/eval/sums/policy_0000 and {place}" in changed.stderr
 
 
 def test_missing_evaluations_and_shards_say_what_to_type(run):
@@ -139,7 +139,7 @@ def test_missing_evaluations_and_shards_say_what_to_type(run):
     make_evaluation(run, "sums", 0, *BEFORE, num_shards=2)
     mixed = igrpo("eval", run.root, "--bench", "sums", "--compare", "0", "0")
     assert mixed.code == 4
-    assert "holds shards of 1 beside shards of 2" in mixed.stderr
+    assert "holds shards of 1 and shards of 2" in mixed.stderr
 
 
 def test_a_damaged_shard_is_not_compared(run):
@@ -155,7 +155,7 @@ def test_a_damaged_shard_is_not_compared(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--compare", "0", "3"], "0 is no directory of results, and no benchmark is named"),
+        (["--compare", "0", "3"], "0 is not a directory of results, and --bench is missing"),
         (["--bench", "sums", "--compare", "0", "3", "--samples", "4"], "takes no --samples"),
         (["--bench", "sums", "--compare", "0", "3", "--dry-run"], "takes no --dry-run"),
         (["--bench", "sums", "--compare", "0", "3", "--model", "tiny"], "takes no --model"),

@@ -211,7 +211,7 @@ def test_init_again_changes_nothing_and_with_other_settings_conflicts(tmp_path):
     assert (run / "run.toml").read_bytes() == before
     other = igrpo("init", run, "--preset", "quickstart", *sets(*SMALL, "run.seed=5"))
     assert other.code == 4
-    assert "is a run already, with other settings (run.seed 0 on disk, 5 now)" in other.stderr
+    assert "is already a run, with other settings (run.seed 0 on disk, 5 now)" in other.stderr
 
 
 def test_init_refuses_bad_rows_by_file_and_number_or_counts_them(tmp_path):

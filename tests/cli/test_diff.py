@@ -88,15 +88,17 @@ def test_settings_are_those_that_the_shards_were_made_with(run):
 def test_the_text(run):
     lines = igrpo("diff", 0, 1, cwd=run).stdout.splitlines()
     assert [line.split() for line in lines[2:4]] == [["A", ".", "0"], ["B", ".", "1"]]
-    (accuracy,) = (line for line in lines if line.startswith("accuracy, bare   "))
-    assert accuracy.split()[2:4] == ["50.0", "%"]
+    (accuracy,) = (line for line in lines if line.startswith("accuracy, without draft   "))
+    assert accuracy.split()[3:5] == ["50.0", "%"]
     assert accuracy.endswith("+12.5 points")
-    assert [line.split() for line in lines if line.startswith("bare ")] == [["bare", "4", "1", "1", "1", "1"]]
+    assert [line.split() for line in lines if line.startswith("without draft ")] == [
+        ["without", "draft", "4", "1", "1", "1", "1"]
+    ]
     assert (
-        "accuracy, bare, on the same problems: difference +12.5 points, 95 % interval -87.6 to +100.0, p = 0.72"
+        "accuracy, without draft, same problems: difference +12.5 points, 95 % interval -87.6 to +100.0, p = 0.72"
         in lines
     )
-    assert any(line.split()[:2] == ["gained,", "bare"] and "What is 0 + 0?" in line for line in lines)
+    assert any(line.split()[:3] == ["gained,", "without", "draft"] and "What is 0 + 0?" in line for line in lines)
     (evaluated,) = (line for line in lines if line.startswith("sums "))
     assert " ".join(evaluated.split()) == "sums 25.0 % (policy 0) 75.0 % (policy 1) +50.0 points"
     assert lines[-1].split() == ["select.strategy", '"best"', '"worst"']
@@ -105,7 +107,7 @@ def test_the_text(run):
 
 def test_markdown(run):
     text = igrpo("diff", run, 0, 1, "--markdown").stdout
-    assert "| accuracy, bare | 50.0 % (" in text
+    assert "| accuracy, without draft | 50.0 % (" in text
     assert '| select.strategy | "best" | "worst" |' in text
 
 
@@ -131,8 +133,8 @@ def test_no_shared_problem_is_said_and_the_rest_is_shown(run, tmp_path):
     make_iteration(elsewhere, 0, Group(["!4"], ["!4"]))
     result = igrpo("diff", run, elsewhere.root)
     assert result.code == 0
-    assert "No problem was sampled by both: there are no pairs to compare." in result.stdout
-    assert "accuracy, bare" in result.stdout
+    assert "No problem was sampled by both sides: there are no pairs to compare." in result.stdout
+    assert "accuracy, without draft" in result.stdout
 
 
 def test_an_unfinished_side_is_told_on_stderr(run, tmp_path):
@@ -141,7 +143,7 @@ def test_an_unfinished_side_is_told_on_stderr(run, tmp_path):
     other.shard(0, "draft", 1, 2).manifest.unlink()
     result = igrpo("diff", run, other.root, "--json")
     assert result.code == 0
-    assert "1 of 2 shards are finished" in result.stderr
+    assert "1 of 2 shards are complete" in result.stderr
     assert result.json["problems"]["draft"]["shared"] == 2
     assert result.json["figures"]["refine/fix_rate"]["b"] is None
 
@@ -149,11 +151,11 @@ def test_an_unfinished_side_is_told_on_stderr(run, tmp_path):
 def test_what_is_missing_or_wrong_says_what_to_type(run, tmp_path):
     empty = make_problems(tmp_path / "empty", 1).root
     for arguments, code, error, hint in [
-        ([run], 2, f"two are compared, and '{run}' names something else", "igrpo diff RUN 3 7"),
-        ([run, 0, "x"], 2, "two are compared", "igrpo diff RUN 3 7"),
+        ([run], 2, f"'{run}' does not name two iterations or runs", "igrpo diff RUN 3 7"),
+        ([run, 0, "x"], 2, f"'{run} 0 x' does not name two", "igrpo diff RUN 3 7"),
         ([run, 0, 1, "--iteration", 0], 2, "--iteration goes with two runs", "igrpo diff RUN 3 7"),
         ([run, 0, 10], 2, f"iteration 10 does not exist: {run} has 9, counted from 0", f"igrpo status {run}"),
-        ([run, 0, 5], 3, f"iteration 5 of {run} has no finished draft shard", f"igrpo draft {run} --iteration 5"),
+        ([run, 0, 5], 3, f"iteration 5 of {run} has no complete draft shard", f"igrpo draft {run} --iteration 5"),
         ([run, empty], 3, f"no iteration was sampled both in {run} and in {empty}", f"igrpo status {run}"),
         ([run, tmp_path], 3, f"{tmp_path} is not a run directory: it has no run.toml", f"igrpo init {tmp_path}"),
         ([run, 0, 1, "--json", "--markdown"], 2, "--json and --markdown exclude each other", "use one of them"),

@@ -91,7 +91,7 @@ def test_an_import_that_fails_says_its_last_line(monkeypatch):
 def test_a_directory_that_is_not_there_is_a_problem_and_is_not_made(tmp_path):
     result = igrpo("doctor", tmp_path / "typo")
     assert result.code == 1
-    assert f"{tmp_path / 'typo'} is no directory" in result.stderr
+    assert f"{tmp_path / 'typo'} is not a directory" in result.stderr
     assert f"hint: mkdir {tmp_path / 'typo'}" in result.stderr
     assert list(tmp_path.iterdir()) == []
 

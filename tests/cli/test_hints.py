@@ -25,7 +25,7 @@ from igrpo_cli.store.schema import ROLLOUTS
         ("init new --set data.train=/dev/null", 3, "is neither a file nor a folder", "name a file (.jsonl"),
         ("init new --set data.train=no/where.jsonl", 3, "does not exist", "--set data.train=PATH"),
         ("eval RUN --bench x --compare 0", 2, "requires 2 arguments", "igrpo eval --help"),
-        ("eval RUN --bench arithmetic --samples 4 --set eval.repeats=8", 2, "two values of one setting", "leave out"),
+        ("eval RUN --bench arithmetic --samples 4 --set eval.repeats=8", 2, "set the same key", "use one of them"),
         ("draft RUN --set draft.num_generations=32768", 2, "draft.num_generations", "`igrpo init"),
         ("eval RUN --bench arithmetic --samples 32768", 2, "eval.repeats", "`igrpo init"),
         ("draft RUN --set reward.cpu_seconds=1e30", 2, "reward.cpu_seconds", "`igrpo init"),

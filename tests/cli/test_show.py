@@ -37,14 +37,14 @@ def test_the_newest_iteration_is_told_in_order(run):
     assert result.stdout.split("\n\n") == [
         f"{run}, iteration 1: 3 problems, 2 more with --limit 0",
         "\np0, group 0 of iteration 1, from sums.jsonl:0\nreference answer: 4\n"
-        "0 of 2 drafts right; the selected one: wrong; 0 of 2 refinements right; no gradient",
+        "0 of 2 drafts correct; the selected one: wrong; 0 of 2 refinements correct; equal rewards",
         "prompt, 1 tokens\n│ ?",
         "draft 0: wrong, reward 0 (accuracy 0, format 0), answer 1+1 = 5, 2 tokens\n│ 1+1 = 5",
         "draft 1: wrong, reward 0 (accuracy 0, format 0), answer 6, 2 tokens\n│ 6",
         "selected: draft 0, the first of 2 with reward 0\nstrategy best; rewards of the drafts: mean 0, std 0.5",
         "prompt of the refinements, 1 tokens\n│ ?",
         "refinement 0: wrong, reward 0 (accuracy 0, format 0), answer 1+1 = 5, 2 tokens, advantage -0.50\n"
-        "word for word its draft",
+        "equal to its draft",
         "refinement 1: wrong, reward 0 (accuracy 0, format 0), answer 7 8 9, 2 tokens, advantage +1.50\n│ 7 8 9\n",
     ]
 
@@ -105,7 +105,7 @@ def test_json_has_everything(run):
     ("group", "sentence"),
     [
         (Group(["!4", "5"], ["5"]), "selected: draft 0, reward 1\nstrategy best; "),
-        (Group(["5"], ["5"], action="bare"), "refined without a draft\nstrategy best, all_zero keep; "),
+        (Group(["5"], ["5"], action="bare"), "refined without draft\nstrategy best, all_zero keep; "),
         (Group(["5"], action="drop"), "dropped, not refined\nstrategy best, all_zero keep; "),
         (Group(["5"], ["5"], shown_group=1), "selected: draft 0 of group 1, reward 1\nstrategy best; "),
     ],
@@ -121,8 +121,8 @@ def test_plain_grpo_and_half_done_iterations(tmp_path):
     make_iteration(run, 0, *OLD, stages=["draft"])
     result = igrpo("show", run.root)
     assert result.code == 0
-    assert "1 of 2 drafts right\n" not in result.stdout
-    assert "0 of 2 drafts right; no gradient" in result.stdout
+    assert "1 of 2 drafts correct\n" not in result.stdout
+    assert "0 of 2 drafts correct; equal rewards" in result.stdout
     assert "refinement" not in result.stdout
 
 
@@ -154,8 +154,8 @@ def test_what_is_missing_or_wrong_says_what_to_type(run, tmp_path):
     empty = make_problems(tmp_path / "empty", 1).root
     for arguments, code, error, hint in [
         ([tmp_path], 3, f"{tmp_path} is not a run directory: it has no run.toml", f"igrpo init {tmp_path}"),
-        ([empty], 3, f"no iteration of {empty} has a finished draft shard", f"igrpo draft {empty} --iteration 0"),
-        ([run, "--iteration", 2], 3, f"iteration 2 of {run} has no finished", f"igrpo draft {run} --iteration 2"),
+        ([empty], 3, f"no iteration of {empty} has a complete draft shard", f"igrpo draft {empty} --iteration 0"),
+        ([run, "--iteration", 2], 3, f"iteration 2 of {run} has no complete", f"igrpo draft {run} --iteration 2"),
         ([run, "--iteration", 9], 2, "iteration 9 does not exist: the run has 9, counted from 0", "igrpo status"),
         (
             [run, "--problem", "p11"],
@@ -163,7 +163,7 @@ def test_what_is_missing_or_wrong_says_what_to_type(run, tmp_path):
             "the run has no problem 'p11'; did you mean p1?",
             "its 4 problems begin with p0",
         ),
-        ([run, "--verdict", "right"], 2, "'right' is no verdict", "--verdict correct, wrong, no_answer, ungraded"),
+        ([run, "--verdict", "right"], 2, "'right' is not a verdict", "--verdict correct, wrong, no_answer, ungraded"),
         ([run, "--json", "--markdown"], 2, "--json and --markdown exclude each other", "use one of them"),
     ]:
         result = igrpo("show", *arguments)

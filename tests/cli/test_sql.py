@@ -153,7 +153,7 @@ def test_two_columns_of_one_name_are_refused_where_they_would_be_lost(run):
     assert igrpo("sql", query, run).code == 0
     result = igrpo("sql", query, run, "--json")
     assert result.code == 2
-    assert "two columns are called iteration" in result.stderr
+    assert "two columns have the name iteration" in result.stderr
 
 
 @pytest.mark.parametrize(

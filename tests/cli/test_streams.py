@@ -50,7 +50,7 @@ def test_a_closed_stream_is_as_good_as_dev_null(run, arguments):
 
 
 def test_no_file_is_given_the_descriptor_of_a_closed_stdout():
-    code = "from igrpo_cli.cli.streams import prepare_streams as p; p(); exit(open('/dev/zero').fileno())"
+    code = "from igrpo_cli.cli.app import prepare_streams as p; p(); exit(open('/dev/zero').fileno())"
     done = shell(f'"{sys.executable}" -c "{code}" <&- >&-')
     assert done.returncode > 2
 

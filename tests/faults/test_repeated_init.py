@@ -92,7 +92,7 @@ def test_a_run_keeps_its_problems_and_says_that_the_source_has_changed(tmp_path,
     again = init(run, source)
     assert again.code == 0, again.stderr
     assert again.json["problems"] == again.json["counts"]["kept"] == 5
-    assert f"{source} has changed since: the run keeps its 5 problems" in again.stderr
+    assert f"{source} has changed: the run keeps its 5 problems" in again.stderr
     assert (run / "problems.parquet").read_bytes() == before
 
 

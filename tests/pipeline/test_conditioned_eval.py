@@ -143,7 +143,7 @@ def test_other_bare_samples_than_asked_for_are_a_conflict(evaluated):
 def test_without_bare_samples_there_is_nothing_to_refine(evaluated):
     result = igrpo("eval", evaluated, "--bench", "builtin:arithmetic/products", *sets(LIMIT), "--with-draft")
     assert result.code == 3
-    assert "its bare evaluation is not finished" in result.stderr
+    assert "its evaluation without draft is not complete" in result.stderr
 
 
 def test_an_unknown_selection_is_refused_by_name(evaluated):

@@ -59,7 +59,7 @@ def test_powers_of_two_and_all_samples_are_shown():
 def test_a_conditioned_evaluation_stands_beside_the_bare_one(conditioned):
     lines = summary_text(conditioned).splitlines()
     assert any(line.startswith("without draft ") and "50.0 %" in line for line in lines)
-    assert any(line.startswith("conditioned (best) ") and "100.0 %" in line for line in lines)
+    assert any(line.startswith("with draft (best) ") and "100.0 %" in line for line in lines)
     assert any(line.startswith("difference +50.0 points") for line in lines)
     assert ["fix", "rate", "100.0", "%"] in [line.split()[:4] for line in lines]
     assert lines[-1] == ORACLE

@@ -238,7 +238,7 @@ def _problem_paragraphs(problems: Mapping[str, Any], table: Table) -> Iterator[s
     yield "Problems that both sides sampled. Solved: more than half of the completions are correct."
     yield table([{"prompts": prompt, **_counts(found)} for prompt, found in shared.items()])
     for prompt, found in shared.items():
-        yield f"accuracy, {prompt}, on the same problems: {difference_text(found)}"
+        yield f"accuracy, {prompt}, same problems: {difference_text(found)}"
     flips = [row for prompt, found in shared.items() for row in _flip_rows(prompt, found)]
     if flips:
         yield table(flips)
