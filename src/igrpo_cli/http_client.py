@@ -104,7 +104,8 @@ class HttpClient:
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(TransientError),
             stop=tenacity.stop_after_attempt(max_retries + 1),
-            wait=tenacity.wait_exponential_jitter(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE, jitter=_FIRST_PAUSE),
+            wait=tenacity.wait_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE)
+            + tenacity.wait_random(0, min(_FIRST_PAUSE, _LONGEST_PAUSE)),
             sleep=tenacity.sleep_using_event(self._closing),
             reraise=True,
         )
