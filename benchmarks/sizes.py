@@ -19,9 +19,7 @@ SMALL_FOR_A_REASON = {
     "__init__": "the package",
     "__main__": "the entry point of `igrpo` and `python -m igrpo_cli`",
     "commands.*": "one file per subcommand, imported when it runs, so that `igrpo --help` loads no torch or pyarrow",
-    "loggers.tensorboard": "the only importer of tensorboard",
-    "loggers.trackio": "the only importer of trackio",
-    "loggers.wandb": "the only importer of wandb",
+    "algo.advantages": "the definition of the advantage in numpy; `algo.losses` would load torch",
 }
 """Modules below the package that may be small, with the reason. `*` covers a whole room."""
 
