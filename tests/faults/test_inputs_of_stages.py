@@ -191,7 +191,7 @@ def test_a_stale_selection_is_not_refined(until):
     done(run, "draft", *OTHER_DRAFTS)
     error = refused(run, shard, code=4)
     assert made_from_another(shard, run.shard(1, "draft", 0, 1)) in error
-    assert f"hint: `{shard.command} --overwrite` makes it anew" in error
+    assert f"hint: `{shard.command} --overwrite` makes it again" in error
     assert any("was made from another" in what for what in verify_says(run, shard))
     done(run, "select", "--overwrite")
     done(run, "refine")
@@ -218,7 +218,7 @@ def test_stale_refinements(until):
     done(run, "select", "--overwrite", "--set", "select.strategy=worst")
     error = refused(run, shard, code=4)
     assert made_from_another(shard, run.shard(1, "select", 0, 1)) in error
-    assert f"hint: `{shard.command} --overwrite` makes it anew" in error
+    assert f"hint: `{shard.command} --overwrite` makes it again" in error
     assert any("was made from another" in what for what in verify_says(run, shard))
 
 
@@ -280,7 +280,7 @@ def test_a_shard_twice(tmp_path):
         result = igrpo(following, run.root)
         assert result.code == 1
         assert f"{second.manifest}: shard is 0, but it lies where 1 belongs" in result.stderr
-        assert f"hint: `{second.command} --overwrite` makes it anew" in result.stderr
+        assert f"hint: `{second.command} --overwrite` makes it again" in result.stderr
         assert not run.update(0).directory.exists()
         assert not run.shard(0, following, 1, 2).manifest.exists()
         assert any("it lies where 1 belongs" in what for what in verify_says(run, second))

@@ -43,7 +43,7 @@ def test_an_update_refuses_drafts_of_different_settings(run):
     stderr = refused(run, "update", run)
     assert "draft.num_generations is 4, but 3 in draft shard 0 of 2" in stderr
     assert "draft shard 1 of 2" in stderr
-    assert f"hint: make one of both anew: igrpo draft {run} --iteration 0 --shard 1 --overwrite, or" in stderr
+    assert f"hint: make one of both again: igrpo draft {run} --iteration 0 --shard 1 --overwrite, or" in stderr
     for stage in ("draft", "select", "refine"):
         done(stage, run, "--shard", 1, "--overwrite")
     done("update", run)
@@ -85,7 +85,7 @@ def test_samples_of_different_settings_have_no_summary(run):
     result = igrpo("eval", run, *EVAL, "--shard", 1, *sets("eval.temperature=0.2"))
     assert (result.code, result.stdout) == (4, "")
     assert "eval.temperature is 0.2, but" in result.stderr
-    assert f"hint: make one of both anew: igrpo eval {run} --bench arithmetic --iteration 0 --shard 1" in result.stderr
+    assert f"hint: make one of both again: igrpo eval {run} --bench arithmetic --iteration 0 --shard 1" in result.stderr
     assert not list(run.rglob("summary.json"))
     refused(run, "eval", run, *EVAL, "--with-draft")
     done("eval", run, *EVAL, "--shard", 1, "--overwrite")

@@ -1,4 +1,4 @@
-"""Completions scored anew beside their shards, and stages that go by the new scores."""
+"""New scores of existing completions, and the stages that use them."""
 
 from __future__ import annotations
 

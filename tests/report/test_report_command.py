@@ -60,7 +60,7 @@ def test_a_report_lies_in_the_run_and_says_what_it_holds(run):
     for title in ("Accuracy", "Reward", "Entropy", "Copy rate", "Gradient norm", "Evaluations", "Problems"):
         assert title in page.text
     assert sum(tag == "details" and "story" in each.get("class", "") for tag, each in page.tags) == told["problems"]
-    assert igrpo("report", run).code == 0, "a report is made anew over the old one"
+    assert igrpo("report", run).code == 0, "a report replaces the old one"
 
 
 def test_the_same_run_gives_the_same_bytes(run, tmp_path):

@@ -228,7 +228,7 @@ def test_an_input_is_checked_before_it_is_read(run):
     path.data.write_bytes(content)
     with pytest.raises(DamagedFileError, match="SHA-256") as caught:
         open_input(path)
-    assert caught.value.hint == f"`igrpo draft {run.root} --iteration 0 --shard 3 --overwrite` makes it anew"
+    assert caught.value.hint == f"`igrpo draft {run.root} --iteration 0 --shard 3 --overwrite` makes it again"
 
 
 def test_a_missing_input_names_the_command_that_makes_it(run):

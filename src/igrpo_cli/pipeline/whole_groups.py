@@ -43,7 +43,7 @@ def require_problems(path: ShardPath, selections: Sequence[Selection], problems:
             raise ConflictError(
                 f"{path.name} ({path.data}): group {selection.group_id} is of problem {selection.problem_id!r} there, "
                 f"and of {problem_id!r} by run.seed and the problems of the run",
-                hint="`igrpo verify` says what changed; restore that, or make draft and select anew with --overwrite",
+                hint="`igrpo verify` says what changed; restore that, or make draft and select again with --overwrite",
             )
 
 
@@ -82,5 +82,5 @@ def _first_difference(found: Iterable[RowId], wanted: Iterable[RowId]) -> str | 
 def _damaged(path: ShardPath, what: str) -> DamagedFileError:
     return DamagedFileError(
         f"{path.data}: {what}",
-        hint=f"`{path.overwrite_command}` makes the shard anew; `{command_line(path.root, 'verify')}` checks all",
+        hint=f"`{path.overwrite_command}` makes the shard again; `{command_line(path.root, 'verify')}` checks all",
     )

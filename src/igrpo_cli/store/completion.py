@@ -1,7 +1,7 @@
-"""When a shard is finished, how it becomes so, and how the next stage takes it up.
+"""Decide if a shard is complete, complete it, and open it as an input of the next stage.
 
-Every stage goes the same way: `finished` says whether there is anything to do, `commit_shard` puts
-data and manifest in place, and the stage after it begins with `open_input`.
+Every stage takes the same steps: `completed` returns the manifest of a shard that needs no work, `commit_shard`
+publishes data and manifest, and the next stage begins with `open_input`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from igrpo_cli.store.policies import promote_policy
 
 
 def completed(path: ShardPath, identity: Identity, on_damage: Callable[[str], None] | None = None) -> Manifest | None:
-    """The manifest when this very shard is finished, None when it is to be made.
+    """Return the manifest of a shard that is complete, and None for a shard that is to be made.
 
-    A manifest that is damaged, or whose files are gone or of another size, counts as not finished;
-    `on_damage` is told why in one sentence. The data is not read here: `open_input` checks its hash.
-    Of an update ask `completed_update`.
+    A manifest that is damaged, or whose files do not exist or have another size, counts as incomplete; `on_damage`
+    receives the reason in one sentence. The data is not read here: `open_input` checks its hash. For an update use
+    `completed_update`.
 
-    Raises ConflictError when the shard was made from something else, UnknownSchemaError when another
-    version of igrpo made it.
+    Raises ConflictError when the shard has another identity, and UnknownSchemaError when another version of igrpo made
+    it.
     """
     manifest, damage = None, None
     try:
@@ -48,13 +48,13 @@ def completed(path: ShardPath, identity: Identity, on_damage: Callable[[str], No
 
 
 def completed_update(run: RunDirectory, path: UpdatePath, identity: Identity) -> Manifest | None:
-    """`finished` of an update, its policy moved to its place first. Raises as `finished` and `promote_policy`."""
+    """Return `completed` of an update, after its policy is promoted. Raises as `completed` and `promote_policy`."""
     promote_policy(run, path.iteration)
     return completed(path.shard, identity)
 
 
 def damage_of(path: ShardPath) -> str | None:
-    """Why a shard that has a manifest does not count as finished; None for one that does. The data is not read."""
+    """Return why a shard that has a manifest is not complete; None for a complete one. The data is not read."""
     try:
         return _damage(path, read_manifest(path))
     except IgrpoError as error:
@@ -69,16 +69,16 @@ def commit_shard(
     *,
     overwrite: bool = False,
 ) -> Manifest:
-    """Put data and manifest of a shard in place, in that order; returns the manifest that is on disk then.
+    """Publish the data and then the manifest of a shard; return the manifest that exists afterwards.
 
-    `write(replace)` publishes the data file (`write_rows`, `assemble`), `describe` makes its manifest.
-    When another task finishes the same shard first, its shard stands and is returned. Data without
-    a manifest, left by a writer that died in between, is replaced; a finished shard only with `overwrite`.
+    `write(replace)` publishes the data file (`write_rows`, `assemble`), and `describe` makes its manifest. Where
+    another task completes the same shard first, its shard is kept and returned. Data without a manifest, left by a
+    writer that died in between, is replaced; a complete shard is replaced only with `overwrite`.
     """
-    stood_before = path.manifest.exists()
+    existed = path.manifest.exists()
     if not overwrite and (theirs := completed(path, identity)):
         return theirs
-    if stood_before:
+    if existed:
         remove_file(path.manifest)
     try:
         data = write(overwrite)
@@ -93,9 +93,9 @@ def commit_shard(
 
 
 def open_input(path: ShardPath) -> Manifest:
-    """The manifest of a shard that is about to be read, its data checked against it.
+    """Check the data of a shard that is about to be read, and return its manifest.
 
-    Raises MissingInputError when it is not there, DamagedFileError when the data is not what was published.
+    Raises MissingInputError where it does not exist, and DamagedFileError where the data is not what was published.
     """
     manifest = require_completed(path)
     if not path.data.exists():
@@ -104,22 +104,22 @@ def open_input(path: ShardPath) -> Manifest:
     if damage is None and sha256_file(path.data) != manifest.data.sha256:
         damage = f"{path.data} is damaged: its SHA-256 is not the one in {path.manifest.name}"
     if damage is not None:
-        raise DamagedFileError(damage, hint=f"`{path.overwrite_command}` makes it anew")
+        raise DamagedFileError(damage, hint=f"`{path.overwrite_command}` makes it again")
     return manifest
 
 
 def input_hashes(*paths: ShardPath) -> tuple[FileHash, ...]:
-    """Finished shards as inputs of another one, as their manifests describe them; no data is read.
+    """Return the hashes of complete shards from their manifests, as the inputs of another shard. No data is read.
 
-    Raises MissingInputError, naming the command to type, for the first that is not finished.
+    Raises MissingInputError, naming the command to type, for the first shard that is not complete.
     """
     return tuple(input_hash(path, require_completed(path)) for path in paths)
 
 
 def require_completed(path: ShardPath) -> Manifest:
-    """The manifest of a shard that is needed; no data is read.
+    """Return the manifest of a shard that must be complete. No data is read.
 
-    Raises MissingInputError where there is none, DamagedFileError where it is not sound, each naming the command.
+    Raises MissingInputError where there is none and DamagedFileError where it is damaged, each naming the command.
     """
     try:
         return read_manifest(path)
@@ -127,43 +127,43 @@ def require_completed(path: ShardPath) -> Manifest:
         message = f"{path.name} is not finished: {path.manifest} does not exist"
         raise MissingInputError(message, hint=path.command) from error
     except DamagedFileError as error:
-        error.hint = error.hint or f"`{path.overwrite_command}` makes it anew"
+        error.hint = error.hint or f"`{path.overwrite_command}` makes it again"
         raise
 
 
 def input_hash(path: ShardPath, manifest: Manifest) -> FileHash:
-    """A shard as an input of another one."""
+    """Return the path and the hash of a shard as an input of another shard."""
     return FileHash(path.relative, manifest.data.sha256)
 
 
 def commit_manifest(path: ShardPath, manifest: Manifest) -> Manifest:
-    """Publish the manifest of a data file that is in place; returns the one that is on disk then.
+    """Publish the manifest of a data file that exists; return the manifest that exists afterwards.
 
-    When another task finished the same shard with the same bytes in the meantime, that is its
-    manifest. Raises ConflictError when the shard on disk is not the one described.
+    Where another task completed the same shard with the same bytes, that is its manifest. Raises ConflictError where
+    the shard on disk is not the one described.
     """
-    standing: Manifest | None = None
+    existing: Manifest | None = None
     try:
         publish_manifest(path.manifest, manifest)
-        standing = manifest
+        existing = manifest
     except ConflictError:
         # The other's may be gone again: that task found its own data replaced, by ours.
         with suppress(MissingInputError):
-            standing = read_manifest(path)
-    if standing is None or not path.data.exists() or sha256_file(path.data) != standing.data.sha256:
+            existing = read_manifest(path)
+    if existing is None or not path.data.exists() or sha256_file(path.data) != existing.data.sha256:
         # Two tasks replaced each other's data; a manifest that does not fit what is left must not stay.
         remove_file(path.manifest)
         raise ConflictError(
             f"{path.data} was replaced by another task while {path.name} was published",
             hint=f"when no other task makes it, run `{path.command}` again",
         )
-    require_same(standing.identity, manifest.identity, path.overwrite_command)
-    if standing.data != manifest.data:
+    require_same(existing.identity, manifest.identity, path.overwrite_command)
+    if existing.data != manifest.data:
         raise ConflictError(
             f"{path.name} was finished by another task, with other rows",
-            hint=f"`{path.overwrite_command}` makes it anew; without, what is there stands",
+            hint=f"`{path.overwrite_command}` makes it again; otherwise the existing shard is kept",
         )
-    return standing
+    return existing
 
 
 def _damage(path: ShardPath, manifest: Manifest) -> str | None:
@@ -190,7 +190,7 @@ def write_problems(path: ShardPath, problems: Sequence[Problem], *, replace: boo
 
 
 def read_problems(path: ShardPath) -> list[Problem]:
-    """All problems in order, the file checked against its manifest; raises as `open_input` does."""
+    """Return all problems in order, after checking the file. Raises as `open_input`."""
     from igrpo_cli.store.tables import read_records
 
     open_input(path)
@@ -198,5 +198,5 @@ def read_problems(path: ShardPath) -> list[Problem]:
 
 
 def count_problems(path: ShardPath) -> int:
-    """How many problems there are, from the manifest alone."""
+    """Return the number of problems, from the manifest alone."""
     return read_manifest(path).data.rows

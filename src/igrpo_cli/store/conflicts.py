@@ -1,4 +1,4 @@
-"""The shards of one stage beside each other: all are made with the same settings, policy and chat template."""
+"""Compare the identities of shards, and describe in what they differ."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from igrpo_cli.store.layout import ShardPath
 from igrpo_cli.store.manifest import Identity, Manifest
 
 _SHARED = ("config.", "policy", "template")
-"""Facts in which the shards of a stage must agree; positions and inputs are each shard's own."""
+"""Fields in which the shards of a stage must agree. Positions and inputs differ from shard to shard."""
 
 
 def settings_differences(manifests: Mapping[ShardPath, Manifest]) -> Iterator[tuple[ShardPath, str]]:
-    """Each shard of a stage that differs from the first one, and in what, as the end of a sentence about it."""
+    """Yield each shard of a stage that differs from the first one, with the difference as the end of a sentence."""
     if not manifests:
         return
     first_path, *others = manifests
@@ -28,7 +28,7 @@ def settings_differences(manifests: Mapping[ShardPath, Manifest]) -> Iterator[tu
 
 
 def require_same_settings(manifests: Mapping[ShardPath, Manifest]) -> None:
-    """Raises ConflictError, naming shard and setting, where the shards of a stage were made with different ones."""
+    """Raise ConflictError, naming shard and setting, where shards of one stage were made with different settings."""
     found = next(settings_differences(manifests), None)
     if found is None:
         return
@@ -36,7 +36,7 @@ def require_same_settings(manifests: Mapping[ShardPath, Manifest]) -> None:
     first = next(iter(manifests))
     raise ConflictError(
         f"{path.name} does not go with the others ({path.manifest}): {what}",
-        hint=f"make one of both anew: {path.overwrite_command}, or {first.overwrite_command}",
+        hint=f"make one of both again: {path.overwrite_command}, or {first.overwrite_command}",
     )
 
 
@@ -51,7 +51,7 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One fact in which two identities differ."""
+    """Represents one field in which two identities differ."""
 
     key: str
     """For example `config.draft.temperature`, `policy` or `inputs.problems.parquet`."""
@@ -61,7 +61,7 @@ class Difference:
 
 
 def identity_differences(on_disk: Identity, now: Identity) -> list[Difference]:
-    """Every fact in which a shard on disk is not what is asked for now, in a fixed order."""
+    """Return every field in which a shard on disk differs from the requested one, in a fixed order."""
     left, right = _facts(on_disk), _facts(now)
     keys = [*left, *(key for key in right if key not in left)]
     # Compared as they are written: 1 and 1.0 are equal to Python and two texts to a hash.
@@ -72,17 +72,17 @@ def identity_differences(on_disk: Identity, now: Identity) -> list[Difference]:
     ]
 
 
-def require_same(on_disk: Identity, now: Identity, anew: str) -> None:
-    """Raises ConflictError that says what the shard on disk was made from, and what is asked for now.
+def require_same(on_disk: Identity, now: Identity, overwrite_command: str) -> None:
+    """Raise ConflictError where a shard on disk has another identity than the requested one.
 
-    `anew` is what to type to make it in place of that one (`ShardPath.overwrite_command`), for the hint.
+    The message names both values. `overwrite_command` is that of the shard, for the hint.
     """
     differences = identity_differences(on_disk, now)
     if not differences:
         return
     kind = _kind(differences[0])
     told = [difference for difference in differences if _kind(difference) == kind]
-    hint = f"`{anew}` makes it anew{_way_back(kind, told)}"
+    hint = f"`{overwrite_command}` makes it again{_way_back(kind, told)}"
     raise ConflictError(f"{on_disk.name} was made {_SENTENCES[kind](told)}", hint=hint)
 
 

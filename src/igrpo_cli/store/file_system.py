@@ -1,4 +1,4 @@
-"""What the file system below a directory can do, found out by doing it."""
+"""Test what the file system of a directory supports."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from pathlib import Path
 from igrpo_cli.store.atomic import publish_bytes, staging_directory
 
 PUBLISHED = 5
-"""Files that are published to see how long one takes."""
+"""Number of files that are published to measure the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileSystem:
-    """Of the directory that was asked about."""
+    """Holds the properties of the file system of one directory."""
 
     free_bytes: int
     has_hard_links: bool
-    """Without them a writer claims the name of a file before it renames; a dead writer's claim waits for a person."""
+    """True where `os.link` works. Otherwise the claim that a dead writer leaves on a file name is removed by hand."""
     has_locks: bool
     seconds_to_publish: float
-    """Median for a small file: written, flushed to the disk, linked, its directory flushed."""
+    """Median time to publish a small file: write, flush, link, and flush the directory."""
 
 
 def probe_file_system(directory: Path) -> FileSystem:
-    """Try it in a hidden directory that is gone afterwards. Raises IgrpoError where nothing can be written."""
+    """Test the file system in a temporary hidden directory. Raises IgrpoError where nothing can be written."""
     seconds = []
     with staging_directory(directory / "doctor") as staged:
         for number in range(PUBLISHED):

@@ -1,4 +1,4 @@
-"""Where everything of a run lies: names on disk in one place, and which blocks and shards there are."""
+"""Define the paths of a run, the split of blocks into shards, and the commands that make each file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RANGE = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
 
 @dataclass(frozen=True, slots=True)
 class ShardPath:
-    """A data file with its manifest, and what it is a shard of."""
+    """Holds the paths of a data file and its manifest, and which shard they are."""
 
     root: Path
     """The run directory; paths in manifests are relative to it."""
@@ -36,33 +36,33 @@ class ShardPath:
 
     @property
     def relative(self) -> str:
-        """The data file as manifests name it: `iteration_0000/draft/shard-00000-of-00008.parquet`."""
+        """The path of the data file in manifests: `iteration_0000/draft/shard-00000-of-00008.parquet`."""
         return self.data.relative_to(self.root).as_posix()
 
     @property
     def parts(self) -> Path:
-        """Directory of the finished blocks while the shard is being made; each shard has its own."""
+        """The directory of the complete blocks while the shard is being made; each shard has its own."""
         return self.data.parent / PARTS / self.data.stem
 
     @property
     def name(self) -> str:
-        """What it is called in messages, for example `draft shard 3 of 8`."""
+        """The name in messages, for example `draft shard 3 of 8`."""
         return name_of(self.stage, self.iteration, self.shard, self.num_shards)
 
     @property
     def command(self) -> str:
-        """What to type to make it."""
+        """The command that makes the shard."""
         return make_command(self)
 
     @property
     def overwrite_command(self) -> str:
-        """What to type to make it in place of what is there."""
+        """The command that makes the shard again in place of the existing one."""
         return overwrite_command(self)
 
 
 @dataclass(frozen=True, slots=True)
 class UpdatePath:
-    """The directory `update/` of an iteration; it appears in one rename."""
+    """Holds the paths of the directory `update/` of an iteration, which appears in one rename."""
 
     root: Path
     iteration: int
@@ -70,140 +70,140 @@ class UpdatePath:
 
     @property
     def metrics(self) -> Path:
-        """The data file that the manifest speaks of."""
+        """The data file that the manifest describes."""
         return self.directory / "metrics.parquet"
 
     @property
     def advantages(self) -> Path:
-        """Audit copy of what the gradient step was given."""
+        """The audit copy of the input of the gradient step."""
         return self.directory / "advantages.parquet"
 
     @property
     def optimizer(self) -> Path:
-        """Directory of the optimiser state."""
+        """The directory of the optimiser state."""
         return self.directory / "optimizer"
 
     @property
     def adapter(self) -> Path:
-        """Directory of the LoRA adapter, where one is trained."""
+        """The directory of the LoRA adapter, if one is trained."""
         return self.directory / "adapter"
 
     @property
     def checkpoints(self) -> Path:
-        """Checkpoints between optimiser steps, beside the directory that does not exist yet."""
+        """The directory of checkpoints between optimiser steps, next to the update that does not exist yet."""
         return self.directory.parent / ".update"
 
     @property
     def manifest(self) -> Path:
-        """Inside the directory, so that it is published with it."""
+        """The manifest, inside the directory so that it is published together with it."""
         return self.directory / "manifest.json"
 
     @property
     def policy(self) -> Path:
-        """Where the new policy lies until `promote_policy` moves it to `policies/`."""
+        """The place of the new policy until `promote_policy` moves it to `policies/`."""
         return self.directory / "policy"
 
     @property
     def shard(self) -> ShardPath:
-        """Metrics and manifest as the one shard of this stage, for `finished` and `open_input`."""
+        """Metrics and manifest as the only shard of the stage, for `completed` and `open_input`."""
         return ShardPath(self.root, "update", self.iteration, 0, 1, self.metrics, self.manifest)
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The paths of one run. Makes and reads nothing but directory listings."""
+    """Holds the paths of one run. Reads nothing but directory listings and creates nothing."""
 
     root: Path
 
     @property
     def run_toml(self) -> Path:
-        """The resolved settings."""
+        """The file of the resolved settings."""
         return self.root / "run.toml"
 
     @property
     def policies(self) -> Path:
-        """Directory of all policies."""
+        """The directory of all policies."""
         return self.root / "policies"
 
     @property
     def judgements(self) -> Path:
-        """What a judge said, kept so that no task pays for it twice."""
+        """The directory of judgements, which are kept so that no task pays for one twice."""
         return self.root / "judge"
 
     def problems(self) -> ShardPath:
-        """The training problems, frozen by `init`."""
+        """Return the path of the training problems, which `init` freezes."""
         return self._problem_file(self.root)
 
     def policy(self, iteration: int) -> Path:
-        """The policy that `iteration` samples from: 0 is the initial one, k+1 what the update of k makes."""
+        """Return the directory of the policy that `iteration` samples from; iteration k makes policy k+1."""
         return self.policies / f"{iteration:04d}"
 
     def iteration(self, iteration: int) -> Path:
-        """Directory of one iteration."""
+        """Return the directory of one iteration."""
         return self.root / f"iteration_{iteration:04d}"
 
     def stage(self, iteration: int, stage: str) -> Path:
-        """Directory of one stage of one iteration."""
+        """Return the directory of one stage of one iteration."""
         return self.iteration(iteration) / stage
 
     def shard(self, iteration: int, stage: str, shard: int, num_shards: int) -> ShardPath:
-        """One shard of draft, select or refine."""
+        """Return the path of one shard of draft, select or refine."""
         return self._shard(self.stage(iteration, stage), stage, iteration, shard, num_shards)
 
     def shards(self, iteration: int, stage: str, num_shards: int) -> tuple[ShardPath, ...]:
-        """All shards of draft, select or refine, in order."""
+        """Return the paths of all shards of draft, select or refine, in order."""
         return tuple(self.shard(iteration, stage, shard, num_shards) for shard in range(num_shards))
 
     def scores(self, rollouts: ShardPath, name: str) -> ShardPath:
-        """The set of scores called `name` of a shard of drafts or refinements, in a folder beside it."""
+        """Return the path of the set of scores called `name` of a shard of rollouts, in a folder next to it."""
         directory = rollouts.data.parent / SCORES / _checked_name(name, "set of scores")
         return self._shard(directory, SCORES, rollouts.iteration, rollouts.shard, rollouts.num_shards)
 
     def score_sets(self, iteration: int, stage: str) -> list[str]:
-        """The sets of scores that a stage has, by name."""
+        """Return the names of the sets of scores of a stage."""
         directory = self.stage(iteration, stage) / SCORES
         names = (path.name for path in directory.iterdir()) if directory.is_dir() else ()
         return sorted(name for name in names if _NAME.fullmatch(name))
 
     def update(self, iteration: int) -> UpdatePath:
-        """The update of one iteration."""
+        """Return the paths of the update of one iteration."""
         return UpdatePath(self.root, iteration, self.stage(iteration, "update"))
 
     def eval(self, bench: str, policy: int | str, *, conditioned: str | None = None) -> Path:
-        """Directory of one evaluation: `policy` is a policy of the run, or a name given to another model.
+        """Return the directory of one evaluation; `policy` is a number of the run, or the name of another model.
 
-        `conditioned` is the `eval.selection` of a conditioned one, None for bare problems.
+        `conditioned` is the `eval.selection` of an evaluation with draft, and None without draft.
         """
         return self._bench(bench) / _checked_name(eval_name(policy, conditioned), "model")
 
     def eval_shard(
         self, bench: str, policy: int | str, shard: int, num_shards: int, *, conditioned: str | None = None
     ) -> ShardPath:
-        """One shard of an evaluation; its iteration is that of the policy, 0 for other models."""
+        """Return the path of one shard of an evaluation; its iteration is that of the policy, 0 for other models."""
         return self.eval_shard_in(self.eval(bench, policy, conditioned=conditioned), shard, num_shards)
 
     def eval_shard_in(self, directory: Path, shard: int, num_shards: int) -> ShardPath:
-        """One shard of the evaluation in `directory`."""
+        """Return the path of one shard of the evaluation in `directory`."""
         return self._shard(directory, "eval", eval_iteration(directory), shard, num_shards)
 
     def eval_summary(self, bench: str, policy: int | str, *, conditioned: str | None = None) -> Path:
-        """The figures of one evaluation."""
+        """Return the path of the summary of one evaluation."""
         return self.eval(bench, policy, conditioned=conditioned) / SUMMARY
 
     def eval_summaries(self) -> list[Path]:
-        """Those of all finished evaluations."""
+        """Return the paths of the summaries of all complete evaluations."""
         return sorted(self.root.glob(f"eval/*/*/{SUMMARY}"))
 
     def eval_problems(self, bench: str) -> ShardPath:
-        """The problems of a benchmark as they were evaluated."""
+        """Return the path of the problems of a benchmark as they were evaluated."""
         return self._problem_file(self._bench(bench))
 
     def iterations(self) -> list[int]:
-        """Iterations that have a directory, in order."""
+        """Return the iterations that have a directory, in order."""
         return _numbered(self.root, r"iteration_([0-9]{4,})")
 
     def policy_iterations(self) -> list[int]:
-        """Iterations whose policy has a directory, in order."""
+        """Return the iterations whose policy has a directory, in order."""
         return _numbered(self.policies, r"([0-9]{4,})")
 
     def _bench(self, bench: str) -> Path:
@@ -222,31 +222,31 @@ class RunDirectory:
 
 
 def name_of(stage: str, iteration: int, shard: int, num_shards: int) -> str:
-    """What a shard is called in messages."""
+    """Return the name of a shard in messages."""
     if stage == "problems":
         return "the problems file"
     return f"the update of iteration {iteration}" if stage == "update" else f"{stage} shard {shard} of {num_shards}"
 
 
 def directory_name(name: str) -> str:
-    """A model's or benchmark's name as the name of a directory."""
+    """Return the name of a model or benchmark as a valid name of a directory."""
     return re.sub(r"[^A-Za-z0-9._+@=-]+", "--", name.strip("/.")) or "model"
 
 
 def bench_name(bench: str) -> str:
-    """What `--bench` is called on disk: a file by its stem, a named benchmark by its name."""
+    """Return the name of `--bench` on disk: the stem of a file, or the name of a benchmark."""
     return Path(bench).stem if bench.endswith((".jsonl", ".json", ".parquet")) else directory_name(bench)
 
 
 def block_range(num_blocks: int, shard: int, num_shards: int) -> range:
-    """The blocks of one shard: contiguous, sizes differing by at most one, empty where blocks are few."""
+    """Return the blocks of one shard: contiguous, with sizes that differ by at most one, empty where blocks are few."""
     if not 0 <= shard < num_shards or num_blocks < 0:
         raise ValueError(f"no shard {shard} of {num_shards} over {num_blocks} blocks")
     return range(shard * num_blocks // num_shards, (shard + 1) * num_blocks // num_shards)
 
 
 def parse_shards(text: str, num_shards: int) -> tuple[int, ...]:
-    """`3,7,12-15` as sorted shard numbers without duplicates. Raises UsageError."""
+    """Return `3,7,12-15` as sorted shard numbers without duplicates. Raises UsageError."""
     hint = f"for example --shard 0 or --shard 0,2-3; this run has {num_shards} shards, counted from 0"
     shards: set[int] = set()
     for piece in text.split(","):
@@ -263,7 +263,7 @@ def parse_shards(text: str, num_shards: int) -> tuple[int, ...]:
 
 
 def format_shards(shards: Iterable[int]) -> str:
-    """Shard numbers as `3,7,12-15`: what `parse_shards` and Slurm's `--array` read; empty for none."""
+    """Return shard numbers as `3,7,12-15`, which `parse_shards` and Slurm's `--array` read; empty for none."""
     runs: list[list[int]] = []
     for shard in sorted(set(shards)):
         if runs and runs[-1][1] == shard - 1:
@@ -274,7 +274,7 @@ def format_shards(shards: Iterable[int]) -> str:
 
 
 def shards_in(directory: Path) -> dict[tuple[int, int], set[str]]:
-    """What a stage directory holds: {(shard, num_shards): suffixes}, of `parquet` and `json`."""
+    """Return the shard files of a directory as {(shard, num_shards): suffixes}; suffixes are `parquet` and `json`."""
     found: dict[tuple[int, int], set[str]] = {}
     for path in directory.iterdir() if directory.is_dir() else ():
         if match := _SHARD_FILE.fullmatch(path.name):
@@ -299,11 +299,14 @@ def _checked_name(name: str, kind: str) -> str:
 
 
 _EVAL_NAME = re.compile(r"(?:policy_([0-9]{4,})|.+?)(_conditioned(?:_(majority|best))?)?")
-"""Policy of the run, whether conditioned, `eval.selection` unless it is `each`."""
+"""Policy of the run, with or without draft, and `eval.selection` unless it is `each`."""
 
 
 def eval_name(policy: int | str, conditioned: str | None) -> str:
-    """`policy_0003`, `policy_0003_conditioned`, `SmolLM2_conditioned_best`; `conditioned` is the `eval.selection`."""
+    """Return `policy_0003`, `policy_0003_conditioned` or `SmolLM2_conditioned_best`.
+
+    `conditioned` is the `eval.selection` of an evaluation with draft, and None without draft.
+    """
     name = policy if isinstance(policy, str) else f"policy_{policy:04d}"
     if conditioned is None:
         return name
@@ -311,19 +314,19 @@ def eval_name(policy: int | str, conditioned: str | None) -> str:
 
 
 def eval_iteration(directory: Path) -> int:
-    """The iteration of the policy that was evaluated; 0 for other models."""
+    """Return the iteration of the evaluated policy; 0 for other models."""
     return int(_eval_parts(directory)[0] or 0)
 
 
 def read_eval_name(name: str) -> tuple[int | str, str | None]:
-    """What `eval_name` made the name of a directory from: policy of the run or name of a model, and how conditioned."""
+    """Return the arguments that `eval_name` made the name of a directory from."""
     policy, conditioned, selection = _eval_parts(Path(name))
     model = name.removesuffix(conditioned or "")
     return (model if policy is None else int(policy)), (selection or "each") if conditioned else None
 
 
 def eval_flags(directory: Path) -> str:
-    """The flags of `igrpo eval` that lead to these results."""
+    """Return the flags of `igrpo eval` that make the results in a directory."""
     policy, conditioned, selection = _eval_parts(directory)
     bench = f"--bench {directory.parent.name}"
     flags = [f"--model MODEL {bench}" if policy is None else f"{bench} --iteration {int(policy)}"]
@@ -338,23 +341,23 @@ def _eval_parts(directory: Path) -> tuple[str | None, ...]:
 
 
 def shell_path(path: Path) -> str:
-    """`path` as a shell takes it for a path, not for flags."""
+    """Return `path` quoted for a shell, so that it is not read as flags."""
     text = str(path)
     return shlex.quote(f"./{text}" if text.startswith("-") else text)
 
 
 def command_line(root: Path, name: str, flags: str = "") -> str:
-    """`igrpo NAME RUN FLAGS`; the run at `root` is left out where it is the current directory."""
+    """Return `igrpo NAME RUN FLAGS`, without RUN where the run at `root` is the current directory."""
     return " ".join(["igrpo", name, *([] if root == Path() else [shell_path(root)]), *([flags] if flags else [])])
 
 
 def init_command(root: Path) -> str:
-    """The `igrpo init` that makes what is missing of the run at `root`, with the settings that it has."""
+    """Return the `igrpo init` that recreates what is missing of the run at `root`, with its settings."""
     return f"igrpo init {shell_path(root)} --config {shell_path(root / 'run.toml')}"
 
 
 def no_run_error(path: Path) -> MissingInputError:
-    """The error for a directory, or for what is none, that is not a run."""
+    """Return the error for a path that is not a run directory."""
     return MissingInputError(
         f"{path} is not a run directory: it has no run.toml",
         hint=f"igrpo init {'RUN' if path == Path() else shell_path(path)} --preset quickstart",
@@ -362,7 +365,7 @@ def no_run_error(path: Path) -> MissingInputError:
 
 
 def make_command(path: ShardPath) -> str:
-    """What to type to make a shard."""
+    """Return the command that makes a shard."""
     if path.stage == "problems":
         if path.data.parent == path.root:
             return init_command(path.root)
@@ -378,7 +381,10 @@ def make_command(path: ShardPath) -> str:
 
 
 def overwrite_command(path: ShardPath) -> str:
-    """What to type to make a shard in place of the one that is there; `igrpo init` makes damaged problems so anyway."""
+    """Return the command that makes a shard in place of the existing one.
+
+    `igrpo init` replaces damaged problems without a flag.
+    """
     is_of_run = path.stage == "problems" and path.data.parent == path.root
     return make_command(path) if is_of_run else f"{make_command(path)} --overwrite"
 

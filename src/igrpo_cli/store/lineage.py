@@ -1,4 +1,4 @@
-"""Each policy is made from the one before it: whether that is still so, and which is the newest."""
+"""Check that policies and shards still descend from what is on disk, and find the newest policy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from igrpo_cli.store.policies import Policy, read_policy
 
 
 def require_lineage(run: RunDirectory, policy: Policy, known: Collection[str] = ()) -> None:
-    """Raises ConflictError where one of the policies that `policy` comes from was made anew since.
+    """Raise ConflictError where an ancestor of `policy` was replaced since.
 
-    Those that were removed to save room are passed over. Of those whose ids are `known` no more is asked: a long run
-    would read all policies again for each of its stages.
+    Ancestors that were removed to save space are skipped. The ancestors of the policies in `known` are not read again.
     """
     after: Policy | None = policy
     for iteration in reversed(range(policy.iteration)):
@@ -34,18 +33,18 @@ def require_lineage(run: RunDirectory, policy: Policy, known: Collection[str] = 
             raise ConflictError(
                 f"{after.directory} was not made from the policy that is in {before.directory} now "
                 f"({parent} then, {before.id[:15]}… now)",
-                hint=f"{run.update(iteration).shard.overwrite_command} makes it anew; then what was made from it",
+                hint=f"{run.update(iteration).shard.overwrite_command} makes it again; then make what follows from it",
             )
         after = before
 
 
 def unpromoted_policies(run: RunDirectory) -> list[int]:
-    """Policies that still lie in the update that made them, because a command was killed before it moved them."""
+    """Return the policies that still lie in the update that made them, because a command was killed."""
     return [iteration + 1 for iteration in run.iterations() if run.update(iteration).policy.is_dir()]
 
 
 def newest_policy(run: RunDirectory) -> int:
-    """The number of the newest policy, whether it is in its place yet or waits in its update; 0 where there is none."""
+    """Return the number of the newest policy, promoted or not; 0 where there is none."""
     return max([*run.policy_iterations(), *unpromoted_policies(run)], default=0)
 
 
@@ -55,11 +54,11 @@ _OF_BENCH = re.compile(r"eval/([^/]+)")
 
 
 def require_current(run: RunDirectory, inputs: Iterable[FileHash]) -> None:
-    """Raises ConflictError for a shard among `inputs`, or among what they were made from, that is stale.
+    """Raise ConflictError for a stale shard among `inputs` and their ancestors: one whose own input was replaced.
 
-    It names the stale shard from which all others follow. Manifests are read, each once, and no data. What has been
-    removed since is passed over, as are sets of scores, which `open_scores` compares. Of an update that is an input
-    its own inputs are looked at; an earlier update is compared by its hash, and what it was made from is not.
+    The error names the stale shard that the others follow from. Each manifest is read once, and no data. Files that
+    were removed are skipped, and so are sets of scores, which `open_scores` compares. The inputs of an update among
+    `inputs` are checked; of earlier updates only the hash is compared.
     """
     walk = _Walk(run)
     for file in inputs:
@@ -72,9 +71,9 @@ class _Walk:
         self._seen: dict[str, str | None] = {}
 
     def follow(self, relative: str, *, is_earlier: bool = False) -> str | None:
-        """The hash of a file as its manifest says it now, once all that it was made from is known to be current.
+        """Return the hash of a file from its manifest, after checking the ancestors of the file.
 
-        None where there is no such shard. Of an update with `is_earlier` the hash alone is read.
+        Returns None where there is no such shard. For an update with `is_earlier` only the hash is read.
         """
         if relative not in self._seen:
             path = _shard_at(self._run, relative)
@@ -92,7 +91,7 @@ class _Walk:
 
 
 def _shard_at(run: RunDirectory, relative: str) -> ShardPath | None:
-    """The shard whose data file manifests name so; None for sets of scores, and for files that are no shards."""
+    """Return the shard with this data file; None for sets of scores and for other files."""
     if relative == run.problems().relative:
         return run.problems()
     directory, _, name = relative.rpartition("/")

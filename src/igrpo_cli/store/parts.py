@@ -27,23 +27,23 @@ IDENTITY_KEY = "igrpo.identity"
 BLOCK_KEY = "igrpo.block"
 CONTENT_KEY = "igrpo.content"
 RowId = tuple[int, int]
-"""Group and sample of a row."""
+"""Group id and sample id of a row."""
 
 
 @dataclass(frozen=True)
 class PartStore:
-    """The parts of one shard (`ShardPath.parts`), made for one identity; parts of any other do not count."""
+    """Holds the parts of one shard (`ShardPath.parts`) for one identity; parts of another identity do not count."""
 
     directory: Path
     identity_sha256: str
     schema: pa.Schema = ROLLOUTS
 
     def path(self, block: int) -> Path:
-        """Where the part of a block lies."""
+        """Return the path of the part of a block."""
         return self.directory / f"block-{block:06d}.parquet"
 
     def has(self, block: int) -> bool:
-        """Whether a block is done. A part that is damaged or of another identity is removed."""
+        """Return True where a block is done. A part that is damaged or has another identity is removed."""
         try:
             self.read(block)
         except MissingInputError:
@@ -54,14 +54,14 @@ class PartStore:
         return True
 
     def claim(self, block: int) -> bool:
-        """Say that this task samples a block; False where some task, perhaps a dead one, has said so before.
+        """Announce that this task samples a block; return False where another task, perhaps a dead one, did so before.
 
-        A claim only orders the work of tasks that share a shard. Whoever needs the block may sample it still.
+        A claim only orders the work of tasks that share a shard. Any task that needs the block may still sample it.
         """
         return create_marker(self.directory / f"block-{block:06d}.claim")
 
     def write(self, block: int, rows: Sequence[Any]) -> None:
-        """Keep the rows of a block. Where another task has kept the same block first, its rows stand."""
+        """Keep the rows of a block. Where another task kept the same block first, its rows are kept."""
         table = table_of(self.schema, rows)
         try:
             self._write(block, table)
@@ -75,7 +75,7 @@ class PartStore:
         write_tables(self.path(block), self.schema, [table], metadata=metadata, replace=replace)
 
     def read(self, block: int) -> pa.Table:
-        """The rows of a block. Raises MissingInputError, or DamagedFileError (another identity included)."""
+        """Return the rows of a block. Raises MissingInputError, and DamagedFileError (also for another identity)."""
         path = self.path(block)
         table = read_table(path, self.schema)
         # In bytes as they stand there: what is damaged need not be text.
@@ -90,13 +90,14 @@ class PartStore:
         return {IDENTITY_KEY: self.identity_sha256, BLOCK_KEY: str(block)}
 
     def discard(self, block: int) -> None:
-        """Remove the part of a block, which is sampled again then; it may be gone already."""
+        """Remove the part of a block, if it exists. The block is sampled again then."""
         remove_file(self.path(block))
 
     def clear(self) -> None:
-        """Remove all parts and claims, of whatever identity, once the shard is complete.
+        """Remove all parts and claims, of any identity, once the shard is complete.
 
-        What another task is writing stays: it ends as a part that this task, or the next command, clears away.
+        A file that another task is writing is not removed. It becomes a part that this task or the next command
+        removes.
         """
         clear_directory(self.directory, PART_FILES)
 
@@ -107,10 +108,10 @@ class PartStore:
         replace: bool = False,
         check: Callable[[int, Iterable[RowId]], None] = lambda block, found: None,
     ) -> DataFile:
-        """Publish the parts as one file, a row group per block that has rows.
+        """Publish the parts as one file, with a row group per block that has rows.
 
-        `check` is given each block and whose its rows are before anything is published; what it raises goes through.
-        Raises MissingInputError when a part is not there.
+        `check` receives each block and the ids of its rows before anything is published, and may raise. Raises
+        MissingInputError where a part does not exist.
         """
 
         def checked(block: int) -> pa.Table:

@@ -1,8 +1,8 @@
-"""Policies are directories: which files make one, what it is called, and whether it is still what it was.
+"""Read, check and promote policies.
 
-A policy of the run is a Hugging Face model directory with a `manifest.json` of ours in it. The
-initial one may instead be a pointer: a directory that holds only `pointer.json`. Reading a policy's
-id reads that small file; hashing its weights is `verify_policy`.
+A policy of the run is a Hugging Face model directory with a `manifest.json` of ours in it. The initial one may instead
+be a pointer, a directory that holds only `pointer.json`. The id of a policy comes from that small file; `verify_policy`
+hashes the weights.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ MODEL_FILES = (
     "chat_template.*",
     "*.py",
 )
-"""What decides the behaviour of a model directory; its read-me, for example, does not."""
+"""Files that decide the behaviour of a model directory."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt")
-"""Weights in these formats run code when they are loaded."""
+"""Formats whose weights run code when they are loaded."""
 IGNORED_PICKLES = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")
-"""Pickles that training scripts leave beside a model; nothing of ours loads them."""
+"""Pickles that training scripts leave in a model directory and that igrpo never loads."""
 
 
 @dataclass(config=STRICT, frozen=True)
 class _PolicyManifest:
-    """The record of a policy whose files lie in the run."""
+    """Represents the record of a policy whose files lie in the run."""
 
     policy_id: PolicyId
     iteration: Count
@@ -74,7 +74,7 @@ class _PolicyManifest:
 
 @dataclass(config=STRICT, frozen=True)
 class _Pointer:
-    """The record of a policy whose files lie elsewhere."""
+    """Represents the record of a policy whose files lie elsewhere."""
 
     policy_id: PolicyId
     model: Text
@@ -90,12 +90,12 @@ _POINTER = TypeAdapter(_Pointer)
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """One policy: who it is and where its files lie."""
+    """Represents one policy: its id and the place of its files."""
 
     id: str
     """`sha256:…` over the names and hashes of its files."""
     directory: Path
-    """Where its model files are; elsewhere than in the run for a pointer."""
+    """Directory of the model files; outside the run for a pointer."""
     iteration: int
     parent: str | None = None
     """Id of the policy that it was trained from; None for the initial one."""
@@ -107,22 +107,22 @@ class Policy:
 
 
 def policy_id(files: Mapping[str, str]) -> str:
-    """`sha256:…` over the sorted names and hashes of a policy's files."""
+    """Return `sha256:…` over the sorted names and hashes of the files of a policy."""
     return f"sha256:{sha256_json(dict(files))}"
 
 
 def describe_directory(directory: Path) -> dict[str, str]:
-    """{name: SHA-256} of the files of a model directory that matter.
+    """Return {name: SHA-256} of the files of a model directory that decide its behaviour.
 
-    Raises MissingInputError when it is no directory, DamagedFileError when it holds pickled weights,
-    no safetensors, no config or a broken link, naming the file.
+    Raises MissingInputError where there is no directory, and DamagedFileError, naming the file, where it holds pickled
+    weights, no safetensors, no config or a broken link.
     """
     hashes = sha256_files(directory / name for name in _files_that_matter(directory))
     return {path.name: sha256 for path, sha256 in hashes.items()}
 
 
 def write_policy_manifest(directory: Path, iteration: int, parent: str | None) -> Policy:
-    """Describe a staged model directory as the policy of `iteration`, and write that into it."""
+    """Write the record of a staged model directory as the policy of `iteration`, and return the policy."""
     files = describe_directory(directory)
     policy = Policy(policy_id(files), directory, iteration, parent, files)
     _publish(directory / MANIFEST, _PolicyManifest(policy.id, iteration, parent, files), replace=True)
@@ -132,30 +132,30 @@ def write_policy_manifest(directory: Path, iteration: int, parent: str | None) -
 def write_pointer(run: RunDirectory, model: str, revision: str | None, path: Path, *, replace: bool = False) -> Policy:
     """Make policy 0 a pointer to the model directory `path` (relative to the run, or absolute).
 
-    Of a pointer that is there already only the path is written anew: a run is copied, a model is moved.
-    Raises ConflictError where it is to another policy, unless with `replace`.
+    An existing pointer to the same policy only gets the new path, for a run that was copied or a model that was moved.
+    Raises ConflictError for a pointer to another policy, unless `replace` is true.
     """
     directory, place = run.root / path, run.policy(0) / POINTER
     files = describe_directory(directory)
     if place.exists() and not replace:
-        standing = _read_pointer(run, place, 0)
-        if standing.id != policy_id(files):
+        existing = _read_pointer(run, place, 0)
+        if existing.id != policy_id(files):
             raise ConflictError(
                 f"{place} is to another policy than {directory} holds now "
-                f"({standing.id[:15]}… there, {policy_id(files)[:15]}… now)",
+                f"({existing.id[:15]}… there, {policy_id(files)[:15]}… now)",
                 hint="make the model available as it was, or name another directory for the run",
             )
-        if standing.directory == directory:
-            return standing
-        replace, revision = True, standing.revision
+        if existing.directory == directory:
+            return existing
+        replace, revision = True, existing.revision
     _publish(place, _Pointer(policy_id(files), model, revision, str(path), files), replace=replace)
     return Policy(policy_id(files), directory, 0, None, files, model, revision)
 
 
 def read_policy(run: RunDirectory, iteration: int) -> Policy:
-    """The policy that `iteration` samples from, without touching its weights.
+    """Return the policy that `iteration` samples from, without reading its weights.
 
-    Raises MissingInputError when it is not there yet, DamagedFileError when its record is not sound.
+    Raises MissingInputError where it does not exist yet, and DamagedFileError where its record is damaged.
     """
     directory = run.policy(iteration)
     if (directory / POINTER).exists():
@@ -167,9 +167,9 @@ def read_policy(run: RunDirectory, iteration: int) -> Policy:
 
 
 def verify_policy(policy: Policy, hash_of: Callable[[Path], str] | None = None) -> None:
-    """Hash every file again. Raises DamagedFileError naming the first that is not as recorded.
+    """Hash every file again. Raises DamagedFileError naming the first file that differs from the record.
 
-    `hash_of` may remember hashes, for whoever needs them more than once.
+    `hash_of` may return hashes from a cache.
     """
     present = _files_that_matter(policy.directory, policy.files)
     if hash_of is None:
@@ -188,13 +188,12 @@ def verify_policy(policy: Policy, hash_of: Callable[[Path], str] | None = None) 
 
 
 def promote_policy(run: RunDirectory, iteration: int) -> bool:
-    """Move the policy made by the update of `iteration` to its place; True when this call moved it.
+    """Move the policy of the update of `iteration` to `policies/`; return True when this call moved it.
 
-    An update is published with its policy inside, in one rename; this is the second rename, which
-    any later command finishes when the process died between both. Safe to call at any time, by
-    several processes at once.
+    An update is published with its policy inside, in one rename. This is the second rename, which any later command
+    completes when the process died in between. Several processes may call it at any time.
 
-    Raises ConflictError when another policy is in that place.
+    Raises ConflictError where another policy has that place.
     """
     made = run.update(iteration).policy
     if not made.is_dir():
@@ -236,7 +235,7 @@ def _files_that_matter(directory: Path, expected: Mapping[str, str] | None = Non
 
 
 def _require_made_before(run: RunDirectory, iteration: int, error: ConflictError) -> None:
-    """The place of the new policy is taken: fine if by the same policy, or by another process settling it."""
+    """Accept a place that is taken by the same policy, or by a concurrent process that promotes it."""
     made, place = run.update(iteration).policy, run.policy(iteration + 1)
     try:
         ours = _read_manifest(made, iteration + 1)

@@ -1,7 +1,6 @@
-"""Whether the rows of an iteration fit together: whole groups, and each stage's rows to those before it.
+"""Check that the rows of an iteration fit together: whole groups, and each stage to the stages before it.
 
-Only what later stages are compared with is remembered (ids, rewards, a digest per draft), never text
-or tokens; files are read block by block.
+Only ids, rewards and a digest per draft are kept in memory, never text or tokens. Files are read block by block.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _ROLLOUT = (
 
 @dataclass
 class Chosen:
-    """What a selection says of its group."""
+    """Holds the selection of one group."""
 
     problem_id: str
     action: str
@@ -42,10 +41,10 @@ class Chosen:
 
 @dataclass
 class IterationRows:
-    """What was read of one iteration so far, or of one evaluation."""
+    """Holds what was read of one iteration or evaluation so far."""
 
     problem_ids: set[str] | None = None
-    """None while the problems file could not be read: then ids are not checked."""
+    """None where the problems file could not be read. Ids are not checked then."""
     groups: dict[str, dict[int, str]] = field(default_factory=dict)
     """{stage: {group_id: problem_id}} in the order of the files."""
     num_samples: dict[str, int] = field(default_factory=dict)
@@ -55,11 +54,11 @@ class IterationRows:
     """{set of scores of the drafts: {(group_id, sample_id): reward}}."""
     selections: dict[int, Chosen] = field(default_factory=dict)
     unread: set[str] = field(default_factory=set)
-    """Stages of which a shard is missing or unreadable: others are not compared with these."""
+    """Stages with a missing or unreadable shard. Other stages are not compared with these."""
 
 
 def read_problem_ids(path: ShardPath, manifest: Manifest, ids: set[str]) -> Iterator[str]:
-    """Reads the problems file into `ids`; yields what is wrong with it."""
+    """Read the problems file into `ids` and yield what is wrong with it."""
     rows = 0
     for block in iterate_blocks(path.data, PROBLEMS):
         rows += block.num_rows
@@ -72,7 +71,7 @@ def read_problem_ids(path: ShardPath, manifest: Manifest, ids: set[str]) -> Iter
 
 
 def read_rollouts(path: ShardPath, manifest: Manifest, known: IterationRows) -> Iterator[str]:
-    """Reads a shard of rollouts into `known`; yields what is wrong with it."""
+    """Read a shard of rollouts into `known` and yield what is wrong with it."""
     groups = known.groups.setdefault(path.stage, {})
     rows, before = 0, len(groups)
     for block in iterate_blocks(path.data, ROLLOUTS):
@@ -84,7 +83,7 @@ def read_rollouts(path: ShardPath, manifest: Manifest, known: IterationRows) -> 
 
 
 def read_scores(path: ShardPath, manifest: Manifest, *, stage: str, known: IterationRows) -> Iterator[str]:
-    """Reads scores of drafts or refinements into `known`; yields what is wrong with them."""
+    """Read scores of drafts or refinements into `known` and yield what is wrong with them."""
     groups, rows = known.groups.get(stage, {}), 0
     rewards = known.scores.setdefault(path.data.parent.name, {}) if stage == "draft" else {}
     for block in iterate_blocks(path.data, SCORES):
@@ -100,7 +99,7 @@ def read_scores(path: ShardPath, manifest: Manifest, *, stage: str, known: Itera
 
 
 def read_selections(path: ShardPath, manifest: Manifest, known: IterationRows) -> Iterator[str]:
-    """Reads a shard of selections into `known`; yields what is wrong with it."""
+    """Read a shard of selections into `known` and yield what is wrong with it."""
     groups = known.groups.setdefault(path.stage, {})
     scores = manifest.identity.config.get("select", {}).get("scores")
     rows = 0
@@ -120,13 +119,13 @@ def read_selections(path: ShardPath, manifest: Manifest, known: IterationRows) -
 
 
 def read_metrics(path: ShardPath, manifest: Manifest) -> Iterator[str]:
-    """Reads the metrics of an update, for their checksums; yields what is wrong with them."""
+    """Read the metrics of an update, for their checksums, and yield what is wrong with them."""
     rows = sum(block.num_rows for block in iterate_blocks(path.data, METRICS))
     yield from _count("rows", rows, manifest.data.rows)
 
 
 def read_shard(path: ShardPath, manifest: Manifest, known: IterationRows) -> Iterator[str]:
-    """Reads the data file of any stage; yields what is wrong with it."""
+    """Read the data file of any stage and yield what is wrong with it."""
     if path.stage == "update":
         return read_metrics(path, manifest)
     read = read_selections if path.stage == "select" else read_rollouts
@@ -134,7 +133,7 @@ def read_shard(path: ShardPath, manifest: Manifest, known: IterationRows) -> Ite
 
 
 def check_stage(stage: str, known: IterationRows) -> Iterator[str]:
-    """What is wrong with a stage as a whole, all of its shards read."""
+    """Yield what is wrong with a stage as a whole, after all of its shards are read."""
     groups = list(known.groups.get(stage, {}))
     if stage in ("draft", "eval"):
         if groups != list(range(len(groups))):
@@ -203,7 +202,7 @@ def _check_selection(row: dict[str, Any], known: IterationRows, scores: str | No
 
 
 def _reward_of(draft: tuple[int, int], known: IterationRows, scores: str | None) -> float | None:
-    """The reward of a draft that its selection went by; None where it is not known."""
+    """Return the reward of a draft that its selection used; None where it is not known."""
     return known.drafts[draft][1] if scores is None else known.scores.get(scores, {}).get(draft)
 
 

@@ -34,7 +34,7 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 
 def table_of(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
-    """A table of `schema` from records or dicts; one with parts of the reward gets those of its first row.
+    """Return a table of `schema` from records or dicts, with the further reward parts of the first row.
 
     Raises IgrpoError naming column, row (counted from 0 in `rows`) and kind of the first bad value.
     """
@@ -55,7 +55,7 @@ def table_of(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
 
 
 def rows_of(table: pa.Table, record: type[Row]) -> list[Row]:
-    """The rows of a table as `record`: a dataclass of `records`, or `dict`."""
+    """Return the rows of a table as `record`, which is a dataclass of `records` or `dict`."""
     columns = {name: table.column(name).to_pylist() for name in table.schema.names}
     cells: Iterable[dict[str, Any]] = (
         {name: values[index] for name, values in columns.items()} for index in range(table.num_rows)
@@ -67,7 +67,7 @@ def rows_of(table: pa.Table, record: type[Row]) -> list[Row]:
 
 
 def storable(text: str) -> str:
-    """`text` as it is stored: lone surrogates as their escapes, everything else as it is."""
+    """Return `text` as it is stored: lone surrogates become their escapes."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -104,7 +104,7 @@ def _column(kind: str, field: pa.Field, values: list[Any]) -> pa.Array:
 
 
 def _plain(field: pa.Field, value: Any) -> Any:
-    """`value` as the plain Python value that pyarrow stores unchanged. Raises TypeError, ValueError."""
+    """Return `value` as the plain Python value that pyarrow stores unchanged. Raises TypeError and ValueError."""
     type_ = field.type
     if pa.types.is_list(type_):
         return _plain_list(type_.value_type, value)

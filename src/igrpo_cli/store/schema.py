@@ -1,7 +1,7 @@
-"""The columns of every kind of file, with their types, and how a file says which kind it is.
+"""Define the columns of every kind of file, with their types, and how a file states its kind.
 
-Nothing is nullable unless said. The version of a schema goes up when its columns change meaning;
-readers refuse any other version than their own.
+Columns are not nullable unless stated. The version of a schema increases when its columns change meaning. Readers
+accept their own version only.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 """The only values of each dictionary column."""
 
 FINITE = frozenset({"reward", "draft_reward", "group_reward_mean", "group_reward_std", "advantage"})
-"""Columns where NaN or infinity can only be a defect, as in reward parts; others are stored as seen."""
+"""Columns in which NaN or infinity is always a defect, as in reward parts. Other columns are stored as observed."""
 
 _REWARD_PART = re.compile(r"reward_[a-z][a-z0-9_]*")
 _INT32_LIST = pa.list_(pa.field("element", pa.int32(), nullable=False))
@@ -151,9 +151,10 @@ ADVANTAGES = _schema(
         "policy_entropy_mean": pa.float32(),
     },
 )
-"""What the gradient step was given, one row per completion and optimiser step. No stage reads it.
+"""The input of the gradient step, one row per completion and optimiser step. No stage reads it.
 
-`old_logprob_mean` and `policy_entropy_mean` are means over the `num_tokens` tokens of the completion, in nats."""
+`old_logprob_mean` and `policy_entropy_mean` are means over the `num_tokens` tokens of the completion, in nats.
+"""
 
 
 SCHEMA_OF: dict[type, pa.Schema] = {
@@ -167,18 +168,18 @@ SCHEMA_OF: dict[type, pa.Schema] = {
 
 
 def name_of_schema(schema: pa.Schema) -> str:
-    """Its name, for example `rollouts`."""
+    """Return the name of a schema, for example `rollouts`."""
     name: bytes = schema.metadata[NAME_KEY]
     return name.decode()
 
 
 def version_of_schema(schema: pa.Schema) -> int:
-    """Its version, from 1."""
+    """Return the version of a schema, counted from 1."""
     return int(schema.metadata[VERSION_KEY])
 
 
 def with_reward_parts(schema: pa.Schema, further_parts: Iterable[str] = ()) -> pa.Schema:
-    """`ROLLOUTS` or `SCORES` with a column `reward_<name>` per further part, sorted, after `reward_format`."""
+    """Return `ROLLOUTS` or `SCORES` with a column `reward_<name>` per further part, sorted, after `reward_format`."""
     names = sorted({f"reward_{name}" for name in further_parts} - set(schema.names))
     strange = [name for name in names if not _REWARD_PART.fullmatch(name)]
     if strange:
@@ -190,20 +191,20 @@ def with_reward_parts(schema: pa.Schema, further_parts: Iterable[str] = ()) -> p
 
 
 def is_always_finite(column: str) -> bool:
-    """Whether NaN or infinity in a column of that name can only be a defect; parts of the reward are such columns."""
+    """Return True where NaN or infinity in a column of that name is a defect, as in the reward parts."""
     return column in FINITE or _REWARD_PART.fullmatch(column) is not None
 
 
 def reward_columns(schema: pa.Schema) -> list[str]:
-    """The columns that hold parts of the reward, in order; only rollouts and scores have any."""
+    """Return the columns that hold reward parts, in order; only rollouts and scores have any."""
     return [name for name in schema.names if _REWARD_PART.fullmatch(name)]
 
 
 def check_file_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
-    """Require a file to be of the kind `expected`; rollouts and scores may have further parts of the reward.
+    """Check that a file is of the kind `expected`; rollouts and scores may have further reward parts.
 
-    Raises UnknownSchemaError for another kind or version, DamagedFileError where the columns are not
-    those of the kind and version that the file claims.
+    Raises UnknownSchemaError for another kind or version, and DamagedFileError where the columns are not those of the
+    kind and version that the file states.
     """
     metadata = found.metadata or {}
     name, version = metadata.get(NAME_KEY), metadata.get(VERSION_KEY)

@@ -1,4 +1,4 @@
-"""Named sets of scores beside the rollouts that they are of: the same rows, judged anew, never written over them."""
+"""Read named sets of scores: new rewards for the same rows, stored next to the rollouts."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ _ROW = ("group_id", "sample_id")
 
 
 def open_scores(scores: ShardPath, rollouts: ShardPath) -> Manifest:
-    """`open_input` of a set of scores, which must be of the rollouts that are on disk now.
+    """Open a set of scores of the rollouts that are on disk now.
 
-    Raises as `open_input`, and ConflictError where the rollouts were made anew since.
+    Raises as `open_input`, and ConflictError where the rollouts were replaced since.
     """
     manifest = open_input(scores)
     if not set(input_hashes(rollouts)) <= set(manifest.identity.inputs):
         raise ConflictError(
-            f"{scores.data} scores rows that are no longer there: {rollouts.name} was made anew",
+            f"{scores.data} scores rows that are no longer there: {rollouts.name} was made again",
             hint=f"{scores.overwrite_command}, with the weights that it had",
         )
     return manifest
 
 
 def read_scored(rollouts: Path, scores: Path | None) -> list[Rollout]:
-    """All rows of a rollout shard, with reward, verdict and extracted answer of a set of scores if one is given.
+    """Return all rows of a rollout shard, with reward, verdict and extracted answer of a set of scores if given.
 
-    Raises as `read_records`, and DamagedFileError where the scores are not those of the rollouts.
+    Raises as `read_records`, and DamagedFileError where the scores belong to other rollouts.
     """
     rows = read_records(rollouts, Rollout)
     return rows if scores is None else apply_scores(rows, read_records(scores, Score), scores)
 
 
 def apply_scores(rollouts: Sequence[Rollout], scores: Sequence[Score], path: Path) -> list[Rollout]:
-    """`rollouts` with what `scores`, of the file `path`, say of them."""
+    """Return `rollouts` with the rewards, verdicts and answers of `scores`, which were read from `path`."""
     _require_same_rows(
         [(row.group_id, row.sample_id) for row in rollouts], [(row.group_id, row.sample_id) for row in scores], path
     )
@@ -60,7 +60,7 @@ def apply_scores(rollouts: Sequence[Rollout], scores: Sequence[Score], path: Pat
 
 
 def with_scores(blocks: Iterator[pa.Table], path: Path) -> Iterator[pa.Table]:
-    """Blocks of a rollout shard, their columns `reward` and `extracted_answer` taken from the scores at `path`."""
+    """Yield blocks of a rollout shard with the columns `reward` and `extracted_answer` of the scores at `path`."""
     of_scores = iterate_blocks(path, SCORES, (*_ROW, "reward", "extracted_answer"))
     for block in blocks:
         scores = next(of_scores, None)

@@ -1,6 +1,6 @@
-"""Parquet files of ours: zstd, page checksums written and verified, the same bytes for the same rows.
+"""Read and write Parquet files: zstd, page checksums written and verified, the same bytes for the same rows.
 
-One Parquet row group per block of groups, so that a file can be read block by block in flat memory.
+There is one Parquet row group per block of groups, so that a file can be read block by block in constant memory.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from igrpo_cli.store.schema import SCHEMA_OF, check_file_schema, is_always_finit
 Record = TypeVar("Record")
 
 _UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError, IndexError)
-"""What pyarrow raises over bytes that are not what they were."""
+"""Exceptions of pyarrow for bytes that have changed."""
 
 
 def write_rows(path: Path, schema: pa.Schema, blocks: Iterable[Sequence[Any]], *, replace: bool = False) -> DataFile:
-    """Publish rows (records or dicts), each of `blocks` as one Parquet row group; empty blocks leave none.
+    """Publish rows (records or dicts); each of `blocks` becomes a Parquet row group, and empty blocks none.
 
-    Raises IgrpoError for a row that does not fit the schema, ConflictError as `publish_file` does.
+    Raises IgrpoError for a row that does not fit the schema, and ConflictError as `publish_file` does.
     """
     return write_tables(path, schema, (table_of(schema, rows) for rows in blocks), replace=replace)
 
@@ -44,7 +44,7 @@ def write_tables(
     replace: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> DataFile:
-    """`write_rows` of tables that `table_of` or `read_table` made; `metadata` goes into the file's own."""
+    """Publish tables that `table_of` or `read_table` made; `metadata` is added to that of the file."""
     facts: list[DataFile] = []
 
     def write(temporary: Path) -> None:
@@ -65,17 +65,17 @@ def write_tables(
 
 
 def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """A whole file of the kind `schema` (all of its columns, or those named), every page's checksum verified.
+    """Return a whole file of the kind `schema`, all columns or the named ones, with every page checksum verified.
 
-    The metadata that `write_tables` was given is in that of the table's schema, as bytes.
-    Raises MissingInputError, UnknownSchemaError for another kind or version, DamagedFileError.
+    The metadata that `write_tables` received is in the schema of the table, as bytes. Raises MissingInputError,
+    UnknownSchemaError for another kind or version, and DamagedFileError.
     """
     with _reading(path), _open(path, schema) as file:
         return _checked(path, file.read(columns=_known(file, columns)))
 
 
 def iterate_blocks(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """`read_table`, one block at a time; holds no more than one block in memory."""
+    """Yield the blocks of `read_table`, with at most one block in memory."""
     with _reading(path):
         file = _open(path, schema)
     with file:
@@ -87,18 +87,18 @@ def iterate_blocks(path: Path, schema: pa.Schema, columns: Sequence[str] | None 
 
 
 def read_records(path: Path, record: type[Record]) -> list[Record]:
-    """All rows of a file as `Rollout`, `Selection`, `Metric` or `Problem`; raises as `read_table` does."""
+    """Return all rows of a file as `Rollout`, `Selection`, `Metric` or `Problem`. Raises as `read_table`."""
     return [row for rows in iterate_records(path, record) for row in rows]
 
 
 def iterate_records(path: Path, record: type[Record]) -> Iterator[list[Record]]:
-    """`read_records`, one block at a time."""
+    """Yield the blocks of `read_records`."""
     for block in iterate_blocks(path, SCHEMA_OF[record]):
         yield rows_of(block, record)
 
 
 def file_schema(path: Path, schema: pa.Schema) -> pa.Schema:
-    """The columns of a file of the kind `schema`, further parts of the reward included, without reading any rows."""
+    """Return the columns of a file of the kind `schema`, including further reward parts, without reading rows."""
     with _reading(path), _open(path, schema) as file:
         return file.schema_arrow
 
@@ -133,7 +133,7 @@ def _writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def _uniform(block: pa.Table) -> pa.Table:
-    """The same rows in the one form that decides their bytes: single chunks, dictionaries as they appear."""
+    """Return the rows in the form that decides their bytes: single chunks, dictionaries in order of appearance."""
     block = block.combine_chunks()
     for index, field in enumerate(block.schema):
         if pa.types.is_dictionary(field.type):
@@ -153,7 +153,7 @@ def _open(path: Path, schema: pa.Schema) -> pq.ParquetFile:
 
 
 def _known(file: pq.ParquetFile, columns: Sequence[str] | None) -> list[str] | None:
-    """pyarrow leaves out unknown columns without a word."""
+    """Check column names, because pyarrow ignores unknown columns silently."""
     unknown = sorted(set(columns or ()) - set(file.schema_arrow.names))
     if unknown:
         raise IgrpoError(f"there is no column {unknown[0]}")
@@ -185,10 +185,10 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def content_sha256(table: pa.Table) -> str:
-    """SHA-256 over the columns of a table in order: names, types, which rows are null, and all values.
+    """Return the SHA-256 of the columns of a table in order: names, types, null positions and all values.
 
-    Chunks, slices, dictionaries and what lies under a null do not count; floats count by their bits. Made for the
-    types of `schema`; raises ArrowException for any other.
+    Chunks, slices, dictionaries and values under a null do not count. Floats count by their bits. Raises ArrowException
+    for types other than those of `schema`.
     """
     digest = hashlib.sha256()
     for name, column in zip(table.column_names, table.columns, strict=True):
@@ -199,7 +199,7 @@ def content_sha256(table: pa.Table) -> str:
 
 
 def _add(digest: hashlib._Hash, name: str, array: pa.Array) -> None:
-    """Every piece is preceded by what says how long it is, so that no two tables run together into the same bytes."""
+    """Hash each piece after its length, so that two different tables never yield the same bytes."""
     digest.update(f"{name!r} {array.type} {len(array)} {array.null_count}\n".encode())
     digest.update(_buffer(pc.indices_nonzero(array.is_null())))
     if pa.types.is_list(array.type):
@@ -221,10 +221,10 @@ ROWS_AT_A_TIME = 1024
 
 
 def read_external_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of `path` in order, as plain Python values; a missing column is simply not a key.
+    """Return the rows of `path` in order as plain Python values; a missing column is a missing key.
 
-    A value that Python cannot hold (a string that is not UTF-8) comes as bytes, so that one bad row
-    does not hide the others. Raises `DamagedFileError` where the file cannot be read.
+    A value that Python cannot hold, such as a string that is not UTF-8, is returned as bytes, so that one bad row does
+    not hide the others. Raises DamagedFileError where the file cannot be read.
     """
     if not path.is_file():
         raise MissingInputError(f"{path} does not exist")

@@ -1,8 +1,7 @@
-"""Names of temporary files: unguessable, and telling who writes them.
+"""Name temporary files so that they are unguessable and identify their writer.
 
-`.{final name}.{kernel}-{pid}-{start}.{random}.tmp`, where `kernel` stands for host, boot and process
-namespace, and `start` is the time at which the process started, so that a reused process id is not
-taken for the writer.
+The name is `.{final name}.{kernel}-{pid}-{start}.{random}.tmp`. `kernel` stands for host, boot and process namespace.
+`start` is the time at which the process started, so that a reused process id is not taken for the writer.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ _NAME = re.compile(r"\..+\.([0-9a-f]{12})-([0-9]+)-([0-9]+)\.[0-9a-f]{16}\.tmp")
 
 
 def temporary_name(final_name: str) -> str:
-    """A fresh name for a temporary of `final_name`, to lie in the same directory."""
+    """Return a new temporary name for `final_name`, for a file in the same directory."""
     pid = os.getpid()
     return f".{final_name}.{_kernel()}-{pid}-{_start_time(pid) or 0}.{secrets.token_hex(8)}.tmp"
 
 
 def is_temporary(name: str) -> bool:
-    """Whether `temporary_name` makes such names."""
+    """Return True for names that `temporary_name` makes."""
     return _NAME.fullmatch(name) is not None
 
 
 def is_stale(name: str) -> bool:
-    """Whether `name` is a temporary whose writer is known to be dead; False where nobody here can know."""
+    """Return True for a temporary whose writer is known to be dead; False where this machine cannot know."""
     match = _NAME.fullmatch(name)
     if match is None or match[1] != _kernel():
         return False
@@ -40,7 +39,7 @@ def is_stale(name: str) -> bool:
 
 
 def _kernel() -> str:
-    """Processes that share this value see the same process ids mean the same processes."""
+    """Return a value that processes share exactly if they see the same processes under the same ids."""
     facts = [socket.gethostname()]
     with suppress(OSError):  # there is no /proc outside Linux
         facts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
@@ -48,7 +47,7 @@ def _kernel() -> str:
 
 
 def _start_time(pid: int) -> int | None:
-    """Clock ticks from boot to the start of the process; None where there is none, or no /proc."""
+    """Return the clock ticks from boot to the start of the process; None without a process or /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (OSError, UnicodeDecodeError):

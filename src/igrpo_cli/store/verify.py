@@ -1,4 +1,4 @@
-"""What `igrpo verify` has to say of a run."""
+"""Check every file of a run against its manifest and its inputs, for `igrpo verify`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from igrpo_cli.store.temporaries import is_temporary
 
 @dataclass(frozen=True, slots=True)
 class FileProblem:
-    """Something wrong with a file, or worth knowing about it."""
+    """Represents a fault of a file, or a note about it."""
 
     path: Path
     what: str
@@ -50,19 +50,19 @@ class FileProblem:
 
 @dataclass
 class VerifyReport:
-    """What `verify_run` found."""
+    """Holds the result of `verify_run`."""
 
     problems: list[FileProblem] = field(default_factory=list)
     notes: list[FileProblem] = field(default_factory=list)
-    """Harmless: leftovers of interrupted commands, policies that were removed."""
+    """Harmless findings: leftovers of interrupted commands, and removed policies."""
     num_checked: int = 0
     """Data files and policies that were read and compared with their manifests."""
 
 
 MAX_COMPLAINTS = 5
-"""Told of one file; a file that is wrong throughout is not told of row by row."""
+"""Maximum number of faults that are reported per file."""
 HASHED = ("*.parquet", "*.safetensors", "tokenizer.json")
-"""What makes up nearly all bytes of a run."""
+"""Patterns of the files that make up nearly all bytes of a run."""
 
 
 def verify_run(
@@ -70,12 +70,15 @@ def verify_run(
     on_file: Callable[[Path], None] | None = None,
     on_hashed: Callable[[int], None] | None = None,
 ) -> VerifyReport:
-    """Check a whole run, block by block; `on_file` is told of each file before it is read, `on_hashed` of its bytes."""
+    """Check a whole run, block by block.
+
+    `on_file` receives each file before it is read, and `on_hashed` the number of its bytes.
+    """
     return _Verifier(run, on_file or (lambda path: None), on_hashed or (lambda num_bytes: None)).verify()
 
 
 def bytes_to_hash(run: RunDirectory) -> int:
-    """About how many bytes `verify_run` will hash: those of all data files and weights in the run."""
+    """Return about how many bytes `verify_run` will hash: those of all data files and weights in the run."""
     return sum(path.stat().st_size for name in HASHED for path in run.root.rglob(name) if path.is_file())
 
 
@@ -112,7 +115,7 @@ class _Verifier:
 
     @contextmanager
     def guarded(self, path: Path, hint: str | None = None) -> Iterator[None]:
-        """What cannot be read is a problem of `path`, and the walk goes on."""
+        """Record an exception as a fault of `path`, and continue."""
         try:
             yield
         except IgrpoError as error:
@@ -181,7 +184,7 @@ class _Verifier:
         known: IterationRows,
         passed: bool,
     ) -> None:
-        """All shards of a stage; `passed` when later work is there, so that none may be missing."""
+        """Check all shards of a stage; `passed` is true where later work exists, so that none may be missing."""
         found = shards_in(directory)
         totals = sorted({num_shards for _, num_shards in found})
         known.unread.add(stage)
@@ -204,7 +207,7 @@ class _Verifier:
             self.complain(directory, check_stage(stage, known), None)
 
     def check_scores(self, iteration: int, stage: str, known: IterationRows) -> None:
-        """All sets of scores of a stage, whole or not: a set serves those shards that it has."""
+        """Check all sets of scores of a stage, which may cover only some of its shards."""
         for name in self.run.score_sets(iteration, stage):
             manifests: dict[ShardPath, Manifest] = {}
             for shard, num_shards in shards_in(self.run.stage(iteration, stage) / SCORES / name):
@@ -223,7 +226,7 @@ class _Verifier:
             self.problem(path.manifest, what, path.overwrite_command)
 
     def check_file(self, path: ShardPath, read: Callable[[Manifest], Iterator[str]]) -> Manifest | None:
-        """Manifest, hashes and rows of one data file; None where later files cannot be compared with it."""
+        """Check manifest, hashes and rows of one data file; None where later files cannot be compared with it."""
         self.report.num_checked += 1
         self.on_file(path.data)
         with self.guarded(path.manifest, path.overwrite_command):
@@ -240,7 +243,7 @@ class _Verifier:
         return None
 
     def check_made_from(self, path: ShardPath, manifest: Manifest) -> Iterator[str]:
-        """What its manifest says of other files, against these files."""
+        """Compare the files that a manifest names with the files on disk."""
         for file in manifest.identity.inputs:
             now = self.hash(file.path)
             if now is None:
@@ -259,7 +262,7 @@ class _Verifier:
             yield f"was made from another policy than {policy.directory} holds"
 
     def complain(self, path: Path, complaints: Iterator[str], hint: str | None) -> bool:
-        """Tells the first of the complaints; False when the file could not be read to its end."""
+        """Report the first complaints; return False where the file could not be read to its end."""
         try:
             for what in islice(complaints, MAX_COMPLAINTS):
                 self.problem(path, what, hint)
@@ -271,12 +274,12 @@ class _Verifier:
         return True
 
     def hash(self, relative: str) -> str | None:
-        """SHA-256 of a file of the run; None where there is none."""
+        """Return the SHA-256 of a file of the run; None where there is none."""
         path = self.run.root / relative
         return self.hash_of(path) if path.is_file() else None
 
     def hash_of(self, path: Path) -> str:
-        """SHA-256 of a file, computed once: many manifests speak of the same file."""
+        """Return the SHA-256 of a file, computed once, since many manifests name the same file."""
         if path not in self._hashes:
             self._hashes[path] = sha256_file(path)
             self.on_hashed(path.stat().st_size)
@@ -301,7 +304,7 @@ class _Verifier:
 
 
 def damaged_records(run: RunDirectory) -> Iterator[FileProblem]:
-    """What trackers were sent and what a judge said, where it is not as it was written."""
+    """Yield tracker records and judgements that are damaged."""
     for path in sorted((run.root / LOG).glob("*.json")):
         try:
             read_sent(path)
@@ -322,7 +325,7 @@ def damaged_records(run: RunDirectory) -> Iterator[FileProblem]:
 
 
 def broken_links(run: RunDirectory) -> Iterator[FileProblem]:
-    """Links whose target cannot be reached: whoever looks for what they are called finds nothing there."""
+    """Yield links whose target does not exist."""
     for path in _walk(run.root):
         if path.is_symlink() and not os.path.exists(path):
             hint = "remove the link, or make available what it leads to"
@@ -330,7 +333,7 @@ def broken_links(run: RunDirectory) -> Iterator[FileProblem]:
 
 
 def leftovers(run: RunDirectory) -> Iterator[FileProblem]:
-    """What killed commands have left behind."""
+    """Yield what killed commands have left behind."""
     for path in _walk(run.root):
         if is_temporary(path.name):
             yield FileProblem(path, "is a temporary of a command that runs, or was killed")
@@ -339,7 +342,7 @@ def leftovers(run: RunDirectory) -> Iterator[FileProblem]:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Everything below `root`, but not what lies within leftovers."""
+    """Yield everything below `root` except the content of leftovers."""
     for directory, names, files in os.walk(root):
         yield from (Path(directory, name) for name in sorted([*names, *files]))
         names[:] = [name for name in names if name != PARTS and not is_temporary(name)]

@@ -1,4 +1,4 @@
-"""Draft shards as a selection reads them: block by block, only the columns that it depends on.
+"""Read shards as arrays: drafts for the selection, columns for figures, and tables for SQL.
 
 Shape suffixes: _B groups of a block, _N drafts of a group.
 """
@@ -49,7 +49,7 @@ _CANDIDATE_COLUMNS = (
 
 @dataclass(frozen=True)
 class CandidateBlock:
-    """The drafts of some groups."""
+    """Holds the drafts of some groups."""
 
     group_ids: Sequence[int]
     problem_ids: Sequence[str]
@@ -59,16 +59,16 @@ class CandidateBlock:
     table: pa.Table
 
     def texts(self, indices_B: NDArray[np.int64]) -> tuple[list[str], list[str | None]]:
-        """Completions and extracted answers of one draft per group; the others are never turned into Python text."""
+        """Return completion and extracted answer of one draft per group; other drafts are not decoded."""
         rows = indices_B + np.arange(len(self.group_ids)) * self.rewards_BN.shape[1]
         chosen = self.table.select(["completion", "extracted_answer"]).take(pa.array(rows))
         return chosen["completion"].to_pylist(), chosen["extracted_answer"].to_pylist()
 
 
 def iterate_candidates(path: Path, scores: Path | None = None) -> Iterator[CandidateBlock]:
-    """The groups of a draft shard, a block at a time; rewards and extracted answers are those of `scores`, if given.
+    """Yield the groups of a draft shard block by block, with the rewards and answers of `scores` if given.
 
-    Raises DamagedFileError where a group lacks a draft or has one twice, or where the scores are of other rows.
+    Raises DamagedFileError where a group lacks a draft or has one twice, or where the scores belong to other rows.
     """
     blocks = iterate_blocks(path, ROLLOUTS, _CANDIDATE_COLUMNS)
     num_drafts = 0
@@ -94,7 +94,7 @@ def iterate_candidates(path: Path, scores: Path | None = None) -> Iterator[Candi
 
 
 NO_DRAFT = -1
-"""Stands where a rollout has no `draft_sample_id`."""
+"""Value for a rollout without `draft_sample_id`."""
 _ROLLOUT_COLUMNS = (
     "group_id",
     "sample_id",
@@ -109,12 +109,12 @@ _ROLLOUT_COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class RolloutColumns:
-    """Rollouts of one stage; every column has an entry per rollout, in the order of the files."""
+    """Holds the rollouts of one stage; every column has an entry per rollout, in the order of the files."""
 
     group_id: NDArray[np.int64]
     sample_id: NDArray[np.int64]
     draft_sample_id: NDArray[np.int64]
-    """NO_DRAFT where the prompt is bare."""
+    """NO_DRAFT where the prompt is without draft."""
     completion: Sequence[str]
     num_tokens: NDArray[np.int64]
     logprob_sum: NDArray[np.float64]
@@ -125,14 +125,14 @@ class RolloutColumns:
     """Position in `records.VERDICTS`."""
 
     def is_verdict(self, verdict: str) -> NDArray[np.bool_]:
-        """Which rollouts have this verdict."""
+        """Return a mask of the rollouts with this verdict."""
         found: NDArray[np.bool_] = self.verdict == VERDICTS.index(verdict)
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class SelectionColumns:
-    """Selections; every column has an entry per group."""
+    """Holds selections; every column has an entry per group."""
 
     group_id: NDArray[np.int64]
     draft_group_id: NDArray[np.int64]
@@ -143,19 +143,19 @@ Columns = TypeVar("Columns", RolloutColumns, SelectionColumns)
 
 
 def read_rollout_columns(path: Path) -> RolloutColumns:
-    """The rollouts of a shard; token ids and prompts are left on disk. Raises as `read_table`."""
+    """Return the rollouts of a shard without token ids and prompts. Raises as `read_table`."""
     blocks = [_rollouts(block) for block in iterate_blocks(path, ROLLOUTS, _ROLLOUT_COLUMNS)]
     return concatenated([_rollouts(ROLLOUTS.empty_table()), *blocks])
 
 
 def read_selection_columns(path: Path) -> SelectionColumns:
-    """The selections of a shard. Raises as `read_table`."""
+    """Return the selections of a shard. Raises as `read_table`."""
     blocks = [_selections(block) for block in iterate_blocks(path, SELECTIONS, SelectionColumns.__slots__)]
     return concatenated([_selections(SELECTIONS.empty_table()), *blocks])
 
 
 def concatenated(parts: Sequence[Columns]) -> Columns:
-    """The rows of one or more shards, one after the other."""
+    """Return the rows of one or more shards in one object."""
     columns = ([getattr(part, field.name) for part in parts] for field in fields(parts[0]))
     return type(parts[0])(*map(_end_to_end, columns))
 
@@ -205,17 +205,17 @@ _FORMAT = ds.ParquetFileFormat(
 class _File:
     path: Path
     place: Mapping[str, str] = field(default_factory=dict)
-    """What only the path says of its rows, by the name of the column that it becomes."""
+    """Values that only the path states, by the name of the column that they become."""
 
 
 def run_tables(run: RunDirectory, num_shards: int) -> dict[str, ds.Dataset]:
-    """What the finished shards and updates of a run hold, by name; a kind that has none yet is a table without rows.
+    """Return the complete shards and updates of a run as tables by name; a kind without files is an empty table.
 
-    `rollouts` has the parts of the reward of all its files, null where a file was made without one. `scores` has
-    the name of the set as column `name`; `evals` those of the benchmark and of the evaluation as `bench` and `policy`.
+    `rollouts` has the reward parts of all its files, null where a file lacks one. `scores` has the name of the set as
+    column `name`; `evals` has the benchmark and the evaluation as columns `bench` and `policy`.
 
-    Raises UnknownSchemaError and DamagedFileError for files that are not of their kind. Rows are read, and their
-    checksums verified, by whoever scans the tables.
+    Raises UnknownSchemaError and DamagedFileError for files that are not of their kind. Scanning the tables reads the
+    rows and verifies their checksums.
     """
     iterations = run.iterations()
     shards = {
