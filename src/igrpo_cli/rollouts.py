@@ -1,7 +1,7 @@
-"""Sample completions of prompts, grade them and keep them as rows: what draft, refine and eval share.
+"""Sample completions of prompts, grade them and keep them as rows, for draft, refine and eval.
 
-The work is cut into blocks, which are fixed ranges of groups. A block is one batch of the engine whatever the number
-of shards, and a block that is done is kept when its shard is interrupted.
+The work is cut into blocks, which are fixed ranges of groups. A block is one batch of the engine whatever the number of
+shards, and a block that is done is kept when its shard is interrupted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MAX_BLOCKS_IN_GRADING = 64
 
 @dataclass(frozen=True)
 class RolloutTask:
-    """One prompt of one group and the samples to draw from it."""
+    """Represents one prompt of one group and the samples to draw from it."""
 
     group_id: int
     problem: Problem
@@ -55,7 +55,7 @@ class RolloutTask:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """What decides the completions of a stage, apart from the prompts and the weights of the policy."""
+    """Holds what decides the completions of a stage, apart from the prompts and the weights of the policy."""
 
     stage: RolloutStage
     iteration: int
@@ -204,7 +204,7 @@ class _CheckedEngine:
     """Checks what an engine returns: one completion that could be drawn for each seed of each group, exactly once.
 
     A batch that returns as something else, or not at all, is sampled again, `MAX_ATTEMPTS` times in all. Batches that
-    nobody requested are tolerated as often.
+    were not requested are tolerated as often.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -223,7 +223,7 @@ class _CheckedEngine:
     def step(
         self, watching: Callable[[], AbstractContextManager[object]]
     ) -> list[tuple[_Request, list[list[Completion]]]]:
-        """Take a step of the engine within `watching()` and return the batches that are complete and sound.
+        """Take a step of the engine within `watching()` and return the batches that are complete and valid.
 
         Raises Interrupted where the engine repeatedly returns something else.
         """
@@ -234,12 +234,12 @@ class _CheckedEngine:
         returned: dict[Hashable, list[list[list[Completion]]]] = {}
         for key, completions in done:
             returned.setdefault(key, []).append(completions)
-        sound, faulty = [], []
+        valid, faulty = [], []
         for key, answers in returned.items():
             if (request := self._in_progress.pop(key, None)) is None:
                 self._count_stray(key)
             elif (fault := _fault_of(request, answers, self._engine.vocab_size)) is None:
-                sound.append((request, answers[0]))
+                valid.append((request, answers[0]))
             else:
                 faulty.append((request, fault))
         if not self._engine.num_unfinished:
@@ -249,7 +249,7 @@ class _CheckedEngine:
             if request.attempt == MAX_ATTEMPTS:
                 raise _returned(fault)
             self.submit(replace(request, attempt=request.attempt + 1))
-        return sound
+        return valid
 
     def _count_stray(self, key: Hashable) -> None:
         self._num_strays += 1
@@ -266,7 +266,7 @@ def _returned(fault: str) -> Interrupted:
 
 
 def _fault_of(request: _Request, answers: Sequence[Sequence[Sequence[Completion]]], vocab_size: int) -> str | None:
-    """Return what is wrong with a batch; None for exactly one sound completion of each seed of each group."""
+    """Return what is wrong with a batch; None for exactly one valid completion of each seed of each group."""
     completions, *more = answers
     if more:
         return f"{request.name} {len(answers)} times at once"

@@ -1,1 +1,1 @@
-"""One file per subcommand: `run(…)` is the only place where the rooms meet."""
+"""Implement the subcommands, one per file. Only they use all rooms."""

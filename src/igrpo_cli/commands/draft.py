@@ -41,5 +41,5 @@ def sample(stage: RolloutStage, shards: Iterable[int] | None = None) -> None:
 
 
 def plan(session: Session, iteration: int) -> RolloutPlan:
-    """Return what the drafts of an iteration are made from: the problems of the run and the policy of the iteration."""
+    """Return the plan of the drafts of an iteration. Its inputs are the problems of the run."""
     return training_plan(session, "draft", iteration, inputs_of=lambda _: [session.run.problems()])

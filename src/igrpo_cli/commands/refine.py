@@ -33,7 +33,7 @@ def sample(stage: RolloutStage, shards: Iterable[int] | None = None) -> None:
 
 
 def plan(session: Session, iteration: int) -> RolloutPlan:
-    """Return what the refinements of an iteration are made from: problems, selections and the policy of the drafts."""
+    """Return the plan of the refinements of an iteration. Its inputs are the problems and the selections."""
     return training_plan(
         session, "refine", iteration, inputs_of=lambda shard: [session.run.problems(), select_shard(session, shard)]
     )

@@ -78,7 +78,7 @@ def selections_of_shard(session: Session, path: ShardPath, counts: Counter[str])
 
 
 def plan(session: Session, iteration: int) -> StagePlan:
-    """Return what the selections of an iteration are made from: its drafts, and their scores where a set decides."""
+    """Return the plan of the selections of an iteration. Its inputs are the drafts, and scores if they decide."""
 
     def inputs_of(path: ShardPath) -> tuple[ShardPath, ...]:
         drafts, scores = draft_shards(session, path), session.config.select.scores

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from igrpo_cli.training.step import PolicyTrainer
 
 ONLY_SHARD = (0,)
-"""An update is one piece of work, whatever the number of shards that it reads."""
+"""An update is one shard, whatever the number of shards that it reads."""
 
 
 def run(session: Session, request: StageRequest) -> StageReport:
@@ -144,7 +144,7 @@ def take_steps(
 
 
 def plan(session: Session, iteration: int, policy: Policy) -> StagePlan:
-    """Return what an update is made from: the rollouts and selections of its iteration, and the update before."""
+    """Return the plan of an update. Its inputs are the shards of the iteration and the update before."""
     from igrpo_cli.pipeline.training_groups import input_shards
     from igrpo_cli.pipeline.update_trainer import previous_update
 

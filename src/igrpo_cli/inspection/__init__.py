@@ -1,1 +1,1 @@
-"""What commands read of a run to show it: its state, stories of problems, curves, differences, SQL. Writes nothing."""
+"""Read a run to show it: its state, stories of problems, curves, differences, SQL. Writes nothing."""

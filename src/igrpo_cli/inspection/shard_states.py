@@ -1,6 +1,7 @@
-"""Which shards of a stage or an evaluation are complete, in progress, damaged or missing, from listings and manifests.
+"""Find the shards of a stage or an evaluation that are complete, in progress, damaged or missing.
 
-A task that completes a shard removes the blocks of that shard. A FileNotFoundError then means: read again.
+Only listings and manifests are read. A task that completes a shard removes the blocks of that shard. A
+FileNotFoundError then means: read again.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What the stages are made of: shards opened, worked through and published, and where a run stands."""
+"""Run the stages: find unfinished shards, sample or train, and publish the results."""

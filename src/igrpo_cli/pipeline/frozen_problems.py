@@ -23,11 +23,13 @@ def freeze_problems(
     revision: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Publish `problems`, unless they are there already.
+    """Publish `problems`, unless they exist already.
 
-    `made_from` says what they were read from, `policy` whose tokeniser chose among them. Raises ConflictError where
-    the file was made from something else. `revision`, the commit of a Hub set, is recorded beside: a later commit
-    with the same problems is no conflict.
+    `made_from` names their source, and `policy` the policy whose tokenizer selected them. `revision` is the commit of a
+    Hub dataset; it is recorded but does not decide the file, since a later commit with the same problems is no
+    conflict.
+
+    Raises ConflictError where the file was made from another source.
     """
     provenance = Provenance()
     remove_stale_temporaries(path.data.parent)

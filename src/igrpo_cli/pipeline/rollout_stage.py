@@ -41,7 +41,7 @@ NOTES_PER_REASON = 3
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """What a stage of rollouts samples, from which policy, and where it goes."""
+    """Describes what a stage of rollouts samples, from which policy, and where the rows go."""
 
     shards: StagePlan
     policy: Policy
@@ -142,8 +142,8 @@ class RolloutStage:
     def unfinished(self, shards: Iterable[int] | None = None) -> Iterator[RolloutShard]:
         """Yield each requested shard that is not complete. Raises as `StageShards.unfinished`.
 
-        `shards` are some of the requested ones. None means all, and with `request.take_over` afterwards the shards of
-        other tasks, as far as they have blocks that nobody has begun.
+        `shards` are some of the requested ones, and None means all. With None and `request.take_over`, the shards of
+        other tasks follow, as far as they have blocks that no task has begun.
         """
         for number in self._request.shards if shards is None else shards:
             shard = next(self._shards.unfinished([number]), None)
@@ -216,9 +216,9 @@ class Block:
 
 
 class RolloutShard:
-    """A shard of rollouts that is being made: blocks are kept as parts in any order, and all of them make the file.
+    """Represents a shard of rollouts that is being made. Its blocks are kept as parts, and all parts make the file.
 
-    The shard of another task (`is_own` False) yields blocks that nobody has begun, and is not committed here.
+    The shard of another task (`is_own` False) yields the blocks that no task has begun, and is not committed here.
     """
 
     def __init__(self, stage: RolloutStage, shard: UnfinishedShard, blocks: range, *, is_own: bool = True) -> None:
@@ -293,7 +293,7 @@ class RolloutShard:
         return manifest
 
     def _blocks_nobody_has_begun(self) -> Iterator[Block]:
-        """From the end of the shard, where its own task arrives last."""
+        """Yield blocks from the end of the shard, which its own task reaches last."""
         for number in reversed(self._blocks):
             self._stage.sampler.make_room()
             if self._is_complete_elsewhere():

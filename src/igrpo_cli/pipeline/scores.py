@@ -35,11 +35,11 @@ class ScoreSet:
     name: str
 
     def rollouts(self, shard: int) -> ShardPath:
-        """The shard that is scored."""
+        """Return the shard that is scored."""
         return self.session.run.shard(self.iteration, self.stage, shard, self.session.config.run.num_shards)
 
     def path(self, shard: int, name: str | None = None) -> ShardPath:
-        """Its scores, under this name or another one."""
+        """Return the scores of a shard, under this name or another one."""
         return self.session.run.scores(self.rollouts(shard), name or self.name)
 
     def make(self, request: StageRequest) -> StageReport:
@@ -60,7 +60,7 @@ class ScoreSet:
         return report
 
     def flips(self, shards: Sequence[int], against: str | None) -> Flips:
-        """How the verdicts of this set differ from those of another one, or from the recorded ones (None)."""
+        """Compare the verdicts of this set with those of another one, or with the recorded ones (None)."""
         from igrpo_cli.store.scores import open_scores, read_scored
 
         flips = Flips(against or "recorded", self.name)
@@ -121,7 +121,7 @@ class Flips:
             self._rows.append(row)
 
     def payload(self) -> dict[str, Any]:
-        """For the `--json` object."""
+        """Return the keys for the `--json` object."""
         num_rows = max(self._verdicts.total(), 1)
         flipped = {f"{old} -> {new}": n for (old, new), n in sorted(self._verdicts.items()) if old != new}
         return {
@@ -148,7 +148,7 @@ class Flips:
 
 
 def name_of_weights(weights: dict[str, float]) -> str:
-    """What a set of scores is called if nobody names it: its parts and their weights."""
+    """Return the default name of a set of scores: its parts and their weights."""
     return "+".join(part if weight == 1 else f"{part}={weight:g}" for part, weight in weights.items())
 
 

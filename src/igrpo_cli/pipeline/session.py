@@ -42,7 +42,7 @@ class StageRequest:
     overwrite: bool = False
     dry_run: bool = False
     take_over: bool = False
-    """True to sample blocks of other shards that nobody has begun, once the requested shards are done."""
+    """True to sample blocks of other shards that no task has begun, once the requested shards are done."""
 
 
 def limit_cpu_threads(number: int) -> None:

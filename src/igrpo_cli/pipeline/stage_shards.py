@@ -20,13 +20,13 @@ from igrpo_cli.store.manifest import DataFile, Identity, Manifest
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Where the shards of a stage lie, and what their rows follow from."""
+    """Describes where the shards of a stage lie, and what decides their rows."""
 
     stage: str
     path_of: Callable[[int], ShardPath]
     """Return the path of a shard by its number."""
     inputs_of: Callable[[ShardPath], Sequence[ShardPath]]
-    """Return the shards that a shard is made from."""
+    """Return the input shards of a shard."""
     policy_id: str | None = None
     """The policy that is sampled from or trained; None where no policy takes part."""
     template_sha256: str | None = None
@@ -64,8 +64,8 @@ class StageShards:
 
         `shards` are some of the requested ones; None means all.
 
-        Raises ConflictError for a shard that was made from other inputs or settings and for inputs that are stale,
-        and MissingInputError where an input does not exist.
+        Raises ConflictError for a shard with another identity and for inputs that are stale, and MissingInputError
+        where an input does not exist.
         """
         for number in self.request.shards if shards is None else shards:
             shard = self._open(number)
@@ -106,7 +106,7 @@ class StageShards:
         return self._report
 
     def identity_of(self, path: ShardPath) -> Identity:
-        """Return what a shard would be made from now. Raises MissingInputError where an input does not exist."""
+        """Return the current identity of a shard. Raises MissingInputError where an input does not exist."""
         return Identity(
             stage=path.stage,
             iteration=path.iteration,

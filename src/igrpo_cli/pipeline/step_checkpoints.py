@@ -32,7 +32,7 @@ class StepCheckpoints:
         remove_stale_temporaries(self._directory)
 
     def load(self, trainer: PolicyTrainer) -> UpdateProgress | None:
-        """Load the newest sound checkpoint into `trainer`; None, with the trainer untouched, if there is none."""
+        """Load the newest intact checkpoint into `trainer`; None, with the trainer untouched, if there is none."""
         with self._copy_of_newest(trainer.ranks) as checkpoint:
             if checkpoint is None:
                 return None
@@ -60,7 +60,7 @@ class StepCheckpoints:
 
     @contextmanager
     def _copy_of_newest(self, ranks: Ranks) -> Iterator[Path | None]:
-        """Yield a copy, made of hard links, of the newest sound checkpoint.
+        """Yield a copy, made of hard links, of the newest intact checkpoint.
 
         A concurrent task that gets further removes the checkpoint, but not the copy.
         """

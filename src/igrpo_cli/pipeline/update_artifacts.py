@@ -185,7 +185,7 @@ def _publish(session: Session, path: UpdatePath, staged: Path, manifest: Manifes
 
 
 def _is_damaged(session: Session, iteration: int) -> bool:
-    """Return True where something other than a sound policy lies in the place of one."""
+    """Return True where the place of a policy holds something other than an intact policy."""
     try:
         verify_policy(read_policy(session.run, iteration))
     except DamagedFileError:

@@ -1,4 +1,4 @@
-"""Whether a shard holds the groups that are its own, each whole: fewer rows than were asked for never go on unseen."""
+"""Check that a shard holds the groups that belong to it, each with all of its samples."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def require_planned(path: ShardPath, block: int, found: Iterable[RowId], request
 
 
 def _first_difference(found: Iterable[RowId], wanted: Iterable[RowId]) -> str | None:
-    """What is wrong with the rows that are there; None where they are those that should be, in order."""
+    """Return what is wrong with the rows; None where they are the expected ones, in order."""
     for row, which in zip_longest(found, wanted):
         if which is None:
             return f"a row too many in group {row[0]}"
