@@ -6,12 +6,17 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from command_line import make_run, run_to_end
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a script: what the tests start would inherit that Ctrl-C means nothing.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Tests state no speed: a busy machine must not fail them.
+settings.register_profile("igrpo", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("igrpo")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

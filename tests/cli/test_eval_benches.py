@@ -131,7 +131,7 @@ def test_a_dry_run_plans_each_benchmark_and_writes_nothing(run):
     assert all(plan.keys() >= {"avg_at_k", "ci95", "pass_at_k", "maj_at_k", "verdicts"} for plan in plans)
     lines = igrpo(*request).stdout.splitlines()
     assert lines[0].startswith("arithmetic: 3 problems x 2 samples = 6 completions, at most 240 tokens")
-    assert lines[-1] == "together 12 completions, at most 480 tokens"
+    assert lines[-1] == "in total 12 completions, at most 480 tokens"
     assert sorted(run.rglob("*")) == before
 
 

@@ -20,7 +20,7 @@ from igrpo_cli.store.schema import ROLLOUTS
         ("draft RUN --set run.nmu_shards=2", 2, "did you mean run.num_shards?", "`igrpo init"),
         ("draft RUN --engine nosuch", 2, "engine.name", "`igrpo init RUN --dry-run`"),
         ("log RUN --to nosuch", 2, "log.report_to", "`igrpo init RUN --dry-run`"),
-        ("init new --config .", 2, "cannot read .", "name a TOML file"),
+        ("init new --config .", 2, "cannot read .", "give a TOML file"),
         ("eval RUN --bench aime42 --bench-dir /dev/null", 3, "/dev/null is not a folder", "name the folder"),
         ("init new --set data.train=/dev/null", 3, "is neither a file nor a folder", "name a file (.jsonl"),
         ("init new --set data.train=no/where.jsonl", 3, "does not exist", "--set data.train=PATH"),

@@ -61,7 +61,7 @@ class Finalised:
 
 signals.CLEAN_UP_SECONDS = 0.2
 signals.exit_on_signal()
-with interrupts.clean_interrupts():
+with signals.clean_interrupts():
     {}
     time.sleep(60)
 """

@@ -126,8 +126,8 @@ def test_the_script_trains_and_saves_a_policy_that_loads(tmp_path: Path) -> None
     finished = subprocess.run(command, check=True, capture_output=True, text=True)
     losses = [float(loss) for loss in re.findall(r"loss (\d+\.\d+)", finished.stdout)]
     assert losses[-1] < losses[0]
-    assert re.search(r"^bare: +right ", finished.stdout, re.MULTILINE)
-    assert re.search(r"^conditioned: +right ", finished.stdout, re.MULTILINE)
+    assert re.search(r"^without draft: +right ", finished.stdout, re.MULTILINE)
+    assert re.search(r"^with draft: +right ", finished.stdout, re.MULTILINE)
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         written, packaged = (json.loads((folder / name).read_text()) for folder in (output, POLICY))
         version = "transformers_version"  # depends on the installed version

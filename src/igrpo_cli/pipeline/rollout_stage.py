@@ -228,6 +228,7 @@ class RolloutShard:
         self._stage, self._shard, self._blocks, self._is_own = stage, shard, blocks, is_own
         self._parts = PartStore(shard.path.parts, shard.identity.sha256())
         self._missing = set(blocks)
+        self._in_progress: set[int] = set()
         self._expected: dict[int, list[tuple[int, Sequence[int]]]] = {}
         """The group and the sample ids of each task of a block."""
         self._num_truncated = 0
@@ -251,17 +252,18 @@ class RolloutShard:
         claimed_by_others = []
         for number in self._blocks:
             self._stage.sampler.make_room()
+            if self._stop_if_complete_elsewhere():
+                return
             if self._parts.has(number):
                 yield self._block(number, is_done=True)
             elif self._parts.claim(number):
                 yield self._block(number)
             else:
                 claimed_by_others.append(number)
-            if self._is_complete_elsewhere():
-                self._missing.clear()
-                return
         for number in claimed_by_others:
             self._stage.sampler.make_room()
+            if self._stop_if_complete_elsewhere():
+                return
             yield self._block(number, is_done=self._parts.has(number))
 
     def sample(self, block: Block, tasks: Sequence[RolloutTask]) -> None:
@@ -272,6 +274,7 @@ class RolloutShard:
             self._missing.discard(block.number)
             self._stage.progress.skip()
             return
+        self._in_progress.add(block.number)
         keep = partial(self._keep, block.number)
         self._stage.sampler.submit(BlockJob(self._stage.plan.sampling, tasks, keep, self._note_ungraded))
 
@@ -310,6 +313,7 @@ class RolloutShard:
         self._parts.write(number, rows)
         if not self._is_own and self._is_complete_elsewhere():
             self._parts.clear()
+        self._in_progress.discard(number)
         self._missing.discard(number)
         self._stage.progress.advance(tokens=sum(len(row.completion_ids) for row in rows))
 
@@ -320,6 +324,13 @@ class RolloutShard:
         except IgrpoError:
             self._parts.discard(number)
             raise
+
+    def _stop_if_complete_elsewhere(self) -> bool:
+        """Return True where another task has completed the shard, which then waits only for blocks in progress."""
+        if not self._is_complete_elsewhere():
+            return False
+        self._missing &= self._in_progress
+        return True
 
     def _is_complete_elsewhere(self) -> bool:
         return not self._shard.overwrite and completed(self.path, self._shard.identity) is not None
