@@ -136,7 +136,7 @@ def test_only_the_first_process_of_an_update_reports(run):
 
 
 def test_one_process_at_a_time_sends_to_a_tracker(run, monkeypatch):
-    monkeypatch.setattr(trackers, "SECONDS_FOR_ANOTHER", 0.1)
+    monkeypatch.setattr(trackers, "MAX_WAIT_SECONDS", 0.1)
     (run / "log").mkdir()
     with (run / "log" / "tensorboard.lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)

@@ -148,7 +148,7 @@ def test_a_wrong_signature_is_said_before_anything_is_sampled(tmp_path):
     )
     result = igrpo("draft", run, cwd=tmp_path)
     assert result.code == 2
-    assert "the reward function mine (own_rewards:mine) asks for 'token_ids'" in result.stderr
+    assert "the reward function mine (own_rewards:mine) has the parameter 'token_ids'" in result.stderr
     assert not list(run.glob("iteration_0000/draft/*.parquet"))
 
 
@@ -181,4 +181,4 @@ def test_what_makes_no_sense_is_refused(run, arguments, said):
     assert said in result.stderr
     file = igrpo("grade", run / "run.toml", "--stage", "draft")
     assert file.code == 2
-    assert "is no run" in file.stderr
+    assert "is not a run" in file.stderr
