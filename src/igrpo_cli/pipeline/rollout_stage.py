@@ -318,7 +318,12 @@ class RolloutShard:
         self._stage.progress.advance(tokens=sum(len(row.completion_ids) for row in rows))
 
     def _require_requested(self, number: int, found: Iterable[RowId]) -> None:
-        expected = self._expected.get(number, [])
+        expected = self._expected.get(number)
+        if expected is None:
+            raise IgrpoError(
+                f"{self.path.name} was complete, and was removed while this task worked on it",
+                hint=f"`{self.path.command}` makes it; the blocks that are done are kept",
+            )
         try:
             require_planned(self.path, number, found, ((group, sample) for group, ids in expected for sample in ids))
         except IgrpoError:
