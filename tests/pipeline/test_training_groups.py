@@ -63,6 +63,7 @@ def test_dropped_groups_are_replaced_by_spare_ones_in_their_order():
     assert chosen(observations, 2, **drop) == [("refine", 1), ("refine", 3)]
     assert chosen(observations, 3, **drop) == [("refine", 1), ("refine", 3), ("refine", 4)]
     assert chosen(observations, 5, **drop) == [("refine", 1), ("refine", 3), ("refine", 4)]
+    assert observations.num_groups("refinements") == 5
 
 
 def test_each_stage_that_is_trained_on_is_filled_by_itself():

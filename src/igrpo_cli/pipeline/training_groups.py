@@ -42,6 +42,10 @@ class Observations:
             for rollouts in _by_group(self.rollouts[stage])
         ]
 
+    def num_groups(self, train_on: str) -> int:
+        """Return the number of groups of the stages that `update.train_on` names, trained on or not."""
+        return sum(len(_by_group(self.rollouts[stage])) for stage in TRAINED_STAGES[train_on])
+
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the whole iteration: `draft/…` without draft in the prompt, `refine/…` with one."""
         drafts, refinements = self.rollouts["draft"], self.rollouts.get("refine", [])

@@ -74,9 +74,7 @@ def _recorded_states(update: UpdatePath, staged: UpdatePath) -> list[FileHash]:
     """Return the records of the staged optimiser state and adapter under their final names."""
     places = ((staged.optimizer, update.optimizer), (staged.adapter, update.adapter))
     return [
-        FileHash(_relative(update, place / RECORD), sha256_file(made / RECORD))
-        for made, place in places
-        if made.is_dir()
+        FileHash(update.relative(place / RECORD), sha256_file(made / RECORD)) for made, place in places if made.is_dir()
     ]
 
 
@@ -91,7 +89,7 @@ def stage_advantages(path: UpdatePath, staged: Path, steps: list[Step]) -> FileH
     """Write the audit copy: what each completion contributed to each step."""
     blocks = [_audit_rows(path.iteration, step) for step in steps]
     data = write_rows(staged / path.advantages.name, ADVANTAGES, blocks)
-    return FileHash(path.advantages.relative_to(path.root).as_posix(), data.sha256)
+    return FileHash(path.relative(path.advantages), data.sha256)
 
 
 def _audit_rows(iteration: int, step: Step) -> list[dict[str, object]]:
@@ -148,7 +146,7 @@ def publish_update(
                     "optimizer_steps": len(steps),
                     "trainable_parameters": trainer.num_trainable_parameters,
                     "groups": len(groups),
-                    "groups_sampled": len(observations.groups(session.config.update)),
+                    "groups_sampled": observations.num_groups(session.config.update.train_on),
                     "completions": sum(len(group.completion_ids) for group in groups),
                 },
                 outputs=outputs,
@@ -193,7 +191,3 @@ def _is_damaged(session: Session, iteration: int) -> bool:
     except MissingInputError:
         return os.path.lexists(session.run.policy(iteration))  # A broken link counts, too.
     return False
-
-
-def _relative(update: UpdatePath, path: Path) -> str:
-    return path.relative_to(update.root).as_posix()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igrpo_cli.errors import ConflictError, MissingInputError
@@ -95,10 +94,10 @@ def _conflict_of(update: UpdatePath, manifest: Manifest, policy: Policy) -> str 
     """Return what does not belong to the update of `manifest`, in one sentence; None where all does."""
     made = {file.path: file.sha256 for file in manifest.outputs}
     record = update.optimizer / RECORD
-    if made.get(_relative(update, record)) != sha256_file(record):
+    if made.get(update.relative(record)) != sha256_file(record):
         return f"{update.optimizer} is not the optimiser state that {update.shard.name} published"
     place = RunDirectory(update.root).policy(update.iteration + 1)
-    if any(made.get(_relative(update, place / name)) != sha256 for name, sha256 in policy.files.items()):
+    if any(made.get(update.relative(place / name)) != sha256 for name, sha256 in policy.files.items()):
         return f"{update.shard.name} made another policy than the one that lies in {place}"
     return _conflict_with_previous(update, manifest)
 
@@ -125,7 +124,3 @@ def prune_optimizer_states(session: Session, iteration: int) -> None:
             remove_directory(update.optimizer)
         if earlier <= iteration:
             remove_stale_temporaries(update.directory)
-
-
-def _relative(update: UpdatePath, path: Path) -> str:
-    return path.relative_to(update.root).as_posix()

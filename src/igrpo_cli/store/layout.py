@@ -103,6 +103,10 @@ class UpdatePath:
         """The place of the new policy until `promote_policy` moves it to `policies/`."""
         return self.directory / "policy"
 
+    def relative(self, path: Path) -> str:
+        """Return the name of a file of the run in manifests."""
+        return path.relative_to(self.root).as_posix()
+
     @property
     def shard(self) -> ShardPath:
         """Metrics and manifest as the only shard of the stage, for `completed` and `open_input`."""
