@@ -213,8 +213,10 @@ def remove_stale_temporaries(directory: Path) -> list[Path]:
     Only writers of this machine, boot and process namespace can be known to be dead, so all others are kept.
     """
     stale: list[Path] = []
-    with suppress(FileNotFoundError, NotADirectoryError):
-        stale = sorted(path for path in directory.iterdir() if is_stale(path.name))
+    with suppress(FileNotFoundError):
+        # False also for a link that leads nowhere, which the write that follows reports.
+        if directory.is_dir():
+            stale = sorted(path for path in directory.iterdir() if is_stale(path.name))
     for path in stale:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
