@@ -131,7 +131,7 @@ def test_damaged_shards_are_neither_done_nor_missing(run):
     [
         ("policies/0001/manifest.json", "policies/0001/manifest.json"),
         ("iteration_0000/update/metrics.parquet", "metrics.parquet"),
-        ("iteration_0000/select/shard-00000-of-00004.json", "does not say what its shard took"),
+        ("iteration_0000/update/manifest.json", "update/manifest.json is not valid JSON"),
     ],
 )
 def test_any_other_damage_is_told_and_the_rest_still_shown(run, file, fault):

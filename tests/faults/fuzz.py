@@ -17,7 +17,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, seed, settings
 
 TESTS = Path(__file__).parents[1]
-sys.path += [str(TESTS), str(TESTS / "store")]
+sys.path.append(str(TESTS))
 
 from fuzz_readers import READERS, damaged, drive, sound_files  # noqa: E402
 

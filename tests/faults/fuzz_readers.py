@@ -15,11 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
-from sample_run import draft_shard, drafts, rollout
 
 from igrpo_cli.config.files import apply_overrides, check_config, read_preset, read_toml, write_config
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.inspection.run_state import read_cost
+from igrpo_cli.inspection.run_state import iteration_costs
 from igrpo_cli.problems.loading import load_problems
 from igrpo_cli.records import Rollout
 from igrpo_cli.store.checksummed_json import checksummed_bytes
@@ -30,6 +29,7 @@ from igrpo_cli.store.policies import read_policy
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.tables import file_schema, iterate_records, read_records, write_rows
 from igrpo_cli.store.verify import verify_run
+from sample_run import draft_shard, drafts, rollout
 
 Read = Callable[[Path, bytes], Any]
 
@@ -66,9 +66,7 @@ def read_shard_manifest(root: Path, data: bytes) -> None:
     path = RunDirectory(root).shard(0, "draft", 3, 8)
     path.manifest.parent.mkdir(parents=True, exist_ok=True)
     path.manifest.write_bytes(data)
-    try:
-        read_cost(str(path.manifest))
-    except IgrpoError:
+    if iteration_costs(RunDirectory(root), 0, ["draft"]).unreadable:
         read_manifest(path)
     open_input(path)
 

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from xml.etree import ElementTree
 
-sys.path += [str(Path(__file__).parents[1] / room) for room in ("", "faults", "store")]
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("", "faults")]
 
 import damage_cases
 import fault_cases

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-from hypothesis import HealthCheck, given, settings
-
-sys.path.append(str(Path(__file__).parents[1] / "store"))
-
 from fuzz_readers import READERS, damaged, drive, sound_files
+from hypothesis import HealthCheck, given, settings
 
 
 @pytest.fixture(scope="module")

@@ -121,19 +121,33 @@ def test_memory_that_runs_out_while_sampling_names_the_setting_and_the_same_comm
 
 
 WITH_LITTLE_MEMORY = """
-import resource, sys
+import importlib, resource, sys
 from igrpo_cli.cli.app import main
-import torch, transformers, igrpo_cli.training.restore, igrpo_cli.pipeline.update_artifacts
-in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (in_use + int(sys.argv.pop(1)), resource.RLIM_INFINITY))
+
+mebibytes, module, function = int(sys.argv.pop(1)), *sys.argv.pop(1).split(":")
+module = importlib.import_module(module)
+original = getattr(module, function)
+
+def limited(*arguments):
+    in_use = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + (mebibytes << 20), resource.RLIM_INFINITY))
+    return original(*arguments)
+
+setattr(module, function, limited)
 main(sys.argv[1:])
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="how much is in use is read from /proc")
-@pytest.mark.parametrize("mebibytes", [4, 48])
-def test_memory_that_really_runs_out_is_an_error_in_words_and_the_same_command_finishes(sampled, run, mebibytes):
-    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, str(mebibytes << 20), "update", str(run.root), "-q"]
+@pytest.mark.parametrize(
+    ("place", "mebibytes"),
+    [
+        ("igrpo_cli.pipeline.training_groups:read_observations", 16),
+        ("igrpo_cli.commands.update:groups_with_advantages", 4),
+    ],
+)
+def test_memory_that_really_runs_out_is_an_error_in_words_and_the_same_command_finishes(sampled, run, place, mebibytes):
+    command = [sys.executable, "-c", WITH_LITTLE_MEMORY, str(mebibytes), place, "update", str(run.root), "-q"]
     done = subprocess.run(command, env=ONE_THREAD, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert done.stderr.startswith("error: there is no memory ")

@@ -5,14 +5,15 @@ import math
 
 import pytest
 from pydantic import TypeAdapter
-from sample_run import draft_shard, identity_of
 
 from igrpo_cli.errors import DamagedFileError, MissingInputError
 from igrpo_cli.store.checksummed_json import UnknownSchemaError, UtcTime, checksummed_bytes
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import read_manifest, utc_now
+from sample_run import draft_shard, identity_of
 
-OPTIONAL = {"identity.policy", "identity.template_sha256", "identity.inputs", "counts", "outputs", "metrics"}
+OPTIONAL = {"identity.policy", "identity.template_sha256", "identity.inputs", "counts", "outputs"}
+OF_UPDATE = {"metrics", "spent", "wall_seconds"}
 KEYS = [
     "identity",
     "identity.stage",
@@ -66,7 +67,7 @@ def test_the_file_says_everything_the_design_lists(shard):
     assert next(iter(value)) == "manifest_version"
     assert list(value)[-1] == "checksum"
     found = {*value, *(f"{key}.{name}" for key in ("identity", "data") for name in value[key])}
-    assert found == {*KEYS, *OPTIONAL, "manifest_version", "checksum"}
+    assert found == {*KEYS, *OPTIONAL, *OF_UPDATE, "manifest_version", "checksum"}
     assert value["data"]["schema"] == "rollouts"
     assert value["data"]["rows"] == 6
     assert value["data"]["groups"] == 2

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from igrpo_cli import __version__
 from igrpo_cli.config.sections import SamplingSettings
@@ -37,9 +38,12 @@ class Provenance:
         tokens: int = 0,
         counts: Mapping[str, float] | None = None,
         outputs: Sequence[FileHash] = (),
-        metrics: Mapping[str, float] | None = None,
+        **of_update: Any,
     ) -> Manifest:
-        """Return the manifest of a shard that is done now. Time on a `device` other than "cpu…" counts as GPU time."""
+        """Return the manifest of a shard that is done now. Time on a `device` other than "cpu…" counts as GPU time.
+
+        `of_update` are the fields that only an update has.
+        """
         seconds = round(time.monotonic() - self.clock, 3)
         return Manifest(
             identity=identity,
@@ -55,7 +59,7 @@ class Provenance:
             gpu_seconds=0.0 if device.startswith("cpu") else round(seconds * num_devices, 3),
             counts=counts or {},
             outputs=outputs,
-            metrics=metrics or {},
+            **of_update,
         )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
-from igrpo_cli.inspection.run_state import CURVES
+from igrpo_cli.inspection.run_state import CURVES, iteration_costs
 from igrpo_cli.pipeline.session import Session
 from igrpo_cli.pipeline.stage_shards import UnfinishedShard
 from igrpo_cli.pipeline.step_checkpoints import shared_staging_directory
@@ -135,6 +135,7 @@ def publish_update(
             outputs = record_policy(session, policy, update.iteration, staged)
             outputs.append(stage_advantages(update, staged, steps))
             whole = observations.metrics()
+            before = iteration_costs(session.run, update.iteration, session.config.stages()[:-1])
             groups = {(group.stage, group.group_id): group for step in steps for group in step.groups}.values()
             manifest = shard.provenance.manifest(
                 shard.identity,
@@ -151,6 +152,8 @@ def publish_update(
                 },
                 outputs=outputs,
                 metrics={name: whole[name] for name in CURVES if math.isfinite(whole.get(name, math.nan))},
+                spent=before.stages,
+                wall_seconds=before.wall_seconds,
             )
             existing = _publish(session, update, staged, manifest, overwrite=shard.overwrite)
     found = ranks.broadcast(existing)

@@ -66,7 +66,7 @@ def read_checksummed(path: Path, version_key: str = "", version: int = 0) -> dic
     """
     content = _read(path)
     try:
-        value = from_json(content, allow_inf_nan=False)
+        value = from_json(content, allow_inf_nan=False, cache_strings="none")
     except ValueError as error:
         raise DamagedFileError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
@@ -89,7 +89,7 @@ def read_checksummed_line(line: bytes) -> dict[str, Any]:
     """Return the facts that `checksummed_line` wrote. Raises ValueError for any other line."""
     if not _is_intact(line, "}"):
         raise ValueError("the line is not as it was written")
-    value: dict[str, Any] = from_json(line)
+    value: dict[str, Any] = from_json(line, cache_strings="none")
     del value[CHECKSUM]
     return value
 
@@ -126,7 +126,8 @@ def _check_version(path: Path, found: Any, key: str, ours: int) -> None:
 
 # Types of the fields of records, for pydantic.
 
-STRICT = ConfigDict(strict=True, extra="forbid")
+# pydantic's cache of strings takes 256 KiB at once, and where they are missing it ends the process without an error.
+STRICT = ConfigDict(strict=True, extra="forbid", cache_strings="none")
 
 
 def _must_be(says: str, holds: Callable[[Any], object]) -> AfterValidator:
@@ -186,8 +187,8 @@ def _key(location: Sequence[str | int]) -> str:
 
 # Records that belong to no shard and no policy.
 
-_SENT: TypeAdapter[tuple[str, list[str]]] = TypeAdapter(tuple[Text, list[str]], config=ConfigDict(strict=True))
-_FILES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[FileName, Sha256], config=ConfigDict(strict=True))
+_SENT: TypeAdapter[tuple[str, list[str]]] = TypeAdapter(tuple[Text, list[str]], config=STRICT)
+_FILES: TypeAdapter[dict[str, str]] = TypeAdapter(dict[FileName, Sha256], config=STRICT)
 _DIRECTORY_VERSION = "directory_version", 2
 
 

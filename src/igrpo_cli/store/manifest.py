@@ -95,6 +95,23 @@ class DataFile:
     num_bytes: Count
 
 
+@dataclass(config=STRICT, frozen=True, slots=True)
+class Spent:
+    """What shards took together. Several of them may have been made at the same time."""
+
+    tokens: Count = 0
+    seconds: Amount = 0.0
+    """To three decimals."""
+    gpu_seconds: Amount = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        seconds, gpu_seconds = self.seconds + other.seconds, self.gpu_seconds + other.gpu_seconds
+        return Spent(self.tokens + other.tokens, round(seconds, 3), round(gpu_seconds, 3))
+
+    def __mul__(self, factor: float) -> Spent:
+        return Spent(round(self.tokens * factor), round(self.seconds * factor, 3), round(self.gpu_seconds * factor, 3))
+
+
 @dataclass(config=STRICT, frozen=True)
 class Manifest:
     """Everything that is known of a complete shard."""
@@ -118,8 +135,12 @@ class Manifest:
     outputs: Sequence[FileHash] = ()
     """Further files that the stage made, under their final names; for example the policy of an update."""
     metrics: Mapping[str, Number] = field(default_factory=dict)
-    """For an update: the metrics that `igrpo status` shows, by name. It reads them here and not in `metrics.parquet`,
-    because opening the Parquet files of hundreds of iterations takes a second."""
+    """For an update: the metrics that `igrpo status` shows, by name."""
+    spent: Mapping[str, Spent] = field(default_factory=dict)
+    """For an update: what the stages before it took, by stage. `igrpo status` reads these figures and `metrics` here,
+    because opening the files of hundreds of iterations takes seconds."""
+    wall_seconds: Amount = 0.0
+    """For an update: time in which at least one shard of the stages before it was being made."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "outputs", tuple(self.outputs))
