@@ -20,10 +20,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from igrpo_cli.config.blocks import block_range
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
 from igrpo_cli.store.checksummed_json import checksummed_settings
 from igrpo_cli.store.completion import commit_shard
-from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
+from igrpo_cli.store.layout import RunDirectory, ShardPath
 from igrpo_cli.store.manifest import DataFile, Identity, Manifest, utc_now
 from igrpo_cli.store.rows import table_of
 from igrpo_cli.store.schema import ADVANTAGES, METRICS, PROBLEMS, ROLLOUTS, SELECTIONS

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from igrpo_cli.config.blocks import block_range
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.records import Problem, Rollout, Verdict
 from igrpo_cli.store.completion import commit_shard
-from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range
+from igrpo_cli.store.layout import RunDirectory, ShardPath
 from igrpo_cli.store.manifest import Identity
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.tables import write_rows

@@ -81,7 +81,7 @@ OWNERS = {
     "transformers": {"engines", "training"},
     "torch": {"engines", "training", "algo", "devices"},
     "typer": {"cli"},
-    "duckdb": {"inspection"},
+    "duckdb": {"commands"},
     "jinja2": {"engines", "report"},
     "resvg_py": {"report"},
     "tensorboard": {"loggers"},

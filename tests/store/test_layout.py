@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from igrpo_cli.config.blocks import block_range
 from igrpo_cli.errors import UsageError
-from igrpo_cli.store.layout import RunDirectory, block_range, format_shards, parse_shards, shards_in
+from igrpo_cli.store.layout import RunDirectory, format_shards, parse_shards, shards_in
 
 RUN = RunDirectory(Path("runs/first"))
 

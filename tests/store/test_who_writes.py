@@ -27,7 +27,7 @@ OF_LIBRARIES = {"save_file", "save_pretrained", "ParquetWriter", "HuggingFaceSto
 ALLOWED = {
     "store/atomic.py": "publishes",
     "store/tables.py": "writes the temporary that `publish_file` gives it",
-    "store/file_system.py": "tries hard links and locks in a hidden directory that goes away",
+    "commands/doctor.py": "tries hard links and locks in a hidden directory that goes away",
     "training/adapters.py": "writes into a staging directory, which is published by a rename",
     "training/checkpoint.py": "the same",
     "training/restore.py": "the same",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ from typing import Literal
 from igrpo_cli import __version__
 from igrpo_cli.config.files import check_config, read_toml
 from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.store.atomic import publish_bytes, staging_directory
 from igrpo_cli.store.checksummed_json import require_unedited
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.ui.console import Console, table
@@ -136,8 +140,6 @@ def _grading() -> Check:
 
 
 def _files(path: Path) -> Check:
-    from igrpo_cli.store.file_system import probe_file_system
-
     if not path.is_dir():
         raise MissingInputError(f"{path} is not a directory", hint=f"mkdir {path}, or use another directory")
     what, found = f"files in {path}", probe_file_system(path)
@@ -177,4 +179,53 @@ def _is_installed(distribution: str) -> bool:
         version(distribution)
     except PackageNotFoundError:
         return False
+    return True
+
+
+PUBLISHED = 5
+"""Number of files that are published to measure the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystem:
+    """Holds the properties of the file system of one directory."""
+
+    free_bytes: int
+    has_hard_links: bool
+    """True where `os.link` works. Otherwise the claim that a dead writer leaves on a file name is removed by hand."""
+    has_locks: bool
+    seconds_to_publish: float
+    """Median time to publish a small file: write, flush, link, and flush the directory."""
+
+
+def probe_file_system(directory: Path) -> FileSystem:
+    """Test the file system in a temporary hidden directory. Raises IgrpoError where nothing can be written."""
+    seconds = []
+    with staging_directory(directory / "doctor") as staged:
+        for number in range(PUBLISHED):
+            started = time.perf_counter()
+            publish_bytes(staged / f"{number}", b"published")
+            seconds.append(time.perf_counter() - started)
+        return FileSystem(
+            free_bytes=shutil.disk_usage(staged).free,
+            has_hard_links=_can_link(staged / "0", staged / "link"),
+            has_locks=_can_lock(staged / "0"),
+            seconds_to_publish=statistics.median(seconds),
+        )
+
+
+def _can_link(file: Path, link: Path) -> bool:
+    try:
+        os.link(file, link)
+    except OSError:
+        return False
+    return True
+
+
+def _can_lock(file: Path) -> bool:
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
     return True

@@ -10,7 +10,7 @@ from igrpo_cli.commands.stage import perform, summary_line
 from igrpo_cli.config.files import write_config
 from igrpo_cli.errors import UsageError
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
-from igrpo_cli.pipeline.rollout_stage import RolloutStage, blocks_of, open_sampler
+from igrpo_cli.pipeline.rollout_stage import RolloutStage, open_sampler
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
 from igrpo_cli.torchrun import rank_and_size
@@ -76,7 +76,7 @@ def sample(session: Session, iteration: int) -> list[StageReport]:
     """Draft, select and refine with one sampler: a shard is refined while drafts of later shards are being sampled."""
     request = StageRequest(iteration, session.shards_or_all(None))
     plans = draft.plan(session, iteration), refine.plan(session, iteration)
-    num_blocks = sum(len(blocks_of(session, plan, shard)) for plan in plans for shard in request.shards)
+    num_blocks = sum(len(plan.blocks.of_shard(shard)) for plan in plans for shard in request.shards)
     selected: list[StageReport] = []
     started = drafted = time.monotonic()
     with (

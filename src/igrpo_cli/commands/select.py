@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards
-from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups
 from igrpo_cli.records import Selection, SelectionAction, StageReport
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.conflicts import require_same_settings
 from igrpo_cli.store.layout import ShardPath
+from igrpo_cli.store.row_checks import require_groups
 
 if TYPE_CHECKING:
     from igrpo_cli.store.views import CandidateBlock
@@ -117,7 +117,7 @@ def _draft_blocks(session: Session, draft_shard: ShardPath) -> Iterator[Candidat
     for block in iterate_candidates(draft_shard.data, scores):
         found += block.group_ids
         yield block
-    require_groups(draft_shard, found, groups_of_shard(session.config, draft_shard.shard))
+    require_groups(draft_shard, found, session.config.blocks().groups_of_shard(draft_shard.shard))
 
 
 def _shuffled(session: Session, path: ShardPath) -> Iterator[list[Selection]]:

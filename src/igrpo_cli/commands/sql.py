@@ -6,17 +6,29 @@ import csv
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from decimal import Decimal
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from igrpo_cli.errors import UsageError
-from igrpo_cli.inspection.database import RunDatabase
+from igrpo_cli.errors import DamagedFileError, IgrpoError, UsageError
 from igrpo_cli.pipeline.session import open_session
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.views import run_tables
 from igrpo_cli.ui.console import Console, printable, table
 
+T = TypeVar("T")
+
+ROWS_AT_A_TIME = 1024
+_SETTINGS: dict[str, Any] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    "python_enable_replacements": False,  # a table name never means a Python variable
+    "temp_directory": "",
+}
 WIDTH_WITHOUT_TERMINAL = 120
 MIN_CELL_WIDTH = 8
 """A text keeps at least this many characters, for any number of columns."""
@@ -86,3 +98,65 @@ def _line(value: object, width: int) -> str:
 
 def _cut(cell: Any, longest: int) -> Any:
     return f"{cell[: longest - 1]}…" if isinstance(cell, str) and len(cell) > longest else cell
+
+
+class RunDatabase:
+    """The tables of `run_tables` for one query. The query reaches no file, network, extension or setting.
+
+    Raises IgrpoError when DuckDB is not installed, and the errors of `run_tables`.
+    """
+
+    def __init__(self, run: RunDirectory, num_shards: int) -> None:
+        try:
+            import duckdb
+        except ImportError as error:
+            raise IgrpoError(f"SQL needs DuckDB: {error}", hint="pip install 'igrpo-cli[sql]'") from error
+        self._error: type[Exception] = duckdb.Error
+        self._tables = run_tables(run, num_shards)
+        self._database = duckdb.connect(":memory:", config=_SETTINGS)
+        for name, rows in self._tables.items():
+            self._database.register(name, rows)
+        # Registered tables stay readable. A locked configuration cannot be unlocked by the query.
+        self._database.execute("SET enable_external_access = false; SET lock_configuration = true")
+
+    def ask(self, query: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+        """Return the column names and an iterator over the rows as Python values, which are fetched on demand.
+
+        Both the call and the iterator raise UsageError with DuckDB's message when the query cannot be answered, and
+        DamagedFileError when a file is damaged.
+        """
+        with self._failures():
+            result = self._interruptible(lambda: self._database.execute(query))
+        if result is None or result.description is None:
+            raise UsageError("the query is empty", hint="igrpo sql 'SHOW TABLES'")
+        return [column[0] for column in result.description], self._rows(result)
+
+    def _rows(self, result: Any) -> Iterator[tuple[Any, ...]]:
+        def fetch() -> list[tuple[Any, ...]]:
+            with self._failures():
+                return self._interruptible(lambda: result.fetchmany(ROWS_AT_A_TIME))
+
+        while rows := fetch():
+            yield from rows
+
+    def _interruptible(self, call: Callable[[], T]) -> T:
+        """Run `call` in another thread: DuckDB does not react to Ctrl-C in the thread that computes."""
+        with ThreadPoolExecutor(1) as executor:
+            called = executor.submit(call)
+            try:
+                return called.result()
+            except BaseException:
+                self._database.interrupt()
+                raise
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except self._error as error:
+            message = str(error).rstrip()
+            if "IOError: " in message:  # an error of pyarrow during a scan: the query itself cannot open files
+                raise DamagedFileError(message, hint="igrpo verify") from error
+            raise UsageError(
+                message, hint=f"tables: {', '.join(self._tables)}; their columns: igrpo sql 'DESCRIBE rollouts'"
+            ) from error

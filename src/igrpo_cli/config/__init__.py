@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.config.rewards import JudgeSection, RewardSection
 from igrpo_cli.config.sections import (
     DataSection,
@@ -62,6 +63,10 @@ class RunConfig(Section):
         if self.run.method == "grpo":
             return ("draft", "update")
         return ("draft", "select", "refine", "update")
+
+    def blocks(self) -> Blocks:
+        """Return the blocks of a stage of training, which has one group for each problem of the iteration."""
+        return Blocks(self.data.problems_sampled, self.engine.groups_per_block, self.run.num_shards)
 
 
 _SAMPLED = ("data.problems_per_iteration", "data.spare_problems")

