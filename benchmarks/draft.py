@@ -53,9 +53,10 @@ def measure_ours(run: Path) -> dict[str, float]:
 
 def measure_vllm(run: Path) -> dict[str, float]:
     """Run `LLM.generate` on the prompts, seeds and settings of the draft stage."""
-    from igrpo_cli.commands.draft import drafts
+    from igrpo_cli.commands.draft import plan
     from igrpo_cli.engines.vllm import VllmEngine, set_environment
     from igrpo_cli.pipeline.session import open_session
+    from igrpo_cli.prompts import prompt_without_draft
     from igrpo_cli.ui.console import QUIET, Console
 
     set_environment(False)
@@ -74,16 +75,15 @@ def measure_vllm(run: Path) -> dict[str, float]:
     with open_session(run, [], Console(as_json=True, verbosity=QUIET)) as session:
         config = session.config
         engine = Unstarted(session.policy(0).directory, config.engine)
-        plan = drafts(session, 0).plan_of(0)
-        tasks = plan.tasks(range(plan.num_groups), engine.tokenizer)
+        sampling = plan(session, 0).sampling
         from vllm import TokensPrompt
 
         prompts, parameters = [], []
-        for task in tasks:
-            ids = engine.tokenizer.encode_prompt(task.prompt)[1]
-            for sample in task.sample_ids:
+        for group_id, problem in enumerate(session.problems_of_iteration(0)):
+            ids = engine.tokenizer.encode_prompt(prompt_without_draft(problem.problem, config.prompts))[1]
+            for sample in range(config.draft.num_generations):
                 prompts.append(TokensPrompt(prompt_token_ids=ids))
-                parameters.append(engine.sampling_parameters(plan.seed_of(task.group_id, sample), plan.sampling))
+                parameters.append(engine.sampling_parameters(sampling.seed_of(group_id, sample), sampling.sampling))
         started = time.perf_counter()
         outputs = made[0].generate(prompts, parameters, use_tqdm=False)
         seconds = time.perf_counter() - started

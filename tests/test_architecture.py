@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "src" / "igrpo_cli"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "igrpo_cli"
 LIGHT = ("records", "errors", "seeds")
 ROOMS = {
     "records": (),
@@ -133,6 +136,18 @@ def test_each_heavy_dependency_has_its_owner_rooms(path):
     for name in imported(path):
         owners = OWNERS.get(name.split(".")[0])
         assert owners is None or room_of(path) in owners, f"{name} belongs to {owners}"
+
+
+SCRIPTS = [path for folder in ("benchmarks", "docs", ".ci", "data") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_name_of_the_package_that_a_script_imports_exists(path):
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("igrpo_cli"):
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}"), name
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "commands").glob("*.py")), ids=lambda p: p.stem)

@@ -1,4 +1,7 @@
-"""`igrpo draft`: stage 1 of iGRPO. Sample d_1 … d_N ~ pi_theta_old(. | q) for each problem q and grade them."""
+"""`igrpo draft`: sample and grade N drafts of each problem from the current policy.
+
+This is stage 1 of iGRPO (arXiv 2602.09000): d_1, …, d_N ~ pi_old(. | q), where pi_old is `policies/k` and q a problem.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,24 @@ from igrpo_cli.rollouts import RolloutTask
 
 
 def run(session: Session, request: StageRequest) -> StageReport:
-    """Sample the drafts of the requested shards of one iteration. No gradient is taken here."""
+    """Make the draft shards of one iteration that are not complete. Nothing is trained here."""
     with open_rollouts(session, request, plan(session, request.iteration)) as stage:
         sample(stage)
     return stage.report()
 
 
 def sample(stage: RolloutStage, shards: Iterable[int] | None = None) -> None:
-    """Sample N = `draft.num_generations` completions of the prompt without a draft, for each problem.
+    """Sample N = `draft.num_generations` completions of the prompt without draft, for each problem.
 
-    The last blocks may still be in progress when this returns: `stage.finish` waits for them.
+    A group is one problem of the iteration with its completions. The engine samples in the background, and each block
+    of groups is graded and stored when it is done. `open_rollouts` waits for the last blocks and publishes the shards.
+    `igrpo run` passes `shards` to sample some of the requested shards; None means all.
     """
     config = stage.session.config
     for shard in stage.unfinished(shards):
         problems = stage.session.problems_of_iteration(stage.iteration)
         for block in shard.blocks():
-            block.sample(
+            block.sample_and_grade(
                 [
                     RolloutTask(
                         group_id=group_id,
@@ -41,5 +46,8 @@ def sample(stage: RolloutStage, shards: Iterable[int] | None = None) -> None:
 
 
 def plan(session: Session, iteration: int) -> RolloutPlan:
-    """Return the plan of the drafts of an iteration. Its inputs are the problems of the run."""
+    """Return the plan of the drafts of an iteration.
+
+    The problems of the run are their input. A shard that was made from other inputs is in conflict with the plan.
+    """
     return training_plan(session, "draft", iteration, inputs_of=lambda _: [session.run.problems()])

@@ -1,4 +1,8 @@
-"""`igrpo refine`: stage 2 of iGRPO. Sample o_1 … o_G ~ pi_theta_old(. | q'), q' = Concat(q, d_hat), and grade them."""
+"""`igrpo refine`: sample and grade G refinements of each problem, with its selected draft in the prompt.
+
+This is stage 2 of iGRPO (arXiv 2602.09000): o_1, …, o_G ~ pi_old(. | q'), where pi_old is the same policy as in stage 1
+and q' is the template `prompts.refine_template`, filled with the problem q and its selected draft.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +10,17 @@ from collections.abc import Iterable
 
 from igrpo_cli.pipeline.rollout_stage import RolloutPlan, RolloutStage, open_rollouts, training_plan
 from igrpo_cli.pipeline.session import Session, StageRequest
-from igrpo_cli.pipeline.training_groups import read_selections
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft, visible_draft
 from igrpo_cli.records import Selection, StageReport
 from igrpo_cli.rollouts import RolloutTask
+from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.layout import ShardPath
+
+# pyarrow is imported where it is needed, so that a command with nothing to do starts fast.
 
 
 def run(session: Session, request: StageRequest) -> StageReport:
-    """Sample the refinements of the requested shards of one iteration. No gradient is taken here."""
+    """Make the refinement shards of one iteration that are not complete. Nothing is trained here."""
     with open_rollouts(session, request, plan(session, request.iteration)) as stage:
         sample(stage)
     return stage.report()
@@ -23,37 +29,55 @@ def run(session: Session, request: StageRequest) -> StageReport:
 def sample(stage: RolloutStage, shards: Iterable[int] | None = None) -> None:
     """Sample G = `refine.num_generations` completions of the prompt with the selected draft, for each problem.
 
-    The last blocks may still be in progress when this returns: `stage.finish` waits for them.
+    A group whose selection has the action `drop` gets no refinements. As in `draft.sample`, `open_rollouts` waits for
+    the last blocks, and `shards` are some of the requested shards.
     """
     for shard in stage.unfinished(shards):
-        selections = read_selections(stage.session, select_shard(stage.session, shard.path))
+        selections = read_selections(stage.session, selection_shard(stage.session, shard.path))
         for block in shard.blocks():
             selected = [selections[group_id] for group_id in block.groups]
-            block.sample([_task(stage, selection) for selection in selected if selection.action != "drop"])
+            block.sample_and_grade([_task(stage, selection) for selection in selected if selection.action != "drop"])
 
 
 def plan(session: Session, iteration: int) -> RolloutPlan:
-    """Return the plan of the refinements of an iteration. Its inputs are the problems and the selections."""
+    """Return the plan of the refinements of an iteration. Their inputs are the problems and the selections."""
     return training_plan(
-        session, "refine", iteration, inputs_of=lambda shard: [session.run.problems(), select_shard(session, shard)]
+        session, "refine", iteration, inputs_of=lambda shard: [session.run.problems(), selection_shard(session, shard)]
     )
 
 
-def select_shard(session: Session, shard: ShardPath) -> ShardPath:
-    """Return the shard that holds the selections of the groups of a shard of refinements."""
+def selection_shard(session: Session, shard: ShardPath) -> ShardPath:
+    """Return the selections shard that a refinements shard reads. Both hold the same groups."""
     return session.run.shard(shard.iteration, "select", shard.shard, shard.num_shards)
 
 
+def read_selections(session: Session, path: ShardPath) -> dict[int, Selection]:
+    """Return the selections of a shard by group id, after checking the file, its groups and their problems.
+
+    Raises MissingInputError, DamagedFileError, and ConflictError for a selection of another problem.
+    """
+    from igrpo_cli.store.row_checks import require_groups, require_problems
+    from igrpo_cli.store.tables import read_records
+
+    open_input(path)
+    rows = read_records(path.data, Selection)
+    require_groups(path, [row.group_id for row in rows], session.config.blocks().groups_of_shard(path.shard))
+    require_problems(path, rows, session.problems_of_iteration(path.iteration))
+    return {row.group_id: row for row in rows}
+
+
 def _task(stage: RolloutStage, selection: Selection) -> RolloutTask:
-    """The prompt of one group: with its selected draft, or without where the selection says so."""
+    """Return the sampling task of one group. Its prompt holds the selected draft, unless the action is `bare`."""
     config = stage.session.config
     problem = stage.session.problems_of_iteration(selection.iteration)[selection.group_id]
     sample_ids = range(config.refine.num_generations)
     if selection.action == "bare":
         prompt = prompt_without_draft(problem.problem, config.prompts)
-        return RolloutTask(selection.group_id, problem, prompt, sample_ids)
-    truncate = stage.tokenizer.truncate
-    draft, truncated = visible_draft(selection.draft, selection.draft_answer, config.prompts, truncate)
+        return RolloutTask(group_id=selection.group_id, problem=problem, prompt=prompt, sample_ids=sample_ids)
+    # `prompts.draft_view` shows the whole draft, the draft without its thinking, or only its answer.
+    draft, truncated = visible_draft(
+        selection.draft, selection.draft_answer, config.prompts, truncate=stage.tokenizer.truncate
+    )
     return RolloutTask(
         group_id=selection.group_id,
         problem=problem,

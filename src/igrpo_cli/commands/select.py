@@ -1,4 +1,7 @@
-"""`igrpo select`: d_hat = argmax_i R(d_i), the draft of each problem that its refinements see. Runs on the CPU."""
+"""`igrpo select`: select the draft of each problem that its refinements start from, without a GPU.
+
+By default it is the draft with the highest reward (arXiv 2602.09000): d_hat = argmax_i R(d_i).
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,46 @@ from igrpo_cli.seeds import derive_seed
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.conflicts import require_same_settings
 from igrpo_cli.store.layout import ShardPath
-from igrpo_cli.store.row_checks import require_groups
 
 if TYPE_CHECKING:
     from igrpo_cli.store.views import CandidateBlock
 
+# numpy and pyarrow are imported where they are needed, so that a command with nothing to do starts fast.
+
 
 def run(session: Session, request: StageRequest) -> StageReport:
-    """Select a draft for every group of the requested shards."""
+    """Make the selection shards of one iteration that are not complete."""
     from igrpo_cli.store.schema import SELECTIONS
 
     stage = StageShards(session, request, plan(session, request.iteration))
     for shard in stage.unfinished():
-        require_drafts(session, shard.path)
+        check_inputs(session, shard.path)
+        # `commit` writes the rows that the function yields, and passes the counter of the manifest to it.
         stage.commit(shard, SELECTIONS, partial(selections_of_shard, session, shard.path))
     return stage.report()
 
 
-def select(session: Session, iteration: int, drafts: CandidateBlock) -> list[Selection]:
-    """Return the selection of each group of a block: by default the draft with the highest reward.
+def selections_of_shard(session: Session, path: ShardPath, counts: Counter[str]) -> Iterator[list[Selection]]:
+    """Yield the selections of one shard block by block, and count them in `counts` by action, ties and zero rewards."""
+    if session.config.select.strategy == "shuffled":
+        blocks = _shuffled(session, path)
+    else:
+        (draft_shard,) = draft_shards(session, path)
+        blocks = (select_drafts(session, path.iteration, block) for block in _draft_blocks(session, draft_shard))
+    for selections in blocks:
+        for selection in selections:
+            counts[f"action_{selection.action}"] += 1
+            counts["ties"] += selection.num_tied > 1
+            counts["all_zero"] += selection.group_reward_mean == 0 and selection.group_reward_std == 0
+        yield selections
 
-    `select.strategy`, `select.ties` and `select.all_zero` name the other choices.
+
+def select_drafts(session: Session, iteration: int, drafts: CandidateBlock) -> list[Selection]:
+    """Return the selection of each of the B groups of a block, from the rewards [B, N] of their N drafts.
+
+    `select.strategy` names other choices than the highest reward, and `select.ties` decides between equal rewards.
+    Where no draft has a reward above 0, `select.all_zero` decides the action: `condition` (refine with a draft in the
+    prompt), `bare` (refine without) or `drop` (do not refine).
     """
     from igrpo_cli.algo.selection import choose_actions, choose_drafts
 
@@ -63,69 +85,66 @@ def select(session: Session, iteration: int, drafts: CandidateBlock) -> list[Sel
     ]
 
 
-def selections_of_shard(session: Session, path: ShardPath, counts: Counter[str]) -> Iterator[list[Selection]]:
-    """Yield the selections of one shard block by block, and count actions, ties and groups that earned nothing."""
-    if session.config.select.strategy == "shuffled":
-        blocks = _shuffled(session, path)
-    else:
-        (draft_shard,) = draft_shards(session, path)
-        blocks = (select(session, path.iteration, block) for block in _draft_blocks(session, draft_shard))
-    for selections in blocks:
-        counts.update(f"action_{selection.action}" for selection in selections)
-        counts["ties"] += sum(selection.num_tied > 1 for selection in selections)
-        counts["all_zero"] += sum(row.group_reward_mean == 0 == row.group_reward_std for row in selections)
-        yield selections
-
-
 def plan(session: Session, iteration: int) -> StagePlan:
-    """Return the plan of the selections of an iteration. Its inputs are the drafts, and scores if they decide."""
+    """Return the plan of the selections of an iteration.
+
+    Their inputs are the drafts, and the set of scores `select.scores`, if that replaces the rewards of the drafts.
+    """
 
     def inputs_of(path: ShardPath) -> tuple[ShardPath, ...]:
-        drafts, scores = draft_shards(session, path), session.config.select.scores
-        return drafts if scores is None else (*drafts, *(session.run.scores(draft, scores) for draft in drafts))
+        drafts, scores_name = draft_shards(session, path), session.config.select.scores
+        if scores_name is None:
+            return drafts
+        return *drafts, *(session.run.scores(draft, scores_name) for draft in drafts)
 
     num_shards = session.config.run.num_shards
     return StagePlan("select", lambda shard: session.run.shard(iteration, "select", shard, num_shards), inputs_of)
 
 
 def draft_shards(session: Session, path: ShardPath) -> tuple[ShardPath, ...]:
-    """Return the draft shards that a shard of selections reads: its own, or all for the strategy `shuffled`."""
+    """Return the draft shards that a selections shard reads: the one of its own groups, or all for `shuffled`."""
     drafts = session.run.shards(path.iteration, "draft", path.num_shards)
     return drafts if session.config.select.strategy == "shuffled" else (drafts[path.shard],)
 
 
-def require_drafts(session: Session, path: ShardPath) -> None:
-    """Check the data of the drafts and scores that a shard reads, and that all were made with the same settings.
+def check_inputs(session: Session, path: ShardPath) -> None:
+    """Check that the drafts and scores that a selections shard reads are intact and were made with the same settings.
 
     Raises MissingInputError, DamagedFileError and ConflictError.
     """
     from igrpo_cli.store.scores import open_scores
 
-    drafts, name = draft_shards(session, path), session.config.select.scores
+    drafts = draft_shards(session, path)
     require_same_settings({draft: open_input(draft) for draft in drafts})
-    if name is not None:
-        scores = {draft: session.run.scores(draft, name) for draft in drafts}
-        require_same_settings({of_draft: open_scores(of_draft, draft) for draft, of_draft in scores.items()})
+    scores_name = session.config.select.scores
+    if scores_name is not None:
+        scores = {session.run.scores(draft, scores_name): draft for draft in drafts}
+        require_same_settings({scores_path: open_scores(scores_path, draft) for scores_path, draft in scores.items()})
 
 
 def _draft_blocks(session: Session, draft_shard: ShardPath) -> Iterator[CandidateBlock]:
+    from igrpo_cli.store.row_checks import require_groups
     from igrpo_cli.store.views import iterate_candidates
 
-    name = session.config.select.scores
-    scores = None if name is None else session.run.scores(draft_shard, name).data
-    found: list[int] = []
-    for block in iterate_candidates(draft_shard.data, scores):
-        found += block.group_ids
+    scores_name = session.config.select.scores
+    scores_file = None if scores_name is None else session.run.scores(draft_shard, scores_name).data
+    group_ids: list[int] = []
+    for block in iterate_candidates(draft_shard.data, scores_file):
+        group_ids += block.group_ids
         yield block
-    require_groups(draft_shard, found, session.config.blocks().groups_of_shard(draft_shard.shard))
+    # Nothing is published before the last block has been read.
+    require_groups(draft_shard, group_ids, session.config.blocks().groups_of_shard(draft_shard.shard))
 
 
 def _shuffled(session: Session, path: ShardPath) -> Iterator[list[Selection]]:
-    """The selections of one shard where every group sees the best draft of another group of the iteration."""
+    """Yield the selections of one shard, in which each group gets the selected draft of another group.
+
+    This is a control: refinements see a draft, but one that does not belong to their problem.
+    """
     from igrpo_cli.algo.selection import partners
 
     blocks = [
-        (draft_shard.shard, select(session, path.iteration, block))
+        (draft_shard.shard, select_drafts(session, path.iteration, block))
         for draft_shard in draft_shards(session, path)
         for block in _draft_blocks(session, draft_shard)
     ]

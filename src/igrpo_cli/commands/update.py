@@ -1,7 +1,16 @@
-"""`igrpo update`: take the GRPO step of iGRPO on the rollouts of one iteration and publish the next policy."""
+"""`igrpo update`: train the policy on the rollouts of one iteration with the GRPO loss, and publish the next policy.
+
+This is the last stage of iGRPO (arXiv 2602.09000). It trains on the refinements, unless `update.train_on` names the
+drafts too. Each optimiser step is `training.step.PolicyTrainer.step`: the clipped loss of `algo.losses`, with the KL
+term of `update.beta`, gradient clipping and AdamW, whose state continues from the update before. With one step per
+iteration every ratio is 1 and the clip has no effect. The log-probs of the sampler are used for metrics and for
+`update.importance_sampling_correction`, and never as old log-probs.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,45 +34,39 @@ if TYPE_CHECKING:
     from igrpo_cli.training.restore import UpdateProgress
     from igrpo_cli.training.step import PolicyTrainer
 
+# numpy, pyarrow and torch are imported where they are needed, so that a command with nothing to do starts fast.
+
 ONLY_SHARD = (0,)
-"""An update is one shard, whatever the number of shards that it reads."""
+"""An update has one shard, and reads all shards of the stages before it."""
 
 
 def run(session: Session, request: StageRequest) -> StageReport:
     """Train on the rollouts of one iteration and publish `policies/k+1`."""
-    from igrpo_cli.pipeline.update_trainer import prune_optimizer_states
-
-    update, policy = session.run.update(request.iteration), session.policy(request.iteration)
+    policy = session.policy(request.iteration)
+    # A command that was killed may have left a complete update whose policy is not in policies/ yet.
     promote_policy(session.run, request.iteration)
     if not request.dry_run:
-        # Also after a complete update: it may have been killed while it removed what nobody needs any more.
-        for directory in (session.run.policies, update.directory.parent):
-            remove_stale_temporaries(directory)
+        _remove_temporaries(session, request.iteration)
     stage = StageShards(session, replace(request, shards=ONLY_SHARD), plan(session, request.iteration, policy))
     for shard in stage.unfinished():
-        try:
-            stage.add(train(session, shard, policy))
-        except (MissingInputError, FileNotFoundError):
-            # A concurrent task that completed the same update removes what this one was still reading.
-            is_alone = request.overwrite or rank_and_size()[1] > 1
-            manifest = None if is_alone else completed_update(session.run, update, shard.identity)
-            if manifest is None:
-                raise
-            stage.add(manifest)
+        stage.add(_train_or_accept(session, shard, policy))
     if not request.dry_run:
-        for directory in (*update.checkpoints.glob("*"), update.checkpoints):
-            clear_directory(directory, CHECKPOINT_DIRECTORIES)
-        prune_optimizer_states(session, request.iteration)
+        _remove_checkpoints(session, request.iteration)
     report = stage.report()
-    # The rows of the manifest are metrics. The report says how much was trained on.
-    report.rows, report.groups = (int(report.details.get(name, 0)) for name in ("completions", "groups"))
+    # The manifest counts the rows of metrics.parquet. The report counts the completions and groups trained on.
+    report.rows = int(report.details.get("completions", 0))
+    report.groups = int(report.details.get("groups", 0))
     return report
 
 
 def train(session: Session, shard: UnfinishedShard, policy: Policy) -> Manifest:
     """Compute advantages, take the optimiser steps and publish the next policy; return the manifest of the update.
 
-    The update is made by this process, or by all processes that torchrun started.
+    Policy, optimiser state, metrics and manifest are written into a hidden directory, which then becomes the directory
+    of the update in one rename. A second rename moves the policy to `policies/k+1`. A kill before the first leaves
+    nothing but checkpoints, and after a kill between both the next command makes the second.
+
+    Under torchrun all processes call this together.
     """
     from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints
     from igrpo_cli.pipeline.training_groups import read_observations
@@ -74,10 +77,11 @@ def train(session: Session, shard: UnfinishedShard, policy: Policy) -> Manifest:
     iteration, config = shard.path.iteration, session.config
     observations = read_observations(session, iteration, policy)
     groups = groups_with_advantages(observations, config.update, config.data.problems_per_iteration)
+    minibatches = split_into_minibatches(groups, config.update.num_minibatches, config.run.seed, iteration)
     with joined_ranks() as ranks:
         trainer = load_trainer(session, policy, iteration, ranks)
         checkpoints = StepCheckpoints(session.run.update(iteration), shard.identity, session.console)
-        steps = take_steps(session, trainer, groups, iteration, checkpoints)
+        steps = take_steps(session, trainer, minibatches, iteration, checkpoints)
         manifest, is_ours = publish_update(session, shard, trainer, policy, observations, steps)
         if is_ours:
             keep_warm(session, trainer, iteration)
@@ -87,18 +91,21 @@ def train(session: Session, shard: UnfinishedShard, policy: Policy) -> Manifest:
 def groups_with_advantages(
     observations: Observations, section: UpdateSection, problems_per_iteration: int
 ) -> list[TrainingGroup]:
-    """Return the groups to train on, each completion with its advantage over the others of its group.
+    """Return the groups to train on, with an advantage for each completion, normalised within its group.
 
-    A_j = (R(o_j) - mean) / std over the G completions of one group, and 0 where std is 0.
+    A_j = (R(o_j) - mean) / (std + 1e-4) over the G completions of a group, with the sample standard deviation (ddof 1)
+    as in TRL; `update.scale_rewards` names the other choices. If all rewards are equal, the advantages are 0.
+
+    With `update.dynamic_sampling` the groups without reward variance are left out.
     """
     import numpy as np
 
     from igrpo_cli.algo.advantages import group_advantages
     from igrpo_cli.pipeline.training_groups import with_reward_variance
 
-    scale = section.constants().scale_rewards
+    scale_rewards = section.constants().scale_rewards
     groups = [
-        replace(group, advantages=group_advantages(np.array(group.rewards), scale).tolist())
+        replace(group, advantages=group_advantages(np.array(group.rewards), scale_rewards).tolist())
         for group in observations.groups(section)
     ]
     if not section.dynamic_sampling:
@@ -106,78 +113,142 @@ def groups_with_advantages(
     return with_reward_variance(groups, problems_per_iteration, section.num_minibatches)
 
 
+def split_into_minibatches(
+    groups: list[TrainingGroup], num_minibatches: int, seed: int, iteration: int
+) -> list[list[TrainingGroup]]:
+    """Return the groups in `num_minibatches` lists of nearly equal length, in an order that follows from `seed`.
+
+    A single minibatch keeps the order of the groups. Raises UsageError where there are fewer groups than minibatches.
+    """
+    if num_minibatches > len(groups):
+        raise UsageError(
+            f"update.num_minibatches = {num_minibatches}, but iteration {iteration} has only {len(groups)} groups",
+            hint=f"--set update.num_minibatches={len(groups)}"
+            if groups
+            else "all groups were dropped: --set select.all_zero=keep, then select and refine with --overwrite",
+        )
+    if num_minibatches == 1:
+        return [groups]
+    shuffled = sorted(groups, key=lambda g: derive_seed(seed, "minibatch", iteration, g.stage, g.group_id))
+    return [shuffled[first::num_minibatches] for first in range(num_minibatches)]
+
+
 def take_steps(
     session: Session,
     trainer: PolicyTrainer,
-    groups: list[TrainingGroup],
+    minibatches: list[list[TrainingGroup]],
     iteration: int,
     checkpoints: StepCheckpoints,
 ) -> list[Step]:
-    """Take all optimiser steps of an iteration: `num_epochs` passes over `num_minibatches` parts of the groups."""
+    """Take the optimiser steps of an iteration: `update.num_epochs` passes over the minibatches, one step on each.
+
+    An update that was stopped continues after its newest checkpoint.
+    """
     from igrpo_cli.pipeline.update_artifacts import Step
 
     section = session.config.update
-    minibatches = _minibatches(groups, section.num_minibatches, session.config.run.seed, iteration)
-    num_steps = section.num_minibatches * section.num_epochs
-    title, num_tokens = f"update of iteration {iteration}", section.num_epochs * _num_tokens(groups)
-    with session.console.activity(f"{title}: log-probs before the first step"):
-        progress = _begin(trainer, minibatches, num_steps, checkpoints)
-    with session.console.progress(title, num_tokens, "tokens") as bar:
-
-        def advance(num_tokens: int) -> None:
-            on_all_ranks = num_tokens * trainer.ranks.size
-            bar.advance(on_all_ranks, tokens=on_all_ranks)
-
-        bar.skip(sum(result.metrics["num_tokens"] for result in progress.results))
+    num_steps = section.num_epochs * len(minibatches)
+    with session.console.activity(f"update of iteration {iteration}: preparing"):
+        progress = checkpoints.load(trainer) or initial_progress(trainer, minibatches, num_steps)
+    with _progress_bar(session, trainer, minibatches, iteration, progress) as advance:
         for index in range(len(progress.results), num_steps):
-            part = index % section.num_minibatches
+            number = index % len(minibatches)
             rate = _learning_rate(session, iteration * num_steps + index)
-            old_logprobs = progress.old_logprobs[part] if num_steps > 1 else None
-            progress.results.append(trainer.step(minibatches[part], rate, old_logprobs, advance))
+            progress.results.append(trainer.step(minibatches[number], rate, progress.old_logprobs[number], advance))
             is_due = section.save_steps and (index + 1) % section.save_steps == 0
             if is_due and index + 1 < num_steps:
                 checkpoints.save(trainer, progress)
     return [
-        Step(iteration * num_steps + index, minibatches[index % section.num_minibatches], result)
+        Step(iteration * num_steps + index, minibatches[index % len(minibatches)], result)
         for index, result in enumerate(progress.results)
     ]
 
 
+def initial_progress(trainer: PolicyTrainer, minibatches: list[list[TrainingGroup]], num_steps: int) -> UpdateProgress:
+    """Return the progress of a new update: the old log-probs of each minibatch, under the policy that sampled.
+
+    A single step needs none. The policy in training is still the one that sampled, so its own detached log-probs are
+    the old ones.
+    """
+    from igrpo_cli.training.restore import UpdateProgress
+
+    if num_steps == 1:
+        return UpdateProgress(old_logprobs=[None])
+    return UpdateProgress(old_logprobs=[trainer.compute_old_logprobs(minibatch) for minibatch in minibatches])
+
+
 def plan(session: Session, iteration: int, policy: Policy) -> StagePlan:
-    """Return the plan of an update. Its inputs are the shards of the iteration and the update before."""
+    """Return the plan of an update.
+
+    Its inputs are the shards of the iteration, and the previous update, which determines the optimiser state.
+    """
     from igrpo_cli.pipeline.training_groups import input_shards
     from igrpo_cli.pipeline.update_trainer import previous_update
 
     def inputs_of(_: ShardPath) -> list[ShardPath]:
         before = previous_update(session, iteration)
-        # The optimiser state that is carried on follows from the previous update and nothing else.
         return [*input_shards(session, iteration), *([] if before is None else [before.shard])]
 
     return StagePlan("update", lambda _: session.run.update(iteration).shard, inputs_of, policy_id=policy.id)
 
 
-def _num_tokens(groups: list[TrainingGroup]) -> int:
-    return sum(len(completion_ids) for group in groups for completion_ids in group.completion_ids)
+def _train_or_accept(session: Session, shard: UnfinishedShard, policy: Policy) -> Manifest:
+    """Return the manifest of `train`, or that of another task that completes the same update meanwhile."""
+    try:
+        return train(session, shard, policy)
+    except (MissingInputError, FileNotFoundError):
+        # The other task removes optimiser states that its own update has replaced, and this one may be reading them.
+        # Under torchrun the other ranks would wait for this one, and with --overwrite the update is to be made again.
+        _, num_ranks = rank_and_size()
+        if shard.overwrite or num_ranks > 1:
+            raise
+        manifest = completed_update(session.run, session.run.update(shard.path.iteration), shard.identity)
+        if manifest is None:
+            raise
+        return manifest
 
 
-def _begin(
+def _remove_temporaries(session: Session, iteration: int) -> None:
+    """Remove what commands that were killed have left, also where the update itself is complete."""
+    for directory in (session.run.policies, session.run.update(iteration).directory.parent):
+        remove_stale_temporaries(directory)
+
+
+def _remove_checkpoints(session: Session, iteration: int) -> None:
+    """Remove the checkpoints of a complete update, and the optimiser states that are not kept."""
+    from igrpo_cli.pipeline.update_trainer import prune_optimizer_states
+
+    checkpoints = session.run.update(iteration).checkpoints
+    for of_identity in checkpoints.glob("*"):
+        clear_directory(of_identity, CHECKPOINT_DIRECTORIES)
+    clear_directory(checkpoints, CHECKPOINT_DIRECTORIES)
+    prune_optimizer_states(session, iteration)
+
+
+@contextmanager
+def _progress_bar(
+    session: Session,
     trainer: PolicyTrainer,
     minibatches: list[list[TrainingGroup]],
-    num_steps: int,
-    checkpoints: StepCheckpoints,
-) -> UpdateProgress:
-    """Return the progress of a stopped update of the same identity, or that of a new one."""
-    from igrpo_cli.training.restore import UpdateProgress
+    iteration: int,
+    progress: UpdateProgress,
+) -> Iterator[Callable[[int], None]]:
+    """Show the completion tokens that were trained on; yield a function that adds the tokens of this rank."""
+    num_tokens = sum(len(ids) for minibatch in minibatches for group in minibatch for ids in group.completion_ids)
+    total = session.config.update.num_epochs * num_tokens
+    with session.console.progress(f"update of iteration {iteration}", total, "tokens") as bar:
+        bar.skip(sum(result.metrics["num_tokens"] for result in progress.results))
 
-    if num_steps == 1:
-        # The policy is still the one that sampled. Its own detached log-probs are the old ones, and every ratio is 1.
-        return UpdateProgress([])
-    found = checkpoints.load(trainer)
-    return found or UpdateProgress([trainer.compute_old_logprobs(part) for part in minibatches])
+        def advance(num_tokens: int) -> None:
+            # All ranks have nearly equal work. The metric above already counts all of them.
+            on_all_ranks = num_tokens * trainer.ranks.size
+            bar.advance(on_all_ranks, tokens=on_all_ranks)
+
+        yield advance
 
 
 def _learning_rate(session: Session, step: int) -> float:
-    """Return the learning rate of a step, counted over the whole run."""
+    """Return the learning rate of a step, counted from 0 over the whole run."""
     from igrpo_cli.algo.schedules import learning_rate_at
 
     section = session.config.update
@@ -185,18 +256,3 @@ def _learning_rate(session: Session, step: int) -> float:
     return learning_rate_at(
         step, total, section.learning_rate, section.lr_scheduler_type, section.warmup_ratio, section.min_lr_rate
     )
-
-
-def _minibatches(
-    groups: list[TrainingGroup], num_minibatches: int, seed: int, iteration: int
-) -> list[list[TrainingGroup]]:
-    """Split the groups into parts of nearly equal number, in an order that follows from the seed of the run."""
-    if num_minibatches > len(groups):
-        raise UsageError(
-            f"update.num_minibatches = {num_minibatches}, but iteration {iteration} has only {len(groups)} groups",
-            hint=f"--set update.num_minibatches={len(groups)}",
-        )
-    if num_minibatches == 1:
-        return [groups]
-    dealt = sorted(groups, key=lambda g: derive_seed(seed, "minibatch", iteration, g.stage, g.group_id))
-    return [dealt[part::num_minibatches] for part in range(num_minibatches)]

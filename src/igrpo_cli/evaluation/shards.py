@@ -93,12 +93,12 @@ def sample_evaluation(session: Session, evaluation: Evaluation, request: StageRe
         for shard in stage.unfinished():
             if evaluation.selection is None:
                 for block in shard.blocks():
-                    block.sample([_task_without_draft(stage, evaluation, group) for group in block.groups])
+                    block.sample_and_grade([_task_without_draft(stage, evaluation, group) for group in block.groups])
             else:
                 drafts = _samples_to_refine(session, evaluation, shard.path)
                 for block in shard.blocks():
                     groups = [_tasks_with_draft(stage, evaluation, group, drafts[group]) for group in block.groups]
-                    block.sample([task for tasks in groups for task in tasks])
+                    block.sample_and_grade([task for tasks in groups for task in tasks])
     return stage.report()
 
 

@@ -26,7 +26,6 @@ from igrpo_cli.store.layout import ShardPath
 from igrpo_cli.store.lineage import require_current
 from igrpo_cli.store.manifest import Manifest
 from igrpo_cli.store.policies import Policy
-from igrpo_cli.store.row_checks import require_planned
 from igrpo_cli.ui.progress import Progress
 
 if TYPE_CHECKING:
@@ -201,9 +200,9 @@ class Block:
     """Ids of the groups."""
     is_done: bool
 
-    def sample(self, tasks: Sequence[RolloutTask]) -> None:
-        """Hand the prompts of the block's groups to the sampler, in order; nothing is sampled where it is done."""
-        self.shard.sample(self, tasks)
+    def sample_and_grade(self, tasks: Sequence[RolloutTask]) -> None:
+        """Hand the prompts of the block's groups to the sampler, in order, unless the block is done."""
+        self.shard.sample_and_grade(self, tasks)
 
 
 class RolloutShard:
@@ -257,7 +256,7 @@ class RolloutShard:
                 return
             yield self._block(number, is_done=self._parts.has(number))
 
-    def sample(self, block: Block, tasks: Sequence[RolloutTask]) -> None:
+    def sample_and_grade(self, block: Block, tasks: Sequence[RolloutTask]) -> None:
         """Sample a block of this shard, unless it is done."""
         self._expected[block.number] = [(task.group_id, task.sample_ids) for task in tasks]
         self._num_truncated += sum(task.draft_truncated for task in tasks)
@@ -307,6 +306,8 @@ class RolloutShard:
         self._stage.progress.advance(tokens=sum(len(row.completion_ids) for row in rows))
 
     def _require_requested(self, number: int, found: Iterable[RowId]) -> None:
+        from igrpo_cli.store.row_checks import require_planned
+
         expected = self._expected.get(number)
         if expected is None:
             raise IgrpoError(

@@ -17,7 +17,7 @@ from igrpo_cli.store.conflicts import require_same_settings
 from igrpo_cli.store.layout import ShardPath
 from igrpo_cli.store.manifest import Manifest
 from igrpo_cli.store.policies import Policy
-from igrpo_cli.store.row_checks import require_groups, require_problems, require_whole
+from igrpo_cli.store.row_checks import require_groups, require_whole
 
 TRAINED_STAGES = {"drafts": ("draft",), "refinements": ("refine",), "both": ("draft", "refine")}
 GREEDY_TEMPERATURE = 1.0
@@ -66,6 +66,8 @@ def with_reward_variance(
 ) -> list[TrainingGroup]:
     """Return the groups that dynamic sampling trains on (DAPO, arXiv 2503.14476, section 3.2).
 
+    Nothing is sampled here. The stages have sampled `data.spare_problems` more problems to choose from.
+
     These are the first `problems_per_iteration` groups of each stage that have an advantage other than 0. Groups
     without one are added only where fewer than `num_minibatches` groups would be left.
     """
@@ -76,20 +78,6 @@ def with_reward_variance(
         chosen += [group for group in of_stage if any(group.advantages)][:problems_per_iteration]
         idle += [group for group in of_stage if not any(group.advantages)]
     return [*chosen, *idle[: max(0, num_minibatches - len(chosen))]]
-
-
-def read_selections(session: Session, path: ShardPath) -> dict[int, Selection]:
-    """Return the selections of a shard by group id, its data, groups and problems checked.
-
-    Raises MissingInputError, DamagedFileError, and ConflictError for a selection of another problem.
-    """
-    from igrpo_cli.store.tables import read_records
-
-    open_input(path)
-    rows = read_records(path.data, Selection)
-    require_groups(path, [row.group_id for row in rows], session.config.blocks().groups_of_shard(path.shard))
-    require_problems(path, rows, session.problems_of_iteration(path.iteration))
-    return {row.group_id: row for row in rows}
 
 
 def input_shards(session: Session, iteration: int) -> list[ShardPath]:

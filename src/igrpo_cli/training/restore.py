@@ -6,6 +6,7 @@ The progress of an update between two steps holds everything that the next step 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -112,8 +113,8 @@ def save_trainer(trainer: PolicyTrainer, source: Path, places: TrainerPlaces, po
 class UpdateProgress:
     """The results of an update so far, besides the weights and the optimiser state."""
 
-    old_logprobs: list[FloatArray]
-    """Log-probs of the tokens of each minibatch, under the policy that the update started with."""
+    old_logprobs: Sequence[FloatArray | None]
+    """Log-probs of the tokens of each minibatch, under the policy before the first step; None for a single step."""
     results: list[StepResult] = field(default_factory=list)
     """Results of the steps taken, in order."""
 
@@ -126,7 +127,9 @@ def save_progress(directory: Path, trainer: PolicyTrainer, progress: UpdateProgr
     if not trainer.ranks.is_first:
         return
     arrays: dict[str, NDArray[np.generic]] = {
-        f"old_logprobs.{minibatch}": values for minibatch, values in enumerate(progress.old_logprobs)
+        f"old_logprobs.{minibatch}": values
+        for minibatch, values in enumerate(progress.old_logprobs)
+        if values is not None
     }
     for step, result in enumerate(progress.results):
         arrays |= {f"audit.{step}.{each.name}": getattr(result.audit, each.name) for each in fields(CompletionAudit)}
