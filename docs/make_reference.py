@@ -20,6 +20,7 @@ from typer.models import OptionInfo
 from igrpo_cli import errors
 from igrpo_cli.cli.app import app
 from igrpo_cli.config import STAGE_READS, RunConfig
+from igrpo_cli.config.files import FIXED_SECTIONS
 from igrpo_cli.config.sections import Section
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.store import schema as schemas
@@ -56,20 +57,24 @@ def settings() -> str:
         "# Settings",
         "The sections of `run.toml`, in order. `--set section.key=value` overrides a key. "
         "The last column names the stages whose results depend on the key: shards made with another value are a "
-        "conflict (exit 4) until `--overwrite`. A dash means that `igrpo init` fixes the key for the run, or that the "
-        "key changes no result.",
+        "conflict (exit 4) until `--overwrite`. `init` means that `igrpo init` fixes the key for the run, and a dash "
+        "that the key changes no result. The stage `conditioned` is an evaluation with drafts.",
     ]
     for name, field in RunConfig.model_fields.items():
         section: type[Section] = field.annotation  # type: ignore[assignment]
         described, properties = _attribute_docs(section), section.model_json_schema()["properties"]
         rows = [
             (f"`{key}`", _type(properties[key]), _default(each.get_default(call_default_factory=True)),
-             described.get(key, ""), ", ".join(_stages_that_read(name, section, key)) or "–")
+             described.get(key, ""), _when_it_counts(name, section, key))
             for key, each in section.model_fields.items()
         ]  # fmt: skip
         parts += [f"## {name}", _joined(inspect.getdoc(section) or "")]
         parts += [_table(("key", "value", "default", "meaning", "stages"), rows)]
     return "\n\n".join(parts)
+
+
+def _when_it_counts(name: str, section: type[Section], key: str) -> str:
+    return "init" if name in FIXED_SECTIONS else ", ".join(_stages_that_read(name, section, key)) or "–"
 
 
 def columns() -> str:

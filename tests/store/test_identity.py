@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sample_run import identity_of
 
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.store.conflicts import Difference, identity_differences, require_same
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import FileHash, Identity
+from sample_run import identity_of
 
 SHARD = RunDirectory(Path("run")).shard(0, "draft", 3, 8)
 SELECT = RunDirectory(Path("run")).shard(0, "select", 0, 1)
@@ -27,8 +27,8 @@ def test_a_changed_setting_is_named_with_both_values():
     assert identity_differences(on_disk, now) == [Difference("config.draft.temperature", 1.0, 0.8)]
     assert message(on_disk, now) == (
         "draft shard 3 of 8 was made with another config (draft.temperature 1.0 on disk, 0.8 now)",
-        "`igrpo draft --iteration 0 --shard 3 --overwrite` makes it again; to keep it, "
-        "set draft.temperature back to 1.0",
+        "`igrpo draft --iteration 0 --shard 3 --overwrite`, with the same --set options, makes it again; to keep it, "
+        "add --set 'draft.temperature=1.0'",
     )
 
 

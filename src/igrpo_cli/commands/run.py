@@ -43,7 +43,8 @@ def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, c
         payload["stages"] = [report.payload() for report in reports]
         payload["policy"] = str(session.run.policy(todo[-1] + 1 if todo else session.num_iterations()))
         newest = printable(str(payload["policy"]))
-        console.data(payload, f"{len(todo)} iterations in {seconds:.1f} s; the newest policy is {newest}")
+        done = f"{len(todo)} iterations in {seconds:.1f} s" if todo else "all iterations are already complete"
+        console.data(payload, f"{done}; the newest policy is {newest}")
 
 
 def unfinished(session: Session) -> list[int]:

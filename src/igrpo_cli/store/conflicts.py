@@ -82,7 +82,8 @@ def require_same(on_disk: Identity, now: Identity, overwrite_command: str) -> No
         return
     kind = _kind(differences[0])
     told = [difference for difference in differences if _kind(difference) == kind]
-    hint = f"`{overwrite_command}` makes it again{_way_back(kind, told)}"
+    same_settings = ", with the same --set options," if kind == "config" else ""
+    hint = f"`{overwrite_command}`{same_settings} makes it again{_way_back(kind, told)}"
     raise ConflictError(f"{on_disk.name} was made {_SENTENCES[kind](told)}", hint=hint)
 
 
@@ -147,8 +148,8 @@ def _way_back(kind: str, told: Sequence[Difference]) -> str:
     if kind != "config":
         return ""
     known = [each for each in told[:SHOWN_DIFFERENCES] if each.on_disk is not None]
-    settings = ", ".join(f"{_within(each)} back to {_shown(each.on_disk)}" for each in known)
-    return f"; to keep it, set {settings}" if known else ""
+    settings = " ".join(f"--set '{_within(each)}={_shown(each.on_disk)}'" for each in known)
+    return f"; to keep it, add {settings}" if known else ""
 
 
 def _shown(value: Any) -> str:
