@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from igrpo_cli import http_client
 from igrpo_cli.errors import UsageError
 from igrpo_cli.http_client import ClosedError, HttpClient, PermanentError, TransientError
 
@@ -64,6 +65,49 @@ def test_a_body_that_comes_in_drops_ends_with_the_timeout_of_the_request(serve, 
     with pytest.raises(TransientError, match=r"did not answer within 0\.5 s"):
         client_of(serve(drop_by_drop)).get("/")
     assert time.monotonic() - start < 3
+
+
+def header_by_header(connection, _):
+    connection.sendall(b"HTTP/1.1 200 OK\r\n")
+    for number in range(100):
+        connection.sendall(b"X-%d: x\r\n" % number)
+        time.sleep(0.05)
+
+
+def chunk_size_by_digit(connection, _):
+    connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for _ in range(100):
+        connection.sendall(b"0")
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("answer", [header_by_header, chunk_size_by_digit])
+def test_headers_that_come_in_drops_end_with_the_timeout_of_the_request(serve, client_of, answer):
+    start = time.monotonic()
+    with pytest.raises(TransientError, match=r"did not answer within 0\.5 s"):
+        client_of(serve(answer)).get("/")
+    assert time.monotonic() - start < 3
+
+
+def test_a_body_without_end_is_refused(serve, client_of, monkeypatch):
+    def endless(connection, _):
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.sendall(b"x" * 65536)
+
+    monkeypatch.setattr(http_client, "_MAX_BODY_BYTES", 2**20)
+    with pytest.raises(PermanentError, match="sent more than 1 MiB"):
+        client_of(serve(endless), timeout=20).get("/")
+
+
+def test_json_that_is_nested_too_deeply_is_no_json(serve, client_of):
+    body = b"[" * 200_000
+
+    def answer(connection, _):
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    with pytest.raises(PermanentError, match="did not return JSON"):
+        client_of(serve(answer), timeout=20).get("/")
 
 
 @pytest.mark.parametrize(

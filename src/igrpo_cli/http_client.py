@@ -11,7 +11,6 @@ import os
 import re
 import socket
 import threading
-import time
 import weakref
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -29,6 +28,8 @@ _QUERY = re.compile(r"""(//[^\s"'<>?#]*[?#])[^\s"'<>]*""")
 _CONNECT_SECONDS = 10.0
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
+_MAX_BODY_BYTES = 64 * 2**20
+"""A larger reply is none that any request of ours gets."""
 _MAX_MESSAGE_CHARACTERS = 500
 """Characters of a server's message that an error repeats."""
 
@@ -80,7 +81,7 @@ class HttpClient:
         self._client = httpx.Client(
             headers=headers,
             timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS), pool=None),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             verify=ssl.create_default_context(),
             trust_env=False,  # no proxy between the nodes of a cluster, and no key from a .netrc
         )
@@ -124,7 +125,7 @@ class HttpClient:
         if 200 <= status < 300:
             try:
                 return json.loads(data) if data else None
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise PermanentError(f"{self.url}{path} did not return JSON: {self._shown(data)}", status) from None
         message = f"{self.url}{path} answered {status}: {self._shown(_error_text(data))}"
         if status == 429 or status >= 500:
@@ -133,37 +134,45 @@ class HttpClient:
         raise PermanentError(message, status, hint=hint if status == 401 else None)
 
     def _exchange(self, method: str, path: str, body: bytes | None) -> tuple[int, bytes]:
-        """Return status and body. The read timeout bounds each wait, the deadline a body that comes in drops."""
+        """Return status and body. A timer bounds the whole request: httpx bounds each wait, and a server may drip."""
         import httpx
 
         if self._closing.is_set():
             raise ClosedError
-        deadline = time.monotonic() + self._timeout
+        deadline = _Deadline(self._timeout)
         data = bytearray()
+
+        def remember(event: str, info: dict[str, Any]) -> None:
+            # httpx calls this at each step of a request.
+            if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
+                opened = info["return_value"].get_extra_info("socket")
+                deadline.applies_to(opened)
+                self._remember_socket(opened)
+
         try:
-            with self._client.stream(
-                method, self.url + path, content=body, extensions={"trace": self._remember_socket}
-            ) as response:
+            with (
+                deadline,
+                self._client.stream(method, self.url + path, content=body, extensions={"trace": remember}) as response,
+            ):
                 for chunk in response.iter_bytes():
                     data += chunk
-                    if time.monotonic() > deadline:
-                        raise httpx.ReadTimeout("the body is not complete")
+                    if len(data) > _MAX_BODY_BYTES:
+                        limit = f"{_MAX_BODY_BYTES // 2**20} MiB"
+                        raise PermanentError(f"{self.url}{path} sent more than {limit}", response.status_code)
                 return response.status_code, bytes(data)
         except Exception as error:
             if self._closing.is_set():
                 raise ClosedError from error
-            if isinstance(error, httpx.TimeoutException):
+            is_http_error = isinstance(error, httpx.RequestError | OSError)
+            if isinstance(error, httpx.TimeoutException) or (deadline.has_passed and is_http_error):
                 raise TransientError(f"{self.url} did not answer within {self._timeout:g} s") from error
             if isinstance(error, httpx.RequestError):
                 reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
                 raise TransientError(f"{self.url} does not answer: {reason}") from error
             raise
 
-    def _remember_socket(self, event: str, info: dict[str, Any]) -> None:
-        """Keep the socket of a new connection for `close`: httpx calls this at each step of a request."""
-        if event not in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            return
-        opened = info["return_value"].get_extra_info("socket")
+    def _remember_socket(self, opened: socket.socket) -> None:
+        """Keep the socket of a new connection for `close`."""
         with self._lock:
             self._sockets.add(opened)
         if self._closing.is_set():
@@ -175,6 +184,35 @@ class HttpClient:
         if self._api_key:
             shown = shown.replace(self._api_key, "***")
         return " ".join(without_secrets(shown)[:_MAX_MESSAGE_CHARACTERS].split())
+
+
+class _Deadline:
+    """Ends the connections of one request when its time is over."""
+
+    def __init__(self, seconds: float) -> None:
+        self.has_passed = False
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def __enter__(self) -> None:
+        self._timer.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._timer.cancel()
+
+    def applies_to(self, opened: socket.socket) -> None:
+        with self._lock:
+            self._sockets.append(opened)
+            if self.has_passed:
+                _shut_down(opened)
+
+    def _end(self) -> None:
+        with self._lock:
+            self.has_passed = True
+            for opened in self._sockets:
+                _shut_down(opened)
 
 
 def secret_in(endpoint: str) -> str | None:
@@ -232,5 +270,5 @@ def _error_text(data: bytes) -> str:
         error = json.loads(data)
         error = error.get("error", error.get("detail", error))
         return str(error["message"] if isinstance(error, dict) and "message" in error else error)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return data.decode("utf-8", "replace")

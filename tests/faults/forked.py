@@ -36,7 +36,7 @@ SETTINGS = (
     "eval.max_gen_toks=8",
 )
 """The least that has two of everything: shards, blocks of a shard, rows of a group, steps of an update."""
-VARYING = frozenset({"host", "started", "finished", "seconds", "gpu_seconds", "checksum"})
+VARYING = frozenset({"host", "started", "finished", "seconds", "gpu_seconds", "spent", "wall_seconds", "checksum"})
 """What two manifests of the same shard differ in."""
 AGAIN = " --overwrite"
 """Ends the name of a command that is made to do its work once more."""

@@ -137,7 +137,7 @@ def test_another_version_of_the_schema(until, stage, version, age):
 
 def test_another_version_of_the_manifest(until):
     run, shard = until("refine")
-    shard.manifest.write_text(shard.manifest.read_text().replace('"manifest_version": 2', '"manifest_version": 0'))
+    shard.manifest.write_text(shard.manifest.read_text().replace('"manifest_version": 3', '"manifest_version": 0'))
     assert "an older igrpo (manifest_version 0" in refused(run, shard)
     assert verify_says(run, shard)
 

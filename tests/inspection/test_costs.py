@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from igrpo_cli.inspection.run_state import CURVES, Spent, iteration_costs, project, read_complete_iteration
 from igrpo_cli.store.atomic import sha256_file
+from igrpo_cli.store.checksummed_json import checksummed_bytes
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import DataFile, publish_manifest
 from sample_run import identity_of, manifest_of
@@ -105,3 +108,15 @@ def test_a_damaged_manifest_is_named_and_counts_nothing(run, content):
     costs = iteration_costs(run, 0, STAGES)
     assert costs.stages["draft"] == Spent(1000, 60.0, 120.0)
     assert [str(damaged) in each for each in costs.unreadable] == [True]
+
+
+@pytest.mark.parametrize("key", ["spent", "wall_seconds", "metrics", "seconds", "data"])
+def test_an_update_whose_manifest_lacks_a_figure_is_named(run, key):
+    path = run.update(0).manifest
+    facts = json.loads(path.read_text())
+    del facts["checksum"], facts[key]
+    path.write_bytes(checksummed_bytes(facts))
+    costs, metrics = read_complete_iteration(run, 0, STAGES)
+    assert costs.stages["draft"] == Spent(3000, 150.5, 301.0)
+    assert [f"lacks the key {key}" in each for each in costs.unreadable] == [True]
+    assert metrics == {}

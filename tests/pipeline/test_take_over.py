@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import contextmanager
+
 import pytest
 
-from command_line import files_below, igrpo, make_run
+from command_line import files_below, igrpo, make_run, sets
+from igrpo_cli.store.parts import PartStore
 
 TWO_SHARDS = ("run.num_shards=2", "run.num_iterations=1")
 """Blocks 0 and 1 are shard 0, blocks 2 and 3 shard 1."""
@@ -20,6 +24,28 @@ def drafted(tmp_path_factory):
 
 def parts(run, shard):
     return sorted(path.name for path in run.glob(f"iteration_0000/draft/.parts/shard-0000{shard}-of-00002/*.parquet"))
+
+
+class Killed(BaseException):
+    """Ends a command as a signal would."""
+
+
+@contextmanager
+def killed_after_a_block():
+    """Let the first block that is written be kept, and end the command then."""
+    write = PartStore.write
+
+    def once(self, block, rows):
+        write(self, block, rows)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartStore, "write", once)
+        yield
+
+
+def parts_of_one_shard(run):
+    return sorted(run.glob("iteration_0000/draft/.parts/*/*.parquet"))
 
 
 def test_a_task_that_is_done_samples_what_another_has_not_begun(tmp_path, drafted):
@@ -66,3 +92,33 @@ def test_nothing_is_left_to_help_with_where_all_shards_are_finished(tmp_path):
     result = igrpo("draft", run, "--shard", 0, "--take-over", "--json")
     assert result.code == 0
     assert result.json["skipped"] == 1
+
+
+def test_an_overwrite_with_other_settings_leaves_the_shards_of_other_tasks_alone(tmp_path):
+    run = make_run(tmp_path / "run", *TWO_SHARDS)
+    assert igrpo("draft", run).code == 0
+    other = run / "iteration_0000/draft/shard-00001-of-00002.parquet"
+    before = other.read_bytes()
+    changed = *sets("draft.temperature=0.5"), "--overwrite", "--take-over"
+    result = igrpo("draft", run, "--shard", 0, *changed)
+    assert result.code == 0, result.stderr
+    assert other.read_bytes() == before
+
+
+def test_a_stopped_overwrite_keeps_the_blocks_of_its_new_settings(tmp_path):
+    run = make_run(tmp_path / "run", "run.num_iterations=1")
+    assert igrpo("draft", run).code == 0
+    changed = sets("draft.temperature=0.5")
+    again = make_run(tmp_path / "again", "run.num_iterations=1")
+    shutil.copytree(run / "policies", again / "policies", dirs_exist_ok=True)
+    with killed_after_a_block(), pytest.raises(Killed):
+        igrpo("draft", run, *changed, "--overwrite")
+    kept = parts_of_one_shard(run)
+    assert len(kept) > 0
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    with killed_after_a_block(), pytest.raises(Killed):
+        igrpo("draft", run, *changed, "--overwrite")
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert igrpo("draft", run, *changed, "--overwrite").code == 0
+    assert igrpo("draft", again, *changed).code == 0
+    assert files_below(run / "iteration_0000/draft") == files_below(again / "iteration_0000/draft")

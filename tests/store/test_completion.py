@@ -5,7 +5,6 @@ import os
 from dataclasses import replace
 
 import pytest
-from sample_run import draft_shard, group, identity_of, manifest_of, publish
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.records import Rollout
@@ -16,6 +15,7 @@ from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import FileHash
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.tables import read_records, write_rows
+from sample_run import draft_shard, group, identity_of, manifest_of, publish
 
 FORK = multiprocessing.get_context("fork")
 
@@ -93,7 +93,7 @@ def test_a_missing_output_means_not_finished(run):
 
 def test_what_a_newer_igrpo_made_is_neither_used_nor_replaced(run):
     path, identity = draft_shard(run)
-    path.manifest.write_text(path.manifest.read_text().replace('"manifest_version": 2', '"manifest_version": 3'))
+    path.manifest.write_text(path.manifest.read_text().replace('"manifest_version": 3', '"manifest_version": 4'))
     with pytest.raises(UnknownSchemaError):
         completed(path, identity)
 

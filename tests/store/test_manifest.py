@@ -224,11 +224,11 @@ def test_every_truncation_is_damaged(shard):
             read_manifest(shard)
 
 
-@pytest.mark.parametrize(("version", "age"), [(3, "newer"), (1, "older")])
+@pytest.mark.parametrize(("version", "age"), [(4, "newer"), (2, "older")])
 def test_another_version_is_not_called_damage(shard, version, age):
-    text = shard.manifest.read_text().replace('"manifest_version": 2', f'"manifest_version": {version}')
+    text = shard.manifest.read_text().replace('"manifest_version": 3', f'"manifest_version": {version}')
     shard.manifest.write_text(text)
-    with pytest.raises(UnknownSchemaError, match=f"{age} igrpo .manifest_version {version}, this igrpo reads 2"):
+    with pytest.raises(UnknownSchemaError, match=f"{age} igrpo .manifest_version {version}, this igrpo reads 3"):
         read_manifest(shard)
 
 

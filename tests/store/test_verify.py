@@ -5,6 +5,15 @@ import re
 import shutil
 
 import pytest
+
+from igrpo_cli.records import Problem
+from igrpo_cli.store.completion import count_problems, input_hashes, read_problems
+from igrpo_cli.store.manifest import read_manifest
+from igrpo_cli.store.parts import PartStore
+from igrpo_cli.store.policies import promote_policy, read_policy, write_policy_manifest
+from igrpo_cli.store.schema import ROLLOUTS
+from igrpo_cli.store.temporaries import temporary_name
+from igrpo_cli.store.verify import verify_run
 from sample_run import (
     drafts,
     group,
@@ -15,15 +24,6 @@ from sample_run import (
     stage_update,
     told,
 )
-
-from igrpo_cli.records import Problem
-from igrpo_cli.store.completion import count_problems, input_hashes, read_problems
-from igrpo_cli.store.manifest import read_manifest
-from igrpo_cli.store.parts import PartStore
-from igrpo_cli.store.policies import promote_policy, read_policy, write_policy_manifest
-from igrpo_cli.store.schema import ROLLOUTS
-from igrpo_cli.store.temporaries import temporary_name
-from igrpo_cli.store.verify import verify_run
 
 
 def test_a_finished_run_is_sound(run):
@@ -141,6 +141,11 @@ def test_a_damaged_optimizer_state_is_named_and_a_removed_one_is_not_missed(run)
 def test_a_gap_in_the_iterations_is_a_problem(run):
     shutil.rmtree(run.iteration(0))
     assert any(text.startswith("iteration_0000 does not exist") for text in told(run))
+
+
+def test_a_last_iteration_whose_policy_is_there_is_missed(run):
+    shutil.rmtree(run.iteration(1))
+    assert [problem.path for problem in verify_run(run).problems] == [run.iteration(1)]
 
 
 def test_a_run_of_plain_grpo_has_no_select_and_refine(run):

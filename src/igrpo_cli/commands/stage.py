@@ -40,7 +40,7 @@ def run(name: str, path: Path, options: StageOptions, sets: list[str], console: 
         session.require_trackers()
         request = StageRequest(
             iteration=_iteration(session, name, options.iteration),
-            shards=session.shards_or_all(options.shard),
+            shards=update.ONLY_SHARD if name == "update" else session.shards_or_all(options.shard),
             overwrite=options.overwrite,
             dry_run=options.dry_run,
             take_over=options.take_over,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from igrpo_cli.errors import MissingInputError, UsageError
+from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards, UnfinishedShard
 from igrpo_cli.records import StageReport, TrainingGroup
@@ -118,14 +118,19 @@ def split_into_minibatches(
 ) -> list[list[TrainingGroup]]:
     """Return the groups in `num_minibatches` lists of nearly equal length, in an order that follows from `seed`.
 
-    A single minibatch keeps the order of the groups. Raises UsageError where there are fewer groups than minibatches.
+    A single minibatch keeps the order of the groups.
+
+    Raises UsageError for fewer groups than minibatches, and IgrpoError for no groups.
     """
+    if not groups:
+        raise IgrpoError(
+            f"iteration {iteration} has no groups to train on: all were dropped, because no draft has a reward above 0",
+            hint="igrpo select and igrpo refine with --overwrite --set select.all_zero=keep, then igrpo update again",
+        )
     if num_minibatches > len(groups):
         raise UsageError(
             f"update.num_minibatches = {num_minibatches}, but iteration {iteration} has only {len(groups)} groups",
-            hint=f"--set update.num_minibatches={len(groups)}"
-            if groups
-            else "all groups were dropped: --set select.all_zero=keep, then select and refine with --overwrite",
+            hint=f"--set update.num_minibatches={len(groups)}",
         )
     if num_minibatches == 1:
         return [groups]

@@ -18,6 +18,11 @@ from igrpo_cli.http_client import without_secrets
 
 PRESETS = Path(__file__).parent / "presets"
 FIXED_SECTIONS = ("run", "data", "policy")
+RENAMED = {
+    "update.groups_without_gradient": "update.dynamic_sampling",
+    "update.old_logprobs": "update.importance_sampling_correction",
+    "update.importance_cap": "update.importance_sampling_clip_max",
+}
 """Sections that `igrpo init` fixes, because shards, problems and policies depend on them."""
 ALL_SETTINGS = "`igrpo init RUN --dry-run` prints the settings with their defaults"
 
@@ -144,8 +149,12 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]}?" if matches else ""
+    if name in RENAMED:
+        return f"; it is called {RENAMED[name]} now"
+    # The section is the same in all, so it says nothing about which key is meant.
+    keys = {each.rpartition(".")[2]: each for each in known}
+    matches = difflib.get_close_matches(name.rpartition(".")[2], list(keys), n=1, cutoff=0.6)
+    return f"; did you mean {keys[matches[0]]}?" if matches else ""
 
 
 def _listing(names: Iterable[str]) -> str:

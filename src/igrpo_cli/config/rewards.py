@@ -19,7 +19,9 @@ class RewardSection(Section):
 
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"num_workers", "max_ungraded_share"})
 
-    weights: dict[str, float] = Field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
+        default_factory=lambda: {"accuracy": 1.0, "format": 1.0}
+    )
     """Weights of the parts `accuracy`, `format`, `overlong`, `length`, `judge` and of `functions`; unset is 0."""
     functions: dict[str, str] = Field(default_factory=dict)
     """Additional parts: name = "module:function", or the name of an entry point of the group `igrpo.rewards`.

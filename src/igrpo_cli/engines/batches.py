@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 
 from igrpo_cli.config.sections import SamplingSettings
@@ -55,8 +54,9 @@ def to_completion(
 
     `sampler` is the name of the policy or server in the error.
     """
-    if not all(math.isfinite(logprob) and logprob > _NO_LOGPROB for logprob in logprobs):
+    # Not math.isfinite: a server may send an integer that no float can hold.
+    if not all(_NO_LOGPROB < logprob < -_NO_LOGPROB for logprob in logprobs):
         raise logits_not_finite(sampler)
     # For a greedy token vLLM reports the log-prob of the full distribution; that of the one sampled from is 0.
     drawn = [float(logprob) for logprob in logprobs] if settings.temperature > 0 else [0.0] * len(logprobs)
-    return Completion(list(token_ids), drawn, _FINISH_REASONS.get(finish_reason, "abort"), seed)
+    return Completion(list(token_ids), drawn, _FINISH_REASONS.get(str(finish_reason), "abort"), seed)

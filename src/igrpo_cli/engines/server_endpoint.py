@@ -130,14 +130,16 @@ class Endpoint:
         """Return the dtype of the server's weights, or `server` without VLLM_SERVER_DEV_MODE=1."""
         try:
             info = self._client.get("/server_info?config_format=json")
-            return str(info["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")
+            dtype = str(info["vllm_config"]["model_config"]["dtype"]).removeprefix("torch.")
+            return dtype if dtype.isidentifier() else "server"
         except (TransientError, PermanentError, KeyError, TypeError):
             return "server"
 
     def version(self) -> str:
         """Return the server's version of vLLM, or `unknown`."""
         try:
-            return str(self._client.get("/version")["version"])
+            found = str(self._client.get("/version")["version"])
+            return found if found and found.isprintable() else _UNKNOWN
         except (TransientError, PermanentError, KeyError, TypeError):
             return _UNKNOWN
 
@@ -206,7 +208,7 @@ class Endpoint:
         try:
             model = next(model for model in reply["data"] if model.get("parent") is None)
             return str(model["id"]), str(model["root"]), int(model["max_model_len"])
-        except (KeyError, TypeError, ValueError, AttributeError, StopIteration):
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError):
             raise IgrpoError(
                 f"{self.url} does not say which model it serves (/v1/models lacks id, root or max_model_len)",
                 hint="an endpoint is the base URL of a `vllm serve`",
@@ -246,7 +248,8 @@ class Endpoint:
                 f"the server cannot load {policy.directory}: {error}",
                 hint="servers need the run directory under the same path as here; restart the server",
             ) from error
-        has_reset = self._client.post("/reset_prefix_cache", {})["success"]
+        reply = self._client.post("/reset_prefix_cache", {})
+        has_reset = isinstance(reply, dict) and reply.get("success") is True
         now = self._weight_version()
         if now.startswith(policy.fingerprint):
             return now  # A concurrent task has loaded the same weights, and may be sampling already.
@@ -258,7 +261,7 @@ class Endpoint:
     def _weight_version(self) -> str:
         try:
             return str(self._client.get("/weight_info")["weight_version"])
-        except PermanentError:
+        except (PermanentError, KeyError, TypeError):
             return _UNKNOWN
 
     def _set_weight_version(self, version: str) -> None:
@@ -303,9 +306,10 @@ def parse_completion(
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         raise TransientError(_unexpected(url, "choices does not hold one completion"))
     choice = choices[0]
-    if list(choice.get("prompt_token_ids") or prompt_ids) != list(prompt_ids):
+    returned = choice.get("prompt_token_ids") or prompt_ids
+    if not isinstance(returned, list | tuple) or list(returned) != list(prompt_ids):
         raise IgrpoError(
-            f"{url} changes prompts: {len(prompt_ids)} token ids came back as {len(choice['prompt_token_ids'])} others",
+            f"{url} changes prompts: {len(prompt_ids)} token ids came back as {str(returned)[:80]}",
             hint="start the server without options that truncate or rewrite prompts",
         )
     token_ids: Any = choice.get("token_ids")
@@ -393,7 +397,7 @@ def _served_policy(url: str) -> str:
 
 
 def _is_list_of(values: Any, kind: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+    return isinstance(values, list) and all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
 
 
 def _unexpected(url: str, reason: str) -> str:

@@ -15,7 +15,7 @@ from igrpo_cli.inspection.shard_states import EvaluationState, StageState, read_
 from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, shards_in
 from igrpo_cli.store.lineage import unpromoted_policies
-from igrpo_cli.store.manifest import Spent, read_manifest, read_manifest_facts
+from igrpo_cli.store.manifest import Spent, read_manifest, read_update_figures
 from igrpo_cli.store.policies import Policy, read_policy
 
 CURVES = ("draft/accuracy_mean", "refine/accuracy_mean", "draft/reward_mean", "refine/reward_mean")
@@ -166,18 +166,18 @@ def read_complete_iteration(
     """
     update = run.update(iteration).shard
     try:
-        facts = read_manifest_facts(update)
-        if sha256_file(update.data) != facts["data"]["sha256"]:
+        figures = read_update_figures(update)
+        if sha256_file(update.data) != figures.data.sha256:
             raise DamagedFileError(f"{update.data} is damaged: its SHA-256 is not the one in {update.manifest.name}")
-    except (DamagedFileError, OSError) as error:
+    except (IgrpoError, OSError) as error:
         costs = iteration_costs(run, iteration, [stage for stage in stages if stage != "update"])
         costs.stages["update"] = Spent()
-        costs.unreadable.append(error.message if isinstance(error, DamagedFileError) else f"{update.data}: {error}")
+        costs.unreadable.append(error.message if isinstance(error, IgrpoError) else f"{update.data}: {error}")
         return costs, {}
-    spent = {stage: Spent(**facts["spent"].get(stage, {})) for stage in stages}
-    spent["update"] = Spent(facts["tokens"], facts["seconds"], facts["gpu_seconds"])
-    started, finished = _time_span(facts["started"], facts["finished"])
-    return IterationCosts(spent, facts["wall_seconds"] + finished - started), facts["metrics"]
+    spent = {stage: figures.spent.get(stage, Spent()) for stage in stages}
+    spent["update"] = Spent(figures.tokens, figures.seconds, figures.gpu_seconds)
+    started, finished = _time_span(figures.started, figures.finished)
+    return IterationCosts(spent, figures.wall_seconds + finished - started), figures.metrics
 
 
 def iteration_costs(run: RunDirectory, iteration: int, stages: Iterable[str]) -> IterationCosts:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.config.sections import GenerationSection
-from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards, UnfinishedShard
 from igrpo_cli.prompts import template_hash
@@ -182,12 +182,13 @@ class RolloutStage:
             path = self.plan.shards.path_of(number)
             try:
                 identity = self._shards.identity_of(path)
-            except MissingInputError:
-                continue  # Its own task cannot have begun either.
-            if completed(path, identity) is None:
+                if completed(path, identity) is not None:
+                    continue
                 require_current(self.session.run, identity.inputs)
-                shard = UnfinishedShard(path, identity, overwrite=False)
-                yield RolloutShard(self, shard, self.plan.blocks.of_shard(number), is_own=False)
+            except (MissingInputError, ConflictError, DamagedFileError):
+                continue  # The task of that shard reports it.
+            shard = UnfinishedShard(path, identity, overwrite=False)
+            yield RolloutShard(self, shard, self.plan.blocks.of_shard(number), is_own=False)
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,8 @@ class RolloutShard:
             # A scorer or engine that cannot start must not cost anything that exists.
             self._stage.session.scorer()
             self._stage.session.engine(self._stage.plan.policy)
-            self._parts.clear()
+            if self._is_made_again():
+                self._parts.clear()
         claimed_by_others = []
         for number in self._blocks:
             self._stage.sampler.make_room()
@@ -326,6 +328,16 @@ class RolloutShard:
             return False
         self._missing &= self._in_progress
         return True
+
+    def _is_made_again(self) -> bool:
+        """Return False where no shard, or one with another identity, is to be replaced.
+
+        Parts of this identity are then the work of the same command, which was stopped. They are kept.
+        """
+        try:
+            return completed(self.path, self._shard.identity) is not None
+        except (ConflictError, DamagedFileError):
+            return False
 
     def _is_complete_elsewhere(self) -> bool:
         return not self._shard.overwrite and completed(self.path, self._shard.identity) is not None

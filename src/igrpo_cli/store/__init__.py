@@ -1,6 +1,5 @@
-"""Everything on disk: where files lie, how they come into being, what they hold and whether they still do.
+"""Everything on disk: where files lie, how they are published, what they hold, and whether they are intact.
 
-`layout`, `publish`, `strict_json`, `identity`, `manifest` and `policies` need the standard library
-alone, so that "already done" is answered without heavy imports. pyarrow lives in `schema`, `rows`
-and `tables`, and behind them in `parts` and `verify`.
+`schema`, `tables`, `rows`, `parts`, `scores`, `views`, `row_checks` and `verify` import pyarrow. The other modules do
+not, so that a command with nothing to do answers fast.
 """

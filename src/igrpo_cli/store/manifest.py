@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, field
+from dataclasses import asdict, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from igrpo_cli.errors import DamagedFileError
@@ -34,7 +34,7 @@ from igrpo_cli.store.checksummed_json import (
 )
 from igrpo_cli.store.layout import RunDirectory, ShardPath, name_of
 
-_VERSION = "manifest_version", 2
+_VERSION = "manifest_version", 3
 
 
 @dataclass(config=STRICT, frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Manifest:
     started: UtcTime
     finished: UtcTime
     seconds: Amount
-    """Wall time."""
+    """Wall time of the process that completed the shard. That of earlier ones, which were stopped, is not counted."""
     tokens: Count
     gpu_seconds: Amount
     counts: Mapping[str, Number] = field(default_factory=dict)
@@ -152,7 +152,23 @@ class Manifest:
         return tuple(file for file in self.outputs if Path(file.path).parent != state)
 
 
+@dataclass(config=ConfigDict(strict=True, extra="ignore"), frozen=True, slots=True)
+class UpdateFigures:
+    """What `igrpo status` reads in the manifest of an update."""
+
+    data: DataFile
+    started: UtcTime
+    finished: UtcTime
+    seconds: Amount
+    tokens: Count
+    gpu_seconds: Amount
+    metrics: Mapping[str, Number]
+    spent: Mapping[str, Spent]
+    wall_seconds: Amount
+
+
 _MANIFEST = TypeAdapter(Manifest)
+_UPDATE_FIGURES = TypeAdapter(UpdateFigures)
 
 
 def utc_now() -> str:
@@ -166,12 +182,14 @@ def publish_manifest(file: Path, manifest: Manifest, *, replace: bool = False) -
     return publish_checksummed(file, {key: version, **asdict(manifest)}, replace=replace)
 
 
-def read_manifest_facts(path: ShardPath) -> dict[str, Any]:
-    """Return the keys and values of a manifest, of which only the checksum is checked. Raises as `read_checksummed`.
+def read_update_figures(path: ShardPath) -> UpdateFigures:
+    """Return the figures of an update. Raises as `read_manifest`.
 
     This takes a tenth of the time of `read_manifest` where an update has hundreds of inputs.
     """
-    return read_checksummed(path.manifest, *_VERSION)
+    facts = read_checksummed(path.manifest, *_VERSION)
+    names = {each.name for each in fields(UpdateFigures)}
+    return validated(path.manifest, _UPDATE_FIGURES, {key: value for key, value in facts.items() if key in names})
 
 
 def read_manifest(path: ShardPath) -> Manifest:
@@ -180,7 +198,7 @@ def read_manifest(path: ShardPath) -> Manifest:
     Raises MissingInputError where there is none, UnknownSchemaError for another version of the format, and
     DamagedFileError, which names file and key, for anything else that is not as it was written.
     """
-    manifest = validated(path.manifest, _MANIFEST, read_manifest_facts(path))
+    manifest = validated(path.manifest, _MANIFEST, read_checksummed(path.manifest, *_VERSION))
     for key in ("stage", "iteration", "shard", "num_shards"):
         says, belongs = getattr(manifest.identity, key), getattr(path, key)
         if says != belongs:

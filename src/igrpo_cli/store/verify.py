@@ -97,11 +97,13 @@ class _Verifier:
         problem_ids = self.check_problems(self.run.problems())
         self.check_policies()
         iterations = self.run.iterations()
-        for iteration in range(max(iterations, default=-1) + 1):
+        last = max([*iterations, *(policy - 1 for policy in self.run.policy_iterations())], default=-1)
+        for iteration in range(last + 1):
             if iteration in iterations:
-                self.check_iteration(iteration, iteration != iterations[-1], problem_ids)
+                self.check_iteration(iteration, iteration != last, problem_ids)
             else:
-                self.problem(self.run.iteration(iteration), "does not exist, though later iterations do")
+                what = "does not exist, though later iterations or policies do"
+                self.problem(self.run.iteration(iteration), what)
         self.check_evals()
         self.report.problems += [*damaged_records(self.run), *broken_links(self.run)]
         self.report.notes += leftovers(self.run)
