@@ -6,21 +6,24 @@ import shutil
 
 import pytest
 
+from igrpo_cli.config.blocks import block_range
 from igrpo_cli.records import Problem
 from igrpo_cli.store.completion import count_problems, input_hashes, read_problems
 from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.parts import PartStore
 from igrpo_cli.store.policies import promote_policy, read_policy, write_policy_manifest
-from igrpo_cli.store.schema import ROLLOUTS
+from igrpo_cli.store.schema import ROLLOUTS, SELECTIONS
 from igrpo_cli.store.temporaries import temporary_name
 from igrpo_cli.store.verify import verify_run
 from sample_run import (
+    NUM_GROUPS,
     drafts,
     group,
     identity_of,
     make_run,
     publish,
     replace_rows,
+    selection,
     stage_update,
     told,
 )
@@ -127,6 +130,18 @@ def test_a_missing_draft_matters_as_soon_as_selections_are_there(run):
     assert told(run) == []
     run.shard(1, "draft", 1, 2).manifest.unlink()
     assert "iteration_0001/draft shards 1 of 2 are missing" in told(run)
+
+
+def test_a_shard_may_be_selected_while_the_drafts_of_another_are_sampled(run):
+    for directory in (run.update(1).directory, run.policy(2), run.stage(1, "select"), run.stage(1, "refine")):
+        shutil.rmtree(directory)
+    run.shard(1, "draft", 1, 2).manifest.unlink()
+    run.shard(1, "draft", 1, 2).data.unlink()
+    path = run.shard(1, "select", 0, 2)
+    inputs = input_hashes(run.shard(1, "draft", 0, 2))
+    blocks = [[selection(group_id, iteration=1)] for group_id in block_range(NUM_GROUPS, 0, 2)]
+    publish(path, identity_of(path, policy=None, inputs=inputs), SELECTIONS, blocks)
+    assert told(run) == []
 
 
 def test_a_damaged_optimizer_state_is_named_and_a_removed_one_is_not_missed(run):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -158,15 +158,16 @@ class _Verifier:
 
     def check_iteration(self, iteration: int, passed: bool, problem_ids: set[str] | None) -> None:
         known, update = IterationRows(problem_ids), self.run.update(iteration)
-        reached = [stage for stage in SHARD_STAGES if shards_in(self.run.stage(iteration, stage))]
         passed = passed or update.directory.exists() or self.run.policy(iteration + 1).exists()
-        for stage in SHARD_STAGES:
+        shards = {stage: shards_in(self.run.stage(iteration, stage)) for stage in SHARD_STAGES}
+        for number, stage in enumerate(SHARD_STAGES):
 
             def path_of(shard: int, num_shards: int, stage: str = stage) -> ShardPath:
                 return self.run.shard(iteration, stage, shard, num_shards)
 
-            done = passed or stage != (reached or [stage])[-1]
-            self.check_shards(self.run.stage(iteration, stage), stage, path_of, known, done)
+            # `igrpo run` refines a shard while drafts of later shards are sampled.
+            later = {shard for each in SHARD_STAGES[number + 1 :] for shard, _ in shards[each]}
+            self.check_shards(self.run.stage(iteration, stage), stage, path_of, known, passed, later)
             self.check_scores(iteration, stage, known)
         for directory in (update.optimizer, update.adapter):
             if directory.exists():
@@ -185,8 +186,12 @@ class _Verifier:
         path_of: Callable[[int, int], ShardPath],
         known: IterationRows,
         passed: bool,
+        later: Collection[int] = (),
     ) -> None:
-        """Check all shards of a stage; `passed` is true where later work exists, so that none may be missing."""
+        """Check all shards of a stage.
+
+        No shard may be missing where `passed`, because later work needs all, and none that a `later` stage has.
+        """
         found = shards_in(directory)
         totals = sorted({num_shards for _, num_shards in found})
         known.unread.add(stage)
@@ -199,9 +204,10 @@ class _Verifier:
         for path in missing:
             if path.data.exists():
                 self.note(path.data, "has no manifest, so it does not count: its stage makes it again", path.command)
-        if missing and passed:
-            shards = format_shards(path.shard for path in missing)
-            self.problem(directory, f"shards {shards} of {totals[0]} are missing", missing[0].command)
+        lost = [path for path in missing if passed or path.shard in later]
+        if lost:
+            shards = format_shards(path.shard for path in lost)
+            self.problem(directory, f"shards {shards} of {totals[0]} are missing", lost[0].command)
         manifests = {path: self.check_shard(path, known) for path in paths if path not in missing}
         self.check_same_settings({path: manifest for path, manifest in manifests.items() if manifest is not None})
         if not missing and all(manifests.values()):
