@@ -5,7 +5,6 @@ import os
 from dataclasses import replace
 
 import pytest
-from sample_run import draft_shard, group, identity_of, manifest_of, publish
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.records import Rollout
@@ -16,6 +15,7 @@ from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import FileHash
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.tables import read_records, write_rows
+from sample_run import draft_shard, group, identity_of, manifest_of, publish
 
 FORK = multiprocessing.get_context("fork")
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sample_run import identity_of
 
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.store.conflicts import Difference, identity_differences, require_same
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import FileHash, Identity
+from sample_run import identity_of
 
 SHARD = RunDirectory(Path("run")).shard(0, "draft", 3, 8)
 SELECT = RunDirectory(Path("run")).shard(0, "select", 0, 1)

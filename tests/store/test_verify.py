@@ -5,6 +5,15 @@ import re
 import shutil
 
 import pytest
+
+from igrpo_cli.records import Problem
+from igrpo_cli.store.completion import count_problems, input_hashes, read_problems
+from igrpo_cli.store.manifest import read_manifest
+from igrpo_cli.store.parts import PartStore
+from igrpo_cli.store.policies import promote_policy, read_policy, write_policy_manifest
+from igrpo_cli.store.schema import ROLLOUTS
+from igrpo_cli.store.temporaries import temporary_name
+from igrpo_cli.store.verify import verify_run
 from sample_run import (
     drafts,
     group,
@@ -15,15 +24,6 @@ from sample_run import (
     stage_update,
     told,
 )
-
-from igrpo_cli.records import Problem
-from igrpo_cli.store.completion import count_problems, input_hashes, read_problems
-from igrpo_cli.store.manifest import read_manifest
-from igrpo_cli.store.parts import PartStore
-from igrpo_cli.store.policies import promote_policy, read_policy, write_policy_manifest
-from igrpo_cli.store.schema import ROLLOUTS
-from igrpo_cli.store.temporaries import temporary_name
-from igrpo_cli.store.verify import verify_run
 
 
 def test_a_finished_run_is_sound(run):
