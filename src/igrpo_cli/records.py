@@ -212,6 +212,10 @@ class TrainingGroup:
     """G flags; True excludes a completion from the loss. Its reward still counts in the statistics of the group."""
     max_completion_length: int
     """Maximum tokens per completion in sampling."""
+    is_graded: Sequence[bool] = ()
+    """G flags; False also excludes a completion from the statistics of the group. Empty: all are graded."""
+    outcomes: Sequence[float] = ()
+    """G values that dynamic sampling compares: the accuracy, or the reward where accuracy has no weight."""
 
 
 @dataclass(frozen=True, slots=True)
