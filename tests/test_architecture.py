@@ -13,11 +13,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "igrpo_cli"
-LIGHT = ("records", "errors", "seeds")
+LIGHT = ("records", "errors", "seeds", "thoughts")
 ROOMS = {
     "records": (),
     "errors": (),
     "seeds": (),
+    "thoughts": (),
     "torchrun": (),
     "devices": (),
     "http_client": (),

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from igrpo_cli.config.sections import PromptsSection
 from igrpo_cli.records import ChatPrompt, PromptSegment
+from igrpo_cli.thoughts import after_thought
 
 Truncate = Callable[[str, int], tuple[str, bool]]
 """A function (text, max_tokens) -> (first tokens of the text, True if anything was cut)."""
@@ -20,7 +21,7 @@ Truncate = Callable[[str, int], tuple[str, bool]]
 
 def prompt_without_draft(problem: str, prompts: PromptsSection) -> ChatPrompt:
     """Return the prompt q: the problem alone."""
-    return ChatPrompt(prompts.system_prompt, (PromptSegment(problem, trusted=False),))
+    return ChatPrompt(prompts.system_prompt, (PromptSegment(problem, trusted=False),), prompts.chat_template_kwargs)
 
 
 def prompt_with_draft(problem: str, draft: str, prompts: PromptsSection) -> ChatPrompt:
@@ -31,8 +32,12 @@ def prompt_with_draft(problem: str, draft: str, prompts: PromptsSection) -> Chat
     """
     pieces = re.split(r"(\{problem\}|\{draft\})", prompts.refine_template)
     fill = {"{problem}": problem, "{draft}": _without_markers(draft, prompts.refine_template)}
-    user = tuple(PromptSegment(fill.get(piece, piece), trusted=piece not in fill) for piece in pieces if piece)
-    return ChatPrompt(prompts.system_prompt, user)
+    user = tuple(
+        PromptSegment(fill.get(piece, piece), trusted=piece not in fill, is_draft=piece == "{draft}")
+        for piece in pieces
+        if piece
+    )
+    return ChatPrompt(prompts.system_prompt, user, prompts.chat_template_kwargs)
 
 
 def visible_draft(
@@ -42,7 +47,7 @@ def visible_draft(
     if prompts.draft_view == "answer_only":
         shown = extracted_answer or ""
     elif prompts.draft_view == "no_think":
-        shown = draft.rpartition("</think>")[2].strip()
+        shown = (after_thought(draft) or "").strip()
     else:
         shown = draft
     return truncate(shown, prompts.max_draft_tokens)

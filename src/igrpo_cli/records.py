@@ -42,6 +42,8 @@ class PromptSegment:
     text: str
     trusted: bool
     """True for template text. Control tokens are parsed only in trusted text, never in problems and drafts."""
+    is_draft: bool = False
+    """True for a draft. Tags of thoughts that are control tokens stay control tokens in it, as the model wrote them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class ChatPrompt:
     """Empty: the prompt has no system turn."""
     user: tuple[PromptSegment, ...]
     """Parts of the user turn, in order."""
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the chat template, for example {"enable_thinking": False}."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,7 @@ class Rollout:
     prompt_ids: Sequence[int]
     """P token ids of the prompt."""
     completion: str
-    """Decoded text of the completion."""
+    """Decoded text of the completion. If the prompt ends within a thought, its opening tag comes first."""
     completion_ids: Sequence[int]
     """T token ids, EOS included if it was sampled."""
     sampling_logprobs: Sequence[float]
@@ -208,6 +212,10 @@ class TrainingGroup:
     """G flags; True excludes a completion from the loss. Its reward still counts in the statistics of the group."""
     max_completion_length: int
     """Maximum tokens per completion in sampling."""
+    is_graded: Sequence[bool] = ()
+    """G flags; False also excludes a completion from the statistics of the group. Empty: all are graded."""
+    outcomes: Sequence[float] = ()
+    """G values that dynamic sampling compares: the accuracy, or the reward where accuracy has no weight."""
 
 
 @dataclass(frozen=True, slots=True)

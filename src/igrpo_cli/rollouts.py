@@ -169,8 +169,13 @@ class _Running:
         self._stack.close()
 
     def _grade(self, request: _Request, completions: list[list[Completion]]) -> None:
-        decode = self.engine.tokenizer.decode
-        texts = [[decode(each.completion_ids) for each in drawn] for drawn in completions]
+        tokenizer = self.engine.tokenizer
+        # Where the prompt ends within a thought, the tag that opens it is part of what is graded and shown.
+        opened = [tokenizer.opened_thought(task.prompt) for task in request.job.tasks]
+        texts = [
+            [before + tokenizer.decode(each.completion_ids) for each in drawn]
+            for before, drawn in zip(opened, completions, strict=True)
+        ]
         results = self._scorer.score(_scoring_inputs(request, completions, texts))
         rows = _rows(request, completions, texts, results)
         for row, result in zip(rows, results, strict=True):

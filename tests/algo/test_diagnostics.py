@@ -111,3 +111,16 @@ def test_a_shuffled_draft_is_looked_up_in_the_group_it_came_from():
     refined = [rollout(stage="refine", group_id=0, draft_sample_id=0)]
     assert refinement_metrics(refined, drafts, {0: 1})["refine/fix_rate"] == 1.0
     assert "refine/fix_rate" not in refinement_metrics(refined, drafts, {0: 0})
+
+
+def test_an_ungraded_rollout_counts_in_no_rate_of_graded_ones():
+    ungraded = rollout(sample_id=2, reward=0.0, reward_parts={"accuracy": 0.0, "format": 0.0}, verdict="ungraded")
+    metrics = rollout_metrics([rollout(), wrong(sample_id=1), ungraded], "draft")
+    assert (metrics["draft/accuracy_mean"], metrics["draft/reward_mean"]) == (0.5, 0.5)
+    assert (metrics["draft/verdict_wrong"], metrics["draft/verdict_ungraded"]) == (0.5, pytest.approx(1 / 3))
+
+
+def test_a_pair_with_an_ungraded_rollout_is_neither_fixed_nor_broken():
+    ungraded = rollout(stage="refine", draft_sample_id=0, verdict="ungraded", completion="3")
+    rates = refinement_metrics([ungraded], {(0, 0): rollout()}, {0: 0})
+    assert rates == {"refine/copy_rate": 0.0}

@@ -195,3 +195,17 @@ def test_no_answer_has_more_votes_than_that_of_the_majority_draft(answers: list[
     votes = Counter(answer for answer in answers if answer is not None)
     assert votes[answers[index]] == max(votes.values(), default=0)
     assert answers.index(answers[index]) == index
+
+
+def test_an_ungraded_draft_is_not_chosen_and_counts_in_no_statistic():
+    choices = choose_drafts([[0.0, 1.0, 2.0]], [[1, 1, 1]], [0], "best", "first", [[True, True, False]])
+    assert (choices.indices.tolist(), choices.num_tied.tolist()) == ([1], [1])
+    assert (choices.reward_mean.tolist(), choices.reward_std.tolist()) == ([0.5], [pytest.approx(0.5**0.5)])
+    worst = choose_drafts([[0.0, 1.0, 2.0]], [[1, 1, 1]], [0], "worst", "first", [[False, True, True]])
+    assert worst.indices.tolist() == [1]
+
+
+def test_a_group_without_graded_drafts_counts_as_one_without_reward():
+    rewards, is_graded = [[1.0, 2.0], [1.0, 0.0]], [[False, False], [True, True]]
+    assert choose_drafts(rewards, [[1, 1], [1, 1]], [0, 0], "best", "first", is_graded).indices.tolist() == [1, 0]
+    assert choose_actions(rewards, "best", "drop", is_graded) == ["drop", "condition"]

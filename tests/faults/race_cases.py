@@ -10,11 +10,11 @@ from pathlib import Path
 
 from fault_cases import lost, require, same_as_undisturbed
 from forked import COMMANDS, Fork, WarmRun
-from sample_run import group, identity_of, manifest_of
 
 from igrpo_cli.store.completion import commit_shard, open_input
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.parts import PartStore
+from sample_run import group, identity_of, manifest_of
 
 NUM_BLOCKS = 3
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from igrpo_cli.commands.update import groups_with_advantages
-from igrpo_cli.config.sections import UpdateSection
+from igrpo_cli.config import RunConfig
 from igrpo_cli.pipeline.training_groups import Observations
 from igrpo_cli.records import Rollout
 
@@ -48,8 +50,12 @@ def observed(**rewards_by_stage):
     )
 
 
+def config_of(update, problems_per_iteration=1, **sections):
+    return RunConfig(data={"problems_per_iteration": problems_per_iteration}, update=update, **sections)
+
+
 def chosen(observations, problems_per_iteration, **section):
-    groups = groups_with_advantages(observations, UpdateSection(**section), problems_per_iteration)
+    groups = groups_with_advantages(observations, config_of(section, problems_per_iteration))
     return [(group.stage, group.group_id) for group in groups]
 
 
@@ -88,7 +94,7 @@ def test_where_nothing_has_a_gradient_as_many_groups_stay_as_there_are_minibatch
     ],
 )
 def test_advantages_have_the_scale_of_the_objective_unless_it_is_set(section, advantage):
-    (group,) = groups_with_advantages(observed(refine=["10"]), UpdateSection(**section), 1)
+    (group,) = groups_with_advantages(observed(refine=["10"]), config_of(section))
     assert group.advantages == pytest.approx([advantage, -advantage])
     assert (group.temperature, group.max_completion_length) == (0.5, 7)
 
@@ -97,6 +103,48 @@ def test_truncated_completions_are_masked_on_demand_and_still_count_for_the_base
     observations = observed(refine=["10"])
     observations.rollouts["refine"][1] = rollout("refine", 0, 1, 0.0, "length")
     for is_on in (False, True):
-        (group,) = groups_with_advantages(observations, UpdateSection(mask_truncated_completions=is_on), 1)
+        (group,) = groups_with_advantages(observations, config_of({"mask_truncated_completions": is_on}))
         assert group.is_masked == [False, is_on]
         assert group.advantages[0] > 0 > group.advantages[1]
+
+
+def with_verdicts(verdicts, rewards):
+    rows = [rollout("refine", 0, sample, reward) for sample, reward in enumerate(rewards)]
+    rows = [replace(row, verdict=verdict) for row, verdict in zip(rows, verdicts, strict=True)]
+    return Observations({"refine": rows}, {"refine": {"temperature": 1.0, "max_completion_length": 7}}, [])
+
+
+def test_an_ungraded_completion_is_masked_and_counts_in_no_statistic():
+    verdicts = ["correct", "wrong", "ungraded"]
+    (group,) = groups_with_advantages(with_verdicts(verdicts, [1.0, 0.0, 0.0]), config_of({}))
+    # Mean 0.5 and sample deviation sqrt(0.5) of the two graded rewards.
+    expected = 0.5 / (0.5**0.5 + 1e-4)
+    assert group.advantages == pytest.approx([expected, -expected, 0.0])
+    assert group.is_masked == [False, False, True]
+
+
+def test_an_ungraded_completion_is_wrong_where_the_setting_says_so():
+    observations = with_verdicts(["correct", "ungraded"], [1.0, 0.0])
+    (group,) = groups_with_advantages(observations, config_of({}, reward={"ungraded": "wrong"}))
+    assert group.advantages[1] < 0
+    assert group.is_masked == [False, False]
+
+
+@pytest.mark.parametrize(("rewards", "kept"), [([1.0, 0.0], 1), ([1.0, 1.0], 2), ([0.0, 0.0], 2)])
+def test_dynamic_sampling_compares_accuracy_and_not_other_parts_of_the_reward(rewards, kept):
+    rows = [rollout("refine", 0, sample, reward) for sample, reward in enumerate(rewards)]
+    rows = [replace(row, reward=row.reward + 0.1 * row.sample_id) for row in rows]
+    mixed = [rollout("refine", 1, sample, float(sample)) for sample in range(2)]
+    observations = Observations(
+        {"refine": rows + mixed}, {"refine": {"temperature": 1.0, "max_completion_length": 7}}, []
+    )
+    groups = groups_with_advantages(observations, config_of({"dynamic_sampling": True}))
+    assert [group.group_id for group in groups] == ([0] if kept == 1 else [1])
+
+
+def test_a_group_whose_rewarded_completions_are_masked_has_no_variance():
+    rows = [rollout("refine", 0, sample, float(sample), finish_reason="length") for sample in range(2)]
+    rows += [rollout("refine", 1, sample, float(sample)) for sample in range(2)]
+    observations = Observations({"refine": rows}, {"refine": {"temperature": 1.0, "max_completion_length": 7}}, [])
+    config = config_of({"dynamic_sampling": True, "mask_truncated_completions": True})
+    assert [group.group_id for group in groups_with_advantages(observations, config)] == [1]

@@ -3,9 +3,9 @@ from __future__ import annotations
 import shutil
 
 import pytest
-from sample_run import make_run
 
 from igrpo_cli.store.layout import RunDirectory
+from sample_run import make_run
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from sample_run import POLICY, identity_of, model_directory, publish
 
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.rewards.judge_cache import JudgementCache
@@ -15,6 +14,7 @@ from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.policies import MANIFEST, POINTER, write_pointer, write_policy_manifest
 from igrpo_cli.store.schema import PROBLEMS, SCORES
 from igrpo_cli.store.verify import verify_run
+from sample_run import POLICY, identity_of, model_directory, publish
 
 FIGURES = {"bench": "sums", "problems": 4, "avg_at_k": 0.0, "ci95": [0.0, 0.25], "pass_at": {"1": 1e-06}}
 

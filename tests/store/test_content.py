@@ -4,11 +4,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_run import group, rollout
 
 from igrpo_cli.store.rows import table_of
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.tables import content_sha256
+from sample_run import group, rollout
 
 CHOICE = pa.dictionary(pa.int8(), pa.string())
 LISTS = pa.list_(pa.field("element", pa.int32(), nullable=False))

@@ -5,7 +5,6 @@ import random
 
 import pyarrow.parquet as pq
 import pytest
-from sample_run import group
 
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.records import Rollout
@@ -15,6 +14,7 @@ from igrpo_cli.store.rows import rows_of
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.tables import write_rows, write_tables
 from igrpo_cli.store.temporaries import is_temporary
+from sample_run import group
 
 BLOCKS = {4: group(4) + group(5), 5: group(6, verdict="no_answer"), 6: [], 7: group(8, finish_reason="length")}
 MINE, OTHER = "1" * 64, "2" * 64

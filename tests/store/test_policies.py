@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from sample_run import model_directory
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.store import policies
@@ -24,6 +23,7 @@ from igrpo_cli.store.policies import (
     write_pointer,
     write_policy_manifest,
 )
+from sample_run import model_directory
 
 FORK = multiprocessing.get_context("fork")
 

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import pytest
-from sample_run import drafts, rollout, selection
 
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.records import Rollout
 from igrpo_cli.store.schema import ROLLOUTS, SELECTIONS
 from igrpo_cli.store.tables import read_records, write_rows
 from igrpo_cli.store.views import NO_DRAFT, concatenated, read_rollout_columns, read_selection_columns
+from sample_run import drafts, rollout, selection
 
 
 def test_columns_say_what_the_records_say(tmp_path):

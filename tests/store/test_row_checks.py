@@ -3,6 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
+from igrpo_cli.store.completion import commit_shard, read_problems, write_problems
+from igrpo_cli.store.manifest import publish_manifest, read_manifest
+from igrpo_cli.store.schema import ROLLOUTS, SELECTIONS
+from igrpo_cli.store.verify import MAX_COMPLAINTS
 from sample_run import (
     drafts,
     group,
@@ -11,11 +16,6 @@ from sample_run import (
     selection,
     told,
 )
-
-from igrpo_cli.store.completion import commit_shard, read_problems, write_problems
-from igrpo_cli.store.manifest import publish_manifest, read_manifest
-from igrpo_cli.store.schema import ROLLOUTS, SELECTIONS
-from igrpo_cli.store.verify import MAX_COMPLAINTS
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sample_run import rollout, selection
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import (
@@ -24,6 +23,7 @@ from igrpo_cli.records import (
 from igrpo_cli.store.rows import rows_of, storable, table_of
 from igrpo_cli.store.schema import ADVANTAGES, METRICS, ROLLOUTS, SCHEMA_OF, SELECTIONS
 from igrpo_cli.store.tables import read_records, write_rows
+from sample_run import rollout, selection
 
 WILD = st.text(st.characters(), max_size=30) | st.sampled_from(["\ud800", "a\udfffb", "\0", "\ufeff", "😀", "a\r\nb"])
 FLOAT = st.floats(allow_nan=False, allow_infinity=False, width=32)

@@ -8,7 +8,6 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sample_run import draft_shard, group, rollout, selection
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
@@ -19,6 +18,7 @@ from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.rows import table_of
 from igrpo_cli.store.schema import METRICS, PROBLEMS, ROLLOUTS, SELECTIONS
 from igrpo_cli.store.tables import iterate_blocks, iterate_records, read_records, read_table, write_rows, write_tables
+from sample_run import draft_shard, group, rollout, selection
 
 BLOCKS = [group(0) + group(1), group(2), group(3, completion="x" * 2000)]
 

@@ -17,25 +17,33 @@ def rollout_metrics(rollouts: Sequence[Rollout], prefix: str) -> dict[str, float
     """Return reward, verdicts, lengths and sampled entropy of the rollouts of one stage, named `<prefix>/…`.
 
     `sampled_entropy` is the mean of -log p of the sampled tokens in nats, an unbiased estimate of the entropy of the
-    distribution that they are sampled from. A stage without rollouts gives {}.
+    distribution that they are sampled from. A stage without rollouts gives {}. Completions that could not be graded
+    count in lengths, entropy and `verdict_ungraded`, and in nothing else.
     """
     if not rollouts:
         return {}
+    graded = [rollout for rollout in rollouts if rollout.verdict != "ungraded"]
     lengths = np.array([len(rollout.completion_ids) for rollout in rollouts])
     logprob_sum = sum(float(np.sum(rollout.sampling_logprobs, dtype=np.float64)) for rollout in rollouts)
-    metrics = {
-        "reward_mean": _mean([rollout.reward for rollout in rollouts]),
-        "reward_std": float(np.std([rollout.reward for rollout in rollouts])),
-        "groups_with_gradient": _mean([len(set(rewards)) > 1 for rewards in _rewards_by_group(rollouts).values()]),
+    metrics = {}
+    if graded:
+        metrics = {
+            "reward_mean": _mean([rollout.reward for rollout in graded]),
+            "reward_std": float(np.std([rollout.reward for rollout in graded])),
+            "groups_with_gradient": _mean([len(set(rewards)) > 1 for rewards in _rewards_by_group(graded).values()]),
+        }
+    metrics |= {
         "completion_length_mean": float(lengths.mean()),
         "completion_length_max": float(lengths.max()),
         "truncated": _mean([rollout.finish_reason == "length" for rollout in rollouts]),
         "sampled_entropy": -logprob_sum / max(int(lengths.sum()), 1),
     }
-    for part in rollouts[0].reward_parts:
-        metrics[f"{part}_mean"] = _mean([rollout.reward_parts[part] for rollout in rollouts])
+    for part in graded[0].reward_parts if graded else ():
+        metrics[f"{part}_mean"] = _mean([rollout.reward_parts[part] for rollout in graded])
     for verdict in VERDICTS:
-        metrics[f"verdict_{verdict}"] = _mean([rollout.verdict == verdict for rollout in rollouts])
+        of_verdict = rollouts if verdict == "ungraded" else graded
+        if of_verdict:
+            metrics[f"verdict_{verdict}"] = _mean([rollout.verdict == verdict for rollout in of_verdict])
     return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
@@ -58,15 +66,17 @@ def refinement_metrics(
 
     `fix_rate` is the fraction of correct refinements of wrong drafts, `break_rate` the fraction of wrong refinements of
     correct drafts, and `copy_rate` the fraction of refinements that equal their draft, except for white space at the
-    ends. A rate without refinements is left out. `draft_groups` maps each group to the group of its draft.
+    ends. Pairs of which one could not be graded count in `copy_rate` alone. A rate without refinements is left out.
+    `draft_groups` maps each group to the group of its draft.
     """
     pairs = [
         (drafts[draft_groups[refinement.group_id], refinement.draft_sample_id], refinement)
         for refinement in refinements
         if refinement.draft_sample_id is not None
     ]
-    fixed = [refined.verdict == "correct" for draft, refined in pairs if draft.verdict != "correct"]
-    broken = [refined.verdict != "correct" for draft, refined in pairs if draft.verdict == "correct"]
+    graded = [pair for pair in pairs if all(rollout.verdict != "ungraded" for rollout in pair)]
+    fixed = [refined.verdict == "correct" for draft, refined in graded if draft.verdict != "correct"]
+    broken = [refined.verdict != "correct" for draft, refined in graded if draft.verdict == "correct"]
     copied = [refined.completion.strip() == draft.completion.strip() for draft, refined in pairs]
     rates = {"refine/fix_rate": fixed, "refine/break_rate": broken, "refine/copy_rate": copied}
     return {name: _mean(values) for name, values in rates.items() if values}

@@ -1,6 +1,7 @@
 """The learning rate as a function of the step, without state.
 
-Names and values are those of `transformers.get_scheduler`, so the first step of a warm-up has rate 0.
+Names are those of `transformers.get_scheduler`, and values too after the warm-up. During the warm-up every step has a
+rate above 0: an iteration may have a single step, and with rate 0 its rollouts would be wasted.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ def learning_rate_at(
 ) -> float:
     """Return the learning rate of optimiser step `step` (from 0) of `total_steps`.
 
-    The rate rises linearly from 0 to `peak` over the first ceil(total_steps * warmup_ratio) steps (`constant` has no
-    warm-up), then follows the schedule. `cosine_with_min_lr` ends at `min_lr_rate` * `peak`. Steps after the last one
-    keep the final rate.
+    The warm-up is the first w = ceil(total_steps * warmup_ratio) steps (`constant` has none). Its step s has the rate
+    peak * (s + 1) / (w + 1), so step w is the first at `peak`. Then the rate follows the schedule. `cosine_with_min_lr`
+    ends at `min_lr_rate` * `peak`. Steps after the last one keep the final rate.
 
     Raises ValueError for a negative step or if `total_steps` is less than 1.
     """
@@ -32,7 +33,7 @@ def learning_rate_at(
         return peak
     warmup_steps = math.ceil(total_steps * warmup_ratio)
     if step < warmup_steps:
-        return peak * step / warmup_steps
+        return peak * (step + 1) / (warmup_steps + 1)
     progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
     return peak * _decay(progress, lr_scheduler_type, min_lr_rate)
 

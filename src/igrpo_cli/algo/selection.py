@@ -34,13 +34,21 @@ class Choices:
 
 
 def choose_drafts(
-    rewards_BN: ArrayLike, lengths_BN: ArrayLike, seeds_B: ArrayLike, strategy: Strategy, ties: Ties
+    rewards_BN: ArrayLike,
+    lengths_BN: ArrayLike,
+    seeds_B: ArrayLike,
+    strategy: Strategy,
+    ties: Ties,
+    is_graded_BN: ArrayLike = True,
 ) -> Choices:
     """Choose a draft of each group.
 
     `best` chooses the highest reward, `worst` the lowest, `random` any draft. `shuffled` and `none` choose the best
     draft of each group: `shuffled` shows it to another group (see `partners`), `none` does not show it. Among equal
     rewards, `ties` chooses the first draft, the first of the shortest ones, or a random one.
+
+    Drafts where `is_graded_BN` is False are not chosen and do not count in the statistics, unless no draft of the group
+    is graded.
 
     `lengths_BN` are tokens; `seeds_B` are uniform in [0, 2**63), as from `derive_seed`, one per group. Raises
     ValueError for rewards that are not finite, over which an argmax is undefined.
@@ -50,7 +58,9 @@ def choose_drafts(
         raise ValueError(f"rewards {rewards_BN.shape} and lengths {lengths_BN.shape} must both be [groups, drafts]")
     if not np.isfinite(rewards_BN).all():
         raise ValueError("a reward is not finite")
-    candidates_BN = _candidates(rewards_BN, strategy)
+    is_graded_BN = np.broadcast_to(np.asarray(is_graded_BN, np.bool_), rewards_BN.shape)
+    is_graded_BN = is_graded_BN | ~is_graded_BN.any(axis=1, keepdims=True)
+    candidates_BN = _candidates(rewards_BN, is_graded_BN, strategy)
     if strategy == "random" or ties == "random":
         indices_B = _seeded_candidate(candidates_BN, np.asarray(seeds_B, np.int64))
     elif ties == "shortest":
@@ -58,17 +68,20 @@ def choose_drafts(
     else:
         indices_B = candidates_BN.argmax(axis=1)
     chosen_B1 = np.take_along_axis(rewards_BN, indices_B[:, None], axis=1)
-    return Choices(indices_B, (rewards_BN == chosen_B1).sum(axis=1), *_mean_and_std(rewards_BN))
+    num_tied_B = ((rewards_BN == chosen_B1) & is_graded_BN).sum(axis=1)
+    return Choices(indices_B, num_tied_B, *_mean_and_std(rewards_BN, is_graded_BN))
 
 
-def choose_actions(rewards_BN: ArrayLike, strategy: Strategy, all_zero: AllZero) -> list[SelectionAction]:
+def choose_actions(
+    rewards_BN: ArrayLike, strategy: Strategy, all_zero: AllZero, is_graded_BN: ArrayLike = True
+) -> list[SelectionAction]:
     """Return for each group whether it is refined with a draft (`condition`), without (`bare`) or not (`drop`).
 
-    If no draft of a group has a reward above 0, `all_zero` decides: `keep` shows a draft all the same, as the published
-    algorithm does, `bare` refines without draft, and `drop` does not refine the group. The strategy `none` refines all
-    groups without draft that are not dropped.
+    If no graded draft of a group has a reward above 0, `all_zero` decides: `keep` shows a draft all the same, as the
+    published algorithm does, `bare` refines without draft, and `drop` does not refine the group. The strategy `none`
+    refines all groups without draft that are not dropped.
     """
-    is_rewarded_B = np.asarray(rewards_BN, np.float64).max(axis=1) > 0
+    is_rewarded_B = ((np.asarray(rewards_BN, np.float64) > 0) & np.asarray(is_graded_BN, np.bool_)).any(axis=1)
     usual: SelectionAction = "bare" if strategy == "none" else "condition"
     at_zero: SelectionAction = usual if all_zero == "keep" else all_zero
     return [usual if is_rewarded else at_zero for is_rewarded in is_rewarded_B.tolist()]
@@ -111,11 +124,16 @@ def derangement(size: int, seed: int) -> NDArray[np.int64]:
     return partner
 
 
-def _candidates(rewards_BN: NDArray[np.float64], strategy: Strategy) -> NDArray[np.bool_]:
+def _candidates(
+    rewards_BN: NDArray[np.float64], is_graded_BN: NDArray[np.bool_], strategy: Strategy
+) -> NDArray[np.bool_]:
     if strategy == "random":
-        return np.ones_like(rewards_BN, np.bool_)
-    wanted_B1 = (rewards_BN.min if strategy == "worst" else rewards_BN.max)(axis=1, keepdims=True)
-    candidates_BN: NDArray[np.bool_] = rewards_BN == wanted_B1
+        return is_graded_BN
+    if strategy == "worst":
+        wanted_B1 = np.where(is_graded_BN, rewards_BN, np.inf).min(axis=1, keepdims=True)
+    else:
+        wanted_B1 = np.where(is_graded_BN, rewards_BN, -np.inf).max(axis=1, keepdims=True)
+    candidates_BN: NDArray[np.bool_] = (rewards_BN == wanted_B1) & is_graded_BN
     return candidates_BN
 
 
@@ -126,10 +144,14 @@ def _seeded_candidate(candidates_BN: NDArray[np.bool_], seeds_B: NDArray[np.int6
     return indices_B
 
 
-def _mean_and_std(rewards_BN: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    num_drafts = rewards_BN.shape[1]
-    uniform_B = rewards_BN.max(axis=1) == rewards_BN.min(axis=1)
+def _mean_and_std(
+    rewards_BN: NDArray[np.float64], counts_BN: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return mean and sample deviation over the drafts that count, at least one in each group."""
+    num_drafts_B = counts_BN.sum(axis=1)
+    least_B = np.where(counts_BN, rewards_BN, np.inf).min(axis=1)
     # The rounding error of the mean would give equal rewards like 0.1 a tiny deviation.
-    mean_B = np.where(uniform_B, rewards_BN[:, 0], rewards_BN.mean(axis=1))
-    squares_B = ((rewards_BN - mean_B[:, None]) ** 2).sum(axis=1)
-    return mean_B, np.sqrt(squares_B / max(num_drafts - 1, 1))
+    is_uniform_B = least_B == np.where(counts_BN, rewards_BN, -np.inf).max(axis=1)
+    mean_B = np.where(is_uniform_B, least_B, (rewards_BN * counts_BN).sum(axis=1) / num_drafts_B)
+    squares_B = (((rewards_BN - mean_B[:, None]) ** 2) * counts_BN).sum(axis=1)
+    return mean_B, np.sqrt(squares_B / np.maximum(num_drafts_B - 1, 1))

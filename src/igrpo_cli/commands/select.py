@@ -56,15 +56,17 @@ def select_drafts(session: Session, iteration: int, drafts: CandidateBlock) -> l
     """Return the selection of each of the B groups of a block, from the rewards [B, N] of their N drafts.
 
     `select.strategy` names other choices than the highest reward, and `select.ties` decides between equal rewards.
-    Where no draft has a reward above 0, `select.all_zero` decides the action: `condition` (refine with a draft in the
-    prompt), `bare` (refine without) or `drop` (do not refine).
+    Drafts that could not be graded are not selected (`reward.ungraded`). Where no other draft has a reward above 0,
+    `select.all_zero` decides the action: `condition` (refine with a draft in the prompt), `bare` (refine without) or
+    `drop` (do not refine).
     """
     from igrpo_cli.algo.selection import choose_actions, choose_drafts
 
     section = session.config.select
     seeds_B = [derive_seed(session.config.run.seed, "select", iteration, group_id) for group_id in drafts.group_ids]
-    choices = choose_drafts(drafts.rewards_BN, drafts.lengths_BN, seeds_B, section.strategy, section.ties)
-    actions = choose_actions(drafts.rewards_BN, section.strategy, section.all_zero)
+    is_graded_BN = drafts.is_graded_BN | (session.config.reward.ungraded == "wrong")
+    choices = choose_drafts(drafts.rewards_BN, drafts.lengths_BN, seeds_B, section.strategy, section.ties, is_graded_BN)
+    actions = choose_actions(drafts.rewards_BN, section.strategy, section.all_zero, is_graded_BN)
     texts, answers = drafts.texts(choices.indices)
     return [
         Selection(

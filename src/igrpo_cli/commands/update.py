@@ -27,7 +27,7 @@ from igrpo_cli.store.policies import Policy, promote_policy
 from igrpo_cli.torchrun import rank_and_size
 
 if TYPE_CHECKING:
-    from igrpo_cli.config.sections import UpdateSection
+    from igrpo_cli.config import RunConfig
     from igrpo_cli.pipeline.step_checkpoints import StepCheckpoints
     from igrpo_cli.pipeline.training_groups import Observations
     from igrpo_cli.pipeline.update_artifacts import Step
@@ -76,7 +76,7 @@ def train(session: Session, shard: UnfinishedShard, policy: Policy) -> Manifest:
 
     iteration, config = shard.path.iteration, session.config
     observations = read_observations(session, iteration, policy)
-    groups = groups_with_advantages(observations, config.update, config.data.problems_per_iteration)
+    groups = groups_with_advantages(observations, config)
     minibatches = split_into_minibatches(groups, config.update.num_minibatches, config.run.seed, iteration)
     with joined_ranks() as ranks:
         trainer = load_trainer(session, policy, iteration, ranks)
@@ -88,29 +88,29 @@ def train(session: Session, shard: UnfinishedShard, policy: Policy) -> Manifest:
     return manifest
 
 
-def groups_with_advantages(
-    observations: Observations, section: UpdateSection, problems_per_iteration: int
-) -> list[TrainingGroup]:
+def groups_with_advantages(observations: Observations, config: RunConfig) -> list[TrainingGroup]:
     """Return the groups to train on, with an advantage for each completion, normalised within its group.
 
     A_j = (R(o_j) - mean) / (std + 1e-4) over the G completions of a group, with the sample standard deviation (ddof 1)
     as in TRL; `update.scale_rewards` names the other choices. If all rewards are equal, the advantages are 0.
+    Completions that could not be graded have no advantage and count in neither mean nor std (`reward.ungraded`).
 
-    With `update.dynamic_sampling` the groups without reward variance are left out.
+    With `update.dynamic_sampling` the groups whose completions are all correct or all wrong are left out.
     """
     import numpy as np
 
     from igrpo_cli.algo.advantages import group_advantages
     from igrpo_cli.pipeline.training_groups import with_reward_variance
 
-    scale_rewards = section.constants().scale_rewards
-    groups = [
-        replace(group, advantages=group_advantages(np.array(group.rewards), scale_rewards).tolist())
-        for group in observations.groups(section)
-    ]
+    section, scale_rewards = config.update, config.update.constants().scale_rewards
+    groups = []
+    for group in observations.groups(section, config.reward):
+        rewards_G, is_graded_G = np.array(group.rewards), np.array(group.is_graded)
+        advantages_G = group_advantages(rewards_G, scale_rewards, is_graded=is_graded_G)
+        groups.append(replace(group, advantages=advantages_G.tolist()))
     if not section.dynamic_sampling:
         return groups
-    return with_reward_variance(groups, problems_per_iteration, section.num_minibatches)
+    return with_reward_variance(groups, config.data.problems_per_iteration, section.num_minibatches)
 
 
 def split_into_minibatches(

@@ -73,10 +73,18 @@ _SAMPLED = ("data.problems_per_iteration", "data.spare_problems")
 _EVALUATED = ("run.cpu_threads", "prompts", "eval", "reward", "judge", "engine")
 STAGE_READS: dict[str, tuple[str, ...]] = {
     "draft": ("run.seed", "run.cpu_threads", *_SAMPLED, "prompts", "draft", "reward", "judge", "engine"),
-    "select": ("run.seed", "select"),
+    "select": ("run.seed", "select", "reward.ungraded"),
     "refine": ("run.seed", "run.cpu_threads", "prompts", "refine", "reward", "judge", "engine"),
     "scores": ("reward", "judge"),
-    "update": ("run.seed", "run.cpu_threads", "run.method", "run.num_iterations", "policy.dtype", "update"),
+    "update": (
+        "run.seed",
+        "run.cpu_threads",
+        "run.method",
+        "run.num_iterations",
+        "policy.dtype",
+        "update",
+        "reward.ungraded",
+    ),
     "eval": _EVALUATED,
     "conditioned": (*_EVALUATED, "eval.selection"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,7 +17,7 @@ _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 class RewardSection(Section):
     """The scalar reward: a weighted sum of named parts, for selection and update alike."""
 
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"num_workers", "max_ungraded_share"})
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"num_workers", "max_ungraded_share", "ungraded"})
 
     weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default_factory=lambda: {"accuracy": 1.0, "format": 1.0}
@@ -35,6 +35,9 @@ class RewardSection(Section):
     """Address space of a grading process in MiB, at most 16 TiB."""
     max_ungraded_share: Share = 0.02
     """A stage fails if a larger fraction of its completions is `ungraded`."""
+    ungraded: Literal["mask", "wrong"] = "mask"
+    """How completions that are `ungraded` count: `mask` leaves them out of selection, statistics and loss, and `wrong`
+    uses the reward that was recorded, in which a part that could not be computed is 0."""
     num_workers: PositiveInt = 2
     """Grading processes."""
 

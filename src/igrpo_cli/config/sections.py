@@ -105,6 +105,8 @@ class PromptsSection(Section):
 
     system_prompt: str = ""
     """Empty means no system turn."""
+    chat_template_kwargs: dict[str, bool | int | float | str] = Field(default={})
+    """Further arguments of the model's chat template, for example `{enable_thinking = false}`."""
     refine_template: str = "{problem}\n\n[draft]\n{draft}\n[/draft]"
     """User turn of a refinement. It contains `{problem}` and `{draft}` exactly once each."""
     draft_view: Literal["full", "answer_only", "no_think"] = "full"

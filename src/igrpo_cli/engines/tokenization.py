@@ -1,8 +1,9 @@
 """Conversion of chat prompts to token ids and back. Untrusted text never becomes a control token.
 
 A problem or a draft may contain `<|im_end|>` and the like. Tokenised with the rest of the prompt, it would close the
-user turn. So the template is rendered with placeholders, which shows which characters of the prompt are untrusted. A
-control token that the tokenizer finds on such characters is split in two and encoded as plain text.
+user turn. So the template is rendered with placeholders, which shows where each character of the prompt comes from. A
+control token that the tokenizer finds in a problem or a draft is split in two and encoded as plain text. The tags of
+thoughts are the exception: in a draft they are what the model wrote.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import contextlib
 import functools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from transformers import AutoTokenizer
 
 from igrpo_cli.errors import IgrpoError, MissingInputError
 from igrpo_cli.records import ChatPrompt, PromptSegment
+from igrpo_cli.thoughts import CHANNEL_TOKENS, is_tag, opened_thought
 
 PLAIN_CHAT_TEMPLATE = (
     "{{ beginning }}"
@@ -35,6 +38,9 @@ PLAIN_CHAT_TEMPLATE = (
 TEMPLATE_DATE = date(2025, 1, 1)
 """Date that chat templates see, because prompts must not change from one day to the next."""
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
+
+_TEMPLATE, _PROBLEM, _DRAFT = "tpd"
+"""Marks of where a character of a prompt comes from."""
 
 _REPLACEMENTS = ("\N{REPLACEMENT CHARACTER}", "?", " ")
 """Replacements of an untrusted character that is a control token by itself: the first that can be encoded is used."""
@@ -58,6 +64,8 @@ class PolicyTokenizer:
         self._beginning = "" if self.has_chat_template else _text_beginning(self._tokenizer)
         self.eos_token_ids: tuple[int, ...] = _find_eos_token_ids(directory, self._tokenizer)
         """Ids that end a completion, from the generation config, the config and the tokenizer."""
+        self._dropped_ids = self._find_dropped_ids()
+        self._opened: dict[tuple[str, str], str] = {}
 
     @property
     def largest_id(self) -> int:
@@ -72,39 +80,53 @@ class PolicyTokenizer:
         """
         segments = self._render(prompt)
         text = "".join(segment.text for segment in segments)
-        untrusted = chain.from_iterable([not segment.trusted] * len(segment.text) for segment in segments)
-        text, ids, _ = self._encode(text, list(untrusted))
+        text, ids, _ = self._encode(text, "".join(_origin(segment) * len(segment.text) for segment in segments))
         return text, ids
 
-    def encode_text(self, text: str) -> list[int]:
-        """Return the token ids of untrusted text, without control tokens."""
-        return self._encode(text, [True] * len(text))[1]
+    def opened_thought(self, prompt: ChatPrompt) -> str:
+        """Return the end of a rendered prompt, from the tag that opens a thought; "" where the prompt opens none.
+
+        It belongs to what the model says: the completion is the rest of that thought.
+        """
+        key = prompt.system, json.dumps(prompt.template_kwargs, sort_keys=True)
+        if key not in self._opened:
+            *_, last = self._render(replace(prompt, user=(PromptSegment("?", trusted=False),)))
+            self._opened[key] = opened_thought(last.text) if last.trusted else ""
+        return self._opened[key]
+
+    def encode_text(self, text: str, *, is_draft: bool = False) -> list[int]:
+        """Return the token ids of untrusted text: without control tokens, except for the tags of a draft."""
+        return self._encode(text, (_DRAFT if is_draft else _PROBLEM) * len(text))[1]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of a completion, without special tokens and otherwise unchanged."""
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """Return the text of a completion, without special tokens other than tags and channels."""
+        kept = [token_id for token_id in ids if token_id not in self._dropped_ids]
+        return str(self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def truncate(self, text: str, max_tokens: int) -> tuple[str, bool]:
-        """Return the first `max_tokens` tokens of untrusted text as text, and True if anything was cut."""
-        _, ids, ends = self._encode(text, [True] * len(text))
+        """Return the first `max_tokens` tokens of a draft as text, and True if anything was cut."""
+        _, ids, ends = self._encode(text, _DRAFT * len(text))
         if len(ids) <= max_tokens:
             return text, False
         # The end of a text may be encoded differently from the same characters within it, hence the check.
         for end in reversed(ends[:max_tokens]):
-            if len(self.encode_text(text[:end])) <= max_tokens:
+            if len(self.encode_text(text[:end], is_draft=True)) <= max_tokens:
                 return text[:end], True
         return "", True
 
-    def _encode(self, text: str, untrusted: Sequence[bool]) -> tuple[str, list[int], list[int]]:
-        """Return the text with replacements, its token ids, and for each token its end position in the text."""
+    def _encode(self, text: str, origins: str) -> tuple[str, list[int], list[int]]:
+        """Return the text with replacements, its token ids, and for each token its end position in the text.
+
+        `origins` has a mark for each character: `_TEMPLATE`, `_PROBLEM` or `_DRAFT`.
+        """
         ids, spans = self._encode_as_is(text)
-        forged = list(self._find_forged(text, untrusted, ids, spans))
+        forged = list(self._find_forged(text, origins, ids, spans))
         if not forged:
             return text, ids, [end for _, end in spans]
         if single := [start for start, end in forged if end - start == 1]:
-            return self._encode(self._replace(text, single), untrusted)
+            return self._encode(self._replace(text, single), origins)
         cuts = [0, *(start + 1 for start, _ in forged), len(text)]
-        pieces = [(start, self._encode(text[start:end], untrusted[start:end])) for start, end in pairwise(cuts)]
+        pieces = [(start, self._encode(text[start:end], origins[start:end])) for start, end in pairwise(cuts)]
         return (
             "".join(piece_text for _, (piece_text, _, _) in pieces),
             [token_id for _, (_, piece_ids, _) in pieces for token_id in piece_ids],
@@ -127,17 +149,31 @@ class PolicyTokenizer:
         return encoded["input_ids"], encoded["offset_mapping"]
 
     def _find_forged(
-        self, text: str, untrusted: Sequence[bool], ids: Sequence[int], spans: Sequence[tuple[int, int]]
+        self, text: str, origins: str, ids: Sequence[int], spans: Sequence[tuple[int, int]]
     ) -> Iterator[tuple[int, int]]:
-        """Yield (start, end) of each control token on untrusted characters, without white space around it."""
+        """Yield (start, end) of each control token in a problem or draft, without white space around it."""
         for token_id, (start, end) in zip(ids, spans, strict=True):
             if (content := self._control_tokens.get(token_id)) is None:
                 continue
             matched = text[start:end].strip()
             start += len(text[start:end]) - len(text[start:end].lstrip())
             is_unknown = token_id == self._tokenizer.unk_token_id and matched != content
-            if any(untrusted[start : start + len(matched)]) and not is_unknown:
+            found_in = set(origins[start : start + len(matched)])
+            is_allowed = found_in <= {_TEMPLATE} or (found_in == {_DRAFT} and is_tag(content))
+            if matched and not is_allowed and not is_unknown:
                 yield start, start + len(matched)
+
+    def _find_dropped_ids(self) -> frozenset[int]:
+        """Return the ids that are no part of the text of a completion: end, padding and other special tokens."""
+        has_channels = CHANNEL_TOKENS[0] in self._control_tokens.values()
+        special = {
+            token_id
+            for token_id, token in self._tokenizer.added_tokens_decoder.items()
+            if token.special and not is_tag(token.content.strip())
+        }
+        if has_channels:
+            special -= {token_id for token_id, text in self._control_tokens.items() if text in CHANNEL_TOKENS}
+        return frozenset({*special, *self.eos_token_ids, self._tokenizer.pad_token_id} - {None})
 
     def _replace(self, text: str, positions: Sequence[int]) -> str:
         characters = list(text)
@@ -158,14 +194,14 @@ class PolicyTokenizer:
         """Return the whole rendered prompt, split into trusted and untrusted text."""
         marker = self._free_marker(prompt)
         user, untrusted = _mark_untrusted(prompt.user, marker)
-        rendered = self._apply_template(prompt.system, user)
+        rendered = self._apply_template(prompt.system, user, prompt.template_kwargs)
         pieces = re.split(f"{marker}([0-9]+)E", rendered)
         if missing := set(range(len(untrusted))) - {int(number) for number in pieces[1::2]}:
             raise IgrpoError(
                 f"the chat template of {self._directory} drops {len(missing)} of {len(untrusted)} texts of the user"
             )
         return [
-            PromptSegment(untrusted[int(piece)], trusted=False) if number % 2 else PromptSegment(piece, trusted=True)
+            untrusted[int(piece)] if number % 2 else PromptSegment(piece, trusted=True)
             for number, piece in enumerate(pieces)
         ]
 
@@ -177,17 +213,17 @@ class PolicyTokenizer:
             marker += "X"
         return marker
 
-    def _apply_template(self, system: str, user: str) -> str:
+    def _apply_template(self, system: str, user: str, template_kwargs: Mapping[str, Any]) -> str:
         """Render with a system turn, or with its text before that of the user if the template has no system turn."""
         with_system = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         without = [{"role": "user", "content": f"{system}\n\n{user}" if system else user}]
         if system:
             with contextlib.suppress(TemplateError):
-                rendered = self._render_turns(with_system)
+                rendered = self._render_turns(with_system, template_kwargs)
                 if system.strip() in rendered:
                     return rendered
         try:
-            return self._render_turns(without)
+            return self._render_turns(without, template_kwargs)
         except TemplateError as error:
             raise IgrpoError(f"the chat template of {self._template_file} fails: {error}") from error
 
@@ -197,24 +233,31 @@ class PolicyTokenizer:
         own = self._directory / "chat_template.jinja"
         return own if own.is_file() else self._directory / "tokenizer_config.json"
 
-    def _render_turns(self, turns: list[dict[str, str]]) -> str:
+    def _render_turns(self, turns: list[dict[str, str]], template_kwargs: Mapping[str, Any]) -> str:
         rendered = self._tokenizer.apply_chat_template(
             turns,
             chat_template=self.chat_template,
             add_generation_prompt=True,
             tokenize=False,
             beginning=self._beginning,
+            **template_kwargs,
         )
         return str(rendered)
 
 
-def _mark_untrusted(segments: Sequence[PromptSegment], marker: str) -> tuple[str, list[str]]:
+def _origin(segment: PromptSegment) -> str:
+    if segment.trusted:
+        return _TEMPLATE
+    return _DRAFT if segment.is_draft else _PROBLEM
+
+
+def _mark_untrusted(segments: Sequence[PromptSegment], marker: str) -> tuple[str, list[PromptSegment]]:
     """Return the user turn with a numbered marker for each untrusted text, and these texts.
 
     White space around untrusted text is kept outside the markers, for templates that strip the user turn.
     """
     marked: list[str] = []
-    untrusted: list[str] = []
+    untrusted: list[PromptSegment] = []
     for segment in segments:
         core = segment.text.strip()
         if segment.trusted or not core:
@@ -222,7 +265,7 @@ def _mark_untrusted(segments: Sequence[PromptSegment], marker: str) -> tuple[str
             continue
         before, _, after = segment.text.partition(core)
         marked.append(f"{before}{marker}{len(untrusted)}E{after}")
-        untrusted.append(core)
+        untrusted.append(replace(segment, text=core))
     return "".join(marked), untrusted
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from igrpo_cli.algo.diagnostics import refinement_metrics, rollout_metrics, selection_metrics
+from igrpo_cli.config.rewards import RewardSection
 from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.pipeline.session import Session
@@ -34,10 +35,10 @@ class Observations:
     """Sampling settings by stage, as recorded with the shards."""
     selections: list[Selection]
 
-    def groups(self, section: UpdateSection) -> list[TrainingGroup]:
+    def groups(self, section: UpdateSection, reward: RewardSection) -> list[TrainingGroup]:
         """Return the groups that `update.train_on` names, without advantages yet: drafts first, in order of group."""
         return [
-            _training_group(rollouts, self.sampling[stage], section)
+            _training_group(rollouts, self.sampling[stage], section, reward)
             for stage in TRAINED_STAGES[section.train_on]
             for rollouts in _by_group(self.rollouts[stage])
         ]
@@ -68,15 +69,15 @@ def with_reward_variance(
 
     Nothing is sampled here. The stages have sampled `data.spare_problems` more problems to choose from.
 
-    These are the first `problems_per_iteration` groups of each stage that have an advantage other than 0. Groups
-    without one are added only where fewer than `num_minibatches` groups would be left.
+    These are the first `problems_per_iteration` groups of each stage that have correct and wrong completions, and a
+    gradient. Other groups are added only where fewer than `num_minibatches` groups would be left.
     """
     chosen: list[TrainingGroup] = []
     idle: list[TrainingGroup] = []
     for stage in dict.fromkeys(group.stage for group in groups):
         of_stage = [group for group in groups if group.stage == stage]
-        chosen += [group for group in of_stage if any(group.advantages)][:problems_per_iteration]
-        idle += [group for group in of_stage if not any(group.advantages)]
+        chosen += [group for group in of_stage if _has_variance(group)][:problems_per_iteration]
+        idle += [group for group in of_stage if not _has_variance(group)]
     return [*chosen, *idle[: max(0, num_minibatches - len(chosen))]]
 
 
@@ -139,6 +140,13 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
     return Observations(dict(rollouts), sampling, selections)
 
 
+def _has_variance(group: TrainingGroup) -> bool:
+    """Return True if the graded completions have different outcomes and one with an advantage is not masked."""
+    outcomes = {outcome for outcome, is_graded in zip(group.outcomes, group.is_graded, strict=True) if is_graded}
+    in_loss = zip(group.advantages, group.is_masked, strict=True)
+    return len(outcomes) > 1 and any(advantage and not is_masked for advantage, is_masked in in_loss)
+
+
 def _by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     groups: defaultdict[int, list[Rollout]] = defaultdict(list)
     for rollout in rollouts:
@@ -146,9 +154,13 @@ def _by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     return list(groups.values())
 
 
-def _training_group(rollouts: Sequence[Rollout], sampling: Mapping[str, Any], section: UpdateSection) -> TrainingGroup:
+def _training_group(
+    rollouts: Sequence[Rollout], sampling: Mapping[str, Any], section: UpdateSection, reward: RewardSection
+) -> TrainingGroup:
     first = rollouts[0]
-    masks_truncated = section.mask_truncated_completions
+    masks_truncated, counts_ungraded = section.mask_truncated_completions, reward.ungraded == "wrong"
+    is_graded = [counts_ungraded or rollout.verdict != "ungraded" for rollout in rollouts]
+    has_accuracy = bool(reward.weights.get("accuracy"))
     return TrainingGroup(
         stage=first.stage,
         group_id=first.group_id,
@@ -159,6 +171,11 @@ def _training_group(rollouts: Sequence[Rollout], sampling: Mapping[str, Any], se
         sampling_logprobs=[rollout.sampling_logprobs for rollout in rollouts],
         rewards=[rollout.reward for rollout in rollouts],
         advantages=[],
-        is_masked=[masks_truncated and rollout.finish_reason == "length" for rollout in rollouts],
+        is_masked=[
+            not graded or (masks_truncated and rollout.finish_reason == "length")
+            for rollout, graded in zip(rollouts, is_graded, strict=True)
+        ],
         max_completion_length=sampling["max_completion_length"],
+        is_graded=is_graded,
+        outcomes=[rollout.reward_parts["accuracy"] if has_accuracy else rollout.reward for rollout in rollouts],
     )

@@ -17,6 +17,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from igrpo_cli.thoughts import after_thought
+
 MAX_CHARACTERS = 4_096
 """Maximum length of an answer, and of the end of unmarked text that is read."""
 
@@ -114,8 +116,8 @@ def answer_scope(completion: str) -> tuple[str, bool]:
     The part is empty if the reasoning does not end or the tags are empty. The closing tag may be missing at the end:
     samplers that stop at `</answer>` leave it out.
     """
-    rest = completion.rpartition("</think>")[2]
-    if "<think>" in rest:
+    rest = after_thought(completion)
+    if rest is None:
         return "", False
     closed_by = rest.rfind("</answer>")
     opened_by = rest.rfind("<answer>")

@@ -16,6 +16,7 @@ from typing import Any
 
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.http_client import HttpClient, PermanentError, TransientError
+from igrpo_cli.thoughts import after_thought
 
 PARSER_VERSION = 1
 """Increased whenever `read_verdict` would read a reply differently: cached judgements are then not used."""
@@ -209,10 +210,7 @@ def read_verdict(reply: str) -> JudgeScore:
     Only text after the judge's reasoning (`</think>`) counts. If the last such line is not valid, earlier ones are not
     used: they may quote the answer.
     """
-    said = reply.rpartition("</think>")[2]
-    if "<think>" in said:
-        return JudgeScore(None, NO_VERDICT)
-    mentions = [line for line in said.split("\n") if _MENTION.search(line)]
+    mentions = [line for line in (after_thought(reply) or "").split("\n") if _MENTION.search(line)]
     verdict = _VERDICT.fullmatch(mentions[-1]) if mentions else None
     if verdict is None or not 0 <= float(verdict[1]) <= 1:
         return JudgeScore(None, NO_VERDICT)

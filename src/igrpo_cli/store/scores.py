@@ -59,15 +59,18 @@ def apply_scores(rollouts: Sequence[Rollout], scores: Sequence[Score], path: Pat
     ]
 
 
+_OF_SCORES = ("reward", "verdict", "extracted_answer")
+
+
 def with_scores(blocks: Iterator[pa.Table], path: Path) -> Iterator[pa.Table]:
-    """Yield blocks of a rollout shard with the columns `reward` and `extracted_answer` of the scores at `path`."""
-    of_scores = iterate_blocks(path, SCORES, (*_ROW, "reward", "extracted_answer"))
+    """Yield blocks of a rollout shard with the columns `reward`, `verdict` and `extracted_answer` of scores."""
+    of_scores = iterate_blocks(path, SCORES, (*_ROW, *_OF_SCORES))
     for block in blocks:
         scores = next(of_scores, None)
         theirs = [] if scores is None else _identities(scores)
         _require_same_rows(_identities(block), theirs, path)
         assert scores is not None
-        for name in ("reward", "extracted_answer"):
+        for name in _OF_SCORES:
             block = block.set_column(block.schema.get_field_index(name), block.schema.field(name), scores[name])
         yield block
 
