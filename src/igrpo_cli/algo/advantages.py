@@ -36,7 +36,7 @@ def group_advantages(
     if not np.isfinite(rewards_G).all():
         raise ValueError(f"rewards must be finite, got {rewards_G.tolist()}")
     if is_graded is not None and not is_graded.all():
-        advantages_G = np.zeros_like(rewards_G)
+        advantages_G: NDArray[np.float64] = np.zeros_like(rewards_G)
         advantages_G[is_graded] = group_advantages(rewards_G[is_graded], scale_rewards, epsilon)
         return advantages_G
     if rewards_G.size == 0 or (rewards_G == rewards_G[0]).all():

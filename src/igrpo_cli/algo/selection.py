@@ -81,7 +81,8 @@ def choose_actions(
     published algorithm does, `bare` refines without draft, and `drop` does not refine the group. The strategy `none`
     refines all groups without draft that are not dropped.
     """
-    is_rewarded_B = ((np.asarray(rewards_BN, np.float64) > 0) & np.asarray(is_graded_BN, np.bool_)).any(axis=1)
+    rewards_BN = np.where(np.asarray(is_graded_BN, np.bool_), np.asarray(rewards_BN, np.float64), -np.inf)
+    is_rewarded_B = rewards_BN.max(axis=1) > 0
     usual: SelectionAction = "bare" if strategy == "none" else "condition"
     at_zero: SelectionAction = usual if all_zero == "keep" else all_zero
     return [usual if is_rewarded else at_zero for is_rewarded in is_rewarded_B.tolist()]

@@ -20,6 +20,7 @@ from igrpo_cli.records import Completion
 
 _UNKNOWN = "unknown"
 _PROBE_TOKENS = (0, 1)
+_NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _SHAPE_KEYS = ("architectures", "vocab_size", *_SIZES)
 
@@ -138,8 +139,7 @@ class Endpoint:
     def version(self) -> str:
         """Return the server's version of vLLM, or `unknown`."""
         try:
-            found = str(self._client.get("/version")["version"])
-            return found if found and found.isprintable() else _UNKNOWN
+            return "".join(filter(str.isprintable, str(self._client.get("/version")["version"]))) or _UNKNOWN
         except (TransientError, PermanentError, KeyError, TypeError):
             return _UNKNOWN
 
@@ -248,8 +248,7 @@ class Endpoint:
                 f"the server cannot load {policy.directory}: {error}",
                 hint="servers need the run directory under the same path as here; restart the server",
             ) from error
-        reply = self._client.post("/reset_prefix_cache", {})
-        has_reset = isinstance(reply, dict) and reply.get("success") is True
+        has_reset = self._client.post("/reset_prefix_cache", {}) == {"success": True}
         now = self._weight_version()
         if now.startswith(policy.fingerprint):
             return now  # A concurrent task has loaded the same weights, and may be sampling already.
@@ -346,10 +345,7 @@ def _completion_request(
         "temperature": settings.temperature,
         "top_p": settings.top_p,
         "top_k": settings.top_k or -1,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
+        **_NEUTRAL,
         "stop_token_ids": list(eos_token_ids),
         "logprobs": 0,
         "return_token_ids": True,

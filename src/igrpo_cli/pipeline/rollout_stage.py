@@ -312,10 +312,8 @@ class RolloutShard:
 
         expected = self._expected.get(number)
         if expected is None:
-            raise IgrpoError(
-                f"{self.path.name} was complete, and was removed while this task worked on it",
-                hint=f"`{self.path.command}` makes it; the blocks that are done are kept",
-            )
+            what = f"{self.path.name} was complete, and was removed while this task worked on it"
+            raise IgrpoError(what, hint=f"`{self.path.command}` makes it; the blocks that are done are kept")
         try:
             require_planned(self.path, number, found, ((group, sample) for group, ids in expected for sample in ids))
         except IgrpoError:
