@@ -13,11 +13,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "igrpo_cli"
-LIGHT = ("records", "errors", "seeds")
+LIGHT = ("records", "errors", "seeds", "texts")
 ROOMS = {
     "records": (),
     "errors": (),
     "seeds": (),
+    "texts": (),
     "torchrun": (),
     "devices": (),
     "http_client": (),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
+import unicodedata
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -157,19 +160,46 @@ def _is_this_run(run_directory: RunDirectory, content: bytes) -> bool:
 def _short_enough(problems: list[Problem], config: RunConfig, tokenizer: PolicyTokenizer) -> list[Problem]:
     """Return the problems whose prompt fits `prompts.max_prompt_length`. Others are an error, or are skipped."""
     limit, kept = config.prompts.max_prompt_length, []
+    at_most = _token_bound(problems, config, tokenizer)
     for problem in problems:
-        _, prompt_ids = tokenizer.encode_prompt(prompt_without_draft(problem.problem, config.prompts))
-        if len(prompt_ids) <= limit:
+        num_tokens = at_most(problem.problem)
+        if num_tokens > limit:
+            num_tokens = len(tokenizer.encode_prompt(prompt_without_draft(problem.problem, config.prompts))[1])
+        if num_tokens <= limit:
             kept.append(problem)
         elif not config.data.skip_bad_rows:
             raise IgrpoError(
-                f"{problem.source}: the prompt has {len(prompt_ids)} tokens, more than "
-                f"prompts.max_prompt_length = {limit}",
+                f"{problem.source}: the prompt has {num_tokens} tokens, more than prompts.max_prompt_length = {limit}",
                 hint="raise it with --set, or count and skip such rows: --skip-bad-rows",
             )
     if not kept:
         raise IgrpoError(f"no problem has a prompt of at most prompts.max_prompt_length = {limit} tokens")
     return kept
+
+
+def _token_bound(problems: list[Problem], config: RunConfig, tokenizer: PolicyTokenizer) -> Callable[[str], float]:
+    """Return a function that bounds the tokens of a prompt by the bytes of its problem.
+
+    Encoding hundreds of thousands of prompts takes minutes, and most problems are far below the limit. A token has at
+    least one byte of the text, in whatever Unicode normal form the tokenizer puts it. If the tokenizer lacks a
+    character of some problem, the bound is infinite: then every prompt is encoded, and the error names the character.
+    """
+    shortest = min((problem.problem for problem in problems), key=len)
+    try:
+        text, prompt_ids = tokenizer.encode_prompt(prompt_without_draft(shortest, config.prompts))
+        tokenizer.encode_text("".join(sorted(set().union(*(problem.problem for problem in problems)))))
+    except IgrpoError:
+        return lambda problem: math.inf
+    times_shown = max(text.count(shortest), 1)
+
+    def at_most(problem: str) -> int:
+        if problem.isascii():
+            num_bytes = len(problem)
+        else:
+            num_bytes = max(len(form.encode()) for form in (problem, unicodedata.normalize("NFKD", problem)))
+        return len(prompt_ids) + times_shown * num_bytes
+
+    return at_most
 
 
 def _plan(config: RunConfig) -> dict[str, object]:

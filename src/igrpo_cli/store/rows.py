@@ -15,6 +15,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -94,6 +95,9 @@ def _check_lengths(index: int, cell: dict[str, Any]) -> None:
 
 
 def _column(kind: str, field: pa.Field, values: list[Any]) -> pa.Array:
+    if pa.types.is_string(field.type) and all(type(value) is str for value in values):
+        with suppress(UnicodeEncodeError):  # of a lone surrogate
+            return pa.array(values, type=field.type)
     plain = []
     for index, value in enumerate(values):
         try:
