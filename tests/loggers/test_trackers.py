@@ -178,3 +178,21 @@ def test_what_was_sent_but_not_noted_is_sent_again_and_says_the_same(run, half_s
     assert [x for x, _ in curves["tensorboard"]["draft/reward_mean"]] == [0, 1]
     for tracker in ("trackio", "wandb"):
         assert curves[tracker]["draft/reward_mean"] == [*expected, *expected]
+
+
+@pytest.mark.parametrize("how", ["environment", "settings"])
+def test_a_disabled_wandb_leaves_every_entry_to_a_later_command(run, tmp_path, how):
+    path = tmp_path / "quiet"
+    shutil.copytree(run, path, ignore=shutil.ignore_patterns("log"))
+    env = {"WANDB_MODE": "disabled"}
+    if how == "settings":
+        (tmp_path / "wandb").mkdir()
+        (tmp_path / "wandb/settings").write_text("[default]\nmode = disabled\n")
+        env = {"WANDB_API_KEY": KEY}
+    result = igrpo("log", path, "--to", "wandb", "--json", env=env, cwd=tmp_path)
+    assert result.code == 0, result.stderr
+    sent = result.json["trackers"]["wandb"]
+    assert sent["sent"] == []
+    assert sent["where"].startswith("wandb is disabled")
+    assert not (path / "log/wandb").exists()
+    assert len(log(path, "wandb").json["trackers"]["wandb"]["sent"]) == 4
