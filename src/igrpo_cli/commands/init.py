@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
-import unicodedata
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,22 +12,22 @@ from igrpo_cli.config.files import (
     apply_overrides,
     check_config,
     merge,
+    read_config_file,
     read_preset,
     read_toml,
     write_config,
 )
-from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
+from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.inspection.differences import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
-from igrpo_cli.prompts import prompt_without_draft
+from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_context, short_enough
 from igrpo_cli.records import Problem
 from igrpo_cli.store.checksummed_json import checksummed_settings, require_unedited
 from igrpo_cli.store.layout import RunDirectory, command_line
 from igrpo_cli.ui.console import Console, printable
 
 if TYPE_CHECKING:
-    from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.loading import LoadedProblems
 
 SHOWN_SETTINGS = 3
@@ -54,7 +51,7 @@ def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]
     """Return the settings: the preset, overridden by the file, overridden by each `--set`."""
     settings = read_preset(preset) if preset else {}
     if config_file is not None:
-        settings = merge(settings, read_toml(config_file))
+        settings = merge(settings, read_config_file(config_file))
     return check_config(apply_overrides(settings, sets), str(config_file or preset or "settings"))
 
 
@@ -65,7 +62,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     call with the same settings restores files that are damaged or missing and changes nothing else. Files of a call
     that was killed are replaced. Raises ConflictError when the run has other settings, or when `run.toml` was edited.
     """
-    from igrpo_cli.engines.hub import fetch_model
+    from igrpo_cli.engines.hub import fetch_model, positions_of
     from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.loading import load_problems
     from igrpo_cli.problems.sources import model_location
@@ -91,7 +88,9 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
         revision=data.revision,
     )
     tokenizer = PolicyTokenizer(model.directory, trust_remote_code=policy.trust_remote_code)
-    problems = _short_enough(loaded.problems, config, tokenizer)
+    lengths = PromptLengths(loaded.problems, config, tokenizer)
+    problems = short_enough(lengths, loaded.problems, config)
+    require_context(lengths, problems, config, positions_of(model.directory, policy.trust_remote_code))
     place = model.directory.absolute()
     pointed = write_pointer(run_directory, policy.model, model.revision_commit, place, replace=not is_run)
     existing = _existing_problems(run_directory) if is_run else None
@@ -155,51 +154,6 @@ def _is_this_run(run_directory: RunDirectory, content: bytes) -> bool:
             hint=f"continue it ({command_line(run_directory.root, 'status')}), or use another directory",
         )
     return True
-
-
-def _short_enough(problems: list[Problem], config: RunConfig, tokenizer: PolicyTokenizer) -> list[Problem]:
-    """Return the problems whose prompt fits `prompts.max_prompt_length`. Others are an error, or are skipped."""
-    limit, kept = config.prompts.max_prompt_length, []
-    at_most = _token_bound(problems, config, tokenizer)
-    for problem in problems:
-        num_tokens = at_most(problem.problem)
-        if num_tokens > limit:
-            num_tokens = len(tokenizer.encode_prompt(prompt_without_draft(problem.problem, config.prompts))[1])
-        if num_tokens <= limit:
-            kept.append(problem)
-        elif not config.data.skip_bad_rows:
-            raise IgrpoError(
-                f"{problem.source}: the prompt has {num_tokens} tokens, more than prompts.max_prompt_length = {limit}",
-                hint="raise it with --set, or count and skip such rows: --skip-bad-rows",
-            )
-    if not kept:
-        raise IgrpoError(f"no problem has a prompt of at most prompts.max_prompt_length = {limit} tokens")
-    return kept
-
-
-def _token_bound(problems: list[Problem], config: RunConfig, tokenizer: PolicyTokenizer) -> Callable[[str], float]:
-    """Return a function that bounds the tokens of a prompt by the bytes of its problem.
-
-    Encoding hundreds of thousands of prompts takes minutes, and most problems are far below the limit. A token has at
-    least one byte of the text, in whatever Unicode normal form the tokenizer puts it. If the tokenizer lacks a
-    character of some problem, the bound is infinite: then every prompt is encoded, and the error names the character.
-    """
-    shortest = min((problem.problem for problem in problems), key=len)
-    try:
-        text, prompt_ids = tokenizer.encode_prompt(prompt_without_draft(shortest, config.prompts))
-        tokenizer.encode_text("".join(sorted(set().union(*(problem.problem for problem in problems)))))
-    except IgrpoError:
-        return lambda problem: math.inf
-    times_shown = max(text.count(shortest), 1)
-
-    def at_most(problem: str) -> int:
-        if problem.isascii():
-            num_bytes = len(problem)
-        else:
-            num_bytes = max(len(form.encode()) for form in (problem, unicodedata.normalize("NFKD", problem)))
-        return len(prompt_ids) + times_shown * num_bytes
-
-    return at_most
 
 
 def _plan(config: RunConfig) -> dict[str, object]:
