@@ -45,9 +45,13 @@ def test_json_lines_an_array_and_parquet_of_the_same_rows_load_alike(tmp_path: P
         (
             {"problem": "3+3?", "answer": "\frac{1}{2}"},
             "control_character",
-            r"the answer contains U\+000C before 'rac'",
+            r"U\+000C, which is .frac with one backslash",
         ),
-        ({"problem": "3 \times 3?", "answer": "6"}, "control_character", "before 'imes': .times with one backslash"),
+        (
+            {"problem": "3 \times 3?", "answer": "6"},
+            "control_character",
+            r"U\+0009, which is .times with one backslash",
+        ),
         ({"problem": "3+3\x1b?", "answer": "6"}, "control_character", r"the control character U\+001B \(character 4\)"),
         ('{"problem": "\\sqrt9?", "answer": "3"}', "invalid_json", r"Invalid \\+escape"),
         ({"problem": ["3+3?"], "answer": "6"}, "wrong_type", "not one of chat messages"),
@@ -129,7 +133,7 @@ def test_the_cure_of_a_lost_backslash_is_the_hint(tmp_path: Path) -> None:
     assert "write two backslashes in JSON" in (refused.value.hint or "")
 
 
-@pytest.mark.parametrize("text", ["a table:\n1\t2", "so\ne is 2.718", "\\frac{1}{2}\n\text", "a\r\nb", "a\x85b"])
+@pytest.mark.parametrize("text", ["a table:\n1\t2", "so\ne is 2.718", "$\\frac{1}{2}\ne^x$", "a\r\nb", "a\x85b"])
 def test_line_ends_and_tabs_of_a_text_stay(tmp_path: Path, text: str) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"problem": text, "answer": "1"}])
     assert pairs(load_problems(str(path))) == [(text, "1")]
