@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-CURE = r"write two backslashes in JSON and in quoted TOML ('\\frac'), or quote TOML with ''', where one is enough"
+JSON_CURE = r"write each backslash twice in JSON: '\\frac'"
+TOML_CURE = r"write each backslash twice in double quotes: '\\boxed'; in single quotes once is enough"
 INVALID_ESCAPE_CURE = r"a backslash is written twice there ('\\sqrt'): one alone begins an escape such as \n"
 
 _ESCAPES = {"\b": "b", "\f": "f", "\a": "a", "\v": "v", "\t": "t", "\n": "n", "\r": "r"}

@@ -19,7 +19,7 @@ from igrpo_cli.config.files import (
     write_config,
 )
 from igrpo_cli.errors import UsageError
-from igrpo_cli.texts import CURE
+from igrpo_cli.texts import TOML_CURE
 
 
 def test_the_selection_of_drafts_counts_in_conditioned_evaluations_alone():
@@ -116,7 +116,7 @@ def test_a_lost_backslash_is_refused_with_its_line_and_the_cure(tmp_path, conten
     with pytest.raises(UsageError, match=rf"mine\.toml line {line}: ") as caught:
         read_config_file(path)
     assert command in caught.value.message
-    assert caught.value.hint == CURE
+    assert caught.value.hint == TOML_CURE
 
 
 def test_backslashes_that_are_written_right_stay(tmp_path):

@@ -130,7 +130,7 @@ def test_the_cure_of_a_lost_backslash_is_the_hint(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", ['{"problem": "half of 1?", "answer": "\\frac12"}'])
     with pytest.raises(IgrpoError, match=r"a\.jsonl row 1: ") as refused:
         load_problems(str(path))
-    assert "write two backslashes in JSON" in (refused.value.hint or "")
+    assert "write each backslash twice in JSON" in (refused.value.hint or "")
 
 
 @pytest.mark.parametrize("text", ["a table:\n1\t2", "so\ne is 2.718", "$\\frac{1}{2}\ne^x$", "a\r\nb", "a\x85b"])

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import ConflictError, UsageError
 from igrpo_cli.http_client import without_secrets
-from igrpo_cli.texts import CURE, INVALID_ESCAPE_CURE, control_fault
+from igrpo_cli.texts import INVALID_ESCAPE_CURE, TOML_CURE, control_fault
 
 PRESETS = Path(__file__).parent / "presets"
 FIXED_SECTIONS = ("run", "data", "policy")
@@ -57,7 +57,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
         if fault := control_fault(value):
             lines = path.read_text("utf-8").splitlines()
             where = f"{path} line {_line_of(lines, name.rpartition('.')[2], fault.command)}"
-            raise UsageError(f"{where}: {name} contains {fault}", hint=CURE)
+            raise UsageError(f"{where}: {name} contains {fault}", hint=TOML_CURE)
     return settings
 
 
@@ -80,7 +80,7 @@ def parse_override(text: str) -> tuple[str, str, Any]:
             raise UsageError(f"--set {section}.{key} is not valid TOML: {error}", hint=hint) from None
     for _, each in _texts({key: value}):
         if fault := control_fault(each):
-            raise UsageError(f"--set {section}.{key} contains {fault}", hint=CURE)
+            raise UsageError(f"--set {section}.{key} contains {fault}", hint=TOML_CURE)
     return section, key, value
 
 

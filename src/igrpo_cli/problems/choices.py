@@ -19,7 +19,7 @@ from igrpo_cli.problems.rows import AnswerForm, BadRow, number_as_text, text_of,
 LETTERS = string.ascii_uppercase
 INSTRUCTION = "Answer with the letter of the right choice."
 """The last line of every problem with choices."""
-NO_CHOICES_CURE = "correct the row, or ignore the column: --set data.choices_column=none"
+NO_CHOICES_CURE = "correct the row, or ignore the column: --set data.choices_column=none (in a benchmark, remove it)"
 
 _LABEL = re.compile(r"(?P<opened>\()?(?P<label>[A-Za-z]|[0-9]{1,2})(?(opened)\)|[).:]?)")
 _MARKER = re.compile(r"(?<![\w(])(?P<opened>\(?)(?P<letter>[A-Za-z]) ?(?P<closed>[).:])")

@@ -36,7 +36,7 @@ SYSTEM_ROLES = frozenset({"system", "developer"})
 CHAT = re.compile(r"\s*\[\s*\{")
 CHAT_CURE = (
     "write examples into the one user message, and the beginning of an answer at its end; "
-    "or name a column of texts: --set data.problem_column=NAME"
+    "or name another column: --set data.problem_column=NAME (in a benchmark, rename it)"
 )
 NONE = "none"
 """Value of a `*_column` setting that disables a column even if a column with a known name exists."""
@@ -170,7 +170,7 @@ def _only_one(role: str, known: Sequence[str], names: list[str], label: str) -> 
     message = f"{label}: {len(found)} columns may hold the {role}: {', '.join(found)}"
     if not found:
         message = f"{label}: no column has a known name for the {role} (its columns: {', '.join(names)})"
-    raise UsageError(message, hint=f"name the column: --set data.{role}_column=NAME")
+    raise UsageError(message, hint=f"name the column: --set data.{role}_column=NAME; in a benchmark, rename it")
 
 
 def _choices_column(rows: Sequence[Mapping[str, Any]], wanted: str | None, names: list[str], label: str) -> str | None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Literal
 
-from igrpo_cli.texts import CURE, control_fault
+from igrpo_cli.texts import JSON_CURE, control_fault
 
 AnswerForm = Literal["auto", "plain", "solution"]
 """How a column holds the reference answer (see `answers.reference_answer`)."""
@@ -79,7 +79,7 @@ def text_of(value: object, what: str) -> str:
     if text and len(text) <= MAX_ROW_BYTES and value and value.isprintable():
         return text  # Nothing below applies. Most texts end here.
     if (fault := control_fault(value or "")) and value and "\0" not in value:
-        raise BadRow("control_character", f"the {what} contains {fault} (character {fault.position + 1})", CURE)
+        raise BadRow("control_character", f"the {what} contains {fault} (character {fault.position + 1})", JSON_CURE)
     if not any(character.isprintable() and not character.isspace() for character in text):
         raise BadRow(f"empty_{what}", f"the {what} is {'missing' if value is None else 'empty'}")
     if "\0" in text:
