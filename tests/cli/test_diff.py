@@ -141,6 +141,7 @@ def test_settings_that_differ_between_evaluations_are_named(tmp_path):
     assert evaluation["settings"] == {"eval.temperature": [0.6, 1.0]}
     text = igrpo("diff", run.root, 0, 1).stdout
     assert "Settings that differ between the evaluations on sums:" in text
+    assert "No setting differs." not in text
 
 
 def test_no_shared_problem_is_said_and_the_rest_is_shown(run, tmp_path):

@@ -204,7 +204,7 @@ def _paragraphs(payload: Mapping[str, Any], table: Table) -> Iterator[str]:
             yield table(setting_rows(found["settings"], ("A", "B")))
     if payload["settings"]:
         yield table(setting_rows(payload["settings"], ("A", "B")))
-    else:
+    elif not any(found["settings"] for found in payload["evaluations"]):
         yield "No setting differs."
 
 
