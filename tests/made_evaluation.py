@@ -65,6 +65,7 @@ def make_evaluation(
     *groups: Sequence[str],
     num_shards: int = 1,
     conditioned: str | None = None,
+    config: dict[str, dict] | None = None,
 ) -> list[ShardPath]:
     """An evaluation of a benchmark whose problems are frozen, a block per problem."""
     paths = [run.eval_shard(bench, policy, shard, num_shards, conditioned=conditioned) for shard in range(num_shards)]
@@ -72,7 +73,7 @@ def make_evaluation(
         of_shard = block_range(len(groups), path.shard, num_shards)
         rows = samples(*groups, iteration=path.iteration)
         blocks = [[row for row in rows if row.group_id == group_id] for group_id in of_shard]
-        identity = Identity("eval", path.iteration, path.shard, num_shards, {"eval": {}}, POLICY)
+        identity = Identity("eval", path.iteration, path.shard, num_shards, config or {"eval": {}}, POLICY)
         provenance = Provenance()
 
         def write(replace: bool, path: ShardPath = path, blocks: list[list[Rollout]] = blocks):

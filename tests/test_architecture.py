@@ -13,12 +13,13 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "igrpo_cli"
-LIGHT = ("records", "errors", "seeds", "thoughts")
+LIGHT = ("records", "errors", "seeds", "thoughts", "texts")
 ROOMS = {
     "records": (),
     "errors": (),
     "seeds": (),
     "thoughts": (),
+    "texts": (),
     "torchrun": (),
     "devices": (),
     "http_client": (),
@@ -51,7 +52,18 @@ ROOMS = {
         "training",
         "ui",
     ),
-    "evaluation": ("algo", "config", "engines", "pipeline", "prompts", "rewards", "rollouts", "store", "ui"),
+    "evaluation": (
+        "algo",
+        "config",
+        "engines",
+        "inspection",
+        "pipeline",
+        "prompts",
+        "rewards",
+        "rollouts",
+        "store",
+        "ui",
+    ),
     "commands": (
         "algo",
         "config",

@@ -59,6 +59,24 @@ def test_the_text_has_both_rows_the_difference_and_the_flips(run):
     assert lines[-1].split() == ["p2", "50.0", "%", "100.0", "%", "What", "is", "2", "+", "2?"]
 
 
+def test_settings_that_differ_are_named(run):
+    same = igrpo("eval", run.root, "--bench", "sums", "--compare", "0", "3")
+    assert "settings" not in same.stdout
+    settings = {"eval": {"temperature": 0.6, "max_gen_toks": 4096}, "prompts": {"system_prompt": ""}}
+    other = {"eval": {"temperature": 0.0, "max_gen_toks": 4096}, "prompts": {"system_prompt": "Think | first."}}
+    make_evaluation(run, "sums", 7, *BEFORE, config=settings)
+    make_evaluation(run, "sums", 8, *AFTER, config=other)
+    both = ["eval", run.root, "--bench", "sums", "--compare", "7", "8"]
+    changed = {"eval.temperature": [0.6, 0.0], "prompts.system_prompt": ["", "Think | first."]}
+    assert igrpo(*both, "--json").json["settings"] == changed
+    lines = igrpo(*both).stdout.splitlines()
+    place = lines.index("These settings differ too, so that the difference is not that of the policies alone.")
+    assert [line.split()[0] for line in lines[place + 4 :]] == list(changed)
+    assert lines[place + 4].split() == ["eval.temperature", "0.6", "0.0"]
+    assert "eval.temperature" in igrpo(*both, "--markdown").stdout
+    assert "eval.max\\_gen" not in igrpo(*both, "--markdown").stdout
+
+
 def test_directories_and_names_of_directories_are_evaluations_too(run, tmp_path):
     by_number = igrpo("eval", run.root, "--bench", "sums", "--compare", "0", "3", "--json").json
     directories = [run.root / "eval/sums/policy_0000", run.root / "eval/sums/policy_0003"]

@@ -102,6 +102,21 @@ def test_the_slurm_task_is_the_shard(tmp_path):
     assert (drafts["done"], drafts["total"], drafts["missing"]) == (1, 4, "0-1,3")
 
 
+def test_a_slurm_task_without_a_shard_says_where_its_number_comes_from(tmp_path):
+    run = make_run(tmp_path / "run", "run.num_shards=2")
+    task = {"SLURM_ARRAY_TASK_ID": "5"}
+    for command in (["draft", run], ["update", run], ["eval", run, "--bench", "arithmetic"]):
+        result = igrpo(*command, env=task)
+        assert result.code == 2
+        error, hint = result.stderr.splitlines()
+        assert error == "error: shard 5 of 2 does not exist; the number comes from SLURM_ARRAY_TASK_ID=5"
+        assert "`--shard all`" in hint
+        assert "--array=0-1" in hint
+    result = igrpo("draft", run, "--shard", "all", "--json", env=task)
+    assert (result.code, result.json["shards"]) == (0, 2)
+    assert "SLURM" not in igrpo("draft", run, "--shard", "7", env=task).stderr
+
+
 def test_unknown_shards_and_iterations_are_usage_errors(finished_run):
     assert igrpo("draft", finished_run, "--shard", "7").code == 2
     beyond = igrpo("draft", finished_run, "--iteration", "9")

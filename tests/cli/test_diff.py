@@ -8,6 +8,8 @@ import pytest
 
 from command_line import igrpo
 from igrpo_cli.store.checksummed_json import checksummed_settings, write_summary
+from made_evaluation import make_evaluation
+from made_evaluation import make_problems as make_evaluation_problems
 from made_iteration import SELECT, Group, make_iteration, make_problems, make_update
 
 # Problems right more often than not: by the drafts p1 and p2 before, p0 and p2 after.
@@ -126,6 +128,20 @@ def test_runs_iterations_and_policies_by_path(run, tmp_path):
         mixed = igrpo("diff", run / name, other.root / "iteration_0000", "--json").json
         assert (mixed["a"]["iteration"], mixed["b"]["iteration"]) == (1, 0)
     assert igrpo("diff", run, other.root, "--iteration", 0, "--json").json == runs
+
+
+def test_settings_that_differ_between_evaluations_are_named(tmp_path):
+    run = make_problems(tmp_path / "run", 4)
+    make_evaluation_problems(run.root, "sums", 1)
+    for iteration, temperature in ((0, 0.6), (1, 1.0)):
+        make_iteration(run, iteration, *BEFORE)
+        write_summary(run.eval_summary("sums", iteration), {"avg_at_k": 0.5, "ci95": [0.1, 0.9]})
+        make_evaluation(run, "sums", iteration, ["!4"], config={"eval": {"temperature": temperature, "top_p": 1.0}})
+    (evaluation,) = igrpo("diff", run.root, 0, 1, "--json").json["evaluations"]
+    assert evaluation["settings"] == {"eval.temperature": [0.6, 1.0]}
+    text = igrpo("diff", run.root, 0, 1).stdout
+    assert "Settings that differ between the evaluations on sums:" in text
+    assert "No setting differs." not in text
 
 
 def test_no_shared_problem_is_said_and_the_rest_is_shown(run, tmp_path):

@@ -30,3 +30,11 @@ def test_a_file_without_rows_is_no_success(tmp_path):
     result = grade(tmp_path, "\n")
     assert (result.code, result.stdout) == (3, "")
     assert "has no rows" in result.stderr
+
+
+def test_references_that_have_lost_a_backslash_are_counted(tmp_path):
+    result = grade(tmp_path, '{"gold": "\\frac12", "answer": "x"}\n{"gold": "1\\n", "answer": "1"}\n')
+    assert result.code == 0
+    assert len(result.stdout.splitlines()) == 2
+    assert "1 references have lost a backslash: " in result.stderr
+    assert "row 1 contains the control character U+000C, which is \\frac with one backslash" in result.stderr

@@ -13,11 +13,13 @@ from igrpo_cli.config.files import (
     merge,
     parse_override,
     preset_names,
+    read_config_file,
     read_preset,
     read_toml,
     write_config,
 )
 from igrpo_cli.errors import UsageError
+from igrpo_cli.texts import TOML_CURE
 
 
 def test_the_selection_of_drafts_counts_in_conditioned_evaluations_alone():
@@ -95,6 +97,51 @@ def test_an_override_of_another_shape_is_refused_with_an_example(text):
     with pytest.raises(UsageError) as caught:
         parse_override(text)
     assert caught.value.hint == "--set draft.temperature=0.8"
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "command"),
+    [
+        ('system_prompt = "Use \\boxed{}."', 3, "\\boxed"),
+        ('system_prompt = """\nThink.\nUse \\frac12.\n"""', 5, "\\frac"),
+        ('system_prompt = "Write $3 \\times 4$."', 3, "\\times"),
+        ('system_prompt = "Close with \\right)"', 3, "\\right"),
+        ('system_prompt = "a \\u001b b"', 3, "U+001B"),
+        ('nested = { deep = ["x", "\\beta"] }', 3, "\\beta"),
+    ],
+)
+def test_a_lost_backslash_is_refused_with_its_line_and_the_cure(tmp_path, content, line, command):
+    path = tmp_path / "mine.toml"
+    path.write_text(f"# by hand\n[prompts]\n{content}\n")
+    with pytest.raises(UsageError, match=rf"mine\.toml line {line}: ") as caught:
+        read_config_file(path)
+    assert command in caught.value.message
+    assert caught.value.hint == TOML_CURE
+
+
+def test_backslashes_that_are_written_right_stay(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        """[prompts]\nsystem_prompt = 'Use \\boxed{}.'\nrefine_template = "\\\\frac\\n\\tb\\n{problem}"\n"""
+    )
+    prompts = read_config_file(path)["prompts"]
+    assert prompts == {"system_prompt": "Use \\boxed{}.", "refine_template": "\\frac\n\tb\n{problem}"}
+
+
+def test_an_override_with_a_lost_backslash_or_open_quotes_is_refused():
+    assert parse_override("prompts.system_prompt=Use \\boxed{}.")[2] == "Use \\boxed{}."
+    assert parse_override("prompts.system_prompt='Use \\boxed{}.'")[2] == "Use \\boxed{}."
+    for text, message in [
+        ('prompts.system_prompt="Use \\boxed{}."', r"contains the control character U\+0008, which is \\boxed"),
+        (
+            "prompts.system_prompt=a\x07lpha",
+            r"contains the control character U\+0007, which is \\alpha with one backslash",
+        ),
+        ('prompts.system_prompt="Use \\sqrt{}."', "is not valid TOML: Unescaped"),
+        ('prompts.system_prompt="Use it', "is not valid TOML"),
+    ]:
+        with pytest.raises(UsageError, match=rf"--set prompts\.system_prompt {message}"):
+            parse_override(text)
 
 
 def test_later_settings_lie_over_earlier_ones_key_by_key():

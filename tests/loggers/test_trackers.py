@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from read_back import read_trackio, tensorboard_curves, trackio_curves, wandb_curves, wandb_records
 
-from command_line import TRACKIO_DIRECTORY, Result, igrpo, sets
+from command_line import ONE_THREAD, TRACKIO_DIRECTORY, Result, igrpo, igrpo_process, sets
 from igrpo_cli.loggers import trackers
 from igrpo_cli.records import Metric
 from igrpo_cli.store.checksummed_json import write_sent
@@ -178,3 +178,22 @@ def test_what_was_sent_but_not_noted_is_sent_again_and_says_the_same(run, half_s
     assert [x for x, _ in curves["tensorboard"]["draft/reward_mean"]] == [0, 1]
     for tracker in ("trackio", "wandb"):
         assert curves[tracker]["draft/reward_mean"] == [*expected, *expected]
+
+
+@pytest.mark.parametrize("how", ["environment", "settings"])
+def test_a_disabled_wandb_leaves_every_entry_to_a_later_command(run, tmp_path, monkeypatch, how):
+    path = tmp_path / "quiet"
+    shutil.copytree(run, path, ignore=shutil.ignore_patterns("log"))
+    if how == "settings":
+        (tmp_path / "wandb").mkdir()
+        (tmp_path / "wandb/settings").write_text("[default]\nmode = disabled\n")
+    else:
+        monkeypatch.setitem(ONE_THREAD, "WANDB_MODE", "disabled")
+    # wandb keeps the mode of a process, so this needs one of its own.
+    result = igrpo_process("log", path, "--to", "wandb", "--json", cwd=tmp_path)
+    assert result.code == 0, result.stderr
+    sent = result.json["trackers"]["wandb"]
+    assert sent["sent"] == []
+    assert sent["where"].startswith("wandb is disabled")
+    assert not (path / "log/wandb").exists()
+    assert len(log(path, "wandb").json["trackers"]["wandb"]["sent"]) == 4

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from problem_files import Row, pairs, write_lines
 
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.problems.answers import INSTRUCTION, problem_with_choices, shuffled_choices
+from igrpo_cli.problems.choices import INSTRUCTION, problem_with_choices, shuffled_choices
 from igrpo_cli.problems.loading import load_problems
 from igrpo_cli.problems.sources import BENCHES, ProblemSource, resolve_bench
 
@@ -77,7 +77,7 @@ def test_a_letter_takes_precedence_over_an_index(tmp_path: Path) -> None:
     ("changes", "kind", "reason"),
     [
         ({"answer": "D"}, "unknown_choice", "the answer is 'D', not a letter from A to C"),
-        ({"answer": "sulphur"}, "unknown_choice", "the answer is 'sulphur', not a letter from A to C"),
+        ({"answer": "tin"}, "unknown_choice", "the answer is 'tin', not a letter from A to C, nor one of the choices"),
         ({"answer": "x" * 99}, "unknown_choice", r"the answer is 'x{27}\.\.\.', not a letter"),
         ({"answer": "AB"}, "unknown_choice", "the answer is 'AB', not a letter"),
         ({"answer": "(B"}, "unknown_choice", r"the answer is '\(B', not a letter"),
@@ -90,7 +90,12 @@ def test_a_letter_takes_precedence_over_an_index(tmp_path: Path) -> None:
         ({"options": []}, "wrong_number_of_choices", "the row has 0 choices"),
         ({"options": ["sulphur"]}, "wrong_number_of_choices", "the row has 1 choices"),
         ({"options": list(range(27))}, "wrong_number_of_choices", "the row has 27 choices"),
-        ({"options": "iron, sulphur"}, "wrong_type", "the choices are not a list but str"),
+        ({"options": "iron, sulphur"}, "wrong_type", "not a list but text in which no letters"),
+        ({"options": {"one": "iron", "two": "zinc"}}, "wrong_type", "the names one, two, not letters or numbers"),
+        ({"options": {"text": ["iron", "zinc"], "label": ["A"]}}, "wrong_number_of_choices", "2 texts and 1 labels"),
+        ({"options": "a) iron b) zinc a) tin"}, "unknown_choice", "the letter A occurs twice"),
+        ({"options": "['iron' 'zinc']"}, "wrong_type", "a comma is missing"),
+        ({"options": 4}, "wrong_type", "not a list but int"),
         ({"options": ["iron", " ", "zinc"]}, "empty_choice", r"the choice is empty \(number 2\)"),
         ({"options": ["iron", None]}, "empty_choice", r"the choice is missing \(number 2\)"),
         ({"options": ["iron", ["zinc"]]}, "wrong_type", r"the choice is not a text but list \(number 2\)"),
@@ -121,10 +126,67 @@ def test_the_same_question_with_other_choices_is_another_problem(tmp_path: Path)
     assert load_problems(str(write_lines(tmp_path / "a.jsonl", rows))).counts == {"rows": 2, "kept": 2}
 
 
-def test_a_column_with_a_known_name_needs_lists_to_be_choices(tmp_path: Path) -> None:
-    for value in ("A) 1 B) 2", None, [], {"text": ["1", "2"]}):
+def test_an_empty_column_of_choices_is_none(tmp_path: Path) -> None:
+    for value in (None, [], "", {}):
         row = {"problem": "1+1?", "options": value, "answer": "2"}
         assert pairs(load_problems(str(write_lines(tmp_path / "a.jsonl", [row])))) == [("1+1?", "2")]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"A": "iron", "B": "sulphur", "C": "zinc"},
+        {"(a)": "iron", "(b)": "sulphur", "(c)": "zinc", "(d)": None},
+        {"text": ["iron", "sulphur", "zinc"], "label": ["A", "B", "C"]},
+        {"text": ["iron", "sulphur", "zinc"]},
+        [{"label": "A", "text": "iron"}, {"label": "B", "text": "sulphur"}, {"label": "C", "text": "zinc"}],
+        ["A) iron", "B) sulphur", "C) zinc"],
+        "a ) iron , b ) sulphur , c ) zinc",
+        "(A) iron (B) sulphur\n(C) zinc",
+        "A. iron; B. sulphur; C. zinc",
+        "['A)iron', 'B)sulphur', 'C)zinc']",
+        '["iron", "sulphur", "zinc"]',
+        "{'A': 'iron', 'B': 'sulphur', 'C': 'zinc'}",
+    ],
+)
+def test_every_form_of_choices_is_the_same_problem(tmp_path: Path, options: Any) -> None:
+    for answer in ("B", "sulphur"):
+        path = write_lines(tmp_path / "a.jsonl", [METALS | {"options": options, "answer": answer}])
+        assert pairs(load_problems(str(path))) == [(METALS_TEXT, "(B)")]
+
+
+def test_labels_of_the_row_are_what_the_answer_names(tmp_path: Path) -> None:
+    choices = {"text": ["3", "1", "2"], "label": ["1", "2", "3"]}
+    row = {"question": "1+1?", "choices": choices, "answerKey": "3"}
+    assert load_problems(str(write_lines(tmp_path / "a.jsonl", [row]))).problems[0].answer == "(C)"
+
+
+@pytest.mark.parametrize("columns", [("A", "B", "C"), ("option_a", "option_b", "option_c"), ("opa", "opb", "opc")])
+def test_each_choice_may_have_its_column(tmp_path: Path, columns: tuple[str, ...]) -> None:
+    cells = dict(zip(columns, ("iron", "sulphur", "zinc"), strict=True))
+    path = write_lines(tmp_path / "a.jsonl", [{"question": METALS["question"], **cells, "correct": "b"}])
+    assert pairs(load_problems(str(path))) == [(METALS_TEXT, "(B)")]
+
+
+def test_columns_a_b_c_of_numbers_are_no_choices(tmp_path: Path) -> None:
+    row = {"problem": "1+1?", "a": 1, "b": 1, "c": 0, "answer": "2"}
+    assert pairs(load_problems(str(write_lines(tmp_path / "a.jsonl", [row])))) == [("1+1?", "2")]
+
+
+def test_where_answers_are_texts_a_text_that_is_a_letter_is_one_too(tmp_path: Path) -> None:
+    letters = {"question": "Which is a vowel?", "options": ["B", "A", "C"], "answer": "A"}
+    answers = [METALS | {"answer": "sulphur"}, letters]
+    loaded = load_problems(str(write_lines(tmp_path / "a.jsonl", [*answers])))
+    assert [problem.answer for problem in loaded.problems] == ["(B)", "(B)"]
+    loaded = load_problems(str(write_lines(tmp_path / "a.jsonl", [METALS, letters])))
+    assert [problem.answer for problem in loaded.problems] == ["(B)", "(A)"]
+
+
+def test_a_number_that_is_no_index_is_the_text_of_a_choice(tmp_path: Path) -> None:
+    row = {"question": "3+4?", "options": {"A": 5, "B": 7}, "answer": 7}
+    assert load_problems(str(write_lines(tmp_path / "a.jsonl", [row]))).problems[0].answer == "(B)"
+    with pytest.raises(IgrpoError, match="unknown whether choices are counted from 0 or 1"):
+        load_problems(str(write_lines(tmp_path / "a.jsonl", [row | {"options": [1, 7], "answer": 1}])))
 
 
 def test_the_column_of_choices_can_be_named_or_ignored(tmp_path: Path) -> None:

@@ -76,3 +76,8 @@ def test_ids_can_be_named_or_ignored(tmp_path: Path) -> None:
     assert [row.problem_id for row in load_problems(path, id_column="none").problems] == ["a-1", "a-2"]
     path = str(write_lines(tmp_path / "a.jsonl", [{"id": 1, **GOOD}, {"id": None, **OTHER}]))
     assert load_problems(path, skip_bad_rows=True).counts["empty_id"] == 1
+
+
+def test_whole_numbers_as_ids_are_digits(tmp_path: Path) -> None:
+    path = str(write_lines(tmp_path / "a.jsonl", [{"id": 1.0, **GOOD}, {"id": 2, **OTHER}]))
+    assert [row.problem_id for row in load_problems(path).problems] == ["1", "2"]

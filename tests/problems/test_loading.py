@@ -41,7 +41,19 @@ def test_json_lines_an_array_and_parquet_of_the_same_rows_load_alike(tmp_path: P
         ({"problem": " ", "answer": "6"}, "empty_problem", "the problem is empty"),
         ({"answer": "6"}, "empty_problem", "the problem is missing"),
         ({"problem": 7, "answer": "6"}, "wrong_type", "the problem is not a text but int"),
-        ({"problem": [{"content": "3?"}] * 2, "answer": "6"}, "wrong_type", "a chat with 2 user messages"),
+        ({"problem": [{"content": "3?"}] * 2, "answer": "6"}, "chat_turns", "a chat with 2 user messages"),
+        (
+            {"problem": "3+3?", "answer": "\frac{1}{2}"},
+            "control_character",
+            r"U\+000C, which is .frac with one backslash",
+        ),
+        (
+            {"problem": "3 \times 3?", "answer": "6"},
+            "control_character",
+            r"U\+0009, which is .times with one backslash",
+        ),
+        ({"problem": "3+3\x1b?", "answer": "6"}, "control_character", r"the control character U\+001B \(character 4\)"),
+        ('{"problem": "\\sqrt9?", "answer": "3"}', "invalid_json", r"Invalid \\+escape"),
         ({"problem": ["3+3?"], "answer": "6"}, "wrong_type", "not one of chat messages"),
         (
             {"problem": [{"content": ["3?"]}], "answer": "6"},
@@ -80,6 +92,51 @@ def test_a_bad_row_is_rejected_with_its_place_or_counted(
     loaded = load_problems(str(path), skip_bad_rows=True)
     assert pairs(loaded) == [("1+1?", "2"), ("2+2?", "4")]
     assert loaded.counts == {"rows": 3, "kept": 2, kind: 1}
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        (
+            ["user", "assistant"],
+            "1 user messages and 1 of the assistant, the last of which a completion would continue",
+        ),
+        (["user", "assistant", "user"], "2 user messages and 1 of the assistant"),
+        (["system"], "a chat of system"),
+        (["user", "system"], "a chat of user, system"),
+        (["tool", "user"], "a chat of tool, user"),
+    ],
+)
+def test_a_chat_with_turns_that_a_prompt_has_not_is_refused_with_the_way_out(
+    tmp_path: Path, turns: list[str], reason: str
+) -> None:
+    chat = [{"role": role, "content": f"{role}?"} for role in turns]
+    path = write_lines(tmp_path / "a.jsonl", [{"prompt": chat, "answer": "6"}])
+    with pytest.raises(IgrpoError, match=r"a\.jsonl row 1: the problem is a chat") as refused:
+        load_problems(str(path))
+    assert reason in refused.value.message
+    assert "data.problem_column" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_a_system_turn_comes_before_the_question(tmp_path: Path, role: str) -> None:
+    chat = [{"role": role, "content": "Use base 7."}, {"role": "user", "content": [{"type": "text", "text": "3+4?"}]}]
+    for value in (chat, json.dumps(chat)):
+        path = write_lines(tmp_path / "a.jsonl", [{"prompt": value, "answer": "10"}])
+        assert pairs(load_problems(str(path))) == [("Use base 7.\n\n3+4?", "10")]
+
+
+def test_the_cure_of_a_lost_backslash_is_the_hint(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", ['{"problem": "half of 1?", "answer": "\\frac12"}'])
+    with pytest.raises(IgrpoError, match=r"a\.jsonl row 1: ") as refused:
+        load_problems(str(path))
+    assert "write each backslash twice in JSON" in (refused.value.hint or "")
+
+
+@pytest.mark.parametrize("text", ["a table:\n1\t2", "so\ne is 2.718", "$\\frac{1}{2}\ne^x$", "a\r\nb", "a\x85b"])
+def test_line_ends_and_tabs_of_a_text_stay(tmp_path: Path, text: str) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"problem": text, "answer": "1"}])
+    assert pairs(load_problems(str(path))) == [(text, "1")]
 
 
 def test_the_first_row_may_be_bad_too(tmp_path: Path) -> None:
@@ -155,7 +212,7 @@ def test_every_prompt_a_hundred_times_leaves_one_of_each(tmp_path: Path) -> None
     ]
     pq.write_table(pa.Table.from_pylist(chats), tmp_path / "dapo.parquet")
     loaded = load_problems(str(tmp_path / "dapo.parquet"), skip_bad_rows=True)
-    assert pairs(loaded) == [(f"{n}?", str(n)) for n in range(5)]
+    assert pairs(loaded) == [(f"Be brief.\n\n{n}?", str(n)) for n in range(5)]
     assert loaded.counts == {"rows": 500, "kept": 5, "duplicate_problem": 495}
 
 

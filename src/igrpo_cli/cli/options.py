@@ -23,7 +23,7 @@ Iteration = Annotated[
 ]
 Shard = Annotated[
     str | None,
-    typer.Option("--shard", envvar="SLURM_ARRAY_TASK_ID", metavar="LIST", help="Shards, for example 3 or 0,4-7."),
+    typer.Option("--shard", envvar="SLURM_ARRAY_TASK_ID", metavar="LIST", help="Shards: 3, or 0,4-7, or all."),
 ]
 Sets = Annotated[
     list[str] | None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from igrpo_cli.config.files import apply_overrides, check_config, read_toml
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.evaluation.shards import EvalResults, read_results
 from igrpo_cli.evaluation.summary import paired_figures, summarise
+from igrpo_cli.inspection.differences import differing_values
 from igrpo_cli.records import Problem
 from igrpo_cli.store.completion import read_problems
 from igrpo_cli.store.layout import (
@@ -24,8 +25,10 @@ from igrpo_cli.store.layout import (
     shell_path,
 )
 from igrpo_cli.ui.console import Console, percent, table
-from igrpo_cli.ui.tables import difference_text, markdown_table, plain_table, summary_row
+from igrpo_cli.ui.quoting import markdown_escaped
+from igrpo_cli.ui.tables import difference_text, markdown_table, plain_table, setting_rows, summary_row
 
+OTHER_SETTINGS = "These settings differ too, so that the difference is not that of the policies alone."
 SHOWN_FLIPS = 10
 """Maximum number of gained problems, and of lost problems, in the text. `--json` has all."""
 
@@ -95,6 +98,7 @@ def compare(before: Evaluated, after: Evaluated) -> dict[str, Any]:
         "gained": sum(flip["after"] > flip["before"] for flip in flipped),
         "lost": sum(flip["after"] < flip["before"] for flip in flipped),
         "flipped": flipped,
+        "settings": differing_values(before.results.settings, after.results.settings),
     }
 
 
@@ -115,12 +119,19 @@ def comparison_text(payload: dict[str, Any]) -> str:
         lines.append(table(("problem", "before", "after", ""), cells))
     if len(shown) < len(flipped):
         lines.append(f"{len(flipped) - len(shown)} more with --json")
+    if payload["settings"]:
+        lines += [OTHER_SETTINGS, plain_table(setting_rows(payload["settings"], ("before", "after")))]
     return "\n\n".join(lines)
 
 
 def _markdown(payload: dict[str, Any]) -> str:
     rows = [{"bench": payload["bench"], **summary_row(payload[side])} for side in ("before", "after")]
-    return f"{markdown_table(rows)}\n\n{difference_text(payload)}"
+    paragraphs = [markdown_table(rows), difference_text(payload)]
+    if payload["settings"]:
+        changed = setting_rows(payload["settings"], ("before", "after"))
+        escaped = [{name: markdown_escaped(cell) for name, cell in row.items()} for row in changed]
+        paragraphs += [OTHER_SETTINGS, markdown_table(escaped)]
+    return "\n\n".join(paragraphs)
 
 
 def _find(request: CompareRequest, bench: str, name: str) -> Path:
@@ -154,7 +165,7 @@ def _read(directory: Path, request: CompareRequest, bench: str, name: str) -> Ev
     results = read_results([root.eval_shard_in(where, shard, total) for shard in range(total)])
     problems = read_problems(root.eval_problems(where.parent.name))
     by_id = {problem.problem_id: problem for problem in problems}
-    return Evaluated(EvalResults(directory, results.rollouts, results.shards), where.parent.name, by_id)
+    return Evaluated(replace(results, directory=directory), where.parent.name, by_id)
 
 
 def _command(directory: Path, request: CompareRequest, bench: str, name: str) -> str:

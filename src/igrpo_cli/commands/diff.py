@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from igrpo_cli.inspection.differences import (
     Flip,
     Side,
     Transitions,
+    changed_evaluation,
     changed_settings,
     evaluations_of_both,
     read_transitions,
@@ -25,7 +25,7 @@ from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.layout import RunDirectory, command_line
 from igrpo_cli.ui.console import Console, percent
 from igrpo_cli.ui.quoting import in_line, markdown_escaped
-from igrpo_cli.ui.tables import difference_text, markdown_table, plain_table
+from igrpo_cli.ui.tables import difference_text, markdown_table, plain_table, setting_rows
 
 USAGE = "igrpo diff RUN 3 7; igrpo diff RUN_A RUN_B; igrpo diff RUN_A/iteration_0003 RUN_B/policies/0007"
 _PLACE = re.compile(r"(?:(?P<run>.*)/)?(?:iteration_|policies/)(?P<number>[0-9]{4,9})/?")
@@ -80,7 +80,7 @@ def run(names: Sequence[str], iteration: int | None, console: Console, *, markdo
         "figures": _figures(*figures),
         "problems": {stage: _transitions(found) for stage, found in problems.items()},
         "settings": changed_settings(a, b, settings),
-        "evaluations": [_evaluations(*pair) for pair in evaluations],
+        "evaluations": [{**_evaluations(*pair), "settings": changed_evaluation(a, b, pair)} for pair in evaluations],
     }
     console.data(payload, "\n\n".join(_paragraphs(payload, _escaped_table if markdown else plain_table)))
 
@@ -198,10 +198,13 @@ def _paragraphs(payload: Mapping[str, Any], table: Table) -> Iterator[str]:
     yield from _problem_paragraphs(payload["problems"], table)
     if payload["evaluations"]:
         yield table([_evaluation_row(found) for found in payload["evaluations"]])
+    for found in payload["evaluations"]:
+        if found["settings"]:
+            yield f"Settings that differ between the evaluations on {_evaluation_name(found)}:"
+            yield table(setting_rows(found["settings"], ("A", "B")))
     if payload["settings"]:
-        changed = ((name, *map(_setting, values)) for name, values in payload["settings"].items())
-        yield table([{"setting": name, "A": a, "B": b} for name, a, b in changed])
-    else:
+        yield table(setting_rows(payload["settings"], ("A", "B")))
+    elif not any(found["settings"] for found in payload["evaluations"]):
         yield "No setting differs."
 
 
@@ -263,14 +266,13 @@ def _flip_rows(prompt: str, found: Mapping[str, Any]) -> Iterator[Cells]:
 
 
 def _evaluation_row(found: Mapping[str, Any]) -> Cells:
-    kind = "" if found["conditioned"] is None else f", with draft ({found['conditioned']})"
     sides = {"A": found["a"], "B": found["b"]}
     return {
-        "evaluation": f"{found['bench']}{kind}",
+        "evaluation": _evaluation_name(found),
         **{name: f"{percent(side['accuracy'])} (policy {side['policy']})" for name, side in sides.items()},
         "B - A": f"{100 * found['difference']:+.1f} points",
     }
 
 
-def _setting(value: Any) -> str:
-    return "–" if value is None else in_line(json.dumps(value, ensure_ascii=False))
+def _evaluation_name(found: Mapping[str, Any]) -> str:
+    return str(found["bench"]) + ("" if found["conditioned"] is None else f", with draft ({found['conditioned']})")

@@ -17,6 +17,7 @@ from igrpo_cli.pipeline.scores import SCORED_STAGES, grade_stage, name_of_weight
 from igrpo_cli.pipeline.session import StageRequest, open_session
 from igrpo_cli.rewards.grading_pool import GradingPool
 from igrpo_cli.store.layout import shell_path
+from igrpo_cli.texts import JSON_CURE, control_fault
 from igrpo_cli.ui.console import Console, finite
 
 ROWS_PER_BATCH = 256
@@ -71,7 +72,8 @@ def _grade_file(path: Path, sets: list[str], console: Console) -> None:
     """Print one JSON line for each row of `path`, and the number of each verdict on stderr."""
     section = check_config(apply_overrides({}, sets), "--set").reward
     counts: Counter[str] = Counter()
-    rows = _rows(path)
+    lost: list[str] = []
+    rows = _rows(path, lost)
     # Rows on a terminal show the progress. A bar would be drawn between them.
     shown = nullcontext() if sys.stdout.isatty() else console.progress(f"grade {path.name}", None, "rows")
     with GradingPool(section) as pool, shown as progress:
@@ -91,20 +93,25 @@ def _grade_file(path: Path, sets: list[str], console: Console) -> None:
                 progress.advance(len(batch), rows=len(batch))
     if not counts:
         raise MissingInputError(f"{path} has no rows", hint=f"one line for each row: {A_ROW}")
+    if lost:
+        console.note(f"{len(lost)} references have lost a backslash: {lost[0]}; {JSON_CURE}")
     console.note(", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items())))
 
 
-def _rows(path: Path) -> Iterator[tuple[object, str, str]]:
-    """Yield (id, answer, gold) of each row. Raises IgrpoError, which names the line, for an invalid row."""
+def _rows(path: Path, lost: list[str]) -> Iterator[tuple[object, str, str]]:
+    """Yield (id, answer, gold) of each row, and add the place of each gold with a lost backslash to `lost`.
+
+    Raises IgrpoError, which names the line, for an invalid row.
+    """
     try:
         lines = path.open("rb")
     except OSError as error:
         raise MissingInputError(f"cannot read {path}: {error.strerror}", hint="igrpo grade FILE.jsonl") from None
     with lines:
-        yield from _parsed(path, lines)
+        yield from _parsed(path, lines, lost)
 
 
-def _parsed(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[object, str, str]]:
+def _parsed(path: Path, lines: Iterable[bytes], lost: list[str]) -> Iterator[tuple[object, str, str]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -118,4 +125,6 @@ def _parsed(path: Path, lines: Iterable[bytes]) -> Iterator[tuple[object, str, s
                 f"{path} row {number} is not a JSON object with the texts `gold` and `answer`",
                 hint=A_ROW,
             ) from None
+        if fault := control_fault(gold):
+            lost.append(f"{path} row {number} contains {fault}")
         yield row.get("id"), answer, gold

@@ -12,22 +12,22 @@ from igrpo_cli.config.files import (
     apply_overrides,
     check_config,
     merge,
+    read_config_file,
     read_preset,
     read_toml,
     write_config,
 )
-from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
+from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.inspection.differences import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
-from igrpo_cli.prompts import prompt_without_draft
+from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_context, short_enough
 from igrpo_cli.records import Problem
 from igrpo_cli.store.checksummed_json import checksummed_settings, require_unedited
 from igrpo_cli.store.layout import RunDirectory, command_line
 from igrpo_cli.ui.console import Console, printable
 
 if TYPE_CHECKING:
-    from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.loading import LoadedProblems
 
 SHOWN_SETTINGS = 3
@@ -51,7 +51,7 @@ def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]
     """Return the settings: the preset, overridden by the file, overridden by each `--set`."""
     settings = read_preset(preset) if preset else {}
     if config_file is not None:
-        settings = merge(settings, read_toml(config_file))
+        settings = merge(settings, read_config_file(config_file))
     return check_config(apply_overrides(settings, sets), str(config_file or preset or "settings"))
 
 
@@ -62,7 +62,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     call with the same settings restores files that are damaged or missing and changes nothing else. Files of a call
     that was killed are replaced. Raises ConflictError when the run has other settings, or when `run.toml` was edited.
     """
-    from igrpo_cli.engines.hub import fetch_model
+    from igrpo_cli.engines.hub import fetch_model, positions_of
     from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.loading import load_problems
     from igrpo_cli.problems.sources import model_location
@@ -88,7 +88,9 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
         revision=data.revision,
     )
     tokenizer = PolicyTokenizer(model.directory, trust_remote_code=policy.trust_remote_code)
-    problems = _short_enough(loaded.problems, config, tokenizer)
+    lengths = PromptLengths(loaded.problems, config, tokenizer)
+    problems = short_enough(lengths, loaded.problems, config)
+    require_context(lengths, problems, config, positions_of(model.directory, policy.trust_remote_code))
     place = model.directory.absolute()
     pointed = write_pointer(run_directory, policy.model, model.revision_commit, place, replace=not is_run)
     existing = _existing_problems(run_directory) if is_run else None
@@ -152,24 +154,6 @@ def _is_this_run(run_directory: RunDirectory, content: bytes) -> bool:
             hint=f"continue it ({command_line(run_directory.root, 'status')}), or use another directory",
         )
     return True
-
-
-def _short_enough(problems: list[Problem], config: RunConfig, tokenizer: PolicyTokenizer) -> list[Problem]:
-    """Return the problems whose prompt fits `prompts.max_prompt_length`. Others are an error, or are skipped."""
-    limit, kept = config.prompts.max_prompt_length, []
-    for problem in problems:
-        _, prompt_ids = tokenizer.encode_prompt(prompt_without_draft(problem.problem, config.prompts))
-        if len(prompt_ids) <= limit:
-            kept.append(problem)
-        elif not config.data.skip_bad_rows:
-            raise IgrpoError(
-                f"{problem.source}: the prompt has {len(prompt_ids)} tokens, more than "
-                f"prompts.max_prompt_length = {limit}",
-                hint="raise it with --set, or count and skip such rows: --skip-bad-rows",
-            )
-    if not kept:
-        raise IgrpoError(f"no problem has a prompt of at most prompts.max_prompt_length = {limit} tokens")
-    return kept
 
 
 def _plan(config: RunConfig) -> dict[str, object]:

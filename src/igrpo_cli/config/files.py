@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import re
 import shlex
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import ConflictError, UsageError
 from igrpo_cli.http_client import without_secrets
+from igrpo_cli.texts import INVALID_ESCAPE_CURE, TOML_CURE, control_fault
 
 PRESETS = Path(__file__).parent / "presets"
 FIXED_SECTIONS = ("run", "data", "policy")
@@ -47,13 +49,28 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UsageError(f"there is no config file {path}", hint="igrpo init RUN --preset quickstart") from None
     # A number of thousands of digits raises ValueError, deeply nested brackets RecursionError.
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not valid TOML: {error}", hint="see https://toml.io for the format") from None
+        hint = INVALID_ESCAPE_CURE if "Unescaped '\\'" in str(error) else "see https://toml.io for the format"
+        raise UsageError(f"{path} is not valid TOML: {error}", hint=hint) from None
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}", hint="give a TOML file that you can read") from None
 
 
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Return the settings in a file of the user. Raises as `read_toml`, and UsageError for a lost backslash."""
+    settings = read_toml(path)
+    for name, value in _texts(settings):
+        if fault := control_fault(value):
+            lines = path.read_text("utf-8").splitlines()
+            where = f"{path} line {_line_of(lines, name.rpartition('.')[2], fault.command)}"
+            raise UsageError(f"{where}: {name} contains {fault}", hint=TOML_CURE)
+    return settings
+
+
 def parse_override(text: str) -> tuple[str, str, Any]:
-    """Split `section.key=value` into (section, key, value). The value is TOML; a word without quotes is a string."""
+    """Split `section.key=value` into (section, key, value). The value is TOML; a word without quotes is a string.
+
+    Raises UsageError for text of another form, for quotes that do not match, and for a lost backslash.
+    """
     name, equals, raw = text.partition("=")
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
@@ -61,9 +78,34 @@ def parse_override(text: str) -> tuple[str, str, Any]:
         raise UsageError(f"--set {shown!r} is not section.key=value", hint="--set draft.temperature=0.8")
     try:
         value = tomllib.loads(f"value = {raw.strip()}")["value"]
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError) as error:
         value = raw.strip()
+        if value.startswith(('"', "'")):
+            hint = INVALID_ESCAPE_CURE if "Unescaped '\\'" in str(error) else "leave out the quotes, or close them"
+            raise UsageError(f"--set {section}.{key} is not valid TOML: {error}", hint=hint) from None
+    for _, each in _texts({key: value}):
+        if fault := control_fault(each):
+            raise UsageError(f"--set {section}.{key} contains {fault}", hint=TOML_CURE)
     return section, key, value
+
+
+def _texts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the name and the value of each text in nested tables and lists."""
+    if isinstance(value, str):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _texts(each, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each, name)
+
+
+def _line_of(lines: Sequence[str], key: str, command: str) -> int:
+    """Return the number of the line with `command`, from the line of `key` on, or else that of the key itself."""
+    of_key = next((number for number, line in enumerate(lines, 1) if re.match(rf"\W*{re.escape(key)}\W*=", line)), 1)
+    after = range(of_key, len(lines) + 1) if command else ()
+    return next((number for number in after if command in lines[number - 1]), of_key)
 
 
 def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

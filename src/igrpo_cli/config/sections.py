@@ -57,7 +57,7 @@ class DataSection(Section):
     """The training problems. `igrpo init` reads them once and stores them in the run directory."""
 
     train: str = "arithmetic"
-    """Name of a packaged data set, a JSONL or Parquet file, a folder of such files, or a Hub id."""
+    """Name of a packaged data set, a file (JSONL, JSON, CSV, TSV, Parquet), a folder of such files, or a Hub id."""
     split: str | None = None
     """Split of a folder or a Hub set; unset means that of a named data set, else `train`, else the only split."""
     config: str | None = None

@@ -104,6 +104,16 @@ def read_text_config(directory: Path, trust_remote_code: bool) -> Any:
     return config.get_text_config()
 
 
+def positions_of(directory: Path, trust_remote_code: bool) -> int | None:
+    """Return the number of positions of a model; None if it has no maximum or transformers cannot read its config."""
+    try:
+        config = read_text_config(directory, trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
+    positions = getattr(config, "max_position_embeddings", None)
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
 def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = False) -> Any:
     """Return the causal language model of a model directory, on the CPU and in evaluation mode.
 

@@ -248,7 +248,8 @@ class Endpoint:
                 f"the server cannot load {policy.directory}: {error}",
                 hint="servers need the run directory under the same path as here; restart the server",
             ) from error
-        has_reset = self._client.post("/reset_prefix_cache", {}) == {"success": True}
+        reply = self._client.post("/reset_prefix_cache", {})
+        has_reset = isinstance(reply, dict) and bool(reply.get("success"))
         now = self._weight_version()
         if now.startswith(policy.fingerprint):
             return now  # A concurrent task has loaded the same weights, and may be sampling already.

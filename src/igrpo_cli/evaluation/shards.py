@@ -6,10 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from igrpo_cli.algo.selection import majority_draft
 from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.inspection.differences import recorded_settings
 from igrpo_cli.pipeline.rollout_stage import RolloutPlan, RolloutStage, open_rollouts
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan
@@ -51,6 +53,8 @@ class EvalResults:
     rollouts: list[Rollout]
     shards: list[str]
     """SHA-256 of its shards, in order."""
+    settings: dict[str, Any]
+    """Settings, versions and device, by name, of its first shard."""
 
     @property
     def known_consensus(self) -> dict[str, float] | None:
@@ -75,7 +79,9 @@ def read_results(paths: Sequence[ShardPath]) -> EvalResults:
     require_same_settings(manifests)
     for path in paths:
         rollouts += read_records(path.data, Rollout)
-    return EvalResults(paths[0].data.parent, rollouts, [manifest.data.sha256 for manifest in manifests.values()])
+    first, *_ = found = list(manifests.values())
+    hashes = [manifest.data.sha256 for manifest in found]
+    return EvalResults(paths[0].data.parent, rollouts, hashes, recorded_settings(first))
 
 
 def evaluation_shards(session: Session, evaluation: Evaluation) -> tuple[ShardPath, ...]:

@@ -13,8 +13,8 @@ from igrpo_cli.algo.estimates import PairedDifference, paired_difference
 from igrpo_cli.inspection.shard_states import EvaluationState, read_evaluations
 from igrpo_cli.inspection.stories import complete_shards, read_stories
 from igrpo_cli.records import Problem
-from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.manifest import read_manifest
+from igrpo_cli.store.layout import RunDirectory, shards_in
+from igrpo_cli.store.manifest import Manifest, read_manifest
 
 SAMPLED_STAGES = ("draft", "refine")
 
@@ -141,9 +141,25 @@ def _recorded(side: Side, stage: str) -> dict[str, Any]:
         shards = complete_shards(side.run, side.iteration, stage)
     if not shards:
         return {}
-    manifest = read_manifest(shards[0])
+    return recorded_settings(read_manifest(shards[0]))
+
+
+def recorded_settings(manifest: Manifest) -> dict[str, Any]:
+    """Return the settings, the versions and the device that a shard was made with."""
     versions = {f"versions.{name}": version for name, version in manifest.versions.items()}
     return {**flat_settings(manifest.identity.config), **versions, "device": manifest.device}
+
+
+def changed_evaluation(a: Side, b: Side, pair: tuple[EvaluationState, EvaluationState]) -> dict[str, tuple[Any, Any]]:
+    """Return what differs in the settings of two evaluations, as `changed_settings`. Without shards it is unknown."""
+    both = [_recorded_evaluation(side.run, each) for side, each in zip((a, b), pair, strict=True)]
+    return differing_values(*both) if all(both) else {}
+
+
+def _recorded_evaluation(run: RunDirectory, state: EvaluationState) -> dict[str, Any]:
+    directory = run.eval(state.bench, state.model, conditioned=state.selection)
+    known = [number for number, suffixes in shards_in(directory).items() if "json" in suffixes]
+    return recorded_settings(read_manifest(run.eval_shard_in(directory, *known[0]))) if known else {}
 
 
 def flat_settings(sections: Settings) -> dict[str, Any]:

@@ -25,10 +25,11 @@ class TensorBoardTracker:
     def is_sent(self, key: str) -> bool:
         return any(self._directory.glob(f"events.out.tfevents.*.{_name(key)}"))
 
-    def send(self, entry: Entry) -> None:
+    def send(self, entry: Entry) -> bool:
         # TensorBoard reads files in order of their names, and never an earlier one again.
         name = f"events.out.tfevents.{time.time_ns():020d}.{_name(entry.key)}"
         publish_bytes(self._directory / name, _events(entry))
+        return True
 
     def flush(self) -> None:
         pass

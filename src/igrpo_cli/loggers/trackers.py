@@ -42,8 +42,8 @@ class Tracker(Protocol):
     def is_sent(self, key: str) -> bool:
         """Return True if the tracker has this entry."""
 
-    def send(self, entry: Entry) -> None:
-        """Give an entry to the tracker. It may be stored only after `flush` or `close`."""
+    def send(self, entry: Entry) -> bool:
+        """Give an entry to the tracker, which may store it at `flush` or `close`. Return False if it takes none."""
 
     def flush(self) -> None:
         """Send the entries so far. More may follow."""
@@ -83,7 +83,8 @@ def send_new(run: RunDirectory, tracker: Tracker) -> list[str]:
     """Send the entries that the tracker does not have; return their keys. Raises DamagedFileError."""
     sent = []
     for entry in read_entries(run, tracker.is_sent):
-        tracker.send(entry)
+        if not tracker.send(entry):
+            break
         sent.append(entry.key)
     tracker.flush()
     return sent

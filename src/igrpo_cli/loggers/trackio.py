@@ -27,8 +27,9 @@ class TrackioTracker:
     def is_sent(self, key: str) -> bool:
         return key in self._sent
 
-    def send(self, entry: Entry) -> None:
+    def send(self, entry: Entry) -> bool:
         self._entries.append(entry)
+        return True
 
     def flush(self) -> None:
         if not self._entries:

@@ -25,12 +25,16 @@ class WandbTracker:
     def is_sent(self, key: str) -> bool:
         return key in self._sent
 
-    def send(self, entry: Entry) -> None:
+    def send(self, entry: Entry) -> bool:
         if self._run is None:
             self._run = self._open()
+        if self._run.disabled:
+            self.where = "wandb is disabled (WANDB_MODE, or `wandb disabled`), and the entries stay for a later command"
+            return False
         for row in entry.rows:
             self._run.log({row.axis: row.x, **row.values})
         self._sent.add(entry.key)
+        return True
 
     def flush(self) -> None:
         pass
@@ -53,10 +57,9 @@ class WandbTracker:
             x_disable_stats=True,
             x_save_requirements=False,
         )
-        wandb.setup(settings)
-        mode = os.environ.get("WANDB_MODE")
-        has_key = mode not in (None, "online") or wandb.login(prompt=False)
-        if mode == "online" and not has_key:
+        mode = wandb.setup(settings).settings.mode  # from the environment or from wandb's own settings files
+        has_key = mode != "online" or wandb.login(prompt=False)
+        if os.environ.get("WANDB_MODE") == "online" and not has_key:
             raise IgrpoError("wandb: WANDB_MODE is online, but there is no key", hint="export WANDB_API_KEY=…")
         run = wandb.init(
             project=self._settings.project,
@@ -68,6 +71,8 @@ class WandbTracker:
             config=self._settings.config,
             settings=settings,
         )
+        if run.disabled:
+            return run
         self.where = run.url or f"wandb sync {run.settings.sync_dir}"
         for axis, names in AXES.items():
             run.define_metric(axis)

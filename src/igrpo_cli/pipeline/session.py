@@ -16,7 +16,7 @@ from igrpo_cli.errors import UsageError
 from igrpo_cli.store.atomic import run_guard
 from igrpo_cli.store.checksummed_json import require_unedited, settings_fault
 from igrpo_cli.store.completion import count_problems, input_hashes
-from igrpo_cli.store.layout import RunDirectory, ShardPath, command_line, no_run_error, parse_shards
+from igrpo_cli.store.layout import RunDirectory, ShardPath, command_line, format_shards, no_run_error, parse_shards
 from igrpo_cli.store.lineage import require_lineage
 from igrpo_cli.store.manifest import FileHash
 from igrpo_cli.store.policies import Policy, promote_policy, read_policy
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from igrpo_cli.rewards.judge import Judge
     from igrpo_cli.rewards.scorer import Scorer
     from igrpo_cli.training.step import PolicyTrainer
+
+
+ARRAY_TASK = "SLURM_ARRAY_TASK_ID"
+"""The variable that gives `--shard` its value in a task of a job array."""
 
 
 @dataclass(frozen=True)
@@ -236,9 +240,21 @@ class Session:
         return iteration
 
     def shards_or_all(self, text: str | None) -> tuple[int, ...]:
-        """Return the shards that `--shard` names, or all shards of the run."""
+        """Return the shards that `--shard` names, or all shards of the run for None and `all`. Raises UsageError."""
         num_shards = self.config.run.num_shards
-        return tuple(range(num_shards)) if text is None else tuple(parse_shards(text, num_shards))
+        if text in (None, "all"):
+            return tuple(range(num_shards))
+        try:
+            return parse_shards(text, num_shards)
+        except UsageError as error:
+            if text != os.environ.get(ARRAY_TASK):
+                raise
+            # The number may also be given as --shard in the script of an array. The hint is right there too.
+            hint = (
+                f"`--shard all` makes all shards, for an array with one task for each run; "
+                f"for one task for each shard: --array={format_shards(range(num_shards))}"
+            )
+            raise UsageError(f"{error.message}; the number comes from {ARRAY_TASK}={text}", hint=hint) from None
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""Normalise reference answers to text, and turn multiple-choice rows into problems with a letter as the answer.
+"""Normalise reference answers to text.
 
 The steps change the notation of an answer and never its meaning:
 
-1. A list with one element becomes its element. An integer becomes its digits, and a float its shortest form, without
-   `.0` for a whole number. Booleans, NaN, infinities, objects and longer lists are rejected.
+1. A list with one element becomes its element, and so does a list of texts that is written as text (`['7']`). An
+   integer becomes its digits, and a float its shortest form, without `.0` for a whole number. Booleans, NaN,
+   infinities, objects and longer lists are rejected.
 2. The marker of the answer is removed: everything up to the last `####` (GSM8K), or the `\\boxed{…}` around it.
 3. After `####`, thousands separators are removed (`1,234`). Elsewhere a comma may separate two answers.
 4. A fraction of zeros is removed (`27.0` becomes `27`, `2.50` stays).
@@ -13,22 +14,15 @@ Everything else is kept, for example `023`, `336^\\circ` and `\\$18`: the grader
 
 from __future__ import annotations
 
-import hashlib
-import math
 import re
-import string
-from collections.abc import Mapping, Sequence
-from decimal import Decimal
-from typing import TypeGuard
 
-from igrpo_cli.problems.rows import AnswerForm, BadRow, text_of
+from igrpo_cli.problems.rows import AnswerForm, BadRow, number_as_text, text_of, written_value
 
 GSM8K_ANSWER = re.compile(r"####([^\n#]*)\Z")
 THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?")
 WHOLE_DECIMAL = re.compile(r"([+-]?\d+)\.0+")
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*\{|\s+(?P<bare>[^\s${}][^$\n]*))")
 TEX_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
-EXACT_FLOATS = 2.0**53
 
 
 def reference_answer(value: object, form: AnswerForm) -> str:
@@ -63,6 +57,8 @@ def boxed_answers(text: str) -> list[str]:
 
 
 def _as_text(value: object) -> object:
+    if isinstance(value, str) and _is_of_texts(written := written_value(value)):
+        value = written
     while isinstance(value, list):
         if len(value) > 1:
             raise BadRow("wrong_type", f"the answer is a list of {len(value)}")
@@ -70,26 +66,11 @@ def _as_text(value: object) -> object:
     return number_as_text(value, "answer")
 
 
-def number_as_text(value: object, what: str) -> object:
-    """Return a number as text and any other value unchanged.
-
-    `what` names the value in messages. Raises `BadRow` for booleans, NaN and infinities.
-    """
-    if isinstance(value, bool):
-        raise BadRow("wrong_type", f"the {what} is true or false, not a text or a number")
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return _float_as_text(value, what)
-    if isinstance(value, Decimal) and value.is_finite():
-        return f"{value:f}"
-    return value
-
-
-def _float_as_text(value: float, what: str) -> str:
-    if not math.isfinite(value):
-        raise BadRow("wrong_type", f"the {what} is {value}")
-    return str(int(value)) if value.is_integer() and abs(value) < EXACT_FLOATS else repr(value)
+def _is_of_texts(written: object) -> bool:
+    """Return True for a list of quoted texts or an object. A list of numbers, `[1, 2]`, may be an interval."""
+    if isinstance(written, list):
+        return not written or any(isinstance(each, str) for each in written)
+    return isinstance(written, dict)
 
 
 def _marked_answer(text: str, form: AnswerForm) -> str:
@@ -113,83 +94,3 @@ def _closing_brace(text: str, start: int) -> int | None:
         if depth == 0:
             return match.start()
     return None
-
-
-LETTERS = string.ascii_uppercase
-INSTRUCTION = "Answer with the letter of the right choice."
-"""The last line of every problem with choices."""
-
-_LETTER = re.compile(r"(?P<opened>\()?(?P<letter>[A-Za-z])(?(opened)\)|[).]?)")
-
-
-def problem_with_choices(question: str, choices: Sequence[str]) -> str:
-    """Return the text of a problem: the question, the choices as lines `(A) …`, and `INSTRUCTION`."""
-    lettered = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-    return "\n".join([question, "", *lettered, "", INSTRUCTION])
-
-
-def listed_choices(value: object) -> list[str]:
-    """Return the choices in a list of texts or numbers, each as one line. Raises `BadRow` when they are not usable."""
-    if value is not None and not isinstance(value, list):
-        raise BadRow("wrong_type", f"the choices are not a list but {type(value).__name__}")
-    return _checked({f"number {number}": choice for number, choice in enumerate(value or [], 1)})
-
-
-def shuffled_choices(question: str, right: str, values: Mapping[str, object]) -> tuple[list[str], str]:
-    """Return the choices in `values` (by column) in a shuffled order, and the letter of the choice in column `right`.
-
-    The choices are sorted by the SHA-256 of question and choice. The order is therefore the same on every machine and
-    for every order of the columns, and each letter is right about equally often. Raises `BadRow` when the choices are
-    not usable.
-    """
-    choices = dict(zip(values, _checked(values), strict=True))
-    ordered = sorted(choices.values(), key=lambda choice: hashlib.sha256(f"{question}\0{choice}".encode()).digest())
-    return ordered, _reference(ordered.index(choices[right]))
-
-
-def reference_letter(value: object, form: AnswerForm, num_choices: int, counts_from_zero: bool) -> str:
-    """Return the reference answer, such as `(B)`, for a letter (`B`, `(B)`, `b`, `B.`) or an index.
-
-    An index is accepted only if it is known to count from 0. Raises `BadRow` for a letter or index outside the
-    choices, for an index with an unknown base, and for any other value.
-    """
-    if is_index(value):
-        if not counts_from_zero:
-            reason = f"the answer is the number {value}, and it is unknown whether choices are counted from 0 or 1"
-            raise BadRow("unknown_choice", f"{reason} (0-based numbers belong in a column answer_index)")
-        if not 0 <= value < num_choices:
-            raise BadRow("unknown_choice", f"the answer is {value}, and choices count from 0 to {num_choices - 1}")
-        return _reference(int(value))
-    text = reference_answer(value, form)
-    match = _LETTER.fullmatch(text)
-    index = LETTERS.index(match["letter"].upper()) if match else num_choices
-    if index >= num_choices:
-        shown = text if len(text) <= 30 else f"{text[:27]}..."
-        raise BadRow("unknown_choice", f"the answer is {shown!r}, not a letter from A to {LETTERS[num_choices - 1]}")
-    return _reference(index)
-
-
-def is_index(value: object) -> TypeGuard[int | float]:
-    """Return True for a whole number; Parquet may store it as a float."""
-    is_int = isinstance(value, int) and not isinstance(value, bool)
-    return is_int or (isinstance(value, float) and value.is_integer())
-
-
-def _checked(values: Mapping[str, object]) -> list[str]:
-    """Return the choices as texts of one line. Raises `BadRow` for a wrong number of choices and for duplicates."""
-    if not 2 <= len(values) <= len(LETTERS):
-        raise BadRow("wrong_number_of_choices", f"the row has {len(values)} choices, not 2 to {len(LETTERS)}")
-    places: dict[str, str] = {}
-    for place, value in values.items():
-        try:
-            text = " ".join(text_of(number_as_text(value, "choice"), "choice").split())
-        except BadRow as bad:
-            raise BadRow(bad.kind, f"{bad.reason} ({place})") from None
-        if text in places:
-            raise BadRow("duplicate_choice", f"two choices are the same ({places[text]}, {place})")
-        places[text] = place
-    return list(places)
-
-
-def _reference(index: int) -> str:
-    return f"({LETTERS[index]})"

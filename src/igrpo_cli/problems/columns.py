@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from igrpo_cli.errors import UsageError
-from igrpo_cli.problems.answers import (
+from igrpo_cli.problems.answers import reference_answer
+from igrpo_cli.problems.choices import (
+    LETTERS,
     is_index,
-    listed_choices,
+    names_a_text,
     problem_with_choices,
-    reference_answer,
+    read_choices,
     reference_letter,
     shuffled_choices,
 )
-from igrpo_cli.problems.rows import AnswerForm, BadRow, text_of
+from igrpo_cli.problems.rows import AnswerForm, BadRow, number_as_text, text_of, written_value
 from igrpo_cli.problems.sources import ProblemSource
 
 PROBLEM_NAMES = ("problem", "question", "prompt")
@@ -24,9 +26,18 @@ ANSWER_NAMES = ("answer", "final_answer", "expected_answer", "reward_model.groun
 SOLUTION_NAME = "solution"
 ID_NAMES = ("id", "problem_id", "unique_id", "uuid")
 CHOICES_NAMES = ("options", "choices")
-INDEX_NAME = "answer_index"
+LETTERED_NAME = re.compile(r"(?:[A-Z]|(?:option|choice|opt|op)[ _-]?(?P<letter>[A-Za-z]))", re.ASCII)
+"""A column with one of the choices, such as `A`, `option_a`, `Choice B`."""
+LABEL_NAMES = ("answer_index", "answer_idx", "answerkey", "answer_key", "correct", "correct_option", "label")
+"""Names of columns of answers that count only if the rows have choices, in order of precedence."""
 RIGHT_NAMES = ("correct answer", "correct_answer")
 WRONG_NAME = re.compile(r"incorrect[ _]answer[ _]\d+", re.IGNORECASE)
+SYSTEM_ROLES = frozenset({"system", "developer"})
+CHAT = re.compile(r"\s*\[\s*\{")
+CHAT_CURE = (
+    "write examples into the one user message, and the beginning of an answer at its end; "
+    "or name another column: --set data.problem_column=NAME (in a benchmark, rename it)"
+)
 NONE = "none"
 """Value of a `*_column` setting that disables a column even if a column with a known name exists."""
 
@@ -41,19 +52,23 @@ class Columns:
     """None: rows are numbered."""
     answer_form: AnswerForm
     choices: str | None = None
-    """Column with the list of choices; None without multiple choice."""
+    """Column with the choices; None without one."""
+    lettered: tuple[str, ...] = ()
+    """Columns of the choices A, B, C, …, if each choice has its own column."""
     wrong: tuple[str, ...] = ()
     """Columns of the wrong choices, if each choice has its own column; `answer` then holds the right one."""
     counts_from_zero: bool = False
     """True if a numeric answer is known to be the 0-based index of a choice."""
+    answers_are_texts: bool = False
+    """True if answers repeat the text of a choice. It then takes precedence over a letter."""
 
 
 def find_columns(rows: Sequence[Mapping[str, Any]], source: ProblemSource, label: str) -> Columns:
     """Return the columns named in `source`, or else the columns of `rows` with a known name, in any letter case.
 
-    A solution column is used only if no column holds the answer itself. Choices are either one column of lists, or
-    several columns: the right choice and the wrong ones. Numeric answers count from 0 if the name of their column ends
-    in `index` or if one of `rows` contains a 0. Raises `UsageError`, with the names of the columns, when a named
+    A solution column is used only if no column holds the answer itself. Choices are one column, a column for each
+    letter, or the right choice and the wrong ones. Numeric answers count from 0 if the name of their column ends in
+    `index` or `idx`, or if one of `rows` contains a 0. Raises `UsageError`, with the names of the columns, when a named
     column is missing, and when no column or more than one matches.
     """
     names = _names_of(rows)
@@ -63,18 +78,24 @@ def find_columns(rows: Sequence[Mapping[str, Any]], source: ProblemSource, label
     if right is not None:
         return Columns(problem, right, id_column, "plain", wrong=wrong)
     choices = _choices_column(rows, source.choices_column, names, label)
+    lettered = () if choices is not None or source.choices_column is not None else _lettered_columns(names)
     answer = _named(source.answer_column, names, label)
     if answer is None:
-        candidates = (ANSWER_NAMES, *([] if choices is None else [(INDEX_NAME,)]))
-        known = next((known for known in candidates if _matching(known, names)), (SOLUTION_NAME,))
+        labels = [(name,) for name in LABEL_NAMES] if choices is not None or lettered else []
+        known = next((known for known in (ANSWER_NAMES, *labels) if _matching(known, names)), (SOLUTION_NAME,))
         answer = _only_one("answer", known, names, label)
     form = source.answer_form
     if form == "auto" and answer.lower() == SOLUTION_NAME:
         form = "solution"
-    is_zero_based = answer.lower().endswith("index") or any(
-        is_index(value) and value == 0 for value in (_value(row, answer) for row in rows)
+    columns = Columns(problem, answer, id_column, form, choices, lettered)
+    values = [_value(row, answer) for row in rows]
+    counts_from_zero = _is_index_name(answer) or any(is_index(value) and value == 0 for value in values)
+    are_texts = answer.lower() not in LABEL_NAMES and any(
+        names_a_text(value, form, _choices_of(row, columns))
+        for row, value in zip(rows, values, strict=True)
+        if choices is not None or lettered
     )
-    return Columns(problem, answer, id_column, form, choices, counts_from_zero=is_zero_based)
+    return replace(columns, counts_from_zero=counts_from_zero, answers_are_texts=are_texts)
 
 
 def problem_and_answer(row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
@@ -86,13 +107,16 @@ def problem_and_answer(row: Mapping[str, Any], columns: Columns) -> tuple[str, s
     answer = _value(row, columns.answer)
     if columns.wrong:
         values = {name: _value(row, name) for name in (columns.answer, *columns.wrong)}
-        choices, letter = shuffled_choices(question, columns.answer, values)
-        return problem_with_choices(question, choices), letter
-    if columns.choices is None:
+        texts, letter = shuffled_choices(question, columns.answer, values)
+        return problem_with_choices(question, texts), letter
+    if columns.choices is None and not columns.lettered:
         return question, reference_answer(answer, columns.answer_form)
-    choices = listed_choices(_value(row, columns.choices))
-    letter = reference_letter(answer, columns.answer_form, len(choices), columns.counts_from_zero)
-    return problem_with_choices(question, choices), letter
+    if isinstance(answer, str) and answer.strip().isdecimal() and _is_index_name(columns.answer):
+        answer = int(answer)  # as CSV stores it
+    choices = read_choices(_choices_of(row, columns))
+    zero_based, is_text = columns.counts_from_zero, columns.answers_are_texts
+    letter = reference_letter(answer, columns.answer_form, choices, counts_from_zero=zero_based, is_text=is_text)
+    return problem_with_choices(question, choices.texts), letter
 
 
 def id_text(row: Mapping[str, Any], columns: Columns) -> str | None:
@@ -100,15 +124,25 @@ def id_text(row: Mapping[str, Any], columns: Columns) -> str | None:
     if columns.id is None:
         return None
     value = _value(row, columns.id)
-    return text_of(str(value) if type(value) is int else value, "id")
+    return text_of(number_as_text(value, "id"), "id")
 
 
 def _question(row: Mapping[str, Any], columns: Columns) -> str:
-    """Return the value of the problem column; for a chat, the content of its only user message."""
+    """Return the value of the problem column; for a chat, its user turn after its system turn."""
     value = _value(row, columns.problem)
+    if isinstance(value, str) and CHAT.match(value) and isinstance(written := written_value(value), list):
+        value = written
     if isinstance(value, list) and value:
-        value = _user_message(value)
+        return _text_of_chat(value)
     return text_of(value, "problem")
+
+
+def _choices_of(row: Mapping[str, Any], columns: Columns) -> Any:
+    """Return the choices of a row in one of the forms that `read_choices` takes."""
+    if columns.choices is not None:
+        return _value(row, columns.choices)
+    of_letters = {name[-1].upper(): _value(row, name) for name in columns.lettered}
+    return {letter: None if text == "" else text for letter, text in of_letters.items()}
 
 
 def _names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -136,17 +170,33 @@ def _only_one(role: str, known: Sequence[str], names: list[str], label: str) -> 
     message = f"{label}: {len(found)} columns may hold the {role}: {', '.join(found)}"
     if not found:
         message = f"{label}: no column has a known name for the {role} (its columns: {', '.join(names)})"
-    raise UsageError(message, hint=f"name the column: --set data.{role}_column=NAME")
+    raise UsageError(message, hint=f"name the column: --set data.{role}_column=NAME; in a benchmark, rename it")
 
 
 def _choices_column(rows: Sequence[Mapping[str, Any]], wanted: str | None, names: list[str], label: str) -> str | None:
-    """Return the column with lists of choices, or None. A known name counts only if the column contains lists."""
+    """Return the column of the choices, or None. A known name counts only if the column is not empty."""
     if wanted == NONE and NONE not in names:
         return None
     if wanted is not None:
         return _named(wanted, names, label)
-    lists = [name for name in names if any(isinstance(value := _value(row, name), list) and value for row in rows)]
-    return _only_one("choices", CHOICES_NAMES, lists, label) if _matching(CHOICES_NAMES, lists) else None
+    known = [name for name in _matching(CHOICES_NAMES, names) if any(_value(row, name) for row in rows)]
+    return _only_one("choices", CHOICES_NAMES, known, label) if known else None
+
+
+def _lettered_columns(names: list[str]) -> tuple[str, ...]:
+    """Return the columns A, B, C, … of at least three choices, all with the same words before the letter; or ()."""
+    found: dict[str, dict[str, str]] = {}
+    for name in filter(LETTERED_NAME.fullmatch, names):
+        found.setdefault(name[:-1], {})[name[-1].upper()] = name
+    for columns in found.values():
+        letters = "".join(sorted(columns))
+        if len(letters) > 2 and LETTERS.startswith(letters):
+            return tuple(columns[letter] for letter in letters)
+    return ()
+
+
+def _is_index_name(name: str) -> bool:
+    return name.lower().endswith(("index", "idx"))
 
 
 def _right_and_wrong(source: ProblemSource, names: list[str], label: str) -> tuple[str | None, tuple[str, ...]]:
@@ -179,10 +229,27 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
     return nested.get(key) if isinstance(nested, dict) else None
 
 
-def _user_message(messages: list[Any]) -> Any:
+def _text_of_chat(messages: list[Any]) -> str:
+    """Return the text of the system turns and of the user turn after them, with blank lines between them.
+
+    Text of a data set does not become a system turn of the prompt, where control tokens are allowed. Raises `BadRow`
+    for other turns, since a prompt has one user turn.
+    """
     if not all(isinstance(message, dict) for message in messages):
         raise BadRow("wrong_type", "the problem is a list, but not one of chat messages")
-    user_messages = [message for message in messages if message.get("role", "user") == "user"]
-    if len(user_messages) != 1:
-        raise BadRow("wrong_type", f"the problem is a chat with {len(user_messages)} user messages")
-    return user_messages[0].get("content")
+    roles = [message.get("role", "user") for message in messages]
+    if roles.count("user") > 1 or "assistant" in roles:
+        last = ", the last of which a completion would continue" if roles[-1] == "assistant" else ""
+        counts = f"{roles.count('user')} user messages and {roles.count('assistant')} of the assistant{last}"
+        raise BadRow("chat_turns", f"the problem is a chat with {counts}", CHAT_CURE)
+    if roles[-1] != "user" or not {*roles[:-1]} <= SYSTEM_ROLES:
+        raise BadRow("chat_turns", f"the problem is a chat of {', '.join(map(str, roles))}", CHAT_CURE)
+    return "\n\n".join(text_of(_content(message), "problem") for message in messages)
+
+
+def _content(message: Mapping[str, Any]) -> Any:
+    """Return the content of a chat message; parts of text are joined."""
+    content = message.get("content")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return "".join(str(part.get("text", "")) for part in content)
+    return content

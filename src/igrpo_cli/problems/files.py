@@ -1,18 +1,21 @@
-"""Read local files of problems: JSON lines, a JSON array, Parquet, or a folder of those."""
+"""Read local files of problems: JSON lines, a JSON array, CSV, Parquet, or a folder of those."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, UsageError
+from igrpo_cli.problems.delimited import DELIMITERS, read_delimited
 from igrpo_cli.problems.rows import BLANK_LINE, MAX_ROW_BYTES, BadRow, RawRow, Table
+from igrpo_cli.texts import INVALID_ESCAPE_CURE
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet", *DELIMITERS)
 SPLITS = ("train", "validation", "test")
 NO_PROBLEMS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """Metadata files that Hub tools write into the folder of a dataset."""
@@ -71,15 +74,27 @@ def open_file(path: Path, folder: Path) -> Table:
 def read_rows(path: Path) -> Iterator[RawRow]:
     """Yield the rows of one file in order. A bad row is yielded as a `BadRow` instead of its values.
 
-    Raises `DamagedFileError` when the whole file is unreadable: damaged Parquet, or an array with invalid JSON.
+    A JSON object is one row, or the wrapper of a list of rows. Raises `DamagedFileError` when the whole file is
+    unreadable: damaged Parquet, an array with invalid JSON, or CSV with a missing quote. Raises `UsageError` for an
+    object with several lists.
     """
     if path.suffix == ".parquet":
         from igrpo_cli.store.tables import read_external_parquet
 
         return iter(enumerate(read_external_parquet(path), 1))
+    if path.suffix in DELIMITERS:
+        return read_delimited(path)
+    if path.suffix != ".json":
+        return _read_lines(path)
     with path.open("rb") as file:
-        is_array = path.suffix == ".json" and file.read(MAX_ROW_BYTES).removeprefix(BOM).lstrip()[:1] == b"["
-    return _read_array(path) if is_array else _read_lines(path)
+        first = file.readline(MAX_ROW_BYTES).removeprefix(BOM).strip()
+        has_more = bool(file.readline(MAX_ROW_BYTES).strip())
+    is_array = first.startswith(b"[") or (not first and path.read_bytes().removeprefix(BOM).lstrip()[:1] == b"[")
+    if is_array:
+        return _read_array(path)
+    # A first line that is a complete object, with more lines after it, is the first of JSON lines.
+    whole = None if has_more and _is_json(first) else _whole_object(path, must_be=not first.endswith(b"}"))
+    return _read_lines(path) if whole is None else _rows_of_object(path, whole)
 
 
 def digest_of(files: list[Path], folder: Path) -> str:
@@ -147,12 +162,13 @@ def _parse_line(line: bytes) -> dict[str, Any] | BadRow:
 
 def _parse_json(data: bytes) -> Any:
     try:
-        return json.loads(data.decode(), object_pairs_hook=_unique_keys)
+        return _DECODER.decode(data.decode())
     except UnicodeDecodeError as error:
         raise BadRow("invalid_utf8", f"byte {error.start + 1} is not UTF-8") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise BadRow("invalid_json", f"not JSON at {where} ({error.msg})") from None
+        cure = INVALID_ESCAPE_CURE if error.msg.startswith("Invalid") and "escape" in error.msg else "correct the row"
+        raise BadRow("invalid_json", f"not JSON at {where} ({error.msg})", cure) from None
     except ValueError as error:
         raise BadRow("invalid_json", f"JSON that cannot be parsed ({error})") from None
     except RecursionError:
@@ -160,12 +176,14 @@ def _parse_json(data: bytes) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise BadRow("duplicate_key", f"the key {key!r} occurs twice")
-        values[key] = value
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise BadRow("duplicate_key", f"the key {key!r} occurs twice")
     return values
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
 def _as_object(value: Any) -> dict[str, Any]:
@@ -178,13 +196,57 @@ def _read_array(path: Path) -> Iterator[RawRow]:
     try:
         rows = _parse_json(path.read_bytes().removeprefix(BOM))
     except BadRow as bad:
-        raise DamagedFileError(
-            f"{path.name}: {bad.reason}", hint="correct the file: a JSON array is read as a whole"
-        ) from bad
+        hint = f"{bad.cure}: a JSON array is read as a whole"
+        raise DamagedFileError(f"{path.name}: {bad.reason}", hint=hint) from bad
     if not isinstance(rows, list):
         raise IgrpoError(f"{path.name} is not an array of problems")
+    yield from _numbered(rows)
+
+
+def _numbered(rows: list[Any]) -> Iterator[RawRow]:
     for number, row in enumerate(rows, 1):
         try:
             yield number, _as_object(row)
         except BadRow as bad:
             yield number, bad
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        _parse_json(line)
+    except BadRow:
+        return False
+    return True
+
+
+def _whole_object(path: Path, *, must_be: bool) -> dict[str, Any] | None:
+    """Return the content of a file that is one JSON object; None for any other, or an error with `must_be`."""
+    try:
+        value = _parse_json(path.read_bytes().removeprefix(BOM))
+    except BadRow as bad:
+        if must_be:
+            raise DamagedFileError(f"{path.name}: {bad.reason}", hint=bad.cure) from bad
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _rows_of_object(path: Path, whole: dict[str, Any]) -> Iterator[RawRow]:
+    """Return the rows in the only list of objects in `whole`, or `whole` as the only row."""
+    lists = {name: value for name, value in whole.items() if _is_list_of_rows(value)}
+    if len(lists) > 1:
+        raise UsageError(
+            f"{path.name} contains the lists {', '.join(lists)}",
+            hint="save one of them as a file: JSON lines, or [...]",
+        )
+    if not lists and whole and all(isinstance(value, list | dict) for value in whole.values()):
+        raise UsageError(
+            f"{path.name} holds columns ({', '.join(whole)}), not rows",
+            hint='save it by rows: pandas.DataFrame.to_json(path, orient="records", lines=True)',
+        )
+    return _numbered(next(iter(lists.values()), [whole]))
+
+
+def _is_list_of_rows(value: Any) -> bool:
+    """Return True for a list of objects that are not the messages of a chat, nor the choices of a problem."""
+    is_list = isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+    return is_list and not all({*row} <= {"role", "content", "name", "text", "label"} for row in value)

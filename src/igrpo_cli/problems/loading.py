@@ -23,7 +23,7 @@ from igrpo_cli.records import Problem
 from igrpo_cli.seeds import derive_seed
 
 NUM_ROWS_FOR_COLUMNS = 100
-SKIP_HINT = "correct the row, or skip and count such rows: --skip-bad-rows"
+SKIP_HINT = "or skip and count such rows: --skip-bad-rows"
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ class _ProblemDeduplicator:
         """Count a bad row. Raises `IgrpoError` when bad rows must not be skipped."""
         self.counts[bad.kind] += 1
         if not self.skip_bad_rows and bad.kind != BLANK_LINE:
-            raise IgrpoError(f"{place}: {bad.reason}", hint=SKIP_HINT)
+            raise IgrpoError(f"{place}: {bad.reason}", hint=f"{bad.cure}, {SKIP_HINT}")
 
 
 def _read_table(table: Table, source: ProblemSource, deduplicator: _ProblemDeduplicator) -> None:

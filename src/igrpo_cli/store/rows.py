@@ -15,6 +15,7 @@ import dataclasses
 import math
 import numbers
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -38,7 +39,8 @@ def table_of(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
 
     Raises IgrpoError naming column, row (counted from 0 in `rows`) and kind of the first bad value.
     """
-    cells = [_cells(row) for row in rows]
+    fields = {kind: _field_names(kind) for kind in set(map(type, rows))}
+    cells = [_cells(row, fields[type(row)]) for row in rows]
     if cells and reward_columns(schema):
         further = (name.removeprefix("reward_") for name in cells[0] if name.startswith("reward_"))
         schema = with_reward_parts(schema, further)
@@ -71,13 +73,15 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _cells(row: Any) -> dict[str, Any]:
-    if isinstance(row, dict):
-        cell = dict(row)
-    else:
-        cell = {field.name: getattr(row, field.name) for field in dataclasses.fields(row)}
-    for name, value in cell.pop(PARTS, {}).items():
-        cell[f"reward_{name}"] = value
+def _field_names(kind: Any) -> Sequence[str]:
+    return () if issubclass(kind, dict) else tuple(field.name for field in dataclasses.fields(kind))
+
+
+def _cells(row: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return the cells of a dict, or of a record with the fields `names`."""
+    cell = dict(row) if isinstance(row, dict) else {name: getattr(row, name) for name in names}
+    if PARTS in cell:
+        cell |= {f"reward_{name}": value for name, value in cell.pop(PARTS).items()}
     return cell
 
 
@@ -94,6 +98,9 @@ def _check_lengths(index: int, cell: dict[str, Any]) -> None:
 
 
 def _column(kind: str, field: pa.Field, values: list[Any]) -> pa.Array:
+    if pa.types.is_string(field.type) and all(type(value) is str for value in values):
+        with suppress(UnicodeEncodeError):  # of a lone surrogate
+            return pa.array(values, type=field.type)
     plain = []
     for index, value in enumerate(values):
         try:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from igrpo_cli.algo.estimates import MIN_P_VALUE
 from igrpo_cli.ui.console import percent, table
+from igrpo_cli.ui.quoting import in_line
 
 Figures = Mapping[str, Any]
 """The object that `summarise` returns."""
@@ -60,6 +62,18 @@ def summary_row(summary: Figures) -> dict[str, str]:
 
 SHARES = ("truncated", "no_answer", "ungraded")
 """These shares are always shown: an accuracy means little when many completions were cut or not understood."""
+
+
+def setting_rows(changed: Mapping[str, tuple[Any, Any]], sides: tuple[str, str]) -> list[dict[str, str]]:
+    """Return the rows of a table of settings that differ, as JSON; `sides` are the headings of their values."""
+    return [
+        {"setting": name, **{side: _setting(value) for side, value in zip(sides, values, strict=True)}}
+        for name, values in changed.items()
+    ]
+
+
+def _setting(value: Any) -> str:
+    return "–" if value is None else in_line(json.dumps(value, ensure_ascii=False))
 
 
 def difference_text(figures: Figures) -> str:

@@ -1,0 +1,138 @@
+"""Check that prompts fit their limit, and that prompt, draft and completion fit the positions of the model."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from igrpo_cli.config import RunConfig
+from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft
+from igrpo_cli.records import ChatPrompt, Problem
+
+if TYPE_CHECKING:
+    from igrpo_cli.engines.tokenization import PolicyTokenizer
+
+
+class PromptLengths:
+    """Counts the tokens of prompts, of all problems of a run.
+
+    Encoding hundreds of thousands of prompts takes minutes, and most are far below their limit. So a prompt is only
+    encoded if it may exceed the limit: a token has at least one byte of the text, in whatever Unicode normal form the
+    tokenizer puts it. If the tokenizer lacks a character of some problem, every prompt is encoded, and the error names
+    the character.
+    """
+
+    def __init__(self, problems: Sequence[Problem], config: RunConfig, tokenizer: PolicyTokenizer) -> None:
+        self._problems = problems
+        self._prompts = config.prompts
+        self._tokenizer = tokenizer
+
+    def over(self, problem: Problem, limit: int) -> int | None:
+        """Return the number of tokens of the prompt without draft, if it is more than `limit`; else None."""
+        if self._at_most(problem.problem) <= limit:
+            return None
+        num_tokens = self._count(prompt_without_draft(problem.problem, self._prompts))
+        return num_tokens if num_tokens > limit else None
+
+    @cached_property
+    def added_by_a_draft(self) -> int:
+        """Number of tokens by which the markers make a prompt with draft longer, the draft itself aside."""
+        with_draft = self._count(prompt_with_draft(self._shortest, "1", self._prompts))
+        return max(with_draft - self._count(prompt_without_draft(self._shortest, self._prompts)), 0)
+
+    @cached_property
+    def _shortest(self) -> str:
+        return min((problem.problem for problem in self._problems), key=len)
+
+    @cached_property
+    def _frame(self) -> tuple[float, int]:
+        """Tokens that the template adds at most, and the number of times that it shows the problem."""
+        try:
+            text, ids = self._tokenizer.encode_prompt(prompt_without_draft(self._shortest, self._prompts))
+            self._tokenizer.encode_text("".join(sorted(set().union(*(each.problem for each in self._problems)))))
+        except IgrpoError:
+            return math.inf, 1
+        return len(ids), max(text.count(self._shortest), 1)
+
+    def _at_most(self, problem: str) -> float:
+        num_bytes = len(problem)
+        if not problem.isascii():
+            num_bytes = max(len(form.encode()) for form in (problem, unicodedata.normalize("NFKD", problem)))
+        added, times_shown = self._frame
+        return added + times_shown * num_bytes
+
+    def _count(self, prompt: ChatPrompt) -> int:
+        return len(self._tokenizer.encode_prompt(prompt)[1])
+
+
+def short_enough(lengths: PromptLengths, problems: Sequence[Problem], config: RunConfig) -> list[Problem]:
+    """Return the problems whose prompt fits `prompts.max_prompt_length`. Others are an error, or are skipped."""
+    limit, kept = config.prompts.max_prompt_length, []
+    for problem in problems:
+        num_tokens = lengths.over(problem, limit)
+        if num_tokens is None:
+            kept.append(problem)
+        elif not config.data.skip_bad_rows:
+            raise IgrpoError(
+                f"{problem.source}: the prompt has {num_tokens} tokens, more than prompts.max_prompt_length = {limit}",
+                hint="raise it with --set, or count and skip such rows: --skip-bad-rows",
+            )
+    if not kept:
+        raise IgrpoError(f"no problem has a prompt of at most prompts.max_prompt_length = {limit} tokens")
+    return kept
+
+
+def require_context(
+    lengths: PromptLengths, problems: Sequence[Problem], config: RunConfig, positions: int | None
+) -> None:
+    """Raise UsageError if a stage may need more tokens than the model has positions, or than `engine.max_model_len`.
+
+    `positions` is None for a model without a maximum. Otherwise the stage would fail in the middle of an iteration,
+    after the samples before it are paid for.
+    """
+    context = config.engine.max_model_len or positions
+    if context is None:
+        return
+    draft, prompts = config.draft.max_completion_length, config.prompts
+    _require_room(lengths, problems, config, context, "draft", 0, draft)
+    if "refine" in config.stages() and config.select.strategy != "none":
+        # An answer alone is short. If it is not, refine says so.
+        shown = 0 if prompts.draft_view == "answer_only" else min(draft, prompts.max_draft_tokens)
+        _require_room(lengths, problems, config, context, "refine", shown, config.refine.max_completion_length)
+
+
+def _require_room(
+    lengths: PromptLengths,
+    problems: Sequence[Problem],
+    config: RunConfig,
+    context: int,
+    stage: str,
+    draft: int,
+    completion: int,
+) -> None:
+    markers = lengths.added_by_a_draft if stage == "refine" else 0
+    room = context - draft - markers - completion
+    too_long = [(tokens, problem) for problem in problems if (tokens := lengths.over(problem, room)) is not None]
+    if not too_long:
+        return
+    prompt, problem = max(too_long, key=lambda each: each[0])
+    excess = prompt - room
+    of_draft = f"draft {draft:,} + its markers {markers} + " if stage == "refine" else ""
+    limit = "engine.max_model_len" if config.engine.max_model_len else "the positions of the model"
+    ways = [
+        f"prompts.max_draft_tokens={draft - excess} (longer drafts are cut, and counted)" if draft > excess else "",
+        f"{stage}.max_completion_length={completion - excess}" if completion > excess else "",
+        f"prompts.max_prompt_length={room} with --skip-bad-rows, which leaves out {len(too_long):,} problems"
+        if 0 < room < prompt and len(too_long) < len(problems)
+        else "",
+        "a higher engine.max_model_len" if config.engine.max_model_len else "",
+    ]
+    raise UsageError(
+        f"{stage} may need {prompt + draft + markers + completion:,} tokens (prompt of {problem.source} {prompt:,} + "
+        f"{of_draft}completion {completion:,}), and {config.policy.model} takes {context:,} ({limit})",
+        hint=f"--set {'; or '.join(filter(None, ways))}" if any(ways) else "use a model with a longer context",
+    )
