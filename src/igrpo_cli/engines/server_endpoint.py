@@ -358,8 +358,7 @@ def _completion_request(
 
 def _require_root(url: str, root: str, policy: PolicyFiles) -> None:
     """Raise IgrpoError unless a server that cannot load weights serves the directory of the policy."""
-    path = Path(root)
-    if path.is_absolute() and path.resolve() == policy.directory:
+    if Path(root).is_absolute() and Path(root).resolve() == policy.directory:
         return
     raise IgrpoError(
         f"{url} serves {root}, not the policy {policy.directory}, and cannot load another one",
