@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from igrpo_cli.records import Grade, Verdict
-from igrpo_cli.rewards.equivalence import are_equal, is_blank, named_choice, reference_choice
+from igrpo_cli.rewards.choices import named_choice, reference_choice
+from igrpo_cli.rewards.equivalence import are_equal
 from igrpo_cli.rewards.extraction import (
     MAX_CHARACTERS,
     answer_scope,
@@ -13,6 +14,8 @@ from igrpo_cli.rewards.extraction import (
     extract_choice,
     extract_reference,
 )
+from igrpo_cli.rewards.forms import num_parts
+from igrpo_cli.rewards.notation import is_blank, tidy
 
 
 def grade_answer(completion: str, reference: str, max_characters: int = MAX_CHARACTERS) -> Grade:
@@ -38,8 +41,10 @@ def _verdict(completion: str, reference: str, max_characters: int) -> tuple[Verd
         whole = answer_scope(completion)[0]
         if choice is None and whole == reference.strip():  # equal as text, whatever it may look like ("10:30 am")
             return "correct", _storable(whole), None
-        extract = extract_answer if choice is None else extract_choice
-        answer = extract(completion, max_characters)
+        if choice is None:
+            answer = extract_answer(completion, max_characters, num_parts(tidy(expected)))
+        else:
+            answer = extract_choice(completion, max_characters)
         if answer is not None and len(answer) > max_characters:
             return "ungraded", None, f"answer longer than {max_characters} characters"
         if answer is None or is_blank(answer):

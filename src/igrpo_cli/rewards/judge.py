@@ -18,7 +18,7 @@ from typing import Any
 from igrpo_cli.config.rewards import JudgeSection
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.http_client import ClosedError, HttpClient
-from igrpo_cli.rewards.equivalence import is_blank
+from igrpo_cli.rewards.notation import is_blank
 from igrpo_cli.rewards.extraction import marked_answer
 from igrpo_cli.rewards.judge_cache import CallBudget, JudgementCache
 from igrpo_cli.rewards.judge_chat import (
