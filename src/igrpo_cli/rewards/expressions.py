@@ -28,6 +28,7 @@ _GREEK = frozenset(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon"
     " phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell hbar".split()
 )
+_CALLED = frozenset("f g h F G H P".split() + [r"\phi", r"\psi", r"\Gamma", r"\Phi"])
 _TOKEN = re.compile(
     r"(?P<repeating>\d*\.\d*\\overline\s*\{\d+\}|\d*\.\d*\\dot\s*\{?\d\}?(?:\d*\\dot\s*\{?\d\}?)?|\d*\.\d+(?:\.\.\.|\\l?dots))"
     r"|(?P<mixed>\d+ \d+/\d+(?![\d.]))|(?P<number>\d+(?:\.\d*)?|\.\d+)|(?P<command>\\[A-Za-z]+|\\[{}|])|(?P<word>[A-Za-z]+)"
@@ -116,6 +117,7 @@ class _Reader:
         self._tokens = tokens
         self._next = 0
         self._num_open_bars = 0
+        self._symbol = ("", -1)  # the last symbol and where it ended
 
     def at_end(self) -> bool:
         return self._next == len(self._tokens)
@@ -140,12 +142,28 @@ class _Reader:
                 is_quotient = text in ("/", r"\div")
                 tree = ("div" if is_quotient else "mul", tree, self._signed(depth))
             elif self._starts_factor():
+                self._refuse_call()
                 if is_quotient:  # 1/2x: x may belong to either side
                     raise _UnreadableError
                 tree = self._juxtaposed(tree, self._power(depth))
             else:
                 break
         return tree
+
+    def _refuse_call(self) -> None:
+        """Refuse `f(x)`, a function rather than a product; `n(n + 1)` is a product."""
+        name, end = self._symbol
+        if end != self._next or self._text() != "(":
+            return
+        depth, texts = 0, []
+        for _, text in self._tokens[self._next :]:
+            depth += (text in ("(", "{")) - (text in (")", "}"))
+            if depth == 1:
+                texts.append(text)
+            if depth == 0:
+                break
+        if name.partition("_")[0] in _CALLED or not {"+", "-"} & set(texts):
+            raise _UnreadableError
 
     def _juxtaposed(self, tree: Tree, factor: Tree) -> Tree:
         """Return the product of two neighbours, or the sum of a mixed number such as `2\\frac{1}{3}`."""
@@ -204,7 +222,7 @@ class _Reader:
             whole, over, under = re.split("[ /]", text)
             return ("mixed", _integer(whole), ("frac", _integer(over), _integer(under)))
         if kind == "letter":
-            return self._symbol(text)
+            return self._named(text)
         if text in _CLOSING:
             return self._enclosed(text, depth)
         if kind == "command":
@@ -219,7 +237,13 @@ class _Reader:
         self._num_open_bars -= is_bar
         return ("call", _ENCLOSED[opening], tree) if opening in _ENCLOSED else tree
 
-    def _symbol(self, name: str) -> Tree:
+    def _named(self, name: str) -> Tree:
+        """Return a symbol with its subscript, or a constant."""
+        tree = self._subscripted(name)
+        self._symbol = (name, self._next)
+        return tree
+
+    def _subscripted(self, name: str) -> Tree:
         if self._text() == "_":
             self._take()
             kind, text = self._take()
@@ -240,7 +264,7 @@ class _Reader:
         if name == "pi":
             return ("constant", "pi")
         if name in _GREEK:
-            return self._symbol("\\" + name)
+            return self._named("\\" + name)
         if name in ("frac", "dfrac", "tfrac", "cfrac"):
             return ("frac", self._argument(depth), self._argument(depth))
         if name == "binom":
