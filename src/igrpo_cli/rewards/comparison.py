@@ -239,7 +239,15 @@ def _equals_region(answer: Form, reference: Form) -> bool:
     if ours.unknown and theirs.unknown and ours.unknown != theirs.unknown:
         return False
     left, right = _merged(ours.pieces), _merged(theirs.pieces)
+    if any(region.unknown and _is_whole_line(merged) for region, merged in ((ours, left), (theirs, right))):
+        return False
     return len(left) == len(right) and all(map(_pieces_agree, left, right))
+
+
+def _is_whole_line(pieces: Sequence[Piece]) -> bool:
+    """Return True for all real numbers; as inequalities (`x < 1 or x > 0`) they are true as they stand."""
+    ends = (pieces[0].low, pieces[0].high) if len(pieces) == 1 else ()
+    return bool(ends) and all(isinstance(end, Infinity) for end in ends)
 
 
 def _pieces_agree(answer: Piece, reference: Piece) -> bool:
@@ -338,3 +346,22 @@ def _numerals_agree(answer: Form, reference: Form) -> bool:
         return answer == reference
     value = exact_value(answer.tree) if isinstance(answer, Formula) and answer.tree[0] == "num" else None
     return value is not None and value.denominator == 1 and str(value) == reference.digits
+
+
+def same_notation(answer: Form, reference: Form) -> bool:
+    """Return True if two equal answers are the same up to labels, order of a list and spelling of fractions."""
+    answer = answer.value if isinstance(answer, Equation) else answer
+    reference = reference.value if isinstance(reference, Equation) else reference
+    if isinstance(answer, Group) and isinstance(reference, Group) and len(answer.items) == len(reference.items):
+        return all(any(same_notation(item, other) for other in reference.items) for item in answer.items)
+    if isinstance(answer, Formula) and isinstance(reference, Formula):
+        return _without_spelling(answer.tree) == _without_spelling(reference.tree)
+    return answer == reference
+
+
+def _without_spelling(tree: Tree) -> Tree:
+    """Return a tree in which `1/2` is `\\frac{1}{2}` and 0.50 is 0.5."""
+    if tree[0] == "num":
+        return tree[:2]
+    kind = "frac" if tree[0] == "div" else tree[0]
+    return (kind, *(_without_spelling(part) if isinstance(part, tuple) else part for part in tree[1:]))

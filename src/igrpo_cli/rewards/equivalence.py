@@ -18,7 +18,7 @@ from typing import Any
 
 from igrpo_cli.rewards.choices import named_choice, reference_choice
 from igrpo_cli.rewards.comparison import echoes_question, forms_agree, is_true_or_false
-from igrpo_cli.rewards.forms import EMPTY_SET, Form, Numeral, Ratio, TruthValue, read_form
+from igrpo_cli.rewards.forms import EMPTY_SET, Form, Infinity, Numeral, Ratio, TruthValue, read_form
 from igrpo_cli.rewards.notation import canonical, changing_words, is_blank, is_word, tidy
 from igrpo_cli.rewards.plain_numbers import is_decimal, is_unevaluated, numbers_agree, read_number
 from igrpo_cli.rewards.units import quantities, with_percent_sign, without_unit
@@ -90,7 +90,7 @@ def _numbers_are_equal(answer: str, reference: str) -> bool | None:
 
 def _forms_are_equal(answer: str, reference: str) -> bool | None:
     """Compare the forms of two texts, with and without their units; None if it takes math-verify."""
-    if len(_PRIME.findall(answer)) != len(_PRIME.findall(reference)):
+    if len(_PRIME.findall(answer)) != len(_PRIME.findall(reference)) or answer.count(r"\approx") > 1:
         return False
     ours = _forms(answer, without_unit(answer))
     theirs = _forms(reference, without_unit(reference, is_reference=True))
@@ -98,7 +98,7 @@ def _forms_are_equal(answer: str, reference: str) -> bool | None:
     if any(_say_nothing(pair) for pair in pairs):
         return False
     if not pairs:
-        fixed = (Numeral, Ratio)
+        fixed = (Infinity, Numeral, Ratio)
         known = [*ours, *theirs]
         has_word = any(is_word(canonical(text)) for text in (answer, reference))
         return False if has_word or EMPTY_SET in known or any(isinstance(form, fixed) for form in known) else None

@@ -14,7 +14,7 @@ from itertools import product
 
 from igrpo_cli.rewards.expressions import Tree, read_formula
 from igrpo_cli.rewards.plain_numbers import is_decimal, read_number
-from igrpo_cli.rewards.values import symbols
+from igrpo_cli.rewards.values import UndecidedError, formulas_agree, is_constant, symbols
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +276,9 @@ def _without_membership(parts: list[str]) -> list[str]:
 
 def _list_of(forms: list[Form | None], signs: list[str]) -> Form | _Unknown:
     items = [form for form in forms if form is not None]
-    if len(items) < len(forms) or any(isinstance(item, TruthValue) for item in items):
+    if any(isinstance(item, TruthValue) for item in items):
+        return TruthValue()
+    if len(items) < len(forms):
         return _Unknown()
     are_inequalities = [isinstance(item, Region) and item.unknown is not None for item in items]
     if any(sign in ("or", r"\lor") for sign in signs) and any(are_inequalities):
@@ -361,7 +363,7 @@ def _related(text: str, depth: int) -> Form | _Unknown | None:
     if signs == [r"\in"] and _LABEL.fullmatch(sides[0]):
         form = _read(sides[1], depth + 1)
         return form if isinstance(form, Region | Group) else _Unknown()
-    if r"\approx" in signs and set(signs) <= {"=", r"\approx"}:
+    if signs.count(r"\approx") == 1 and set(signs) <= {"=", r"\approx"}:
         first = signs.index(r"\approx")
         is_labelled = first == 0 and (_LABEL.fullmatch(sides[0]) or _CALL.fullmatch(sides[0]))
         sides, signs = ([sides[0], sides[1]], ["="]) if is_labelled else (sides[: first + 1], ["="] * first)
@@ -386,10 +388,23 @@ def _equation(sides: list[str], depth: int) -> Form | _Unknown:
         if isinstance(value, Formula) and left is not None and symbols(left) & symbols(value.tree):
             return TruthValue() if left == value.tree else _Unknown()
         return Equation(label, value, left)
+    if len(set(sides)) == 1:
+        return TruthValue()
     others = [read_formula(side) for side in sides[1:-1]]
     if left is None or not isinstance(value, Formula) or any(side is None or symbols(side) for side in others):
         return _Unknown()
-    return Equation("", value, left)
+    return TruthValue() if _is_folded([left, *others, value.tree]) else Equation("", value, left)
+
+
+def _is_folded(sides: list[Tree | None]) -> bool:
+    """Return True for an equation of numbers that is false, and for one whose left side does not depend on its symbols."""
+    trees = [side for side in sides if side is not None]
+    try:
+        if not any(symbols(tree) for tree in trees):
+            return not all(formulas_agree(tree, trees[-1]) for tree in trees[:-1])
+        return bool(symbols(trees[0])) and not symbols(trees[-1]) and is_constant(trees[0])
+    except UndecidedError:
+        return False
 
 
 def _inequality(sides: list[str], signs: list[str]) -> Form | _Unknown:
@@ -464,7 +479,7 @@ def _bracketed(text: str, depth: int) -> Form | _Unknown | None:
 
 def _both_signs(text: str, depth: int) -> Form | None:
     """Return both values of a formula with `\\pm`; several signs are independent, unless `\\mp` follows `\\pm`."""
-    signs = re.split(r"(\\[pm]m)(?![a-z])", text)
+    signs = re.split(r"(\\pm|\\mp)(?![a-z])", text)
     num_signs = len(signs) // 2
     if num_signs > _MAX_SIGNS:
         return None

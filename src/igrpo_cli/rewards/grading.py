@@ -6,6 +6,7 @@ import time
 
 from igrpo_cli.records import Grade, Verdict
 from igrpo_cli.rewards.choices import named_choice, reference_choice
+from igrpo_cli.rewards.copying import is_copied
 from igrpo_cli.rewards.equivalence import are_equal
 from igrpo_cli.rewards.extraction import (
     MAX_CHARACTERS,
@@ -18,8 +19,12 @@ from igrpo_cli.rewards.forms import num_parts
 from igrpo_cli.rewards.notation import is_blank, tidy
 
 
-def grade_answer(completion: str, reference: str, max_characters: int = MAX_CHARACTERS) -> Grade:
+def grade_answer(
+    completion: str, reference: str, max_characters: int = MAX_CHARACTERS, problem: str | None = None
+) -> Grade:
     """Grade one completion (or an answer alone) against `reference`, in this process and without limits.
+
+    An answer that is copied from the text of `problem` and is not the reference itself is wrong.
 
     Never raises an Exception. The grade is `ungraded`, with a reason, if the reference is empty, the answer is longer
     than `max_characters`, or the comparison fails. Use a `GradingPool` for text of a model: some of it takes hours or
@@ -27,6 +32,8 @@ def grade_answer(completion: str, reference: str, max_characters: int = MAX_CHAR
     """
     start = time.perf_counter()
     verdict, extracted, reason = _verdict(completion, reference, max_characters)
+    if verdict == "correct" and problem and extracted and is_copied(extracted, problem, extract_reference(reference)):
+        verdict = "wrong"
     return Grade(verdict, extracted, time.perf_counter() - start, reason)
 
 

@@ -141,7 +141,8 @@ def _grade(
     before, start = _peak_memory_mb(), time.perf_counter()
     signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])
     completion, answer, context = row
-    grade = grade_answer(completion, answer)
+    problem = context.get("problem") if limits.get("refuse_copied_answers") else None
+    grade = grade_answer(completion, answer, problem=problem)
     verdict, reason = grade.verdict, grade.reason
     if verdict == "wrong" and _peak_memory_mb() - before > spare_mb:
         verdict, reason = "ungraded", "memory limit"

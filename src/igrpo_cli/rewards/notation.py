@@ -78,9 +78,10 @@ _CHANGING = frozenset(
     "no not never none neither nor isnt wrong incorrect incorrectly false untrue yes true except excluding without unless"
     " over under above below beyond negative minus plus maybe perhaps possibly either nearly almost opposite reciprocal"
     " hundred hundreds thousand thousands million millions billion billions trillion trillions dozen dozens half"
-    " halves twice double triple quarter quarters squared cubed factorial least most than".split()
+    " halves twice double triple quarter quarters squared cubed factorial least most than to from between through until versus".split()
 )
 _UNIT_SQUARED = re.compile(r"(?<=[a-z])\s+(?:squared|cubed)\b", re.IGNORECASE)
+_OR_MORE = re.compile(r"\bor\s+(?:more|less|fewer|greater|higher|lower|so)\b")
 _COMMAND = re.compile(r"\\(?:text\w*|mbox|math\w+|operatorname)|\\[A-Za-z]+")
 
 
@@ -141,4 +142,5 @@ def changing_words(text: str) -> list[str]:
     """Return the words in `text` that change what a number beside them says: not, million, more, wrong, …, sorted."""
     text = _UNIT_SQUARED.sub("", _COMMAND.sub(" ", text).replace("’", "'"))
     words = (word.casefold() for word in _WORD.findall(text))
-    return sorted(word.replace("'", "") for word in words if word.endswith("'t") or word in _CHANGING)
+    changing = [word.replace("'", "") for word in words if word.endswith("'t") or word in _CHANGING]
+    return sorted([*changing, *_OR_MORE.findall(text.casefold())])

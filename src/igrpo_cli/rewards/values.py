@@ -31,7 +31,11 @@ _POINTS = (
 
 
 class UndecidedError(Exception):
-    """A value is too large to compute, or not defined."""
+    """A value is too large to compute, or not defined at a point."""
+
+
+class UndefinedValueError(UndecidedError):
+    """A value such as 1/0 is not defined."""
 
 
 @lru_cache(maxsize=4096)
@@ -72,7 +76,10 @@ def formulas_agree(answer: Tree, reference: Tree) -> bool:
     is_rounded = has_decimals(answer) or has_decimals(reference)
     names = sorted(symbols(answer) | symbols(reference))
     if not names:
-        return _values_agree(answer, reference, {}, is_rounded)
+        try:
+            return _values_agree(answer, reference, {}, is_rounded)
+        except UndefinedValueError:
+            return False
     num_compared = 0
     for number, coordinates in enumerate(_POINTS):
         point = {
@@ -87,6 +94,16 @@ def formulas_agree(answer: Tree, reference: Tree) -> bool:
     if num_compared < 2:
         raise UndecidedError
     return True
+
+
+def is_constant(tree: Tree) -> bool:
+    """Return True if a formula has the same value at all points, as `x - x` has. Raises UndecidedError."""
+    points = [
+        {name: coordinates[index % 4] + Fraction(index // 4, 7) for index, name in enumerate(sorted(symbols(tree)))}
+        for coordinates in _POINTS
+    ]
+    values = [_as_number(_compute_both(tree, point)) for point in points]
+    return all(abs(value - values[0]) <= 1e-12 * max(1, abs(values[0])) for value in values)
 
 
 def formula_order(first: Tree, second: Tree) -> int | None:
@@ -280,7 +297,7 @@ def _arithmetic(name: str, values: list[Value]) -> Value:
     if name == "mul":
         return left * right
     if right == 0:
-        raise UndecidedError
+        raise UndefinedValueError
     return left / right
 
 
@@ -298,7 +315,7 @@ def _exact_result(name: str, values: list[Fraction]) -> Fraction | None:
         return Fraction(math.floor(values[0]))
     if name == "ceil":
         return Fraction(math.ceil(values[0]))
-    whole = [int(value) for value in values if value.denominator == 1 and 0 <= value]
+    whole = [int(value) for value in values if value.denominator == 1 and value >= 0]
     if name in ("factorial", "binom") and len(whole) == len(values):
         if max(whole) > _MAX_FACTORIAL:
             raise UndecidedError
@@ -309,7 +326,7 @@ def _exact_result(name: str, values: list[Fraction]) -> Fraction | None:
 def _exact_root_of(value: Fraction, index: Fraction) -> Fraction | None:
     """Return an exact root; an odd root of a negative number is negative."""
     if not index:
-        raise UndecidedError
+        raise UndefinedValueError
     if value < 0 and index.denominator == 1 and index % 2:
         root = _exact_power(-value, 1 / index)
         return None if root is None else -root
@@ -320,7 +337,7 @@ def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
     """Return a power if it is a fraction; a root of a negative number is none (it is complex)."""
     if base == 0:
         if exponent <= 0:
-            raise UndecidedError
+            raise UndefinedValueError
         return Fraction(0)
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
     if abs(exponent) * bits > _MAX_BITS:
