@@ -6,48 +6,72 @@ import pytest
 
 from igrpo_cli.rewards.grading import grade_answer
 
-REFERENCES = [
-    *("7", "-3", "0", "1", "2", "1024", "0.25", r"\frac{3}{4}", r"-\frac{5}{7}", r"2\frac{1}{3}", "3.6e-10", r"30\%"),
-    *(r"\sqrt{2}", r"\pi", r"2\pi + 1", r"e^{3}", "3 + 4i", r"\ln 5", "x + 1", "2x^2 - 1", r"\frac{a}{b}", "n!", "f(x)"),
-    *("(1, 2)", "[1, 2]", "[0, 3)", r"(-\infty, 4]", r"(-\infty, \infty)", r"\mathbb{R}", r"(0, 1) \cup (2, 3)"),
-    *(r"\{1, 2, 3\}", "1, 2", "x = 1, y = 2", r"1 \pm \sqrt{3}", r"\emptyset", r"\{\}", r"\varnothing"),
-    *("x > 2", r"-1 \le x < 5", r"x \ne 3", r"x < 1 \text{ or } x > 4", "1 < 2", r"5 \ne 6", r"x < \infty"),
-    *("2 + 2 = 4", "1 = 1", "x = x", "x^2 + y^2 = 9", "y = 3x - 2", r"\text{even}", r"\text{no solution}", "true", "Friday"),
-    *("(A)", "(C)", r"\text{(E)}", "3:4", "10:45", "2011_3", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\infty"),
-]  # fmt: skip
 
-FOLDED = [
-    *("1 < 2", "0 < 1", "3 > 2", "2 < 1", r"1 \le 1", r"1 \ne 2", r"5 \ne 5", r"0 \leq 0", "1 = 2", "0 = 0", "3 = 3", "1 + 1 = 3"),
-    *(r"x < \infty", r"x > -\infty", r"-\infty < x", r"-\infty < x < \infty", r"x \le \infty", r"\infty > x", "x < x", "y = y"),
-    *(r"x \ne x", r"x \le x", r"x \ge x", "x - x = 0", "0x = 0", "0 x = 1", "x + 1 = x + 1", "x = x + 0", "2x = x + x"),
-    *("x^2 = x^2", "x^2 \\ge 0", "x^2 + 1 > 0", "|x| \\ge 0", r"|x| < 0", r"x^2 < 0", r"\sin x \le 1", r"\sin^2 x + \cos^2 x = 1"),
-    *("1 < x < 1", "2 < x < 1", "x > 1 and x < 0", r"x < 1 \land x > 2", "x < 0 or x > -1", r"x \ge 0 \text{ or } x \le 0"),
-    *("True", "False", "true or false", r"\top", r"\bot", r"\text{True}", r"\text{False}", "1 = 1 = 1", "0 = 0, 0 = 0"),
-    *(r"x \in \mathbb{C}", r"x \in \emptyset", r"\forall x", r"\exists x", r"x \in S", "x : x = x", r"\{x \mid x = x\}"),
-]  # fmt: skip
-EMPTY = [
-    *("()", "[]", "{}", "( )", "[ ]", "(,)", "[,]", r"\{,\}", "(1, 1)", "(0, 0)", "[2, 1]", "(5, 3)", "[3, 3)", "(3, 3]"),
-    *(r"(\infty, -\infty)", r"(\infty, \infty)", r"[1, 0] \cup [3, 2]", r"(1,1) \cup (2,2)", r"(0,1) \cap (2,3)"),
-    *(r"\{x \mid x < x\}", r"\{x : 1 < 0\}", r"\{\emptyset\}", r"\emptyset \cup \emptyset", r"\emptyset, \emptyset", r"\mathbb{N} \setminus \mathbb{N}"),
-    *(r"\{\{\}\}", r"\mathbb{R} \setminus \mathbb{R}", r"\phi", "null", "none", "nothing", "empty", "-", "--", "/", "?", "*", "..."),
-]  # fmt: skip
-UNDEFINED = [
-    *("0/0", r"\frac{0}{0}", "1/0", r"\frac{1}{0}", "0^0", "0^{-1}", r"\infty - \infty", r"\frac{\infty}{\infty}", r"0 \cdot \infty"),
-    *("NaN", "nan", "inf", "oo", "zoo", r"\pm \infty", r"\mp\infty", r"-\infty, \infty", r"\infty, -\infty", r"\{-\infty, \infty\}"),
-    *(r"\log 0", r"\ln 0", r"\sqrt[0]{1}", r"\tan \frac{\pi}{2}", r"\lim_{x \to 0} \frac{1}{x}", r"\sum_{n=1}^{\infty} 1", r"(-1)!"),
-    *("x/x", r"\frac{x}{x} x", r"\frac{x - x}{x - x}", r"\int 0 dx", r"\binom{0}{5}!", r"\frac{1}{x - x}", r"\boxed", "undefined", "DNE"),
-]  # fmt: skip
-VAGUE = [
-    *("any", "any number", "anything", "all", "all real numbers", "everything", "some number", "the answer", "the correct answer"),
-    *("answer", "yes", "yes and no", "correct", "right", "unknown", "it depends", "see above", "as above", "as given", "the reference"),
-    *("A B C D", "ABCDE", "(A)(B)(C)(D)(E)", "A or C", "A, C, E", "all of the above", "none of the above", "(A) or (C) or (E)"),
-    *("x", "y", "z", "n", "k", "S", "?", "X", "\\alpha", "\\square", "\\ldots", "\\cdot", "\\text{}", "\\text{ }", "_", "^"),
-    *("1, 2, 3, 4, 5, 6, 7", "0 or 1 or 2", "7 or -3 or 0", "0, 1, 2, 7, 1024", "1 or 2 or 7", r"\{0, 1, 2, 7\}", "0 to 1024", "0-9"),
-    *("not 7", "not 1", "more than 1", "at least 0", "less than 7", "more than 2", "7 or more", "about everything", "1 million"),
-    *("x = 1 or x = 2 or x = 7", "x = 0, 1, 2, 7", r"7 \pm 7", r"1 \pm 1", r"0 \le x \le 1024", "[0, 1024]", r"[-\infty, \infty]"),
-    *("7 - 0 = 1", "7 = 0", "0 = 7 = 1 = x", r"7 \approx 0 \approx y", "7 = -3 = w", "1:1:1", "0:0", "1:1", "00:00", "24:60", "1_2", "0_1"),
-    *(r"\begin{pmatrix} \end{pmatrix}", r"\begin{pmatrix} x \\ y \end{pmatrix}", r"\vec{v}", r"\begin{cases} 1 \\ 2 \end{cases}"),
-]  # fmt: skip
+def _texts(block: str) -> list[str]:
+    """Return the texts of a block, which stand in lines and between double semicolons."""
+    return [text.strip() for line in block.strip().splitlines() for text in line.split(";;")]
+
+
+REFERENCES = _texts(
+    r"""
+    7 ;; -3 ;; 0 ;; 1 ;; 2 ;; 1024 ;; 0.25 ;; \frac{3}{4} ;; -\frac{5}{7} ;; 2\frac{1}{3} ;; 3.6e-10 ;; 30\%
+    \sqrt{2} ;; \pi ;; 2\pi + 1 ;; e^{3} ;; 3 + 4i ;; \ln 5 ;; x + 1 ;; 2x^2 - 1 ;; \frac{a}{b} ;; n! ;; f(x)
+    (1, 2) ;; [1, 2] ;; [0, 3) ;; (-\infty, 4] ;; (-\infty, \infty) ;; \mathbb{R} ;; (0, 1) \cup (2, 3)
+    \{1, 2, 3\} ;; 1, 2 ;; x = 1, y = 2 ;; 1 \pm \sqrt{3} ;; \emptyset ;; \{\} ;; \varnothing ;; x > 2
+    -1 \le x < 5 ;; x \ne 3 ;; x < 1 \text{ or } x > 4 ;; 1 < 2 ;; 5 \ne 6 ;; x < \infty ;; 2 + 2 = 4 ;; 1 = 1
+    x = x ;; x^2 + y^2 = 9 ;; y = 3x - 2 ;; \text{even} ;; \text{no solution} ;; true ;; Friday ;; (A) ;; (C)
+    \text{(E)} ;; 3:4 ;; 10:45 ;; 2011_3 ;; \begin{pmatrix} 1 \\ 2 \end{pmatrix} ;; \infty
+    """
+)
+
+FOLDED = _texts(
+    r"""
+    1 < 2 ;; 0 < 1 ;; 3 > 2 ;; 2 < 1 ;; 1 \le 1 ;; 1 \ne 2 ;; 5 \ne 5 ;; 0 \leq 0 ;; 1 = 2 ;; 0 = 0 ;; 3 = 3
+    1 + 1 = 3 ;; x < \infty ;; x > -\infty ;; -\infty < x ;; -\infty < x < \infty ;; x \le \infty ;; \infty > x
+    x < x ;; y = y ;; x \ne x ;; x \le x ;; x \ge x ;; x - x = 0 ;; 0x = 0 ;; 0 x = 1 ;; x + 1 = x + 1
+    x = x + 0 ;; 2x = x + x ;; x^2 = x^2 ;; x^2 \ge 0 ;; x^2 + 1 > 0 ;; |x| \ge 0 ;; |x| < 0 ;; x^2 < 0
+    \sin x \le 1 ;; \sin^2 x + \cos^2 x = 1 ;; 1 < x < 1 ;; 2 < x < 1 ;; x > 1 and x < 0 ;; x < 1 \land x > 2
+    x < 0 or x > -1 ;; x \ge 0 \text{ or } x \le 0 ;; True ;; False ;; true or false ;; \top ;; \bot
+    \text{True} ;; \text{False} ;; 1 = 1 = 1 ;; 0 = 0, 0 = 0 ;; x \in \mathbb{C} ;; x \in \emptyset ;; \forall x
+    \exists x ;; x \in S ;; x : x = x ;; \{x \mid x = x\}
+    """
+)
+
+EMPTY = _texts(
+    r"""
+    () ;; [] ;; {} ;; ( ) ;; [ ] ;; (,) ;; [,] ;; \{,\} ;; (1, 1) ;; (0, 0) ;; [2, 1] ;; (5, 3) ;; [3, 3)
+    (3, 3] ;; (\infty, -\infty) ;; (\infty, \infty) ;; [1, 0] \cup [3, 2] ;; (1,1) \cup (2,2)
+    (0,1) \cap (2,3) ;; \{x \mid x < x\} ;; \{x : 1 < 0\} ;; \{\emptyset\} ;; \emptyset \cup \emptyset
+    \emptyset, \emptyset ;; \mathbb{N} \setminus \mathbb{N} ;; \{\{\}\} ;; \mathbb{R} \setminus \mathbb{R}
+    \phi ;; null ;; none ;; nothing ;; empty ;; - ;; -- ;; / ;; ? ;; * ;; ...
+    """
+)
+
+UNDEFINED = _texts(
+    r"""
+    0/0 ;; \frac{0}{0} ;; 1/0 ;; \frac{1}{0} ;; 0^0 ;; 0^{-1} ;; \infty - \infty ;; \frac{\infty}{\infty}
+    0 \cdot \infty ;; NaN ;; nan ;; inf ;; oo ;; zoo ;; \pm \infty ;; \mp\infty ;; -\infty, \infty
+    \infty, -\infty ;; \{-\infty, \infty\} ;; \log 0 ;; \ln 0 ;; \sqrt[0]{1} ;; \tan \frac{\pi}{2}
+    \lim_{x \to 0} \frac{1}{x} ;; \sum_{n=1}^{\infty} 1 ;; (-1)! ;; x/x ;; \frac{x}{x} x ;; \frac{x - x}{x - x}
+    \int 0 dx ;; \binom{0}{5}! ;; \frac{1}{x - x} ;; \boxed ;; undefined ;; DNE
+    """
+)
+
+VAGUE = _texts(
+    r"""
+    any ;; any number ;; anything ;; all ;; all real numbers ;; everything ;; some number ;; the answer
+    the correct answer ;; answer ;; yes ;; yes and no ;; correct ;; right ;; unknown ;; it depends ;; see above
+    as above ;; as given ;; the reference ;; A B C D ;; ABCDE ;; (A)(B)(C)(D)(E) ;; A or C ;; A, C, E
+    all of the above ;; none of the above ;; (A) or (C) or (E) ;; x ;; y ;; z ;; n ;; k ;; S ;; ? ;; X ;; \alpha
+    \square ;; \ldots ;; \cdot ;; \text{} ;; \text{ } ;; _ ;; ^ ;; 1, 2, 3, 4, 5, 6, 7 ;; 0 or 1 or 2
+    7 or -3 or 0 ;; 0, 1, 2, 7, 1024 ;; 1 or 2 or 7 ;; \{0, 1, 2, 7\} ;; 0 to 1024 ;; 0-9 ;; not 7 ;; not 1
+    more than 1 ;; at least 0 ;; less than 7 ;; more than 2 ;; 7 or more ;; about everything ;; 1 million
+    x = 1 or x = 2 or x = 7 ;; x = 0, 1, 2, 7 ;; 7 \pm 7 ;; 1 \pm 1 ;; 0 \le x \le 1024 ;; [0, 1024]
+    [-\infty, \infty] ;; 7 - 0 = 1 ;; 7 = 0 ;; 0 = 7 = 1 = x ;; 7 \approx 0 \approx y ;; 7 = -3 = w ;; 1:1:1
+    0:0 ;; 1:1 ;; 00:00 ;; 24:60 ;; 1_2 ;; 0_1 ;; \begin{pmatrix} \end{pmatrix}
+    \begin{pmatrix} x \\ y \end{pmatrix} ;; \vec{v} ;; \begin{cases} 1 \\ 2 \end{cases}
+    """
+)
 UNIVERSAL = list(dict.fromkeys([*FOLDED, *EMPTY, *UNDEFINED, *VAGUE]))
 
 RIGHT = {

@@ -15,8 +15,16 @@ _MARKUP = re.compile(
     r"|\\[()\[\],;:!]|\\(?= )|[{}$*~`\"“”]|^#+ "
 )
 _REFERENCE = re.compile(r"\(([A-Z])\)")
-_THINK = r"(?:(?:so|thus|hence|therefore|then|well|clearly|finally)?,? ?(?:i(?:'m| am)? (?:think|believe|would say|say|choose|pick|guess|sure)(?: that)?|it(?: is|'s| must be| should be)|this is|we (?:choose|get|have|pick)|my answer is)? ?(?:it(?: is|'s| must be| should be))? ?)"
-_LEAD = r"(?:(?:the |my )?(?:(?:best|correct|final|right) )?(?:answer|choice|letter|option)(?: is| must be| would be| should be|:)?:? ?){0,2}"
+_IT_IS = r"it(?: is|'s| must be| should be)"
+_THINK = (
+    r"(?:(?:so|thus|hence|therefore|then|well|clearly|finally)?,? ?"
+    r"(?:i(?:'m| am)? (?:think|believe|would say|say|choose|pick|guess|sure)(?: that)?"
+    rf"|{_IT_IS}|this is|we (?:choose|get|have|pick)|my answer is)? ?(?:{_IT_IS})? ?)"
+)
+_LEAD = (
+    r"(?:(?:the |my )?(?:(?:best|correct|final|right) )?(?:answer|choice|letter|option)"
+    r"(?: is| must be| would be| should be|:)?:? ?){0,2}"
+)
 _ENCLOSED = re.compile(rf"{_LEAD}{_THINK}{_LEAD}[(\[] ?([a-z]) ?[)\]](?=[ .,:;]|$)", re.IGNORECASE)
 _LABEL = re.compile(rf"{_LEAD}{_THINK}{_LEAD}([a-z])(?=\)|[.:](?: |$)|[,;]?$)", re.IGNORECASE)
 _CAPITAL = re.compile(
@@ -28,11 +36,14 @@ _IS_CORRECT = re.compile(
     r"(?:the )?(?:correct|right|best|only|true|most likely)\b(?! (?:about|for|that))(?! [a-z]* ?(?:wrong|false)))"
 )
 _STATED = re.compile(
-    r"\b(?i:(?:correct|best|right|final) (?:answer|choice|option|letter)|(?:answer|choice|option))(?i: (?:is|must be|should be|would be):?|:) ?"
-    r"(?i:option |choice |letter )?(?:[(\[] ?([A-Z]) ?[)\]]|([A-Z])(?=$|[.,:;)]|,? (?i:since|because|as|so|which|due)\b| [-–—(]))"
+    r"\b(?i:(?:correct|best|right|final) (?:answer|choice|option|letter)|(?:answer|choice|option))"
+    r"(?i: (?:is|must be|should be|would be):?|:) ?"
+    r"(?i:option |choice |letter )?(?:[(\[] ?([A-Z]) ?[)\]]"
+    r"|([A-Z])(?=$|[.,:;)]|,? (?i:since|because|as|so|which|due)\b| [-–—(]))"
 )
 _DENIED = re.compile(
-    r"\b(?:not|never|neither|cannot|isn't|aren't|wasn't|can't|wrong|incorrect|false|eliminat\w*|except|nor|unless|if)\b",
+    r"\b(?:not|never|neither|cannot|isn't|aren't|wasn't|can't"
+    r"|wrong|incorrect|false|eliminat\w*|except|nor|unless|if)\b",
     re.I,
 )
 

@@ -309,7 +309,7 @@ def _join(first: Piece, second: Piece) -> Piece:
 
 
 def _ratios_agree(answer: Form, reference: Form) -> bool:
-    """Compare ratios by proportion, and times of day digit by digit. A ratio of two is a fraction, not a whole number."""
+    """Compare ratios by proportion, and times of day digit by digit. Only a ratio of two is a fraction."""
     ours, theirs = _ratio_parts(answer), _ratio_parts(reference)
     if ours is None or theirs is None or len(ours) != len(theirs):
         return False

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 from igrpo_cli.rewards.choices import reference_choice
 from igrpo_cli.rewards.comparison import same_notation
-from igrpo_cli.rewards.forms import read_form
+from igrpo_cli.rewards.form_reader import read_form
 from igrpo_cli.rewards.notation import canonical, is_word, tidy
 from igrpo_cli.rewards.plain_numbers import read_number
 from igrpo_cli.rewards.units import with_percent_sign, without_unit

@@ -18,7 +18,8 @@ from typing import Any
 
 from igrpo_cli.rewards.choices import named_choice, reference_choice
 from igrpo_cli.rewards.comparison import echoes_question, forms_agree, is_true_or_false
-from igrpo_cli.rewards.forms import EMPTY_SET, Form, Infinity, Numeral, Ratio, TruthValue, read_form
+from igrpo_cli.rewards.form_reader import read_form
+from igrpo_cli.rewards.forms import EMPTY_SET, Form, Infinity, Numeral, Ratio, TruthValue
 from igrpo_cli.rewards.notation import canonical, changing_words, is_blank, is_word, tidy
 from igrpo_cli.rewards.plain_numbers import is_decimal, is_unevaluated, numbers_agree, read_number
 from igrpo_cli.rewards.units import quantities, with_percent_sign, without_unit

@@ -10,28 +10,32 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
-Tree = tuple
-"""(kind, arguments…): kinds are `num`, `symbol`, `constant`, `add`, `mul`, `div`, `frac`, `neg`, `pow`, `root`, `call`."""
+Tree = tuple[Any, ...]
+"""(kind, arguments…), of kind `num`, `symbol`, `constant`, `add`, `mul`, `div`, `frac`, `mixed`, `neg`, `pow`, `root`
+or `call`."""
 
 MAX_CHARACTERS = 1_000
 _MAX_DEPTH = 40
 
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln exp abs floor ceil factorial binom lb lg".split()
-)
 _PLAIN_FUNCTIONS = {
-    name: name for name in ("sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln exp".split())
+    **{name: name for name in ("sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "ln", "exp", "abs")},
+    **{name: name for name in ("arcsin", "arccos", "arctan")},
+    "asin": "arcsin",
+    "acos": "arccos",
+    "atan": "arctan",
 }
-_PLAIN_FUNCTIONS |= {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "abs": "abs"}
-_GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon"
-    " phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell hbar".split()
+_GREEK = re.compile(
+    "alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon"
+    "|(?:var)?phi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Upsilon|Phi|Psi|Omega|ell|hbar"
 )
-_CALLED = frozenset("f g h F G H P".split() + [r"\phi", r"\psi", r"\Gamma", r"\Phi"])
+_CALLED = frozenset(["f", "g", "h", "F", "G", "H", "P", r"\phi", r"\psi", r"\Gamma", r"\Phi"])
 _TOKEN = re.compile(
-    r"(?P<repeating>\d*\.\d*\\overline\s*\{\d+\}|\d*\.\d*\\dot\s*\{?\d\}?(?:\d*\\dot\s*\{?\d\}?)?|\d*\.\d+(?:\.\.\.|\\l?dots))"
-    r"|(?P<mixed>\d+ \d+/\d+(?![\d.]))|(?P<number>\d+(?:\.\d*)?|\.\d+)|(?P<command>\\[A-Za-z]+|\\[{}|])|(?P<word>[A-Za-z]+)"
+    r"(?P<repeating>\d*\.\d*\\overline\s*\{\d+\}|\d*\.\d*\\dot\s*\{?\d\}?(?:\d*\\dot\s*\{?\d\}?)?"
+    r"|\d*\.\d+(?:\.\.\.|\\l?dots))"
+    r"|(?P<mixed>\d+ \d+/\d+(?![\d.]))|(?P<number>\d+(?:\.\d*)?|\.\d+)"
+    r"|(?P<command>\\[A-Za-z]+|\\[{}|])|(?P<word>[A-Za-z]+)"
     r"|(?P<space>\s+|\\[,;: !]|~)|(?P<sign>\*\*|[-+*/^_!()\[\]{}|%])"
 )
 _DOTS = re.compile(r"\\dot\s*\{?(\d)\}?")
@@ -70,9 +74,14 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         elif kind != "space":
             tokens.append((kind, match[0]))
         elif tokens and tokens[-1][0] == "number" and text[position : position + 1].isdigit():
-            if len(tokens) < 2 or tokens[-2][1] != "_":
-                raise _UnreadableError  # two numbers
+            _refuse_two_numbers(tokens)
     return tokens
+
+
+def _refuse_two_numbers(tokens: list[tuple[str, str]]) -> None:
+    """Refuse `1 2`; the first number of `\\log_2 8` is a subscript."""
+    if len(tokens) < 2 or tokens[-2][1] != "_":
+        raise _UnreadableError
 
 
 def _letters(word: str) -> list[tuple[str, str]]:
@@ -90,7 +99,7 @@ def repeating_decimal(text: str) -> Fraction:
         start, block = re.split(r"\\overline\s*", text)
         return _with_period(start, block.strip("{}"))
     if _DOTS.search(text):
-        first, last = [match.start() for match in _DOTS.finditer(text)][0], text.rindex("\\dot")
+        first, last = text.index("\\dot"), text.rindex("\\dot")
         block = _DOTS.sub(r"\1", text[first:])
         return _with_period(text[:first], block if first != last or len(block) == 1 else "")
     digits = re.sub(r"\.\.\.|\\l?dots", "", text)
@@ -253,9 +262,7 @@ class _Reader:
                     parts.append(self._take()[1])
                 self._take()
                 text = "".join(parts)
-            elif kind == "number" and len(text) > 1:
-                raise _UnreadableError
-            elif kind not in ("letter", "number", "command"):
+            elif kind not in ("letter", "number", "command") or (kind == "number" and len(text) > 1):
                 raise _UnreadableError
             return ("symbol", f"{name}_{text}")
         return ("constant", name) if name in ("e", "i") else ("symbol", name)
@@ -263,7 +270,7 @@ class _Reader:
     def _command(self, name: str, depth: int) -> Tree:
         if name == "pi":
             return ("constant", "pi")
-        if name in _GREEK:
+        if _GREEK.fullmatch(name):
             return self._named("\\" + name)
         if name in ("frac", "dfrac", "tfrac", "cfrac"):
             return ("frac", self._argument(depth), self._argument(depth))
@@ -306,7 +313,8 @@ class _Reader:
         if self._text() in ("(", "{", "|"):
             return self._power(depth + 1)
         tree = self._power(depth + 1)
-        while self._starts_factor() and self._text()[1:] not in FUNCTIONS and self._text() not in ("(", "[", r"\log"):
+        ends = {"(", "[", r"\log", *("\\" + name for name in _PLAIN_FUNCTIONS)}
+        while self._starts_factor() and self._text() not in ends:
             tree = self._juxtaposed(tree, self._power(depth + 1))
         if self._text() in ("/", "*"):  # sin x/2
             raise _UnreadableError

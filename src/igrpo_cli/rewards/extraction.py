@@ -9,8 +9,9 @@ The last statement after the reasoning counts:
 4. Without a box, the answer follows the last "answer is", "answer:" or `####`.
 5. Without any of these marks, the answer is the last formula or number, if it is in the last line.
 
-Only the model's own turn is read: what follows "User:" answers another question. A number keeps the words that change
-it ("12 million", "not 5"). A list stays a list ("17 or 18" is never 18 alone), and a formula or word alone stays as it is.
+Only the model's own turn is read: what follows "User:" answers another question. A number keeps the words that
+change it ("12 million", "not 5"). A list stays a list ("17 or 18" is never 18 alone), and a formula or word alone stays
+as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 from typing import NamedTuple
 
 from igrpo_cli.rewards.choices import named_choice, stated_choice
-from igrpo_cli.rewards.transcripts import first_turn, without_markdown
+from igrpo_cli.rewards.transcripts import first_turn, with_braced_boxes, without_markdown
 
 MAX_CHARACTERS = 4_096
 """Maximum length of an answer, and of the end of unmarked text that is read."""
@@ -51,10 +52,6 @@ _BRACE = re.compile(r"\\{1,4}(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 _SEPARATOR_COMMAND = re.compile(r"\\(?:quad|qquad|text|mbox|mathrm)(?![a-z])")
 _WORDS = re.compile(r"[^\W_]+")
 _MAX_HEDGES = 1
-_BOX_WITHOUT_BRACES = re.compile(
-    r"(\\(?:boxed|fbox|framebox))\s*(-?\d[\d,]*(?:\.\d+)?(?![\w^/])|\\[A-Za-z]+(?:\{[^{}]*\}){1,2}|[A-Z](?=[$.\s]*$))",
-    re.M,
-)
 _CORRECTION = re.compile(
     r"\b(?:not|wrong|wait|no|actually|instead|but|correct(?:ion)?|mistake|however|rather|oops|sorry|should)\b",
     re.IGNORECASE,
@@ -161,7 +158,7 @@ def answer_scope(completion: str) -> tuple[str, bool]:
     rest = first_turn(completion).rpartition("</think>")[2]
     if "<think>" in rest:
         return "", False
-    rest = _BOX_WITHOUT_BRACES.sub(r"\1{\2}", rest) if "box" in rest else rest
+    rest = with_braced_boxes(rest)
     closed_by = rest.rfind("</answer>")
     opened_by = rest.rfind("<answer>")
     if opened_by < 0:

@@ -15,7 +15,7 @@ from igrpo_cli.rewards.extraction import (
     extract_choice,
     extract_reference,
 )
-from igrpo_cli.rewards.forms import num_parts
+from igrpo_cli.rewards.form_reader import num_parts
 from igrpo_cli.rewards.notation import is_blank, tidy
 
 

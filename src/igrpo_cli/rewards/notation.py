@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable, Sequence
 
 _SIGNS = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "√": r"\sqrt ",
@@ -28,7 +29,7 @@ _DELIMITER = re.compile(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]](?!\d*(?:pt|em|
 _ESCAPED_TWICE = re.compile(r"\\(?=\\[A-Za-z])")
 _ROW_GAP = re.compile(r"(\\\\)\s*\[[^\[\]]{1,8}\]")
 _THOUSANDS = re.compile(r"(?<=\d)(?:,\\!\s*|\s?\{\s?,\s?\}\s?|\\,)(?=\d{3}(?!\d))")
-_SPELLINGS = [
+_SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(r"\{\s*([:=,<>])\s*\}"), r"\1"),
     (re.compile(r"\\l[bg]race(?![a-z])|\\lbrace(?![a-z])"), r"\\{"),
     (re.compile(r"\\rbrace(?![a-z])"), r"\\}"),
@@ -74,15 +75,22 @@ _EMPTY = re.compile(r"\\(?:boxed|fbox|framebox|quad|qquad)(?![a-zA-Z])|\\[,;:! ]
 _MIN_WORD_LETTERS = 3
 
 _WORD = re.compile(r"[A-Za-z]+(?:'t)?")
-_CHANGING = frozenset(
-    "no not never none neither nor isnt wrong incorrect incorrectly false untrue yes true except excluding without unless"
-    " over under above below beyond negative minus plus maybe perhaps possibly either nearly almost opposite reciprocal"
-    " hundred hundreds thousand thousands million millions billion billions trillion trillions dozen dozens half"
-    " halves twice double triple quarter quarters squared cubed factorial least most than to from between through until versus".split()
+_CHANGING = re.compile(
+    "no|not|never|none|neither|nor|isnt|wrong|incorrect(?:ly)?|false|untrue|yes|true|except|excluding|without|unless"
+    "|over|under|above|below|beyond|negative|minus|plus|maybe|perhaps|possibly|either|nearly|almost|opposite|reciprocal"
+    "|(?:hundred|thousand|million|billion|trillion|quarter)s?|dozens?|half|halves|twice|double|triple|squared|cubed"
+    "|factorial|least|most|than|to|from|between|through|until|versus"
 )
-_UNIT_SQUARED = re.compile(r"(?<=[a-z])\s+(?:squared|cubed)\b", re.IGNORECASE)
 _OR_MORE = re.compile(r"\bor\s+(?:more|less|fewer|greater|higher|lower|so)\b")
+_UNIT_SQUARED = re.compile(r"(?<=[a-z])\s+(?:squared|cubed)\b", re.IGNORECASE)
 _COMMAND = re.compile(r"\\(?:text\w*|mbox|math\w+|operatorname)|\\[A-Za-z]+")
+
+BRACKETS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}", r"\langle": r"\rangle"}
+_CLOSING = frozenset(BRACKETS.values())
+_PART = re.compile(
+    r"\\(?:begin|end)\s*\{[a-z]*\*?\}|\\[A-Za-z]+|\\.|[()\[\]{}|,;<>=&]|(?:\b(?:or|and)\b)|[^\\()\[\]{}|,;<>=&oa]+|.",
+    re.S,
+)
 
 
 def tidy(text: str) -> str:
@@ -142,5 +150,26 @@ def changing_words(text: str) -> list[str]:
     """Return the words in `text` that change what a number beside them says: not, million, more, wrong, …, sorted."""
     text = _UNIT_SQUARED.sub("", _COMMAND.sub(" ", text).replace("’", "'"))
     words = (word.casefold() for word in _WORD.findall(text))
-    changing = [word.replace("'", "") for word in words if word.endswith("'t") or word in _CHANGING]
+    changing = [word.replace("'", "") for word in words if word.endswith("'t") or _CHANGING.fullmatch(word)]
     return sorted([*changing, *_OR_MORE.findall(text.casefold())])
+
+
+def split(text: str, separators: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the parts of `text` between `separators` outside brackets, and the separators. One part if unbalanced."""
+    parts, found, expected = [""], [], []
+    for match in _PART.finditer(text):
+        token = match[0]
+        if token in BRACKETS:
+            expected.append(BRACKETS[token])
+        elif token in _CLOSING:
+            # ] closes ( and ) closes [ in half-open intervals.
+            is_interval = expected and token in ")]" and expected[-1] in ")]"
+            if not expected or (expected[-1] != token and not is_interval):
+                return [text], []
+            expected.pop()
+        if token in separators and not expected:
+            parts.append("")
+            found.append(token)
+        else:
+            parts[-1] += token
+    return (parts, found) if not expected else ([text], [])

@@ -66,7 +66,7 @@ def numbers_agree(answer: Fraction, reference: Fraction) -> bool:
     """
     if answer.denominator == 1 or reference.denominator == 1:
         return answer == reference
-    return abs(answer - reference) <= TOLERANCE * min(1, abs(reference))
+    return abs(answer - reference) <= TOLERANCE * min(Fraction(1), abs(reference))
 
 
 def is_unevaluated(answer: str, reference: Fraction) -> bool:

@@ -18,6 +18,11 @@ _STRONG = re.compile(r"(?<![\w*)\]}\\])(\*\*|__)(?=[^\s*_])([^\n]{1,1000}?)(?<=[
 _EMPHASIS = re.compile(r"(?<![\w*)\]}\\])\*(?=[^\s*])([^*\n]{1,1000}?)(?<=[^\s*])\*(?![\w*(])")
 _CODE = re.compile(r"(?<![`\\])`([^`\n]{1,1000})`(?!`)")
 
+_BOX_WITHOUT_BRACES = re.compile(
+    r"(\\(?:boxed|fbox|framebox))\s*(-?\d[\d,]*(?:\.\d+)?(?![\w^/])|\\[A-Za-z]+(?:\{[^{}]*\}){1,2}|[A-Z](?=[$.\s]*$))",
+    re.M,
+)
+
 
 def first_turn(completion: str) -> str:
     """Return `completion` up to the point where the model goes on with another turn or problem.
@@ -45,3 +50,8 @@ def without_markdown(text: str) -> str:
     if "*" in text or "__" in text:
         text = _EMPHASIS.sub(r"\1", _STRONG.sub(r"\2", text))
     return _CODE.sub(r"\1", text) if "`" in text else text
+
+
+def with_braced_boxes(text: str) -> str:
+    """Return `text` with `\\boxed{73}` for `\\boxed 73`, which would be a box around the 7 alone."""
+    return _BOX_WITHOUT_BRACES.sub(r"\1{\2}", text) if "box" in text else text

@@ -16,7 +16,8 @@ _JOIN = r"(?:\s|\\[,;:! ]|~|/|\\cdot|\\times|\*|-|\.)*"
 _TEXT_UNIT = re.compile(rf"{_JOIN}(?:{_ATOM}{_JOIN})+$")
 _PLAIN_ATOM = rf"(?!{_NO_UNIT})(?:(?:{_KNOWN})\b|[A-Za-z]{{3,}}){_EXPONENT}"
 _PLAIN_UNIT = re.compile(
-    rf"(?<=[\d}})])(?:\s|\\[,; ]|~)+(?!{_NO_UNIT}){_PLAIN_ATOM}(?:(?:\s+per\s+|\s*/\s*|[ -]+|\s*\*\s*)(?:{_PLAIN_ATOM}|[a-zA-Z]{_EXPONENT}(?![A-Za-z])|of|at|to|a|an|on|by))*$"
+    rf"(?<=[\d}})])(?:\s|\\[,; ]|~)+(?!{_NO_UNIT}){_PLAIN_ATOM}"
+    rf"(?:(?:\s+per\s+|\s*/\s*|[ -]+|\s*\*\s*)(?:{_PLAIN_ATOM}|[a-zA-Z]{_EXPONENT}(?![A-Za-z])|of|at|a|an|on|by))*$"
 )
 _GLUED_UNIT = re.compile(rf"(?<=\d)(?:{_KNOWN}|m(?=\^?2)|m(?=\^?3)){_EXPONENT}(?:/(?:{_KNOWN}|[sh]){_EXPONENT})?$")
 _SPEED = re.compile(rf"(?<=\d)(?:\s|\\[,; ]|~)*(?:m|g|L|l)/(?:{_KNOWN}|[sLlh]){_EXPONENT}$")
@@ -26,7 +27,8 @@ _LETTER_UNIT = re.compile(
 _DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\s*\{\s*)?\s*[CFK]?\s*\}?$")
 _ANGLE = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])|\\circ.*\\circ")
 _PERCENT = re.compile(
-    r"\s*(?:\\text\w*\s*\{\s*)?(?<![A-Za-z])(?:percent|per cent|pct|percentage)\b\s*\}?|\s*(?:\\text\s*\{\s*)?\\?%\s*\}?$"
+    r"\s*(?:\\text\w*\s*\{\s*)?(?<![A-Za-z])(?:percent|per cent|pct|percentage)\b\s*\}?"
+    r"|\s*(?:\\text\s*\{\s*)?\\?%\s*\}?$"
 )
 _CURRENCY = re.compile(r"^([-+]?)\s*(?:\\\$|[$€£¥₹₽₩]|\\(?:pounds|yen|euro)(?![a-z]))\s*|\s*(?:\\\$|[€£¥₹₽₩])$")
 _QUANTITY = re.compile(r"\s*(?:,|and\b)?\s*(-?\d[\d.,/]*)\s*([A-Za-z]{1,}\.?)(?![A-Za-z])")
