@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from igrpo_cli.rewards.equivalence import are_equal, is_blank
+from igrpo_cli.rewards.equivalence import are_equal
+from igrpo_cli.rewards.notation import is_blank
 
 
 @pytest.mark.parametrize(

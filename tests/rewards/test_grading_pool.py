@@ -100,7 +100,7 @@ def test_a_row_beyond_the_cpu_limit_is_ungraded_and_costs_no_other_row_its_grade
 
 
 def test_the_cpu_limit_is_counted_anew_for_each_row():
-    nested = ["\\boxed{" + f"\\sqrt{{{digit}+" * 8 + "2" + "}" * 9 for digit in range(3, 33)]
+    nested = ["\\boxed{g(t) + " + f"\\sqrt{{{digit}+" * 8 + "2" + "}" * 9 for digit in range(3, 33)]
     with GradingPool(RewardSection(num_workers=1, cpu_seconds=1.0)) as pool:
         grades = pool.grade([(completion, "2") for completion in nested])
     assert {grade.verdict for grade in grades} == {"wrong"}
@@ -118,11 +118,11 @@ def test_the_memory_limit_is_the_workers_own_however_large_its_parent_is():
     ballast = bytearray(400 << 20)
     ballast[:: 1 << 12] = b"x" * (len(ballast) >> 12)
     with GradingPool(RewardSection(num_workers=1, cpu_seconds=60.0, memory_mb=320)) as pool:
-        (grade,) = pool.grade([("<answer>(a+b+c+d+e+f)^{200}</answer>", "2")])
+        (grade,) = pool.grade([("<answer>g(t) + (a+b+c+d+e+f)^{200}</answer>", "2")])
     assert grade.verdict == "ungraded"
 
 
-@pytest.mark.parametrize("answer", ["\\operatorname{zeros}(100000, 100000)", "(a+b+c+d+e+f)^{200}"])
+@pytest.mark.parametrize("answer", ["\\operatorname{zeros}(100000, 100000)", "g(t) + (a+b+c+d+e+f)^{200}"])
 def test_a_row_beyond_the_memory_limit_is_ungraded(answer):
     with GradingPool(RewardSection(num_workers=1, cpu_seconds=60.0, memory_mb=320)) as pool:
         grades = pool.grade([(f"<answer>{answer}</answer>", "2"), *PAIRS])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from igrpo_cli.rewards.equivalence import named_choice, reference_choice
+from igrpo_cli.rewards.choices import named_choice, reference_choice
 from igrpo_cli.rewards.grading import grade_answer
 
 

@@ -27,6 +27,10 @@ class RewardSection(Section):
     """Additional parts: name = "module:function", or the name of an entry point of the group `igrpo.rewards`.
 
     A function without a weight is not called."""
+    refuse_copied_answers: bool = True
+    """Refuse an answer that is copied from the text of the problem and is not the reference itself.
+
+    `\\binom{8}{4}` is 70, but it earns nothing if the problem asks for it. Choices are not affected."""
     overlong_cache: PositiveInt | None = None
     """Number of tokens before `max_completion_length` over which the part `overlong` falls from 0 to -1."""
     cpu_seconds: Annotated[float, Field(gt=0.0, le=86_400.0)] = 5.0

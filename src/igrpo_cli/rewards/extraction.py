@@ -9,7 +9,9 @@ The last statement after the reasoning counts:
 4. Without a box, the answer follows the last "answer is", "answer:" or `####`.
 5. Without any of these marks, the answer is the last formula or number, if it is in the last line.
 
-A list stays a list ("17 or 18" is never 18 alone), and a formula or word alone stays as it is.
+Only the model's own turn is read: what follows "User:" answers another question. A number keeps the words that
+change it ("12 million", "not 5"). A list stays a list ("17 or 18" is never 18 alone), and a formula or word alone stays
+as it is.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from igrpo_cli.rewards.choices import named_choice, stated_choice
+from igrpo_cli.rewards.transcripts import first_turn, with_braced_boxes, without_markdown
 from igrpo_cli.thoughts import after_thought
 
 MAX_CHARACTERS = 4_096
@@ -34,14 +38,26 @@ _SPANS = re.compile(_SPAN, re.DOTALL)
 _SPAN_OF_LINES = r"\$(?=[^\S\n]*(?:\n|\\begin\{[a-z]*\}[^$\n]*\n))(?:\\.|[^$\\])+\$"
 _DISPLAY = re.compile(rf"\s*(\$\$[^$]+\$\$|\\\[.+?\\\]|{_SPAN_OF_LINES})", re.DOTALL)
 
-_MARK = re.compile(r"\banswers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])[\s*:]*|####(?=\s*[-$]?\d)", re.IGNORECASE)
-_FINAL_MARK = re.compile(r"\bfinal\s+answers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])", re.IGNORECASE)
+_FINAL_HEADING = r"(?m:^[#>* \t]*(?:the[ \t]+)?final[ \t]+answer[ \t]*[*:.]*[ \t]*$)"
+_HEADING = r"(?m:^[#>* \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]*[*:.]*[ \t]*$)"
+_MARK = re.compile(
+    r"\banswers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])[\s*:]*"
+    r"|####(?!#)(?=\s*(?:[-+−]?\s*[\d$\\√π.€£¥]|[A-Za-z]\s*=|\([-\d\\]))(?!\s*\d+[.)]\s+[A-Za-z])"
+    rf"|{_HEADING}",
+    re.IGNORECASE,
+)
+_FINAL_MARK = re.compile(r"\bfinal\s+answers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])|" + _FINAL_HEADING, re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|$)")
 
 _BRACE = re.compile(r"\\{1,4}(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 _SEPARATOR_COMMAND = re.compile(r"\\(?:quad|qquad|text|mbox|mathrm)(?![a-z])")
 _WORDS = re.compile(r"[^\W_]+")
 _MAX_HEDGES = 1
+_CORRECTION = re.compile(
+    r"\b(?:not|wrong|wait|no|actually|instead|but|correct(?:ion)?|mistake|however|rather|oops|sorry|should)\b",
+    re.IGNORECASE,
+)
+_LABEL = re.compile(r"([A-Za-z](?:_\{?\w+\}?)?|\\[a-z]+(?:_\{?\w+\}?)?)\s*=\s*$")
 
 _COMMAND_WORDS = re.compile(r"\\(?:text\w*|mbox|math\w+|operatorname|begin|end)\s*\{[^{}]*\}")
 _WORD = re.compile(
@@ -49,16 +65,34 @@ _WORD = re.compile(
     re.IGNORECASE,
 )
 _MAX_WORDS_OF_A_PHRASE = 3
+_COMMENT = re.compile(
+    r"\s\((?![^()]*\bor\b)[^()\\$]*[A-Za-z]{2,}[^()\\$]*\)|(?<=[A-Za-z])\s\(\s*[\d.]+\s*[-+*/=×][\d\s.+*/=×-]*\)"
+)
+_DENIED_BEFORE = re.compile(
+    r"(?:\bnot|n['’]t|\bnever|\bcannot|\bneither|\bexcept|\bno|\b(?:more|less|fewer|greater|larger|smaller|other|higher|lower)"
+    r"\s+than|\bat\s+(?:least|most)|\b(?:over|under|above|below|nearly|almost|minus|negative|half|twice))"
+    r"(?:\s+[A-Za-z]+){0,3}\s*[$(]?$",
+    re.IGNORECASE,
+)
+_CHANGED_AFTER = re.compile(
+    r"[\s$)*-]{0,4}(?:(?:hundred|thousand|million|billion|trillion|dozen)s?\b|or\s+(?:more|less|fewer|so|above|below|higher|lower)\b"
+    r"|(?:squared|cubed|factorial)\b|(?:is|are|was|were)(?:n['’]t|\s+(?:not|never|wrong|incorrect|false))\b)[^.,;\n]*",
+    re.IGNORECASE,
+)
+_WINDOW = 60
+"""Characters before a number in which words may deny it."""
 
 
-def extract_answer(completion: str, max_characters: int = MAX_CHARACTERS) -> str | None:
+def extract_answer(completion: str, max_characters: int = MAX_CHARACTERS, num_parts: int = 1) -> str | None:
     """Return the answer that `completion` gives, as it is written there; None if it gives none.
 
     A marked answer may be longer than `max_characters`; the caller decides what that means. Of unmarked text only the
-    last `max_characters` are read, since an answer is at the end.
+    last `max_characters` are read, since an answer is at the end. If the reference has several parts and the completion
+    has exactly `num_parts` boxes, they are one list, whatever stands between them.
     """
     scope, is_tagged = answer_scope(completion)
-    boxes = _last_boxes(scope)
+    scope = without_markdown(scope)
+    boxes = _last_boxes(scope, num_parts)
     if boxes:
         return _final_statement(scope[boxes.end :][-max_characters:]) or boxes.content or None
     if not is_tagged:
@@ -91,11 +125,17 @@ def extract_choice(completion: str, max_characters: int = MAX_CHARACTERS) -> str
     scope, is_tagged = answer_scope(completion)
     boxes = _last_boxes(scope)
     if boxes:
-        return _final_statement(scope[boxes.end :][-max_characters:]) or boxes.content or None
+        rest = scope[boxes.end :][-max_characters:]
+        stated = None if named_choice(boxes.content) else _after_last_mark(rest)
+        if stated and named_choice(stated):  # the box holds a formula of the working
+            return stated
+        return _final_statement(rest) or boxes.content or None
     stated = _after_last_mark(scope if is_tagged else scope[-max_characters:])
     if stated or is_tagged:
         return stated or scope or None
     lines = scope[-max_characters:].strip().splitlines()
+    if lines and stated_choice(lines[-1]):
+        return lines[-1].strip()
     return _phrase(lines[-1] if _num_words(scope[-max_characters:]) else scope) if lines else None
 
 
@@ -116,9 +156,10 @@ def answer_scope(completion: str) -> tuple[str, bool]:
     The part is empty if the reasoning does not end or the tags are empty. The closing tag may be missing at the end:
     samplers that stop at `</answer>` leave it out.
     """
-    rest = after_thought(completion)
+    rest = after_thought(first_turn(completion))
     if rest is None:
         return "", False
+    rest = with_braced_boxes(rest)
     closed_by = rest.rfind("</answer>")
     opened_by = rest.rfind("<answer>")
     if opened_by < 0:
@@ -134,8 +175,11 @@ class _Box(NamedTuple):
     end: int
 
 
-def _last_boxes(text: str) -> _Box | None:
-    """Return the last group of boxes as one box, with contents joined by commas; None without a box."""
+def _last_boxes(text: str, num_parts: int = 1) -> _Box | None:
+    """Return the last group of boxes as one box, with contents joined by commas; None without a box.
+
+    All boxes are one group if there are `num_parts` of them and no word of correction between them.
+    """
     boxes = _outer_boxes(text)
     if not boxes:
         return None
@@ -144,9 +188,19 @@ def _last_boxes(text: str) -> _Box | None:
         if not _is_separator(text[box.end : group[-1].start]):
             break
         group.append(box)
+    if len(group) == 1 < num_parts == len(boxes) and not _CORRECTION.search(text[boxes[0].end : boxes[-1].start]):
+        return _Box(boxes[0].start, ", ".join(_labelled(text, boxes)), boxes[-1].end)
     content = ", ".join(dict.fromkeys(box.content for box in reversed(group)))
     inner = _last_boxes(content) if len(content) <= MAX_CHARACTERS else None
     return _Box(group[-1].start, inner.content if inner else content, group[0].end)
+
+
+def _labelled(text: str, boxes: list[_Box]) -> list[str]:
+    """Return the contents of boxes, with the names before them if each has one: `y_1 = \\boxed{3}` is `y_1 = 3`."""
+    labels = [_LABEL.search(text[max(box.start - _WINDOW, 0) : box.start]) for box in boxes]
+    if None in labels or any("=" in box.content for box in boxes):
+        return [box.content for box in boxes]
+    return [f"{label[1]} = {box.content}" for label, box in zip(labels, boxes, strict=True) if label]
 
 
 def _outer_boxes(text: str) -> list[_Box]:
@@ -196,7 +250,9 @@ def _from_prose(text: str) -> str | None:
         return _statement(text)
     if _num_words(text) == 0 and "\n" not in text:
         return text or None
-    listed = _last_list(text)
+    lines = text.rsplit("\n", 1)
+    lines[-1] = _COMMENT.sub("", lines[-1])
+    listed = _last_list("\n".join(lines)) or _last_list(text)
     if listed is None:
         return _phrase(text)
     answer, end = listed
@@ -208,7 +264,7 @@ def _statement(text: str) -> str | None:
     stated = _after_last_mark(text)
     if stated is None or _num_words(stated) == 0:
         return stated
-    listed = _last_list(stated)
+    listed = _last_list(_COMMENT.sub("", stated)) or _last_list(stated)
     return listed[0] if listed else _phrase(stated)
 
 
@@ -227,8 +283,15 @@ def _after_last_mark(text: str) -> str | None:
 
 
 def _last_list(text: str) -> tuple[str, int] | None:
+    """Return the last list of formulas and numbers, with the words that change it, and its end."""
     lists = list(_LIST.finditer(text))
-    return (lists[-1].group(), lists[-1].end()) if lists else None
+    if not lists:
+        return None
+    start, end = lists[-1].span()
+    denied = _DENIED_BEFORE.search(text[max(start - _WINDOW, 0) : start].rpartition("\n")[2])
+    changed = _CHANGED_AFTER.match(text, end)
+    end = changed.end() if changed else end
+    return (denied[0] if denied else "") + text[start:end], end
 
 
 def _phrase(text: str) -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 
 from igrpo_cli.records import Grade, Verdict
-from igrpo_cli.rewards.equivalence import are_equal, is_blank, named_choice, reference_choice
+from igrpo_cli.rewards.choices import named_choice, reference_choice
+from igrpo_cli.rewards.copying import is_copied
+from igrpo_cli.rewards.equivalence import are_equal
 from igrpo_cli.rewards.extraction import (
     MAX_CHARACTERS,
     answer_scope,
@@ -13,10 +15,16 @@ from igrpo_cli.rewards.extraction import (
     extract_choice,
     extract_reference,
 )
+from igrpo_cli.rewards.form_reader import num_parts
+from igrpo_cli.rewards.notation import is_blank, tidy
 
 
-def grade_answer(completion: str, reference: str, max_characters: int = MAX_CHARACTERS) -> Grade:
+def grade_answer(
+    completion: str, reference: str, max_characters: int = MAX_CHARACTERS, problem: str | None = None
+) -> Grade:
     """Grade one completion (or an answer alone) against `reference`, in this process and without limits.
+
+    An answer that is copied from the text of `problem` and is not the reference itself is wrong.
 
     Never raises an Exception. The grade is `ungraded`, with a reason, if the reference is empty, the answer is longer
     than `max_characters`, or the comparison fails. Use a `GradingPool` for text of a model: some of it takes hours or
@@ -24,6 +32,8 @@ def grade_answer(completion: str, reference: str, max_characters: int = MAX_CHAR
     """
     start = time.perf_counter()
     verdict, extracted, reason = _verdict(completion, reference, max_characters)
+    if verdict == "correct" and problem and extracted and is_copied(extracted, problem, extract_reference(reference)):
+        verdict = "wrong"
     return Grade(verdict, extracted, time.perf_counter() - start, reason)
 
 
@@ -38,8 +48,10 @@ def _verdict(completion: str, reference: str, max_characters: int) -> tuple[Verd
         whole = answer_scope(completion)[0]
         if choice is None and whole == reference.strip():  # equal as text, whatever it may look like ("10:30 am")
             return "correct", _storable(whole), None
-        extract = extract_answer if choice is None else extract_choice
-        answer = extract(completion, max_characters)
+        if choice is None:
+            answer = extract_answer(completion, max_characters, num_parts(tidy(expected)))
+        else:
+            answer = extract_choice(completion, max_characters)
         if answer is not None and len(answer) > max_characters:
             return "ungraded", None, f"answer longer than {max_characters} characters"
         if answer is None or is_blank(answer):

@@ -111,8 +111,8 @@ class GradingPool:
     def submit(self, pairs: Sequence[Pair], contexts: Sequence[Mapping[str, Any]] | None = None) -> PendingGrades:
         """Start grading `pairs`; the result has one grade per pair, in order.
 
-        `contexts`, one per pair, hold further arguments of the user's functions. Raises IgrpoError if the pool is
-        closed.
+        `contexts`, one per pair, hold further arguments of the user's functions, and the text of the problem as
+        `problem`, of which an answer must be no copy. Raises IgrpoError if the pool is closed.
         """
         contexts = contexts or [{}] * len(pairs)
         rows: list[Row] = [(*pair, context) for pair, context in zip(pairs, contexts, strict=True)]
@@ -248,7 +248,11 @@ class WorkerProcess:
         """Start the process. `functions` are the user's own, {name: module:function}."""
         self._wall_seconds = wall_seconds
         self._pipe, theirs = Pipe()
-        limits = {"cpu_seconds": config.cpu_seconds, "memory_mb": config.memory_mb}
+        limits = {
+            "cpu_seconds": config.cpu_seconds,
+            "memory_mb": config.memory_mb,
+            "refuse_copied_answers": config.refuse_copied_answers,
+        }
         arguments = [str(theirs.fileno()), str(os.getpid()), json.dumps(limits), json.dumps(functions or {})]
         # The hash seed fixes the order of sympy's sets; -P keeps the current directory out of the path.
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")

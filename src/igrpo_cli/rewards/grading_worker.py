@@ -88,8 +88,8 @@ def _load() -> None:
 
     from igrpo_cli.rewards.equivalence import are_equal
 
-    if not are_equal(r"\frac{x + 1}{2}", r"\frac{1 + x}{2}"):  # builds the parser's tables
-        raise RuntimeError("math_verify does not know that x + 1 = 1 + x")
+    if not are_equal(r"\frac{f(x) + 1}{2}", r"\frac{1 + f(x)}{2}"):  # builds the parser's tables
+        raise RuntimeError("math_verify does not know that f(x) + 1 = 1 + f(x)")
     compile_term = evalf.lambdify
 
     def lambdify_numbers(variable: Any, term: Any) -> Any:
@@ -141,7 +141,8 @@ def _grade(
     before, start = _peak_memory_mb(), time.perf_counter()
     signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"])
     completion, answer, context = row
-    grade = grade_answer(completion, answer)
+    problem = context.get("problem") if limits.get("refuse_copied_answers") else None
+    grade = grade_answer(completion, answer, problem=problem)
     verdict, reason = grade.verdict, grade.reason
     if verdict == "wrong" and _peak_memory_mb() - before > spare_mb:
         verdict, reason = "ungraded", "memory limit"

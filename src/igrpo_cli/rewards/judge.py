@@ -18,7 +18,6 @@ from typing import Any
 from igrpo_cli.config.rewards import JudgeSection
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.http_client import ClosedError, HttpClient
-from igrpo_cli.rewards.equivalence import is_blank
 from igrpo_cli.rewards.extraction import marked_answer
 from igrpo_cli.rewards.judge_cache import CallBudget, JudgementCache
 from igrpo_cli.rewards.judge_chat import (
@@ -31,6 +30,7 @@ from igrpo_cli.rewards.judge_chat import (
     judge_messages,
     read_verdict,
 )
+from igrpo_cli.rewards.notation import is_blank
 from igrpo_cli.seeds import derive_seed
 
 __all__ = ["Judge", "JudgeRequest", "JudgeScore"]

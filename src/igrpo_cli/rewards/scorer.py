@@ -86,7 +86,7 @@ class Scorer:
     def score(self, rows: Sequence[ScoringInput]) -> list[ScoringResult]:
         """Return the rewards of `rows`, in order. Raises the errors of the pool and of the judge."""
         pairs = [(row.completion, row.problem.answer) for row in rows]
-        contexts = [row.context() for row in rows] if self._has_functions else None
+        contexts = [row.context() if self._has_functions else {"problem": row.problem.problem} for row in rows]
         grading = self._pool.submit(pairs, contexts)
         judged: list[JudgeScore] | list[None] = [None] * len(rows)
         if self._judge is not None:

@@ -1,0 +1,175 @@
+"""The spelling of an answer: one line of LaTeX without delimiters, fonts and sizes, whatever signs it was written with.
+
+`tidy` keeps everything that may carry meaning. `canonical` goes further: two answers with the same canonical spelling
+are the same answer, even if no program can read them.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+
+_SIGNS = {
+    "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "√": r"\sqrt ",
+    "π": r"\pi ", "∞": r"\infty ", "≤": r"\leq ", "≥": r"\geq ", "≠": r"\neq ", "∪": r"\cup ", "≈": r"\approx ",
+    "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "²": "^2", "³": "^3", "⁄": "/", "∨": r"\lor ",
+    "∧": r"\land ", "θ": r"\theta ", "ℝ": r"\mathbb{R}", "′": "'", "’": "'", "∶": ":",
+    **{chr(0x2080 + digit): f"_{{{digit}}}" for digit in range(10)},
+}  # fmt: skip
+_FULL_WIDTH = {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+_VULGAR = {
+    sign: rf"\frac{{{over}}}{{{under}}}"
+    for sign in "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞⅐⅑⅒"
+    for over, under in [unicodedata.normalize("NFKC", sign).split("⁄")]
+}
+_AS_LATEX = str.maketrans({**_SIGNS, **_FULL_WIDTH, **_VULGAR})
+
+_DELIMITER = re.compile(r"(?<!\\)\$|(?<!\\)\\[()]|(?<!\\)\\[\[\]](?!\d*(?:pt|em|ex|mm)\])|\\\"")
+_ESCAPED_TWICE = re.compile(r"\\(?=\\[A-Za-z])")
+_ROW_GAP = re.compile(r"(\\\\)\s*\[[^\[\]]{1,8}\]")
+_THOUSANDS = re.compile(r"(?<=\d)(?:,\\!\s*|\s?\{\s?,\s?\}\s?|\\,)(?=\d{3}(?!\d))")
+_SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+    (re.compile(r"\{\s*([:=,<>])\s*\}"), r"\1"),
+    (re.compile(r"\\l[bg]race(?![a-z])|\\lbrace(?![a-z])"), r"\\{"),
+    (re.compile(r"\\rbrace(?![a-z])"), r"\\}"),
+    (re.compile(r"\\(?:varnothing|empty)(?![a-z])"), r"\\emptyset"),
+    (re.compile(r"\\(?:le|leqslant|leqq|lesseq)(?![a-z])|<=|=<"), r"\\leq"),
+    (re.compile(r"\\(?:ge|geqslant|geqq)(?![a-z])|>="), r"\\geq"),
+    (re.compile(r"\\lt(?![a-z])"), "<"),
+    (re.compile(r"\\gt(?![a-z])"), ">"),
+    (re.compile(r"\\(?:ne|not\s*=)(?![a-z])|!="), r"\\neq"),
+    (re.compile(r"\\vee(?![a-z])"), r"\\lor"),
+    (re.compile(r"\\wedge(?![a-z])"), r"\\land"),
+    (re.compile(r"\\bar\s*(?=\{?\d)|\\overline\s+"), r"\\overline"),
+    (re.compile(r"((?:\d\u0305)+)"), lambda match: r"\overline{" + match[1].replace("\u0305", "") + "}"),
+    (re.compile(r"\\[dt]binom(?![a-z])"), r"\\binom"),
+    (re.compile(r"\\(?:degree|degrees)(?![a-z])"), r"^\\circ"),
+]
+_FONTS = (
+    r"boldsymbol|bm|pmb|mathbf|mathit|mathsf|mathtt|mathnormal|mathrm|textcolor\s*\{[^{}]*\}|color\s*\{[^{}]*\}"
+    r"|colorbox\s*\{[^{}]*\}|mathop|emph|underline|hbox"
+)
+_FONT = re.compile(rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}")
+_FONT_OF_GROUPS = re.compile(r"\\(?:boldsymbol|bm|pmb|mathbf|textcolor\s*\{[^{}]*\})(?![a-z])")
+_SWITCH = re.compile(
+    r"\\(?:bf|it|rm|sf|tt|bfseries|itshape|tiny|scriptsize|footnotesize|small|normalsize|[lL]arge|LARGE|[hH]uge"
+    r"|displaystyle|textstyle|scriptstyle|limits|left|right|[bB]igg?[lrm]?|middle|mathstrut|strut)(?![a-zA-Z])"
+    r"|\\color\s*\{[^{}]*\}|\\!|\\q?quad(?![a-z])"
+)
+_LEAD = re.compile(
+    r"^\s*(?:\\(?:text\w*|mbox)\s*\{\s*)?(?:the\s+)?(?:final\s+)?answer(?:\s+is\b\s*:?|\s*[:=])\s*\}?\s*(?=\S)", re.I
+)
+_TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm|mathbf|mathit|operatorname)\s*\{([^{}]*)\}")
+_SEPARATED = re.compile(r"\d|\b(?:and|or)\b", re.IGNORECASE)
+_GLUED = re.compile(r"(?<=\d)(or|and)(?=[A-Z\d(\\-])")
+_SPACE = re.compile(r"\s+")
+# One sign at a time, math-verify takes seconds for a long chain: then the load of the machine would decide.
+_SIGN_CHAIN = re.compile(r"[-+](?:\s*[-+]){2,}")
+
+_INVISIBLE = re.compile(r"\\(?:left|right|displaystyle|limits)(?![a-zA-Z])|\\!")
+_LATEX_SPACE = re.compile(r"\\[,;: ]|~|\\q?quad(?![a-z])")
+_SPACE_OUTSIDE_NUMBERS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+_FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+_EMPTY = re.compile(r"\\(?:boxed|fbox|framebox|quad|qquad)(?![a-zA-Z])|\\[,;:! ]")
+_MIN_WORD_LETTERS = 3
+
+_WORD = re.compile(r"[A-Za-z]+(?:'t)?")
+_CHANGING = re.compile(
+    "no|not|never|none|neither|nor|isnt|wrong|incorrect(?:ly)?|false|untrue|yes|true|except|excluding|without|unless"
+    "|over|under|above|below|beyond|negative|minus|plus|maybe|perhaps|possibly|either|nearly|almost|opposite|reciprocal"
+    "|(?:hundred|thousand|million|billion|trillion|quarter)s?|dozens?|half|halves|twice|double|triple|squared|cubed"
+    "|factorial|least|most|than|to|from|between|through|until|versus"
+)
+_OR_MORE = re.compile(r"\bor\s+(?:more|less|fewer|greater|higher|lower|so)\b")
+_UNIT_SQUARED = re.compile(r"(?<=[a-z])\s+(?:squared|cubed)\b", re.IGNORECASE)
+_COMMAND = re.compile(r"\\(?:text\w*|mbox|math\w+|operatorname)|\\[A-Za-z]+")
+
+BRACKETS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}", r"\langle": r"\rangle"}
+_CLOSING = frozenset(BRACKETS.values())
+_PART = re.compile(
+    r"\\(?:begin|end)\s*\{[a-z]*\*?\}|\\[A-Za-z]+|\\.|[()\[\]{}|,;<>=&]|(?:\b(?:or|and)\b)|[^\\()\[\]{}|,;<>=&oa]+|.",
+    re.S,
+)
+
+
+def tidy(text: str) -> str:
+    """Return `text` on one line, with LaTeX for Unicode signs, without delimiters, fonts and final punctuation."""
+    text = _DELIMITER.sub(" ", text.translate(_AS_LATEX))
+    if r"\begin" not in text:  # where a doubled backslash is the end of a row
+        text = _ESCAPED_TWICE.sub("", text)
+    text = _without_fonts(_ROW_GAP.sub(r"\1", _THOUSANDS.sub("", text)))
+    for pattern, spelling in _SPELLINGS:
+        text = pattern.sub(spelling, text)
+    text = _TEXT.sub(lambda match: f" {match[1]} " if _SEPARATED.search(match[1]) else match[0], text)
+    text = _SIGN_CHAIN.sub(lambda chain: "-" if chain[0].count("-") % 2 else "+", text)
+    text = _GLUED.sub(r" \1 ", text)
+    text = _SPACE.sub(" ", _LEAD.sub("", text))
+    return text.rstrip("\\ ").rstrip(" .,;*`").lstrip(" *`")
+
+
+def _without_fonts(text: str) -> str:
+    """Return `text` without commands that only change how it looks. Unknown letters in `\\mathrm` stay text."""
+    if "\\" not in text:
+        return text
+    text = _SWITCH.sub(" ", text)
+    for _ in range(3):  # fonts in fonts
+        plain = _FONT.sub(_unwrapped, text)
+        if plain == text:
+            break
+        text = plain
+    return _FONT_OF_GROUPS.sub("", text)
+
+
+def _unwrapped(match: re.Match[str]) -> str:
+    """Return the content of a font command; words stay text, as `\\mathrm{cm}` is a unit."""
+    is_word = re.fullmatch(r"\s*[A-Za-z][A-Za-z ./-]+\s*", match[1])
+    return rf"\text{{{match[1]}}}" if is_word else f" {match[1]} "
+
+
+def canonical(text: str) -> str:
+    """Return a spelling of a tidy text that is equal for texts that differ only in their notation."""
+    text = _INVISIBLE.sub("", _FRACTION.sub(r"\\frac", _TEXT.sub(r"\1", text)))
+    text = _SPACE_OUTSIDE_NUMBERS.sub("", _LATEX_SPACE.sub(" ", text)).rstrip(".")
+    letters = text.strip("()")
+    return letters.casefold() if letters.isalpha() else text
+
+
+def is_word(spelling: str) -> bool:
+    """Return True if a canonical spelling is a word, or several, rather than a formula."""
+    return spelling.isalpha() and len(spelling) >= _MIN_WORD_LETTERS
+
+
+def is_blank(text: str) -> bool:
+    """Return True if `text` has no visible character besides white space, delimiters and empty boxes."""
+    left = canonical(tidy(_EMPTY.sub("", text))).strip("{}")
+    return not any(character.isprintable() and not character.isspace() for character in left)
+
+
+def changing_words(text: str) -> list[str]:
+    """Return the words in `text` that change what a number beside them says: not, million, more, wrong, …, sorted."""
+    text = _UNIT_SQUARED.sub("", _COMMAND.sub(" ", text).replace("’", "'"))
+    words = (word.casefold() for word in _WORD.findall(text))
+    changing = [word.replace("'", "") for word in words if word.endswith("'t") or _CHANGING.fullmatch(word)]
+    return sorted([*changing, *_OR_MORE.findall(text.casefold())])
+
+
+def split(text: str, separators: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the parts of `text` between `separators` outside brackets, and the separators. One part if unbalanced."""
+    parts, found, expected = [""], [], []
+    for match in _PART.finditer(text):
+        token = match[0]
+        if token in BRACKETS:
+            expected.append(BRACKETS[token])
+        elif token in _CLOSING:
+            # ] closes ( and ) closes [ in half-open intervals.
+            is_interval = expected and token in ")]" and expected[-1] in ")]"
+            if not expected or (expected[-1] != token and not is_interval):
+                return [text], []
+            expected.pop()
+        if token in separators and not expected:
+            parts.append("")
+            found.append(token)
+        else:
+            parts[-1] += token
+    return (parts, found) if not expected else ([text], [])
