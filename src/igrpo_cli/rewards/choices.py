@@ -41,6 +41,7 @@ _STATED = re.compile(
     r"(?i:option |choice |letter )?(?:[(\[] ?([A-Z]) ?[)\]]"
     r"|([A-Z])(?=$|[.,:;)]|,? (?i:since|because|as|so|which|due)\b| [-–—(]))"
 )
+_REASONED = re.compile(r"^(?:[(\[] ?([A-Z]) ?[)\]]|([A-Z])),? (?:since|because)\b")
 _DENIED = re.compile(
     r"\b(?:not|never|neither|cannot|isn't|aren't|wasn't|can't"
     r"|wrong|incorrect|false|eliminat\w*|except|nor|unless|if)\b",
@@ -82,7 +83,7 @@ def stated_choice(sentence: str) -> str | None:
     A sentence that denies anything names none.
     """
     plain = _plain(sentence)[-1_000:]
-    matches = list(_IS_CORRECT.finditer(plain)) or list(_STATED.finditer(plain))
+    matches = list(_IS_CORRECT.finditer(plain)) or list(_STATED.finditer(plain)) or list(_REASONED.finditer(plain))
     if not matches or _DENIED.search(plain):
         return None
     named = {match[1] or match[2] for match in matches}

@@ -107,9 +107,15 @@ def _forms_are_equal(answer: str, reference: str) -> bool | None:
     return True if True in verdicts else None if None in verdicts else False
 
 
-def _forms(*texts: str) -> list[Form]:
-    forms = (read_form(_CONSTANT_FUNCTION.sub(r"\1", text)) for text in dict.fromkeys(texts))
-    return [form for form in forms if form is not None]
+def _forms(text: str, without_its_unit: str) -> list[Form]:
+    """Return the forms of a text with and without its unit. `pm` is no unit of a time."""
+    forms: list[Form] = []
+    for each in dict.fromkeys((text, without_its_unit)):
+        form = read_form(_CONSTANT_FUNCTION.sub(r"\1", each))
+        if isinstance(form, Ratio | Numeral):
+            return [*forms, form]
+        forms += [] if form is None else [form]
+    return forms
 
 
 def _say_nothing(pair: Iterable[Form]) -> bool:

@@ -41,7 +41,7 @@ _NUMERAL = re.compile(
     r"\(?\s*([0-9A-Fa-f]*\d[0-9A-Fa-f]*|[A-F]+)\s*\)?\s*_\s*(?:\{\s*(?:\\text\s*\{)?(\w+)\}?\s*\}|(\d))"
 )
 _RATIO = re.compile(
-    r"(\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?){1,3})\s*(?:\\text\s*\{)?\s*([ap]\.?\s*m\b\.?)?\s*\}?", re.I
+    r"(\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?){1,3})(?:\s|\\[,; ]|~)*(?:\\text\s*\{)?\s*([ap]\.?\s*m\b\.?)?\s*\}?", re.I
 )
 _BUILDER = re.compile(
     r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(?![:\d])(.*)\\\}", re.S
@@ -55,6 +55,9 @@ _QUANTIFIER = re.compile(
     r"(?:,|\\text\s*\{)?\s*,?\s*(?:for (?:all|every|any|each)(?: real| positive| integers?)?\b[^,;=<>]*|\\forall\b.*)$"
 )
 _MATRIX = re.compile(r"\\begin\s*\{([pbB]?matrix|array)\}\s*(?:\{[lcr|]*\})?(.*)\\end\s*\{\1\}", re.S)
+_BRACKET = re.compile(r"[(\[]|\\\{")
+_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
+_OUTER_SPACE = re.compile(r"^(?:\s|\\[,;: ]|~)+|(?:\s|\\[,;: ]|~)+$")
 _UNION = re.compile(r"\\cup(?![a-z])")
 _EMPTY_TEXTS = frozenset([r"\emptyset", r"\{\}", r"\{ \}"])
 
@@ -62,17 +65,19 @@ _EMPTY_TEXTS = frozenset([r"\emptyset", r"\{\}", r"\{ \}"])
 @lru_cache(maxsize=4096)
 def read_form(text: str) -> Form | None:
     """Return the form of a tidy text, or None if it is not known."""
-    return _read(text, 0) if len(text) <= MAX_CHARACTERS else None
+    if len(text) > MAX_CHARACTERS:
+        return None
+    return _read(text if _BRACKET.search(text) else _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text), 0)
 
 
 def num_parts(text: str) -> int:
     """Return the number of values in a tidy text: more than 1 for a list or set."""
-    form = read_form(text)
+    form = None if text.isalnum() else read_form(text)
     return len(form.items) if isinstance(form, Group) and form.opening in ("", "{") else 1
 
 
 def _read(text: str, depth: int) -> Form | None:
-    text = text.strip(" .").strip()
+    text = _OUTER_SPACE.sub("", text).strip(" .")
     if depth > _MAX_DEPTH or not text or r"\text" in text:
         numeral = _NUMERAL.fullmatch(text)
         time = _RATIO.fullmatch(text)
@@ -93,7 +98,7 @@ class _Unknown:
 
 
 def _number(text: str, depth: int) -> Form | None:
-    value = read_number(text)
+    value = None if depth and "," in text else read_number(text)  # (0,5) has two members
     return None if value is None else Formula(("num", value, is_decimal(text)))
 
 
@@ -303,10 +308,10 @@ def _inequality(sides: list[str], signs: list[str]) -> Form | _Unknown:
         if isinstance(bound, Infinity):
             return TruthValue()
     if len(sides) == 3 and unknowns[1] and None not in bounds:
-        signs = signs if signs[0] in ("<", r"\leq") else [_FLIPPED[sign] for sign in reversed(signs)]
-        low, high = (bounds[0], bounds[2]) if bounds and signs is not None else (None, None)
-        if sides and signs and signs[0] in ("<", r"\leq") and signs[1] in ("<", r"\leq"):
-            return _interval_of(sides, signs, low, high, str(trees[1][1]))  # type: ignore[index]
+        if signs[0] in (">", r"\geq"):
+            bounds, signs = bounds[::-1], [_FLIPPED[sign] for sign in reversed(signs)]
+        if all(sign in ("<", r"\leq") for sign in signs):
+            return _interval_of(signs, bounds[0], bounds[2], str(trees[1][1]))  # type: ignore[index]
         return _Unknown()
     left, right, sign = trees[0], trees[1], signs[0]
     if len(sides) == 2 and left is not None and right is not None:
@@ -314,9 +319,7 @@ def _inequality(sides: list[str], signs: list[str]) -> Form | _Unknown:
     return _Unknown()
 
 
-def _interval_of(
-    sides: list[str], signs: list[str], low: Form | None, high: Form | None, unknown: str
-) -> Form | _Unknown:
+def _interval_of(signs: list[str], low: Form | None, high: Form | None, unknown: str) -> Form | _Unknown:
     if low is None or high is None or (isinstance(low, Infinity) and isinstance(high, Infinity)):
         return TruthValue()
     return Region((Piece(low, high, signs[0] == "<", signs[1] == "<"),), unknown)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 _SIGNS = {
     "−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "÷": r"\div ", "±": r"\pm ", "√": r"\sqrt ",
@@ -43,6 +44,7 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
     (re.compile(r"\\wedge(?![a-z])"), r"\\land"),
     (re.compile(r"\\bar\s*(?=\{?\d)|\\overline\s+"), r"\\overline"),
     (re.compile(r"((?:\d\u0305)+)"), lambda match: r"\overline{" + match[1].replace("\u0305", "") + "}"),
+    (re.compile(r"(?<=\d)\s?(?:\.\.\.|…)"), r"\\ldots"),
     (re.compile(r"\\[dt]binom(?![a-z])"), r"\\binom"),
     (re.compile(r"\\(?:degree|degrees)(?![a-z])"), r"^\\circ"),
 ]
@@ -93,8 +95,11 @@ _PART = re.compile(
 )
 
 
+@lru_cache(maxsize=4096)
 def tidy(text: str) -> str:
     """Return `text` on one line, with LaTeX for Unicode signs, without delimiters, fonts and final punctuation."""
+    if text.isascii() and text.isalnum():
+        return text
     text = _DELIMITER.sub(" ", text.translate(_AS_LATEX))
     if r"\begin" not in text:  # where a doubled backslash is the end of a row
         text = _ESCAPED_TWICE.sub("", text)
@@ -142,12 +147,16 @@ def is_word(spelling: str) -> bool:
 
 def is_blank(text: str) -> bool:
     """Return True if `text` has no visible character besides white space, delimiters and empty boxes."""
+    if text.isascii() and text.isalnum():
+        return False
     left = canonical(tidy(_EMPTY.sub("", text))).strip("{}")
     return not any(character.isprintable() and not character.isspace() for character in left)
 
 
 def changing_words(text: str) -> list[str]:
     """Return the words in `text` that change what a number beside them says: not, million, more, wrong, …, sorted."""
+    if not any(map(str.isalpha, text)):
+        return []
     text = _UNIT_SQUARED.sub("", _COMMAND.sub(" ", text).replace("’", "'"))
     words = (word.casefold() for word in _WORD.findall(text))
     changing = [word.replace("'", "") for word in words if word.endswith("'t") or _CHANGING.fullmatch(word)]

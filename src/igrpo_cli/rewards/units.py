@@ -6,7 +6,7 @@ import re
 
 _KNOWN = (
     r"cm|mm|km|nm|dm|kg|mg|lb|lbs|oz|ml|mL|dL|kJ|kN|kW|kV|kPa|MPa|Pa|Hz|kHz|MHz|GHz|eV|keV|MeV|GeV|ft|in|yd|mi|hr|hrs|min|mins"
-    r"|sec|secs|ms|ns|kmh|mph|kph|rpm|mol|cal|kcal|rad|deg|sq|cu|cc|ha|GB|MB|KB|kB|TB|dB|am|pm|US|USD|EUR|Rs|Å|dollars?"
+    r"|sec|secs|ms|ns|kmh|mph|kph|rpm|mol|cal|kcal|rad|deg|sq|cu|cc|ha|GB|MB|KB|kB|TB|dB|US|USD|EUR|Rs|Å|dollars?"
 )
 _NO_UNIT = r"(?:pi|or|and|sin|cos|tan|log|ln|exp|sqrt|mod|if|for|infinity|percent|pct)\b"
 _EXPONENT = r"(?:\s*\^\s*(?:\{\s*-?\d\s*\}|-?\d)|[23](?!\d))?"
@@ -20,7 +20,7 @@ _PLAIN_UNIT = re.compile(
     rf"(?:(?:\s+per\s+|\s*/\s*|[ -]+|\s*\*\s*)(?:{_PLAIN_ATOM}|[a-zA-Z]{_EXPONENT}(?![A-Za-z])|of|at|a|an|on|by))*$"
 )
 _GLUED_UNIT = re.compile(rf"(?<=\d)(?:{_KNOWN}|m(?=\^?2)|m(?=\^?3)){_EXPONENT}(?:/(?:{_KNOWN}|[sh]){_EXPONENT})?$")
-_SPEED = re.compile(rf"(?<=\d)(?:\s|\\[,; ]|~)*(?:m|g|L|l)/(?:{_KNOWN}|[sLlh]){_EXPONENT}$")
+_SPEED = re.compile(rf"(?<=\d)(?:\s|\\[,; ]|~)*(?:m|g|L|l)\s*/\s*(?:{_KNOWN}|[sLlh]){_EXPONENT}$")
 _LETTER_UNIT = re.compile(
     r"(?<=[\d})])(?:\s|\\[,; ]|~)+(?:[KJNWVCFLAmgsh]|\\Omega|\\mu\s*m)(?:\s*\^\s*\{?\s*-?[23]\s*\}?)?$"
 )
