@@ -262,3 +262,8 @@ def test_the_example_in_the_help_of_every_command_works(tmp_path):
     for command in commands:
         result = igrpo(*shlex.split(command)[1:], cwd=tmp_path)
         assert result.code == 0, f"{command}: {result.stderr}"
+
+
+def test_init_needs_no_preset(tmp_path):
+    result = igrpo("init", tmp_path / "run")
+    assert (result.code, result.stderr.count("error")) == (0, 0), result.stderr

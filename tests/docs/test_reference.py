@@ -69,7 +69,7 @@ def test_the_defaults_that_differ_from_trl_agree_with_the_guide():
     theirs, ours = trl.GRPOConfig.__dataclass_fields__, RunConfig()
     said = {
         "num_generations": (8, ours.draft.num_generations, 4),
-        "max_completion_length": (512, ours.draft.max_completion_length, 256),
+        "max_completion_length": (512, ours.draft.max_completion_length, 240),
         "warmup_steps": (0, ours.update.warmup_ratio, 0.1),
         "loss_type": ("dapo", ours.update.loss_type, "grpo"),
         "lr_scheduler_type": ("linear", ours.update.lr_scheduler_type, "cosine_with_min_lr"),

@@ -126,7 +126,7 @@ class SamplingSettings(Section):
     """Probability mass of the tokens to sample from; 1 keeps all tokens."""
     top_k: Natural = 0
     """Number of tokens to sample from; 0 keeps all tokens."""
-    max_completion_length: PositiveInt = 256
+    max_completion_length: PositiveInt = 240
     """Maximum tokens per completion, EOS included."""
 
 
