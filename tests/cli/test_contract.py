@@ -105,7 +105,7 @@ def test_the_slurm_task_is_the_shard(tmp_path):
 def test_a_slurm_task_without_a_shard_says_where_its_number_comes_from(tmp_path):
     run = make_run(tmp_path / "run", "run.num_shards=2")
     task = {"SLURM_ARRAY_TASK_ID": "5"}
-    for command in (["draft", run], ["update", run], ["eval", run, "--bench", "arithmetic"]):
+    for command in (["draft", run], ["eval", run, "--bench", "arithmetic"]):
         result = igrpo(*command, env=task)
         assert result.code == 2
         error, hint = result.stderr.splitlines()
@@ -115,6 +115,7 @@ def test_a_slurm_task_without_a_shard_says_where_its_number_comes_from(tmp_path)
     result = igrpo("draft", run, "--shard", "all", "--json", env=task)
     assert (result.code, result.json["shards"]) == (0, 2)
     assert "SLURM" not in igrpo("draft", run, "--shard", "7", env=task).stderr
+    assert "SLURM" not in igrpo("update", run, env=task).stderr
 
 
 def test_unknown_shards_and_iterations_are_usage_errors(finished_run):
