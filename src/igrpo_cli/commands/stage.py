@@ -41,9 +41,7 @@ def run(name: str, path: Path, options: StageOptions, sets: list[str], console: 
         request = StageRequest(
             iteration=_iteration(session, name, options.iteration),
             # An update has one shard, so it does not read the number of a Slurm task.
-            shards=update.ONLY_SHARD
-            if name == "update" and options.shard is None
-            else session.shards_or_all(options.shard),
+            shards=update.ONLY_SHARD if name == "update" else session.shards_or_all(options.shard),
             overwrite=options.overwrite,
             dry_run=options.dry_run,
             take_over=options.take_over,
