@@ -142,6 +142,15 @@ def test_any_other_damage_is_told_and_the_rest_still_shown(run, file, fault):
     assert igrpo("status", run).code == 0
 
 
+def test_a_flipped_bit_in_the_metrics_of_the_iteration_that_is_shown_is_told_once(finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    metrics = max(run.glob("iteration_*/update/metrics.parquet"))
+    content = bytearray(metrics.read_bytes())
+    content[len(content) // 2] ^= 1
+    metrics.write_bytes(content)
+    assert [str(metrics) in each for each in status_of(run)["faults"]] == [True]
+
+
 @pytest.mark.parametrize("content", [b"[run", b"\xff\xfe", b"[run]\nnum_shards = -1\n"])
 def test_a_damaged_run_toml_is_an_error_in_words(run, content):
     (run / "run.toml").write_bytes(content)

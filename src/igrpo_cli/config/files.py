@@ -20,12 +20,13 @@ from igrpo_cli.texts import INVALID_ESCAPE_CURE, TOML_CURE, control_fault
 
 PRESETS = Path(__file__).parent / "presets"
 FIXED_SECTIONS = ("run", "data", "policy")
+"""Sections that `igrpo init` fixes, because shards, problems and policies depend on them."""
 RENAMED = {
     "update.groups_without_gradient": "update.dynamic_sampling",
     "update.old_logprobs": "update.importance_sampling_correction",
     "update.importance_cap": "update.importance_sampling_clip_max",
 }
-"""Sections that `igrpo init` fixes, because shards, problems and policies depend on them."""
+"""Earlier names of settings, for the error about an unknown one."""
 ALL_SETTINGS = "`igrpo init RUN --dry-run` prints the settings with their defaults"
 
 

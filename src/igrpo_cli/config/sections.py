@@ -197,7 +197,7 @@ class UpdateSection(Section):
     mask_truncated_completions: bool = False
     """Exclude completions that were cut off at `max_completion_length` from the objective."""
     dynamic_sampling: bool = False
-    """Train only on groups with reward variance, and replace the others by groups of `data.spare_problems`."""
+    """Train only on groups with correct and wrong completions; those of `data.spare_problems` replace the others."""
     beta: NonNegative = 0.0
     """Weight of the KL term to the initial policy; 0 loads no reference model."""
     learning_rate: NonNegative = 1e-6

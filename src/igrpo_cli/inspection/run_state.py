@@ -74,7 +74,7 @@ class RunStatus:
         chain = read_policy_chain(run)
         costs = self._read_costs(complete)
         faults = [why for state in states.values() for why in state.damaged.values()] + chain.faults
-        faults += [why for number, each in costs.items() if number != shown for why in each.unreadable]
+        faults += [why for each in costs.values() for why in each.unreadable]
         projection = project([costs[number] for number in complete], len(unfinished))
         return {
             "run": str(run.root),
@@ -95,7 +95,8 @@ class RunStatus:
             "curves": self._read_curves(complete),
             "spent": {stage: asdict(_spent_on(stage, costs)) for stage in states},
             "projection": None if projection is None else asdict(projection),
-            "faults": faults,
+            # The states and the costs of the iteration that is shown come from the same manifests.
+            "faults": list(dict.fromkeys(faults)),
         }
 
     def paths_of_stage(self, iteration: int, stage: str) -> tuple[ShardPath, ...]:

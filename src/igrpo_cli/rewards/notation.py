@@ -154,7 +154,7 @@ def is_blank(text: str) -> bool:
 
 
 def changing_words(text: str) -> list[str]:
-    """Return the words in `text` that change what a number beside them says: not, million, more, wrong, …, sorted."""
+    """Return the words in `text` that change the meaning of a number (not, million, more, wrong, …), sorted."""
     if not any(map(str.isalpha, text)):
         return []
     text = _UNIT_SQUARED.sub("", _COMMAND.sub(" ", text).replace("’", "'"))
