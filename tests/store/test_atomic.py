@@ -200,6 +200,19 @@ def test_a_claim_left_behind_is_named_not_broken(tmp_path, monkeypatch):
     assert names(tmp_path) == [".file.claim"]
 
 
+def test_a_directory_that_is_cleared_right_after_publication_is_no_failure(tmp_path, monkeypatch):
+    directory, link = tmp_path / "parts", os.link
+
+    def link_and_clear(source, target, **options):
+        link(source, target, **options)
+        os.unlink(source)
+        clear_directory(directory, "block-*")
+
+    monkeypatch.setattr(os, "link", link_and_clear)
+    assert publish_bytes(directory / "block-000000.parquet", b"rows")
+    assert not directory.exists()
+
+
 def test_a_directory_appears_in_one_rename_and_never_over_another(tmp_path):
     final = tmp_path / "iteration" / "update"
     with staging_directory(final) as staged:

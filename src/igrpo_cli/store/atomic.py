@@ -370,8 +370,11 @@ def _sync(path: Path) -> None:
 
 
 def _sync_directory(path: Path) -> None:
+    """Flush the names in a directory; nothing to do where another task has removed it since."""
     try:
         _sync(path)
+    except FileNotFoundError:
+        pass
     except OSError as error:
         if error.errno not in _NO_DIRECTORY_SYNC:
             raise
