@@ -108,7 +108,7 @@ def test_a_request_leaves_nothing_to_the_servers_defaults(start_server, engine_o
     (asked,) = server.asked
     expected = {"prompt": [5, 6], "seed": 2**63 - 1, "max_tokens": 8, "temperature": 1.0, "top_p": 0.9, "top_k": 5}
     expected |= {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
-    expected |= {"stop_token_ids": [2], "logprobs": 0, "return_token_ids": True, "model": "policy"}
+    expected |= {"stop": [], "stop_token_ids": [2], "logprobs": 0, "return_token_ids": True, "model": "policy"}
     assert expected.items() <= asked.items()
 
 

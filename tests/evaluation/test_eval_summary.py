@@ -23,6 +23,7 @@ from igrpo_cli.evaluation.summary import (
 from igrpo_cli.pipeline.session import Session
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.ui.console import Console
+from igrpo_cli.ui.tables import summary_text
 from made_evaluation import sample, samples
 
 MODEL = {"name": "by hand"}
@@ -62,8 +63,38 @@ def test_problems_come_in_the_order_of_their_groups():
 
 def test_beyond_a_limit_only_the_majority_of_all_samples_is_told():
     number = MAX_SAMPLES_FOR_EVERY_K + 1
-    assert majorities([["4"] * number], [[1.0] * number]) == {str(number): 1.0}
-    assert len(majorities([["4"] * 8], [[1.0] * 8])) == 8
+    assert majorities([["4"] * number], [[1.0] * number], number) == {str(number): 1.0}
+    assert len(majorities([["4"] * 8], [[1.0] * 8], 8)) == 8
+
+
+def ungraded(rollout):
+    return replace(rollout, verdict="ungraded", extracted_answer=None)
+
+
+def test_samples_that_could_not_be_graded_count_in_no_accuracy():
+    rollouts = samples(["!4", "5", "5"], ["!6", "!6", "7"], ["8", "8", "8"])
+    rollouts = [
+        ungraded(row) if (row.group_id, row.sample_id) in {(0, 2), (2, 0), (2, 1), (2, 2)} else row for row in rollouts
+    ]
+    figures = summarise(rollouts, "sums", MODEL, None)
+    # One of two in the first problem, two of three in the second; the third has no sample that counts.
+    assert figures["avg_at_k"] == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert figures["pass_at"] == pytest.approx({"1": (1 / 2 + 2 / 3) / 2, "2": 1.0, "3": 1.0})
+    assert figures["maj_at"]["3"] == pytest.approx((1 / 2 + 1) / 2)
+    assert (figures["problems"], figures["samples"]) == (3, 3)
+    assert figures["ungraded_fraction"] == pytest.approx(4 / 9)
+
+
+def test_an_evaluation_in_which_nothing_was_graded_has_no_accuracy():
+    figures = summarise([ungraded(row) for row in samples(["4"], ["5"])], "sums", MODEL, {})
+    assert [figures[name] for name in ("avg_at_k", "ci95", "pass_at_k", "maj_at_k", "cons_at_k")] == [None] * 5
+    assert figures["ungraded_fraction"] == 1.0
+    assert "–" in summary_text({**figures, "model": {"name": "by hand", "policy": "0"}})
+    assert paired_figures([[]], [[1.0]])["difference"] is None
+
+
+def test_a_pair_that_was_not_graded_on_one_side_is_left_out():
+    assert paired_figures([[1.0], [], [0.0]], [[0.0], [1.0], [0.0]])["difference"] == -0.5
 
 
 def test_what_refining_did_by_hand():

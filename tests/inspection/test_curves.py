@@ -11,7 +11,7 @@ from igrpo_cli.inspection.curves import metrics_by_iteration, read_curves, refin
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.views import NO_DRAFT, RolloutColumns, SelectionColumns
 
-CORRECT, WRONG = 0, 1
+CORRECT, WRONG, UNGRADED = 0, 1, 3
 
 
 def columns(group_id, verdict, rewards, completion=None, draft_sample_id=None, sample_id=None):
@@ -40,6 +40,28 @@ def test_the_figures_of_a_stage_by_hand():
     assert points["draft/sampled_entropy"].value == 0.5
     assert points["draft/truncated"].value == 0.25
     assert points["draft/completion_length_mean"].value == 2.0
+
+
+def test_completions_that_could_not_be_graded_count_in_lengths_alone():
+    verdicts = [CORRECT, UNGRADED, WRONG, UNGRADED, UNGRADED, UNGRADED]
+    points = stage_points(columns([0, 0, 5, 5, 7, 7], verdicts, [1, 0, 0, 9, 9, 0]), "draft")
+    assert points["draft/reward_mean"].value == points["draft/verdict_correct"].value == 0.5
+    assert points["draft/groups_with_gradient"].value == 0.0
+    assert points["draft/verdict_ungraded"].value == pytest.approx(4 / 6)
+    assert points["draft/completion_length_mean"].value == 2.0
+    nothing_graded = stage_points(columns([0, 0], [UNGRADED, UNGRADED], [1, 0]), "draft")
+    assert "draft/reward_mean" not in nothing_graded
+
+
+def test_a_pair_that_could_not_be_graded_counts_in_the_copy_rate_alone():
+    drafts = columns([0, 1, 2], [WRONG, UNGRADED, CORRECT], [0, 0, 1], ["a", "b", "c"])
+    refined = columns([0, 1, 2], [CORRECT, CORRECT, UNGRADED], [1, 1, 0], ["a", "x", "x"], [0, 0, 0])
+    selections = SelectionColumns(np.array([0, 1, 2]), np.array([0, 1, 2]), np.array([1, 1, 1]))
+    points = refinement_points(drafts, selections, refined)
+    assert {name: point.value for name, point in points.items()} == {
+        "refine/fix_rate": 1.0,
+        "refine/copy_rate": pytest.approx(1 / 3),
+    }
 
 
 def test_the_rates_of_refinements_by_hand():

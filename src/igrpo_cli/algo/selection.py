@@ -77,15 +77,19 @@ def choose_actions(
 ) -> list[SelectionAction]:
     """Return for each group whether it is refined with a draft (`condition`), without (`bare`) or not (`drop`).
 
-    If no graded draft of a group has a reward above 0, `all_zero` decides: `keep` shows a draft all the same, as the
+    For groups without reward (see `is_rewarded`), `all_zero` decides: `keep` shows a draft all the same, as the
     published algorithm does, `bare` refines without draft, and `drop` does not refine the group. The strategy `none`
     refines all groups without draft that are not dropped.
     """
-    rewards_BN = np.where(np.asarray(is_graded_BN, np.bool_), np.asarray(rewards_BN, np.float64), -np.inf)
-    is_rewarded_B = rewards_BN.max(axis=1) > 0
     usual: SelectionAction = "bare" if strategy == "none" else "condition"
     at_zero: SelectionAction = usual if all_zero == "keep" else all_zero
-    return [usual if is_rewarded else at_zero for is_rewarded in is_rewarded_B.tolist()]
+    return [usual if rewarded else at_zero for rewarded in is_rewarded(rewards_BN, is_graded_BN).tolist()]
+
+
+def is_rewarded(rewards_BN: ArrayLike, is_graded_BN: ArrayLike = True) -> NDArray[np.bool_]:
+    """Return True [groups] where a graded draft of the group has a reward above 0."""
+    rewarded_B: NDArray[np.bool_] = ((np.asarray(rewards_BN, np.float64) > 0) & is_graded_BN).any(axis=1)
+    return rewarded_B
 
 
 def majority_draft(answers: Sequence[Hashable | None]) -> int:

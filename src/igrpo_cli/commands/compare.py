@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from igrpo_cli.config.files import apply_overrides, check_config, read_toml
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.evaluation.shards import EvalResults, read_results
-from igrpo_cli.evaluation.summary import paired_figures, summarise
+from igrpo_cli.evaluation.summary import graded, paired_figures, summarise
 from igrpo_cli.inspection.differences import differing_values
 from igrpo_cli.records import Problem
 from igrpo_cli.store.completion import read_problems
@@ -59,11 +58,11 @@ class Evaluated:
         return self.results.directory
 
     def correct(self) -> dict[str, list[float]]:
-        """Return 1.0 (correct) or 0.0 for each sample, by problem id."""
-        correct: defaultdict[str, list[float]] = defaultdict(list)
-        for rollout in self.results.rollouts:
+        """Return 1.0 (correct) or 0.0 for each graded sample, by problem id."""
+        correct: dict[str, list[float]] = {rollout.problem_id: [] for rollout in self.results.rollouts}
+        for rollout in graded(self.results.rollouts):
             correct[rollout.problem_id].append(float(rollout.verdict == "correct"))
-        return dict(correct)
+        return correct
 
     def figures(self) -> dict[str, Any]:
         """Return its summary and its directory."""
@@ -86,7 +85,7 @@ def compare(before: Evaluated, after: Evaluated) -> dict[str, Any]:
     """Return the `--json` object. Raises ConflictError when the problems are not the same."""
     first, second = before.correct(), after.correct()
     _require_same_problems(before, after, first.keys(), second.keys())
-    flips = [_flip(before.problems[name], first[name], second[name]) for name in first]
+    flips = [_flip(before.problems[name], first[name], second[name]) for name in first if first[name] and second[name]]
     flipped = [flip for flip in flips if (flip["before"] > 0.5) != (flip["after"] > 0.5)]
     flipped.sort(key=lambda flip: (flip["before"] - flip["after"], flip["problem_id"]))
     return {

@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.algo.estimates import paired_difference
 from igrpo_cli.commands import eval as evaluation
 from igrpo_cli.commands.init import create_run, resolve_config
 from igrpo_cli.commands.run import run_iteration, unfinished
-from igrpo_cli.evaluation.summary import correct_matrix
+from igrpo_cli.evaluation.summary import correct_matrix, paired_figures
 from igrpo_cli.inspection.curves import metrics_by_iteration
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.records import Rollout
@@ -60,14 +59,12 @@ def _evaluate(session: Session, path: Path, iteration: int) -> dict[str, dict[st
 
 
 def _payload(session: Session, path: Path, before: dict[str, Any], after: dict[str, Any], last: int) -> dict[str, Any]:
-    difference = paired_difference(*(_correct(session, policy) for policy in (0, last)))
+    difference = paired_figures(*(_correct(session, policy) for policy in (0, last)))
     return {
         "run": str(path),
         "accuracy_before": before["bare"]["avg_at_k"],
         "accuracy_after": after["bare"]["avg_at_k"],
-        "difference": difference.difference,
-        "difference_ci95": None if difference.ci95 is None else list(difference.ci95),
-        "p_value": difference.p_value,
+        **difference,
         "before": before,
         "after": after,
         "iterations": last,

@@ -40,19 +40,20 @@ def run(session: Session, request: StageRequest) -> StageReport:
 def selections_of_shard(session: Session, path: ShardPath, counts: Counter[str]) -> Iterator[list[Selection]]:
     """Yield the selections of one shard block by block, and count them in `counts` by action, ties and zero rewards."""
     if session.config.select.strategy == "shuffled":
-        blocks = _shuffled(session, path)
+        blocks = _shuffled(session, path, counts)
     else:
         (draft_shard,) = draft_shards(session, path)
-        blocks = (select_drafts(session, path.iteration, block) for block in _draft_blocks(session, draft_shard))
+        blocks = (
+            select_drafts(session, path.iteration, block, counts) for block in _draft_blocks(session, draft_shard)
+        )
     for selections in blocks:
         for selection in selections:
             counts[f"action_{selection.action}"] += 1
             counts["ties"] += selection.num_tied > 1
-            counts["all_zero"] += selection.group_reward_mean == 0 and selection.group_reward_std == 0
         yield selections
 
 
-def select_drafts(session: Session, iteration: int, drafts: CandidateBlock) -> list[Selection]:
+def select_drafts(session: Session, iteration: int, drafts: CandidateBlock, counts: Counter[str]) -> list[Selection]:
     """Return the selection of each of the B groups of a block, from the rewards [B, N] of their N drafts.
 
     `select.strategy` names other choices than the highest reward, and `select.ties` decides between equal rewards.
@@ -60,13 +61,14 @@ def select_drafts(session: Session, iteration: int, drafts: CandidateBlock) -> l
     `select.all_zero` decides the action: `condition` (refine with a draft in the prompt), `bare` (refine without) or
     `drop` (do not refine).
     """
-    from igrpo_cli.algo.selection import choose_actions, choose_drafts
+    from igrpo_cli.algo.selection import choose_actions, choose_drafts, is_rewarded
 
     section = session.config.select
     seeds_B = [derive_seed(session.config.run.seed, "select", iteration, group_id) for group_id in drafts.group_ids]
     is_graded_BN = drafts.is_graded_BN | (session.config.reward.ungraded == "wrong")
     choices = choose_drafts(drafts.rewards_BN, drafts.lengths_BN, seeds_B, section.strategy, section.ties, is_graded_BN)
     actions = choose_actions(drafts.rewards_BN, section.strategy, section.all_zero, is_graded_BN)
+    counts["all_zero"] += int((~is_rewarded(drafts.rewards_BN, is_graded_BN)).sum())
     texts, answers = drafts.texts(choices.indices)
     return [
         Selection(
@@ -138,7 +140,7 @@ def _draft_blocks(session: Session, draft_shard: ShardPath) -> Iterator[Candidat
     require_groups(draft_shard, group_ids, session.config.blocks().groups_of_shard(draft_shard.shard))
 
 
-def _shuffled(session: Session, path: ShardPath) -> Iterator[list[Selection]]:
+def _shuffled(session: Session, path: ShardPath, counts: Counter[str]) -> Iterator[list[Selection]]:
     """Yield the selections of one shard, in which each group gets the selected draft of another group.
 
     This is a control: refinements see a draft, but one that does not belong to their problem.
@@ -146,7 +148,10 @@ def _shuffled(session: Session, path: ShardPath) -> Iterator[list[Selection]]:
     from igrpo_cli.algo.selection import partners
 
     blocks = [
-        (draft_shard.shard, select_drafts(session, path.iteration, block))
+        (
+            draft_shard.shard,
+            select_drafts(session, path.iteration, block, counts if draft_shard.shard == path.shard else Counter()),
+        )
         for draft_shard in draft_shards(session, path)
         for block in _draft_blocks(session, draft_shard)
     ]

@@ -23,6 +23,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Dtype = Literal["auto", "float32", "bfloat16"]
+StopString = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -128,6 +129,10 @@ class SamplingSettings(Section):
     """Number of tokens to sample from; 0 keeps all tokens."""
     max_completion_length: PositiveInt = 240
     """Maximum tokens per completion, EOS included."""
+    stop: list[StopString] = Field(default_factory=list)
+    """Strings that end a completion. Its text is cut before the string, or after it if the string is a tag."""
+    stop_token_ids: list[Natural] = Field(default_factory=list)
+    """Token ids that end a completion, besides those of the model and of its chat template."""
 
 
 class GenerationSection(SamplingSettings):
@@ -145,8 +150,8 @@ class SelectSection(Section):
     ties: Ties = "first"
     """The choice among drafts of equal reward; `random` is seeded."""
     all_zero: AllZero = "keep"
-    """What happens if every draft of a problem has reward 0: `keep` shows a draft all the same, as the algorithm of the
-    paper does, `bare` refines without draft, `drop` does not refine the problem."""
+    """What happens if no draft of a problem has a reward above 0: `keep` shows a draft all the same, as the algorithm
+    of the paper does, `bare` refines without draft, `drop` does not refine the problem."""
     scores: str | None = None
     """Use the rewards of this set of scores (`igrpo grade`); unset means the rewards recorded with the drafts."""
 
@@ -322,6 +327,10 @@ class EvalSection(Section):
     """Number of tokens to sample from; 0 keeps all tokens."""
     max_gen_toks: PositiveInt = 4096
     """Maximum tokens per completion, EOS included."""
+    stop: list[StopString] = Field(default_factory=list)
+    """Strings that end a completion. Its text is cut before the string, or after it if the string is a tag."""
+    stop_token_ids: list[Natural] = Field(default_factory=list)
+    """Token ids that end a completion, besides those of the model and of its chat template."""
     limit: PositiveInt | None = None
     """Evaluate only this number of problems, the first of the benchmark; unset means all."""
     seed: Natural = 1234
@@ -338,6 +347,8 @@ class EvalSection(Section):
             top_p=self.top_p,
             top_k=self.top_k,
             max_completion_length=self.max_gen_toks,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
         )
 
 

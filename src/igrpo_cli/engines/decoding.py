@@ -8,7 +8,7 @@ size. The batch is on the model's device, the bookkeeping on the host.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,22 +45,31 @@ class NonFiniteLogitsError(Exception):
 
 
 class Decoding:
-    """One wave. Call `step` until `is_over`. Complete rows leave the batch from time to time."""
+    """One wave. Call `step` until `is_over`. Complete rows leave the batch from time to time.
+
+    `reaches_stop` is called with the tokens of a row after each of them, and ends the row if it returns True.
+    """
 
     def __init__(
-        self, model: Any, parts: Sequence[Part], settings: SamplingSettings, eos_token_ids: Sequence[int]
+        self,
+        model: Any,
+        parts: Sequence[Part],
+        settings: SamplingSettings,
+        reaches_stop: Callable[[np.ndarray], bool] | None = None,
     ) -> None:
         counts = [len(part.seeds) for part in parts]
         num_rows = sum(counts)
         self._model, self._parts, self._settings = model, parts, settings
         self._device: torch.device = model.device
-        self._eos_token_ids = np.array(list(eos_token_ids), dtype=np.int64)
+        self._stop_token_ids = np.array(settings.stop_token_ids, dtype=np.int64)
+        self._reaches_stop = reaches_stop
         self._part_of_row_R = np.repeat(np.arange(len(parts)), counts)
         self._seeds_R = np.array([seed for part in parts for seed in part.seeds], dtype=np.uint64)
         self._tokens_RM = np.zeros((num_rows, settings.max_completion_length), dtype=np.int32)
         self._logprobs_RM = np.zeros((num_rows, settings.max_completion_length), dtype=np.float32)
         self._lengths_R = np.zeros(num_rows, dtype=np.int64)
         """0 until the row is complete."""
+        self._has_stopped_R = np.zeros(num_rows, dtype=bool)
         self._rows_B = np.arange(num_rows)
         self._rows_left = dict(enumerate(counts))
         self._step = 0
@@ -125,9 +134,14 @@ class Decoding:
         self._tokens_RM[rows_B, self._step] = tokens_B
         self._logprobs_RM[rows_B, self._step] = logprobs_B
         self._step += 1
-        ends_B = np.isin(tokens_B, self._eos_token_ids) | (self._step == self._settings.max_completion_length)
-        complete_rows = rows_B[ends_B & (self._lengths_R[rows_B] == 0)]
+        stops_B = np.isin(tokens_B, self._stop_token_ids)
+        if self._reaches_stop is not None:
+            stops_B |= [self._reaches_stop(self._tokens_RM[row, : self._step]) for row in rows_B]
+        ends_B = stops_B | (self._step == self._settings.max_completion_length)
+        complete_B = ends_B & (self._lengths_R[rows_B] == 0)
+        complete_rows = rows_B[complete_B]
         self._lengths_R[complete_rows] = self._step
+        self._has_stopped_R[complete_rows] = stops_B[complete_B]
         return [part for row in complete_rows for part in self._close_row(int(self._part_of_row_R[row]))]
 
     def _close_row(self, part_index: int) -> list[tuple[int, list[Completion]]]:
@@ -144,7 +158,7 @@ class Decoding:
         return Completion(
             completion_ids=tokens,
             sampling_logprobs=self._logprobs_RM[row, :length].tolist(),
-            finish_reason="stop" if tokens[-1] in self._eos_token_ids else "length",
+            finish_reason="stop" if self._has_stopped_R[row] else "length",
             seed=int(self._seeds_R[row]),
         )
 

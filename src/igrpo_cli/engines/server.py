@@ -77,7 +77,7 @@ class ServerEngine:
         for index, group in enumerate(groups):
             length = len(group.prompt_ids)
             require_room(index, length, settings.max_completion_length, self._max_model_len, self._policy.directory)
-        batch = Batch(key, groups, settings)
+        batch = Batch(key, groups, self.tokenizer.with_all_stops(settings))
         self._batches.append(batch)
         for index, sample in batch.rows:
             future = self._threads.submit(self._sample, batch, index, sample)
@@ -136,13 +136,10 @@ class ServerEngine:
     def _sample(self, batch: Batch, index: int, sample: int) -> Completion:
         """Sample one completion on the least busy server, or on another one if that server dies."""
         group = batch.groups[index]
-        eos_token_ids = self.tokenizer.eos_token_ids
         while True:
             endpoint = self._choose()
             try:
-                return endpoint.sample(
-                    self._policy, group.prompt_ids, group.seeds[sample], batch.settings, eos_token_ids
-                )
+                return endpoint.sample(self._policy, group.prompt_ids, group.seeds[sample], batch.settings)
             except DeadEndpointError:
                 continue
             finally:

@@ -92,14 +92,13 @@ class Endpoint:
         prompt_ids: Sequence[int],
         seed: int,
         settings: SamplingSettings,
-        eos_token_ids: Sequence[int],
     ) -> Completion:
         """Return one completion of `policy`.
 
         Raises DeadEndpointError if the server fails at every attempt, IgrpoError if it fails at this completion alone
         or refuses it, and ClosedError if the engine is closed. A completion that stays aborted is returned.
         """
-        request = _completion_request(prompt_ids, seed, settings, eos_token_ids)
+        request = _completion_request(prompt_ids, seed, settings)
         try:
             return self._client.retrying(self._max_retries)(self._sample_once, policy, request, seed, settings)
         except _AbortedError as error:
@@ -284,7 +283,7 @@ class Endpoint:
         """
         settings = SamplingSettings(temperature=0.5, top_p=1.0, top_k=1, max_completion_length=1)
         for token in _PROBE_TOKENS:
-            request = _completion_request([0], 0, settings, ())
+            request = _completion_request([0], 0, settings)
             body = {"model": model, **request, "allowed_token_ids": [token], "ignore_eos": True}
             completion = parse_completion(self._client.post("/v1/completions", body), [0], 0, settings, self.url)
             if list(completion.completion_ids) != [token] or abs(completion.sampling_logprobs[0]) > 1e-6:
@@ -335,9 +334,7 @@ def parse_completion(
     return completion
 
 
-def _completion_request(
-    prompt_ids: Sequence[int], seed: int, settings: SamplingSettings, eos_token_ids: Sequence[int]
-) -> dict[str, Any]:
+def _completion_request(prompt_ids: Sequence[int], seed: int, settings: SamplingSettings) -> dict[str, Any]:
     """Return every field that decides a completion, so that no default of the server does."""
     return {
         "prompt": list(prompt_ids),
@@ -347,7 +344,8 @@ def _completion_request(
         "top_p": settings.top_p,
         "top_k": settings.top_k or -1,
         **_NEUTRAL,
-        "stop_token_ids": list(eos_token_ids),
+        "stop": list(settings.stop),
+        "stop_token_ids": list(settings.stop_token_ids),
         "logprobs": 0,
         "return_token_ids": True,
         "return_tokens_as_token_ids": True,

@@ -22,6 +22,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
 
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.errors import IgrpoError, MissingInputError
 from igrpo_cli.records import ChatPrompt, PromptSegment
 from igrpo_cli.thoughts import CHANNEL_TOKENS, is_tag, opened_thought
@@ -41,6 +42,12 @@ _DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 _TEMPLATE, _PROBLEM, _DRAFT = "tpd"
 """Marks of where a character of a prompt comes from."""
+
+PLAIN_STOP = "\nUser:"
+"""Where a model with the plain chat template begins another turn of the user."""
+
+_BYTE_MARGIN = 8
+"""Tokens that are decoded in addition when a stop string is looked for at the end of a completion."""
 
 _REPLACEMENTS = ("\N{REPLACEMENT CHARACTER}", "?", " ")
 """Replacements of an untrusted character that is a control token by itself: the first that can be encoded is used."""
@@ -62,10 +69,13 @@ class PolicyTokenizer:
         self.chat_template: str = _DATE_CALL.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), source)
         """Jinja source in use."""
         self._beginning = "" if self.has_chat_template else _text_beginning(self._tokenizer)
-        self.eos_token_ids: tuple[int, ...] = _find_eos_token_ids(directory, self._tokenizer)
-        """Ids that end a completion, from the generation config, the config and the tokenizer."""
+        self.eos_token_ids: tuple[int, ...] = tuple(
+            sorted(_find_eos_token_ids(directory, self._tokenizer) | self._find_turn_end())
+        )
+        """Ids that end a completion, from the generation config, the config, the tokenizer and the chat template."""
         self._dropped_ids = self._find_dropped_ids()
         self._opened: dict[tuple[str, str], str] = {}
+        self._completes: dict[tuple[int, str], bool] = {}
 
     @property
     def largest_id(self) -> int:
@@ -102,6 +112,40 @@ class PolicyTokenizer:
         """Return the text of a completion, without special tokens other than tags and channels."""
         kept = [token_id for token_id in ids if token_id not in self._dropped_ids]
         return str(self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def with_all_stops(self, settings: SamplingSettings) -> SamplingSettings:
+        """Return the settings with everything that ends a completion of this policy.
+
+        These are the token ids of the model and of its chat template, and the next turn of the plain chat template. A
+        stop string that is one control token counts as its token id, because such tokens are not part of the text.
+        """
+        ids_of = {text: token_id for token_id, text in self._control_tokens.items()}
+        found = {ids_of[text] for text in settings.stop if text in ids_of}
+        strings = [text for text in settings.stop if text not in ids_of]
+        if not self.has_chat_template and PLAIN_STOP not in strings:
+            strings.append(PLAIN_STOP)
+        token_ids = sorted({*self.eos_token_ids, *settings.stop_token_ids, *found})
+        return settings.model_copy(update={"stop": strings, "stop_token_ids": token_ids})
+
+    def reaches_stop(self, ids: Sequence[int], strings: Sequence[str]) -> bool:
+        """Return True if the last token of a completion completes a stop string. Called after every token."""
+        # Decoding takes much longer than a look at the last token, which must have the last character of the string.
+        if not len(ids) or not any(self._may_complete(int(ids[-1]), text[-1]) for text in strings):
+            return False
+        # A token that is part of the text has at least one byte.
+        num_tokens = max(len(text.encode()) for text in strings) + _BYTE_MARGIN
+        return _stop_span(self.decode([int(token_id) for token_id in ids[-num_tokens:]]), strings) is not None
+
+    def decode_completion(self, ids: Sequence[int], settings: SamplingSettings) -> str:
+        """Return the text of a completion without the token or the string that ended it, unless that is a tag."""
+        stops = self.with_all_stops(settings)
+        if ids and ids[-1] in stops.stop_token_ids and not is_tag(self._control_tokens.get(ids[-1], "")):
+            ids = ids[:-1]
+        text = self.decode(ids)
+        if (span := _stop_span(text, stops.stop)) is None:
+            return text
+        start, end = span
+        return text[: end if is_tag(text[start:end]) else start]
 
     def truncate(self, text: str, max_tokens: int) -> tuple[str, bool]:
         """Return the first `max_tokens` tokens of a draft as text, and True if anything was cut."""
@@ -163,16 +207,41 @@ class PolicyTokenizer:
             if matched and not is_allowed and not is_unknown:
                 yield start, start + len(matched)
 
+    def _may_complete(self, token_id: int, last: str) -> bool:
+        """Return False for a token whose text does not contain the character `last`, not even a part of its bytes."""
+        if (token_id, last) not in self._completes:
+            text = self.decode([token_id])
+            # A decoder may drop the white space of a token that stands alone.
+            self._completes[token_id, last] = last.isspace() or last in text or _REPLACEMENTS[0] in text
+        return self._completes[token_id, last]
+
+    def _find_turn_end(self) -> set[int]:
+        """Return the control token that the chat template puts after a turn of the assistant, if there is one."""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
+        try:
+            rendered = self._render_turns(turns, {}, add_generation_prompt=False)
+        except (TemplateError, TypeError):
+            return set()
+        _, answer, rest = rendered.rpartition("ANSWER")
+        ids = self._encode_as_is(rest.strip())[0][:1] if answer and rest.strip() else []
+        return {
+            token_id
+            for token_id in ids
+            if token_id in self._control_tokens and not self._is_part_of_text(self._control_tokens[token_id])
+        }
+
+    def _is_part_of_text(self, token: str) -> bool:
+        """Return True for a control token that stays in the text of a completion: a tag, or one of gpt-oss."""
+        has_channels = CHANNEL_TOKENS[0] in self._control_tokens.values()
+        return is_tag(token) or (has_channels and token in CHANNEL_TOKENS)
+
     def _find_dropped_ids(self) -> frozenset[int]:
         """Return the ids that are no part of the text of a completion: end, padding and other special tokens."""
-        has_channels = CHANNEL_TOKENS[0] in self._control_tokens.values()
         special = {
             token_id
             for token_id, token in self._tokenizer.added_tokens_decoder.items()
-            if token.special and not is_tag(token.content.strip())
+            if token.special and not self._is_part_of_text(token.content.strip())
         }
-        if has_channels:
-            special -= {token_id for token_id, text in self._control_tokens.items() if text in CHANNEL_TOKENS}
         return frozenset({*special, *self.eos_token_ids, self._tokenizer.pad_token_id} - {None})
 
     def _replace(self, text: str, positions: Sequence[int]) -> str:
@@ -233,16 +302,24 @@ class PolicyTokenizer:
         own = self._directory / "chat_template.jinja"
         return own if own.is_file() else self._directory / "tokenizer_config.json"
 
-    def _render_turns(self, turns: list[dict[str, str]], template_kwargs: Mapping[str, Any]) -> str:
+    def _render_turns(
+        self, turns: list[dict[str, str]], template_kwargs: Mapping[str, Any], *, add_generation_prompt: bool = True
+    ) -> str:
         rendered = self._tokenizer.apply_chat_template(
             turns,
             chat_template=self.chat_template,
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
             tokenize=False,
             beginning=self._beginning,
             **template_kwargs,
         )
         return str(rendered)
+
+
+def _stop_span(text: str, strings: Sequence[str]) -> tuple[int, int] | None:
+    """Return start and end of the first stop string in `text`; None if there is none."""
+    spans = [(start, start + len(each)) for each in strings if (start := text.find(each)) >= 0]
+    return min(spans, default=None)
 
 
 def _origin(segment: PromptSegment) -> str:
@@ -289,10 +366,10 @@ def _load_tokenizer(directory: Path, trust_remote_code: bool) -> Any:
     return tokenizer
 
 
-def _find_eos_token_ids(directory: Path, tokenizer: Any) -> tuple[int, ...]:
+def _find_eos_token_ids(directory: Path, tokenizer: Any) -> set[int]:
     found = {tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
         if (directory / name).is_file():
             ids = json.loads((directory / name).read_text()).get("eos_token_id")
             found.update(ids if isinstance(ids, list) else [ids])
-    return tuple(sorted(found - {None}))
+    return found - {None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,7 @@ class TransformersEngine:
             require_room(
                 index, len(group.prompt_ids), settings.max_completion_length, self._max_model_len, self._policy
             )
+        settings = self.tokenizer.with_all_stops(settings)
         yield from ((index, []) for index, group in enumerate(groups) if not group.seeds)
         collected: dict[int, list[Completion]] = {}
         for wave in plan_waves(groups, self._config.max_num_seqs):
@@ -109,7 +111,8 @@ class TransformersEngine:
         rows = sum(len(part.seeds) for part in wave)
         try:
             with memory_for(f"{rows} completions at a time on {self.device}", "lower engine.max_num_seqs"):
-                decoding = Decoding(self._model, wave, settings, self.tokenizer.eos_token_ids)
+                reaches_stop = partial(self.tokenizer.reaches_stop, strings=settings.stop) if settings.stop else None
+                decoding = Decoding(self._model, wave, settings, reaches_stop)
                 while not decoding.is_over:
                     yield from decoding.step()
         except NonFiniteLogitsError as error:

@@ -96,6 +96,7 @@ class VllmEngine:
         for index, group in enumerate(groups):
             length = len(group.prompt_ids)
             require_room(index, length, settings.max_completion_length, self._max_model_len, self._policy)
+        settings = self.tokenizer.with_all_stops(settings)
         number, self._num_batches = self._num_batches, self._num_batches + 1
         batch = self._batches[number] = Batch(key, groups, settings)
         for index, sample in batch.rows:
@@ -107,7 +108,7 @@ class VllmEngine:
         """Take one decoding step for all completions in progress."""
         if any(batch.num_missing for batch in self._batches.values()):
             for output in self._decode():
-                if output.finished:
+                if self._has_ended(output):
                     self._collect(output)
         # If vLLM has no requests left, missing completions never arrive. The batch is returned without them.
         is_idle = bool(self._batches) and not self._llm.has_unfinished_requests()
@@ -235,11 +236,12 @@ class VllmEngine:
             top_k=settings.top_k or -1,
             max_tokens=settings.max_completion_length,
             seed=seed,
-            stop_token_ids=list(self.tokenizer.eos_token_ids),
+            stop_token_ids=list(settings.stop_token_ids),
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            # vLLM has no tokenizer here, so stop strings are looked for in `step`.
+            output_kind=RequestOutputKind.CUMULATIVE if settings.stop else RequestOutputKind.FINAL_ONLY,
         )
 
     def _add(self, request_id: str, prompt_ids: Sequence[int], seed: int, settings: SamplingSettings) -> None:
@@ -247,6 +249,19 @@ class VllmEngine:
 
         (rendered,) = self._llm.renderer.render_cmpl([TokensPrompt(prompt_token_ids=list(prompt_ids))])
         self._llm.add_request(request_id, rendered, self.sampling_parameters(seed, settings))
+
+    def _has_ended(self, output: Any) -> bool:
+        """Return True for a request that is complete. One whose last token completes a stop string is ended here."""
+        location = self._requests.get(output.request_id)
+        strings = [] if location is None else self._batches[location[0]].settings.stop
+        if strings and len(output.outputs) == 1:
+            (drawn,) = output.outputs
+            if self.tokenizer.reaches_stop(drawn.token_ids, strings):
+                if not output.finished:
+                    self._llm.abort_request([output.request_id])
+                drawn.finish_reason = "stop"
+                return True
+        return bool(output.finished)
 
     def _collect(self, output: Any) -> None:
         """Store a completion in its batch. Ignore one that was not requested, or that has another prompt."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from igrpo_cli.evaluation.summary import by_problem, correct_matrix, majorities
+from igrpo_cli.evaluation.summary import by_problem, correct_matrix, graded, majorities
 from igrpo_cli.pipeline.session import Session
 from igrpo_cli.records import Grade, Rollout, Verdict
 from igrpo_cli.rewards.extraction import extract_answer
@@ -26,12 +26,13 @@ CORRECT = 0
 
 def consensus(session: Session, rollouts: Sequence[Rollout], title: str) -> dict[str, float]:
     """Return cons@k of an evaluation by k. Grading processes start only when there are answers to compare."""
-    groups = by_problem(rollouts)
+    all_samples = by_problem(rollouts)
+    groups = [graded(group) for group in all_samples]
     answers = [[row.extracted_answer for row in group] for group in groups]
     verdicts = [[row.verdict for row in group] for group in groups]
     with _comparing(session, title) as grade:
         classes = answer_classes(answers, verdicts, grade)
-    return majorities(classes, correct_matrix(rollouts))
+    return majorities(classes, correct_matrix(rollouts), len(all_samples[0]))
 
 
 def answer_classes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from igrpo_cli.algo.diagnostics import refinement_metrics
@@ -39,17 +39,29 @@ def by_problem(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 
 
 def correct_matrix(rollouts: Sequence[Rollout]) -> list[list[float]]:
-    """Return 1.0 (correct) or 0.0 for each sample, [problems, samples]. Raises as `by_problem`."""
-    return [[float(rollout.verdict == "correct") for rollout in group] for group in by_problem(rollouts)]
+    """Return 1.0 (correct) or 0.0 for each graded sample, by problem. Raises as `by_problem`."""
+    return [[float(row.verdict == "correct") for row in graded(group)] for group in by_problem(rollouts)]
 
 
-def majorities(votes: Sequence[Sequence[Hashable | None]], correct: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Return {k: probability that the majority of k samples is correct}, mean over problems, for all k."""
-    num_samples = len(correct[0])
+def graded(rollouts: Iterable[Rollout]) -> list[Rollout]:
+    """Return the rollouts that could be graded. The others count in no accuracy."""
+    return [rollout for rollout in rollouts if rollout.verdict != "ungraded"]
+
+
+def majorities(
+    votes: Sequence[Sequence[Hashable | None]], correct: Sequence[Sequence[float]], num_samples: int
+) -> dict[str, float]:
+    """Return {k: probability that the majority of k samples is correct}, mean over problems, for k to `num_samples`.
+
+    A problem with fewer graded samples than k counts with all of them, and one without any does not count.
+    """
+    pairs = [(row, is_correct) for row, is_correct in zip(votes, correct, strict=True) if is_correct]
+    if not pairs:
+        return {}
     if num_samples > MAX_SAMPLES_FOR_EVERY_K:
-        return {str(num_samples): _mean([maj_at_k(*each) for each in zip(votes, correct, strict=True)])}
-    every_k = [maj_at_every_k(*each) for each in zip(votes, correct, strict=True)]
-    return {str(k): _mean(values) for k, values in enumerate(zip(*every_k, strict=True), start=1)}
+        return {str(num_samples): _mean([maj_at_k(*pair) for pair in pairs])}
+    every_k = [maj_at_every_k(*pair) for pair in pairs]
+    return {str(k): _mean([values[min(k, len(values)) - 1] for values in every_k]) for k in range(1, num_samples + 1)}
 
 
 def summarise(
@@ -60,27 +72,32 @@ def summarise(
     `avg_at_k` is the mean accuracy of a sample, `ci95` its interval clustered by problem. `pass_at_k` (unbiased,
     arXiv 2107.03374), `maj_at_k` (votes for equal texts) and `cons_at_k` (votes for equal answers) use all k samples of
     a problem. `pass_at`, `maj_at` and `cons_at` have the values for smaller k too. `cons_at` is None when answers were
-    not compared.
+    not compared. Samples that could not be graded count in no accuracy: k is then the number of graded samples of the
+    problem, and a problem without any does not count. The accuracies are None if nothing could be graded.
     """
+    groups = by_problem(rollouts)
+    num_samples = len(groups[0])
     correct = correct_matrix(rollouts)
-    num_samples = len(correct[0])
-    interval = clustered_interval(correct)
+    accuracies = [_mean(row) for row in correct if row]
+    interval = clustered_interval(accuracies) if accuracies else None
     verdicts = Counter(rollout.verdict for rollout in rollouts)
-    maj_at = majorities([[row.extracted_answer for row in group] for group in by_problem(rollouts)], correct)
+    maj_at = majorities([[row.extracted_answer for row in graded(group)] for group in groups], correct, num_samples)
     pass_at = {
-        str(k): _mean([pass_at_k(num_samples, int(sum(row)), k) for row in correct]) for k in range(1, num_samples + 1)
+        str(k): _mean([pass_at_k(len(row), int(sum(row)), min(k, len(row))) for row in correct if row])
+        for k in range(1, num_samples + 1)
+        if accuracies
     }
     return {
         "bench": bench,
-        "problems": len(correct),
+        "problems": len(groups),
         "samples": num_samples,
-        "avg_at_k": avg_at_k(correct),
+        "avg_at_k": avg_at_k(accuracies) if accuracies else None,
         "ci95": None if interval is None else list(interval),
-        "pass_at_k": pass_at[str(num_samples)],
+        "pass_at_k": _last(pass_at),
         "pass_at": pass_at,
-        "maj_at_k": maj_at[str(num_samples)],
+        "maj_at_k": _last(maj_at),
         "maj_at": maj_at,
-        "cons_at_k": None if cons_at is None else cons_at[str(num_samples)],
+        "cons_at_k": None if cons_at is None else _last(cons_at),
         "cons_at": None if cons_at is None else dict(cons_at),
         "verdicts": {verdict: verdicts[verdict] for verdict in VERDICTS},
         "mean_completion_tokens": _mean([len(rollout.completion_ids) for rollout in rollouts]),
@@ -93,11 +110,14 @@ def summarise(
 
 
 def paired_figures(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Return accuracy after minus before with interval and p-value (`paired_difference`), from [problems, samples]."""
-    paired = paired_difference(
-        [[_mean(row)] for row in before],
-        [[_mean(row)] for row in after],
-    )
+    """Return accuracy after minus before with interval and p-value (`paired_difference`), from [problems, samples].
+
+    Problems without a graded sample on either side are left out. All values are None if no problem is left.
+    """
+    pairs = [pair for pair in zip(before, after, strict=True) if all(pair)]
+    if not pairs:
+        return {"difference": None, "difference_ci95": None, "p_value": None}
+    paired = paired_difference([[_mean(row)] for row, _ in pairs], [[_mean(row)] for _, row in pairs])
     return {
         "difference": paired.difference,
         "difference_ci95": None if paired.ci95 is None else list(paired.ci95),
@@ -108,16 +128,18 @@ def paired_figures(before: Sequence[Sequence[float]], after: Sequence[Sequence[f
 def refinement_figures(refinements: Sequence[Rollout], samples: Sequence[Rollout]) -> dict[str, Any]:
     """Return the accuracy of the samples without draft, the difference, and the fix, break and copy rates.
 
-    `draft_accuracy` is the accuracy of the drafts in the prompts, counted once for each refinement.
+    `draft_accuracy` is the accuracy of the graded drafts in the prompts, counted once for each refinement.
     """
     drafts = {(draft.group_id, draft.sample_id): draft for draft in samples}
     rates = refinement_metrics(refinements, drafts, {draft.group_id: draft.group_id for draft in samples})
     shown = [drafts[row.group_id, row.draft_sample_id] for row in refinements if row.draft_sample_id is not None]
+    shown_correct = [draft.verdict == "correct" for draft in graded(shown)]
     before, after = correct_matrix(samples), correct_matrix(refinements)
+    accuracies = [_mean(row) for row in before if row]
     return {
-        "bare_avg_at_k": avg_at_k(before),
+        "bare_avg_at_k": avg_at_k(accuracies) if accuracies else None,
         **paired_figures(before, after),
-        "draft_accuracy": _mean([draft.verdict == "correct" for draft in shown]),
+        "draft_accuracy": _mean(shown_correct) if shown_correct else None,
         **{name.removeprefix("refine/"): value for name, value in rates.items()},
     }
 
@@ -128,6 +150,11 @@ def macro_average(summaries: Sequence[Mapping[str, Any]]) -> float | None:
     values = [measured.get(bench) for bench in PAPER_BENCHES]
     known = [value for value in values if value is not None]
     return _mean(known) if len(known) == len(PAPER_BENCHES) else None
+
+
+def _last(values: Mapping[str, float]) -> float | None:
+    """Return the value of the largest k, the last key; None if there is none."""
+    return list(values.values())[-1] if values else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -125,23 +125,31 @@ def metrics_by_iteration(run: RunDirectory) -> list[IterationMetrics]:
 
 
 def stage_points(rollouts: RolloutColumns, stage: str) -> dict[str, Point]:
-    """Return the figures of the rollouts of one stage, named `<stage>/…`; {} when there are no rollouts."""
+    """Return the figures of the rollouts of one stage, named `<stage>/…`; {} when there are no rollouts.
+
+    They are those of `algo.diagnostics.rollout_metrics`: completions that could not be graded count in no reward.
+    """
     if not len(rollouts.group_id):
         return {}
-    groups, group_R = np.unique(rollouts.group_id, return_inverse=True)
-    least_P, most_P = np.full(len(groups), np.inf), np.full(len(groups), -np.inf)
-    np.minimum.at(least_P, group_R, rollouts.reward)
-    np.maximum.at(most_P, group_R, rollouts.reward)
-    ones_R = np.ones(len(group_R))
-    shares = {f"verdict_{verdict}": rollouts.is_verdict(verdict) for verdict in ("correct", "no_answer", "ungraded")}
+    group_R, ungraded_R = rollouts.group_id, rollouts.is_verdict("ungraded")
     points = {
-        "reward_mean": _ratio(group_R, rollouts.reward, ones_R),
-        "groups_with_gradient": _share(np.arange(len(groups)), least_P != most_P),
-        "completion_length_mean": _ratio(group_R, rollouts.num_tokens, ones_R),
+        "completion_length_mean": _ratio(group_R, rollouts.num_tokens, np.ones(len(group_R))),
         "sampled_entropy": _ratio(group_R, -rollouts.logprob_sum, rollouts.num_tokens),
         "truncated": _share(group_R, rollouts.is_truncated),
-        **{name: _share(group_R, is_R) for name, is_R in shares.items()},
+        "verdict_ungraded": _share(group_R, ungraded_R),
     }
+    graded = np.flatnonzero(~ungraded_R)
+    if len(graded):
+        groups, group_R = np.unique(group_R[graded], return_inverse=True)
+        least_P, most_P = np.full(len(groups), np.inf), np.full(len(groups), -np.inf)
+        np.minimum.at(least_P, group_R, rollouts.reward[graded])
+        np.maximum.at(most_P, group_R, rollouts.reward[graded])
+        points |= {
+            "reward_mean": _ratio(group_R, rollouts.reward[graded], np.ones(len(graded))),
+            "groups_with_gradient": _share(np.arange(len(groups)), least_P != most_P),
+            "verdict_correct": _share(group_R, rollouts.is_verdict("correct")[graded]),
+            "verdict_no_answer": _share(group_R, rollouts.is_verdict("no_answer")[graded]),
+        }
     return {f"{stage}/{name}": point for name, point in points.items()}
 
 
@@ -158,13 +166,15 @@ def refinement_points(
     draft_R = np.array([row_of.get(key, NO_DRAFT) for key in keys], np.int64)
     known_R = np.flatnonzero(draft_R != NO_DRAFT)
     draft_R, group_R = draft_R[known_R], refinements.group_id[known_R]
+    is_graded_R = ~(drafts.is_verdict("ungraded")[draft_R] | refinements.is_verdict("ungraded")[known_R])
     was_right_R = drafts.is_verdict("correct")[draft_R]
     is_right_R = refinements.is_verdict("correct")[known_R]
     pairs = zip(draft_R, known_R, strict=True)
     copied_R = np.array([drafts.completion[d].strip() == refinements.completion[r].strip() for d, r in pairs], np.bool_)
+    from_wrong_R, from_right_R = is_graded_R & ~was_right_R, is_graded_R & was_right_R
     rates = {
-        "refine/fix_rate": (group_R[~was_right_R], is_right_R[~was_right_R]),
-        "refine/break_rate": (group_R[was_right_R], ~is_right_R[was_right_R]),
+        "refine/fix_rate": (group_R[from_wrong_R], is_right_R[from_wrong_R]),
+        "refine/break_rate": (group_R[from_right_R], ~is_right_R[from_right_R]),
         "refine/copy_rate": (group_R, copied_R),
     }
     return {name: _share(*rate) for name, rate in rates.items() if len(rate[0])}
@@ -247,6 +257,7 @@ def _share(group_R: NDArray[np.int64], is_R: NDArray[np.bool_]) -> Point:
 
 
 def _ratio(group_R: NDArray[np.int64], totals_R: ArrayLike, counts_R: ArrayLike) -> Point:
+    group_R = np.unique(group_R, return_inverse=True)[1]
     totals_P, counts_P = np.bincount(group_R, totals_R), np.bincount(group_R, counts_R)
     value = float(totals_P.sum() / max(counts_P.sum(), 1))
     return Point(value, *(ratio_interval(totals_P, counts_P) or (None, None)))

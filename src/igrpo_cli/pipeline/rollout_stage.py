@@ -349,7 +349,7 @@ class RolloutShard:
             data,
             device=f"{engine.device}, {engine.dtype}",
             engine_versions=engine.versions,
-            sampling=self._stage.plan.sampling.sampling,
+            sampling=engine.tokenizer.with_all_stops(self._stage.plan.sampling.sampling),
             tokens=counts.pop("tokens"),
             counts=counts,
         )

@@ -78,6 +78,8 @@ def _setting(value: Any) -> str:
 
 def difference_text(figures: Figures) -> str:
     """Return a paired difference in percentage points, with interval and p-value, in one line."""
+    if figures["difference"] is None:
+        return "no difference: no problem has a graded sample on both sides"
     points = f"difference {100 * figures['difference']:+.1f} points"
     if figures["difference_ci95"] is None:
         return f"{points}; a single problem gives no interval"
