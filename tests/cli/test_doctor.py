@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -47,6 +48,43 @@ def test_in_a_run_its_settings_are_tried_too(tmp_path):
     result = igrpo("doctor", run)
     assert result.code == 1
     assert "error: run.toml: " in result.stderr
+
+
+def test_a_model_is_told_by_its_template_and_the_tokens_that_end_a_completion():
+    result = igrpo("doctor", "--model", "tiny", "--json")
+    assert (result.code, result.json["ok"]) == (0, True)
+    checks = by_name(result)
+    assert set(checks) == {"model", "chat template", "end of a completion", "thought", "tags"}
+    assert '"<|user|>(problem)<|assistant|>"' in checks["chat template"]["found"]
+    assert checks["end of a completion"]["found"] == '"<|end|>"'
+
+
+def test_a_template_that_opens_a_thought_and_a_turn_that_ends_with_another_token_are_told(tmp_path):
+    model = Path(shutil.copytree(PYPROJECT.parent / "data" / "tiny-policy", tmp_path / "model"))
+    template = "{{ '<|user|>' + messages[0].content + '<|assistant|>' }}{% if messages[1] %}"
+    template += "{{ messages[1].content + '<|user|>' }}{% else %}{{ '<think>\n' }}{% endif %}"
+    (model / "chat_template.jinja").write_text(template)
+    checks = by_name(igrpo("doctor", "--model", model, "--json"))
+    assert checks["thought"]["found"] == r'the prompt ends with "<think>\n", where the completion begins'
+    assert checks["end of a completion"]["found"] == '"<|end|>", "<|user|>"'
+
+
+def test_a_model_without_a_chat_template_gets_a_note(tmp_path):
+    model = Path(shutil.copytree(PYPROJECT.parent / "data" / "tiny-policy", tmp_path / "model"))
+    (model / "chat_template.jinja").unlink()
+    checks = by_name(igrpo("doctor", "--model", model, "--json"))
+    assert checks["chat template"]["state"] == "note"
+    assert checks["end of a completion"]["found"] == r'"<|end|>", "\nUser:"'
+
+
+def test_init_prints_the_prompts_of_a_problem(tmp_path):
+    result = igrpo("init", tmp_path / "run", "--preset", "quickstart")
+    assert "prompt without draft:\n    <|user|>" in result.stdout
+    assert "    (draft)\n" in result.stdout
+    again = igrpo("init", tmp_path / "run", "--preset", "quickstart", "--json").json["prompts"]
+    assert set(again) == {"without draft", "with a draft"}
+    baseline = igrpo("init", tmp_path / "grpo", "--preset", "quickstart", "--set", "run.method=grpo", "--json")
+    assert set(baseline.json["prompts"]) == {"without draft"}
 
 
 def test_a_directory_that_takes_no_files_is_a_problem_and_the_rest_is_still_tried(tmp_path):

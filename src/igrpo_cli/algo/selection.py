@@ -88,7 +88,8 @@ def choose_actions(
 
 def is_rewarded(rewards_BN: ArrayLike, is_graded_BN: ArrayLike = True) -> NDArray[np.bool_]:
     """Return True [groups] where a graded draft of the group has a reward above 0."""
-    rewarded_B: NDArray[np.bool_] = ((np.asarray(rewards_BN, np.float64) > 0) & is_graded_BN).any(axis=1)
+    graded_BN = np.where(np.asarray(is_graded_BN, np.bool_), np.asarray(rewards_BN, np.float64), -np.inf)
+    rewarded_B: NDArray[np.bool_] = graded_BN.max(axis=1) > 0
     return rewarded_B
 
 

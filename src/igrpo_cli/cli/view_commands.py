@@ -201,13 +201,20 @@ def sql(
 
 
 @with_console
-def doctor(run: Run = HERE, *, console: Console) -> None:
+def doctor(
+    run: Run = HERE,
+    model: Annotated[
+        str | None, typer.Option("--model", help="Check this model instead: a folder, a Hub id, or `tiny`.")
+    ] = None,
+    *,
+    console: Console,
+) -> None:
     """Check what a run needs on this machine.
 
-    Device, engine, grading, files.
+    Device, engine, grading, files. With --model: the chat template, what ends a completion, and tags of thoughts.
 
     Example: igrpo doctor runs/first
     """
     from igrpo_cli.commands import doctor as command
 
-    command.run(run, console)
+    command.run(run, model, console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import platform
 import shutil
@@ -19,6 +20,7 @@ from typing import Literal
 from igrpo_cli import __version__
 from igrpo_cli.config.files import check_config, read_toml
 from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.problems.sources import model_location
 from igrpo_cli.store.atomic import publish_bytes, staging_directory
 from igrpo_cli.store.checksummed_json import require_unedited
 from igrpo_cli.store.layout import RunDirectory
@@ -54,10 +56,13 @@ class Check:
     hint: str | None = None
 
 
-def run(path: Path, console: Console) -> None:
-    """Print the results. Raises IgrpoError (exit 1) when something that every run needs does not work."""
+def run(path: Path, model: str | None, console: Console) -> None:
+    """Print the results. Raises IgrpoError (exit 1) when something that every run needs does not work.
+
+    With `model` (a directory, a Hub id or `tiny`) only that model is checked.
+    """
     with console.activity("checking what a run needs"):
-        checks = list(_checks(path))
+        checks = list(_checks(path) if model is None else _model_checks(model))
     problems = [check for check in checks if check.state == "problem"]
     payload = {"ok": not problems, "checks": [asdict(check) for check in checks]}
     rows = [(check.what, check.state, check.found, check.hint or "") for check in checks]
@@ -165,6 +170,37 @@ def _settings(path: Path) -> Check:
     return Check(
         "run.toml", "ok", f"{config.policy.model}, {config.run.num_shards} shards, engine {config.engine.name}"
     )
+
+
+def _model_checks(model: str) -> Iterator[Check]:
+    """Yield what the tokenizer and the chat template of a model mean for its completions."""
+    from igrpo_cli.config.sections import PromptsSection
+    from igrpo_cli.engines.hub import fetch_model
+    from igrpo_cli.engines.tokenization import PLAIN_STOP, PolicyTokenizer
+    from igrpo_cli.prompts import prompt_without_draft
+
+    directory = fetch_model(model_location(model)).directory
+    tokenizer = PolicyTokenizer(directory)
+    yield Check("model", "ok", str(directory))
+    prompt = prompt_without_draft("(problem)", PromptsSection())
+    text, ids = tokenizer.encode_prompt(prompt)
+    if tokenizer.has_chat_template:
+        yield Check("chat template", "ok", f"of the model; a prompt is {json.dumps(text)}, {len(ids)} tokens")
+    else:
+        found = f"none: the plain one is used; a prompt is {json.dumps(text)}, {len(ids)} tokens"
+        yield Check("chat template", "note", found, "for a chat model, save its chat_template.jinja in the directory")
+    ends = [*map(json.dumps, tokenizer.end_tokens), *([] if tokenizer.has_chat_template else [json.dumps(PLAIN_STOP)])]
+    hint = "set draft.stop, refine.stop and eval.stop; or add the token to generation_config.json"
+    yield (
+        Check("end of a completion", "ok", ", ".join(ends))
+        if ends
+        else Check("end of a completion", "problem", "no EOS token: every completion is truncated", hint)
+    )
+    if opened := tokenizer.opened_thought(prompt):
+        yield Check("thought", "ok", f"the prompt ends with {json.dumps(opened)}, where the completion begins")
+    else:
+        yield Check("thought", "ok", "the prompt opens none")
+    yield Check("tags", "ok", ", ".join(tokenizer.tag_tokens) or "no tag is a control token")
 
 
 def _extras() -> Check:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tomllib
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import indent
+from typing import TYPE_CHECKING, NamedTuple
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import (
@@ -22,16 +23,31 @@ from igrpo_cli.inspection.differences import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_context, short_enough
+from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft
 from igrpo_cli.records import Problem
 from igrpo_cli.store.checksummed_json import checksummed_settings, require_unedited
 from igrpo_cli.store.layout import RunDirectory, command_line
 from igrpo_cli.ui.console import Console, printable
 
 if TYPE_CHECKING:
+    from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.loading import LoadedProblems
 
 SHOWN_SETTINGS = 3
 """Maximum number of differing settings in the message about an existing run."""
+
+
+SHOWN_DRAFT = "(draft)"
+"""Text of the draft in the prompt that `igrpo init` prints."""
+
+
+class CreatedRun(NamedTuple):
+    """Holds what `create_run` found."""
+
+    counts: dict[str, int]
+    """Numbers of problems read, kept and left out."""
+    prompts: dict[str, str]
+    """Rendered prompts of the first problem, without draft and with one."""
 
 
 def run(
@@ -43,8 +59,9 @@ def run(
         text = f"{write_config(config).decode()}\n{describe_arithmetic(config)}"
         console.data({"run": str(path), **_plan(config)}, text)
         return
-    counts = create_run(path, config, console)
-    console.data({"run": str(path), "problems": counts["kept"], "counts": counts, **_plan(config)}, _next_steps(path))
+    created = create_run(path, config, console)
+    payload = {"run": str(path), "problems": created.counts["kept"], "counts": created.counts, **_plan(config)}
+    console.data({**payload, "prompts": created.prompts}, f"{_shown(created.prompts)}\n\n{_next_steps(path)}")
 
 
 def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]) -> RunConfig:
@@ -55,8 +72,8 @@ def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]
     return check_config(apply_overrides(settings, sets), str(config_file or preset or "settings"))
 
 
-def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int]:
-    """Create the run directory; return the counts of problems read, kept and left out.
+def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
+    """Create the run directory.
 
     `run.toml` is written last: a directory with it is a complete run, whose problems do not change any more. A second
     call with the same settings restores files that are damaged or missing and changes nothing else. Files of a call
@@ -102,7 +119,20 @@ def create_run(path: Path, config: RunConfig, console: Console) -> dict[str, int
     counts = {kind: int(number) for kind, number in read_manifest(run_directory.problems()).counts.items()}
     left_out = {kind: number for kind, number in counts.items() if kind not in ("rows", "kept") and number}
     console.note(f"{counts['kept']} problems from {loaded.source}" + (f", left out: {left_out}" if left_out else ""))
-    return counts
+    return CreatedRun(counts, _prompts(problems[0], config, tokenizer))
+
+
+def _prompts(problem: Problem, config: RunConfig, tokenizer: PolicyTokenizer) -> dict[str, str]:
+    """Return the prompts of a problem as the model reads them: without draft, and with a short one if it is refined."""
+    prompts = {"without draft": prompt_without_draft(problem.problem, config.prompts)}
+    if "refine" in config.stages() and config.select.strategy != "none":
+        prompts["with a draft"] = prompt_with_draft(problem.problem, SHOWN_DRAFT, config.prompts)
+    return {name: tokenizer.encode_prompt(prompt)[0] for name, prompt in prompts.items()}
+
+
+def _shown(prompts: dict[str, str]) -> str:
+    parts = [f"prompt {name}:\n{indent(printable(text), '    ')}" for name, text in prompts.items()]
+    return "\n\n".join(parts)
 
 
 def _existing_problems(run_directory: RunDirectory) -> list[Problem] | None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from datetime import date
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
@@ -26,6 +26,9 @@ from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.errors import IgrpoError, MissingInputError
 from igrpo_cli.records import ChatPrompt, PromptSegment
 from igrpo_cli.thoughts import CHANNEL_TOKENS, is_tag, opened_thought
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PLAIN_CHAT_TEMPLATE = (
     "{{ beginning }}"
@@ -82,6 +85,16 @@ class PolicyTokenizer:
         """Largest token id, added tokens included."""
         return int(max(self._tokenizer.get_vocab().values()))
 
+    @property
+    def end_tokens(self) -> list[str]:
+        """The tokens that end a completion, as text, those of the chat template included."""
+        return [str(self._tokenizer.convert_ids_to_tokens(token_id)) for token_id in self.eos_token_ids]
+
+    @property
+    def tag_tokens(self) -> list[str]:
+        """The tags around thoughts and answers that are control tokens."""
+        return [token for token in self._control_tokens.values() if is_tag(token)]
+
     def encode_prompt(self, prompt: ChatPrompt) -> tuple[str, list[int]]:
         """Return the rendered prompt, up to the first token of the assistant, and its token ids.
 
@@ -127,7 +140,7 @@ class PolicyTokenizer:
         token_ids = sorted({*self.eos_token_ids, *settings.stop_token_ids, *found})
         return settings.model_copy(update={"stop": strings, "stop_token_ids": token_ids})
 
-    def reaches_stop(self, ids: Sequence[int], strings: Sequence[str]) -> bool:
+    def reaches_stop(self, ids: Sequence[int] | np.ndarray, strings: Sequence[str]) -> bool:
         """Return True if the last token of a completion completes a stop string. Called after every token."""
         # Decoding takes much longer than a look at the last token, which must have the last character of the string.
         if not len(ids) or not any(self._may_complete(int(ids[-1]), text[-1]) for text in strings):
