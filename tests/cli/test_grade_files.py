@@ -38,3 +38,11 @@ def test_references_that_have_lost_a_backslash_are_counted(tmp_path):
     assert len(result.stdout.splitlines()) == 2
     assert "1 references have lost a backslash: " in result.stderr
     assert "row 1 contains the control character U+000C, which is \\frac with one backslash" in result.stderr
+
+
+def test_a_copy_of_the_problem_earns_nothing_in_a_row_that_has_the_problem(tmp_path):
+    row = {"gold": "70", "answer": "\\boxed{\\binom{8}{4}}"}
+    known = {**row, "problem": "Compute $\\binom{8}{4}$."}
+    result = grade(tmp_path, f"{json.dumps(row)}\n{json.dumps(known)}\n")
+    assert [json.loads(line)["verdict"] for line in result.stdout.splitlines()] == ["correct", "wrong"]
+    assert grade(tmp_path, json.dumps({**row, "problem": 7})).code == 1

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from igrpo_cli.config.files import apply_overrides, check_config
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
@@ -78,11 +79,12 @@ def _grade_file(path: Path, sets: list[str], console: Console) -> None:
     shown = nullcontext() if sys.stdout.isatty() else console.progress(f"grade {path.name}", None, "rows")
     with GradingPool(section) as pool, shown as progress:
         while batch := list(islice(rows, ROWS_PER_BATCH)):
-            grades = pool.grade([(answer, gold) for _, answer, gold in batch])
-            for (row_id, _, _), grade in zip(batch, grades, strict=True):
+            contexts = [{"problem": row["problem"]} if "problem" in row else {} for row in batch]
+            grades = pool.submit([(row["answer"], row["gold"]) for row in batch], contexts).result()
+            for row, grade in zip(batch, grades, strict=True):
                 counts[grade.verdict] += 1
                 result = {
-                    **({} if row_id is None else {"id": row_id}),
+                    **({} if row.get("id") is None else {"id": row["id"]}),
                     "verdict": grade.verdict,
                     "reward": float(grade.verdict == "correct"),
                     "extracted_answer": grade.extracted_answer,
@@ -98,8 +100,10 @@ def _grade_file(path: Path, sets: list[str], console: Console) -> None:
     console.note(", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items())))
 
 
-def _rows(path: Path, lost: list[str]) -> Iterator[tuple[object, str, str]]:
-    """Yield (id, answer, gold) of each row, and add the place of each gold with a lost backslash to `lost`.
+def _rows(path: Path, lost: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield each row: `answer`, `gold`, and `problem` and `id` if it has them.
+
+    The place of each gold with a lost backslash is added to `lost`.
 
     Raises IgrpoError, which names the line, for an invalid row.
     """
@@ -111,20 +115,19 @@ def _rows(path: Path, lost: list[str]) -> Iterator[tuple[object, str, str]]:
         yield from _parsed(path, lines, lost)
 
 
-def _parsed(path: Path, lines: Iterable[bytes], lost: list[str]) -> Iterator[tuple[object, str, str]]:
+def _parsed(path: Path, lines: Iterable[bytes], lost: list[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            answer, gold = row["answer"], row["gold"]
-            if not (isinstance(answer, str) and isinstance(gold, str)):
+            if not all(isinstance(text, str) for text in (row["answer"], row["gold"], row.get("problem", ""))):
                 raise TypeError
         except (ValueError, KeyError, TypeError, RecursionError):
             raise IgrpoError(
-                f"{path} row {number} is not a JSON object with the texts `gold` and `answer`",
+                f"{path} row {number} is not a JSON object with the texts `gold` and `answer` (and perhaps `problem`)",
                 hint=A_ROW,
             ) from None
-        if fault := control_fault(gold):
+        if fault := control_fault(row["gold"]):
             lost.append(f"{path} row {number} contains {fault}")
-        yield row.get("id"), answer, gold
+        yield row

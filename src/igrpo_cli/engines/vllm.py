@@ -23,6 +23,8 @@ from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.records import Completion, SamplingGroup
 
 _CPU_KV_CACHE_BYTES = 4 * 2**30
+_RECURRENT_SIGNS = ("mamba", "ssm", "linear_num_key_heads")
+"""Parts of the names of settings that only models with recurrent states have."""
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # The default is stdout, which is for data.
@@ -223,7 +225,9 @@ class VllmEngine:
         text_config = read_text_config(directory, self._trust_remote_code)
         positions = config.max_model_len or int(getattr(text_config, "max_position_embeddings", None) or 0)
         batched = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(positions, 4096)}
-        return {**arguments, **batched, "enforce_eager": True}
+        # vLLM caches prefixes of recurrent states only where it computes prompts in pieces.
+        caches_prefixes = not any(sign in key for key in text_config.to_dict() for sign in _RECURRENT_SIGNS)
+        return {**arguments, **batched, "enable_prefix_caching": caches_prefixes, "enforce_eager": True}
 
     def sampling_parameters(self, seed: int, settings: SamplingSettings) -> Any:
         """Return the sampling parameters of one completion."""
