@@ -134,7 +134,7 @@ def test_a_resumed_run_with_bfloat16_policies_keeps_what_rounding_would_lose(mak
     save_optimizer(tmp_path / "optimizer", unbroken.optimizer, unbroken.policy.model, with_master_weights=True)
     resumed = trainer(load_policy(tmp_path / "policy", CPU))
     assert not same(state(resumed.policy.model), state(unbroken.policy.model))
-    load_master_weights(tmp_path / "optimizer", resumed.policy.model, torch.bfloat16)
+    load_master_weights(tmp_path / "optimizer", resumed.policy.model, tmp_path / "policy", torch.bfloat16)
     load_optimizer(tmp_path / "optimizer", resumed.optimizer, resumed.policy.model)
     unbroken.step(groups, 1e-6)
     resumed.step(groups, 1e-6)
@@ -206,7 +206,7 @@ class TestOptimizerFiles:
     def test_master_weights_of_another_policy_are_refused(self, saved, fresh):
         before = state(fresh.policy.model)
         with pytest.raises(ConflictError, match="does not round to the loaded policy"):
-            load_master_weights(saved, fresh.policy.model, torch.bfloat16)
+            load_master_weights(saved, fresh.policy.model, saved, torch.bfloat16)
         assert same(state(fresh.policy.model), before)
 
 

@@ -51,8 +51,14 @@ def test_eager_attention_adds_its_mask_and_cannot_take_a_boolean_one(make_model)
 
 
 def test_logits_that_the_head_cannot_reproduce_are_refused(make_model):
-    with pytest.raises(IgrpoError, match="GraniteForCausalLM computes its logits"):
-        CausalPolicy(make_model("granite"))
+    model = make_model()
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits * 2)
+    with pytest.raises(IgrpoError, match="LlamaForCausalLM computes its logits"):
+        CausalPolicy(model)
+
+
+def test_the_scale_of_the_logits_is_found(make_model):
+    assert CausalPolicy(make_model("granite")).logprobs.logit_scale == 1 / 8
 
 
 def test_weights_that_are_no_numbers_are_refused_by_name(make_model):

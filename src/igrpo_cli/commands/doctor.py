@@ -75,6 +75,7 @@ def _checks(path: Path) -> Iterator[Check]:
     yield _tried(f"files in {path}", lambda: _files(path))
     if RunDirectory(path).run_toml.exists():
         yield _tried("run.toml", lambda: _settings(path))
+        yield _tried("model", lambda: _model(path))
     yield _extras()
     slurm = shutil.which("sbatch")
     yield Check("Slurm", "ok", slurm or "none; only stages/submit.sh needs it")
@@ -165,6 +166,18 @@ def _settings(path: Path) -> Check:
     return Check(
         "run.toml", "ok", f"{config.policy.model}, {config.run.num_shards} shards, engine {config.engine.name}"
     )
+
+
+def _model(path: Path) -> Check:
+    from igrpo_cli.engines.architectures import check_architecture
+    from igrpo_cli.store.policies import read_policy
+
+    config = check_config(read_toml(RunDirectory(path).run_toml), "run.toml")
+    directory = read_policy(RunDirectory(path), 0).directory
+    notes = check_architecture(
+        directory, config.engine.max_model_len, trust_remote_code=config.policy.trust_remote_code
+    )
+    return Check("model", "note" if notes else "ok", "; ".join(notes) or f"{directory} can be sampled from and trained")
 
 
 def _extras() -> Check:
