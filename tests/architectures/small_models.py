@@ -106,6 +106,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "deepseek_v3": MLA | {"first_k_dense_replace": 1},
     "deepseek_v32": MLA | {"index_topk": 64, "index_head_dim": 16, "index_n_heads": 2},
     "dots1": {"n_shared_experts": 1},
+    "emu3": {"vocabulary_map": {"<image>": 3}},
     "falcon_h1": MAMBA2 | {"mamba_d_ssm": 64},
     "gemma3n_text": {
         "num_hidden_layers": 4,

@@ -6,6 +6,7 @@ is sampled. Engines and trainers test the loaded model too.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ UNSUPPORTED = {
         ),
         _HALF,
     ),
-    **dict.fromkeys(("minimax", "openai-gpt", "recurrent_gemma", "rwkv", "xlstm"), _STATE),
+    **dict.fromkeys(
+        ("minimax", "openai-gpt", "qwen4_exp", "qwen4_exp_text", "recurrent_gemma", "rwkv", "xlstm"), _STATE
+    ),
     "blt": "it reads bytes in patches, not tokens",
     "cpmant": "it puts tokens of its own in front of the prompt",
     "modernbert-decoder": "it has another layer between the last hidden state and the output matrix",
@@ -82,12 +85,14 @@ def check_architecture(directory: Path, max_model_len: int | None, *, trust_remo
 
 def require_supported(directory: Path, *, trust_remote_code: bool = False) -> None:
     """Raise UsageError with the reason if a run cannot use the model in `directory`."""
-    config = read_config(directory, trust_remote_code)
-    model_class(config, directory)
-    if (reason := UNSUPPORTED.get(config.model_type)) is not None:
-        raise UsageError(
-            f"{directory} is a {config.model_type} model, which igrpo does not support: {reason}", hint=_CHANGE_MODEL
-        )
+    model_type = json.loads((directory / "config.json").read_bytes()).get("model_type")
+    if (reason := UNSUPPORTED.get(model_type)) is None:
+        config = read_config(directory, trust_remote_code)
+        is_part = model_class(config, directory) is not None and text_class(config) is not None
+        if not is_part or _is_causal(config.get_text_config()):
+            return
+        reason = "transformers cannot load its language model alone, as which it would be published"
+    raise UsageError(f"{directory} is a {model_type} model, which igrpo does not support: {reason}", hint=_CHANGE_MODEL)
 
 
 def require_length(directory: Path, max_model_len: int | None, *, trust_remote_code: bool = False) -> None:
@@ -139,10 +144,17 @@ def text_class(config: Any) -> str | None:
     """Return the name of the class that loads only the language model of a multimodal configuration, or None."""
     from transformers import AutoModelForCausalLM
 
-    if config.get_text_config() is config or type(config) not in AutoModelForCausalLM._model_mapping:
+    if config.get_text_config() is config or not _is_causal(config):
         return None
     found: Any = AutoModelForCausalLM._model_mapping[type(config)]
     return str(found.__name__) if found.config_class is not type(config) else None
+
+
+def _is_causal(config: Any) -> bool:
+    """Return True if transformers has a causal-LM class for a configuration."""
+    from transformers import AutoModelForCausalLM
+
+    return type(config) in AutoModelForCausalLM._model_mapping
 
 
 def unify(model: Any) -> None:

@@ -30,7 +30,7 @@ def add_adapters(model: Any, config: UpdateSection, seed: int) -> None:
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         target_modules=list(config.lora_target_modules) or ALL_LINEAR,
-        exclude_modules=_unsuitable_layers(model),
+        exclude_modules=_unsuitable_layers(model) or None,
         lora_dropout=0.0,
         task_type="CAUSAL_LM",
     )
@@ -40,7 +40,7 @@ def add_adapters(model: Any, config: UpdateSection, seed: int) -> None:
             _peft().inject_adapter_in_model(lora, model, adapter_name=NAME)
         except ValueError as error:
             raise UsageError(
-                f"{type(model).__name__} cannot have adapters: {error}",
+                f"{type(model).__name__} cannot have adapters on {lora.target_modules}: {error}",
                 hint="set update.lora_target_modules to names of its linear layers",
             ) from error
     for name, parameter in model.named_parameters():

@@ -103,8 +103,8 @@ class CausalPolicy:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids that the model has an embedding for."""
-        return len(self.model.get_input_embeddings().weight)
+        """Number of token ids that the model has an embedding and a logit for."""
+        return min(len(self.model.get_input_embeddings().weight), len(self.model.get_output_embeddings().weight))
 
     @property
     def layers(self) -> list[torch.nn.Module]:
@@ -250,6 +250,8 @@ def _hidden_and_gradient(
             hidden_TH = _hidden_states(model, ids_T, positions_T, arguments)
     finally:
         hook.remove()
+    if len(leaves) != 1:
+        raise ValueError(f"{type(model).__name__} looks its embeddings up {len(leaves)} times")
     counted_KH = hidden_TH[is_counted_T]
     # Weights without a pattern, so that no error cancels.
     weights_KH = torch.randn(counted_KH.shape, generator=torch.Generator().manual_seed(0)).to(counted_KH)
