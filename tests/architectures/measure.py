@@ -95,7 +95,7 @@ class CannotBuildError(Exception):
 
 def build(config: PreTrainedConfig, directory: Path) -> None:
     """Write a random model with this configuration, and a tokenizer."""
-    auto = checkpoint_class(config)
+    auto = auto_class(config)
     with torch.device("meta"):
         size = sum(parameter.numel() for parameter in auto.from_config(config).parameters())
     if size > MAX_PARAMETERS:
@@ -114,21 +114,19 @@ def build(config: PreTrainedConfig, directory: Path) -> None:
     ).save_pretrained(directory)
 
 
-def checkpoint_class(config: PreTrainedConfig) -> Any:
-    """Return the class of a checkpoint with this configuration: the whole of a multimodal model."""
-    whole = type(config) in AutoModelForImageTextToText._model_mapping
-    return AutoModelForImageTextToText if whole else AutoModelForCausalLM
+def auto_class(config: PreTrainedConfig) -> Any:
+    """Return the class of transformers for a configuration: the whole of a multimodal model."""
+    is_multimodal = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if is_multimodal else AutoModelForCausalLM
 
 
 def load_plain(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Return the language model as transformers loads it.
+    """Return the model as transformers loads it.
 
     Its bound of the time step, which transformers has in a whole forward pass only, is removed, and rotary embeddings
     of kind `dynamic` do not depend on earlier passes.
     """
-    config = AutoConfig.from_pretrained(directory)
-    is_causal = type(config) in AutoModelForCausalLM._model_mapping
-    auto = AutoModelForCausalLM if is_causal else AutoModelForImageTextToText
+    auto = auto_class(AutoConfig.from_pretrained(directory))
     model = auto.from_pretrained(directory, dtype=dtype).eval()
     for module in model.modules():
         if hasattr(module, "time_step_limit"):

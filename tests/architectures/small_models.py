@@ -106,7 +106,17 @@ CHANGES: dict[str, dict[str, Any]] = {
     "deepseek_v3": MLA | {"first_k_dense_replace": 1},
     "deepseek_v32": MLA | {"index_topk": 64, "index_head_dim": 16, "index_n_heads": 2},
     "dots1": {"n_shared_experts": 1},
-    "emu3": {"vocabulary_map": {"<image>": 3}},
+    "emu3": {
+        "vocabulary_map": {"<image>": 3},
+        "vq_config": {
+            "base_channels": 32,
+            "channel_multiplier": [1, 1],
+            "num_res_blocks": 1,
+            "hidden_size": 32,
+            "codebook_size": 16,
+            "attn_resolutions": [],
+        },
+    },
     "falcon_h1": MAMBA2 | {"mamba_d_ssm": 64},
     "gemma3n_text": {
         "num_hidden_layers": 4,

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3Config, LlamaConfig, MambaConfig, Phi3Config
+from transformers import AutoModelForCausalLM, Gemma3Config, LlamaConfig, MambaConfig, NemotronHConfig, Phi3Config
 from transformers.models.deepseek_v32 import DeepseekV32Config
 
 from command_line import igrpo, make_run, sets
@@ -119,6 +119,40 @@ def test_a_cache_that_changes_the_result_is_refused():
     model.model.layers[0].register_forward_hook(lambda _, __, hidden: hidden * (1 + (hidden.shape[1] == 1)))
     with pytest.raises(IgrpoError, match="computes other log-probs with a cache than without"):
         find_batching(model)
+
+
+def test_the_time_step_is_the_same_in_prefill_and_decoding():
+    config = NemotronHConfig(
+        vocab_size=64,
+        hidden_size=32,
+        layers_block_type=["mamba", "attention"],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        ssm_state_size=4,
+        mamba_num_heads=4,
+        mamba_head_dim=8,
+        n_groups=1,
+        chunk_size=8,
+        time_step_min=5.0,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    with pytest.raises(IgrpoError, match="with a cache"):
+        find_batching(model)
+    unify(model)
+    assert find_batching(model) == "any"
+
+
+@torch.no_grad()
+def test_dynamic_rotary_embeddings_do_not_depend_on_earlier_sequences():
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = random_model(LlamaConfig(**SIZES, intermediate_size=48, max_position_embeddings=8, rope_parameters=rope))
+    ids = torch.arange(2, 42)[None]
+    before = model(ids[:, :12], use_cache=False).logits
+    model(ids, use_cache=False)
+    assert torch.equal(model(ids[:, :12], use_cache=False).logits, before)
 
 
 def test_a_wave_of_equal_lengths_has_one_length_and_every_group_is_in_a_wave():

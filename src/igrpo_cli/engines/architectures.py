@@ -67,11 +67,7 @@ def check_architecture(directory: Path, max_model_len: int | None, *, trust_remo
     config = read_config(directory, trust_remote_code)
     text, found = config.get_text_config(), []
     if text is not config:
-        name = text_class(config)
-        others = f"published policies are {name} without" if name else "published policies keep"
-        found.append(
-            f"{config.model_type} is multimodal: it is trained as text, and {others} the parts for other inputs"
-        )
+        found.append(f"{config.model_type} is multimodal: it is trained as text, and its other parts stay as they are")
     length = max_model_len or getattr(text, "max_position_embeddings", None) or 0
     for kind, limit in _rotary_limits(config):
         if kind in _LENGTH_DEPENDENT and length > limit:
@@ -86,13 +82,11 @@ def check_architecture(directory: Path, max_model_len: int | None, *, trust_remo
 def require_supported(directory: Path, *, trust_remote_code: bool = False) -> None:
     """Raise UsageError with the reason if a run cannot use the model in `directory`."""
     model_type = json.loads((directory / "config.json").read_bytes()).get("model_type")
-    if (reason := UNSUPPORTED.get(model_type)) is None:
-        config = read_config(directory, trust_remote_code)
-        is_part = model_class(config, directory) is not None and text_class(config) is not None
-        if not is_part or _is_causal(config.get_text_config()):
-            return
-        reason = "transformers cannot load its language model alone, as which it would be published"
-    raise UsageError(f"{directory} is a {model_type} model, which igrpo does not support: {reason}", hint=_CHANGE_MODEL)
+    if (reason := UNSUPPORTED.get(model_type)) is not None:
+        raise UsageError(
+            f"{directory} is a {model_type} model, which igrpo does not support: {reason}", hint=_CHANGE_MODEL
+        )
+    model_class(read_config(directory, trust_remote_code), directory)
 
 
 def require_length(directory: Path, max_model_len: int | None, *, trust_remote_code: bool = False) -> None:
@@ -120,41 +114,25 @@ def read_config(directory: Path, trust_remote_code: bool) -> Any:
 def model_class(config: Any, directory: Path) -> Any:
     """Return the class of transformers that loads a language model with this configuration.
 
-    A multimodal model without a class for text alone is loaded whole. Raises UsageError if there is no such class.
+    A multimodal model is loaded whole, so that it is published whole. Raises UsageError if there is no such class.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    classes: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    classes: tuple[Any, ...] = (AutoModelForImageTextToText, AutoModelForCausalLM)
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return AutoModelForCausalLM
     for each in classes:
         if type(config) in each._model_mapping:
             return each
     raise UsageError(
-        f"{directory} is a {config.model_type} model, which is not a language model of transformers", hint=_CHANGE_MODEL
+        f"{directory} is a {config.model_type} model, which is not a language model of transformers",
+        hint=_CHANGE_MODEL,
     )
 
 
 def has_length_dependent_positions(config: Any) -> bool:
     """Return True if the embedding of a position depends on the length of the sequence."""
     return any(kind in _LENGTH_DEPENDENT for kind, _ in _rotary_limits(config))
-
-
-def text_class(config: Any) -> str | None:
-    """Return the name of the class that loads only the language model of a multimodal configuration, or None."""
-    from transformers import AutoModelForCausalLM
-
-    if config.get_text_config() is config or not _is_causal(config):
-        return None
-    found: Any = AutoModelForCausalLM._model_mapping[type(config)]
-    return str(found.__name__) if found.config_class is not type(config) else None
-
-
-def _is_causal(config: Any) -> bool:
-    """Return True if transformers has a causal-LM class for a configuration."""
-    from transformers import AutoModelForCausalLM
-
-    return type(config) in AutoModelForCausalLM._model_mapping
 
 
 def unify(model: Any) -> None:

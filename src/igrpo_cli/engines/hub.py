@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.engines.architectures import model_class, read_config, require_supported, text_class, unify
+from igrpo_cli.engines.architectures import model_class, read_config, require_supported, unify
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, UsageError
 
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
@@ -141,8 +141,6 @@ def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = Fal
             f"{directory / 'config.json'} and its weights cannot be loaded as a language model: {error}"
         ) from error
     model, loading = loaded
-    if text_class(config) is not None:
-        loading["unexpected_keys"] = []  # the parts for other inputs
     _check_tensors(directory, loading)
     unify(model)
     return model.eval()

@@ -105,7 +105,8 @@ def _unsuitable_layers(model: Any) -> list[str]:
             # Some routers read the weight of a layer instead of calling it.
             is_read = name not in called and name.rpartition(".")[0] in called
             # Layers with the same weight have adapters of their own, and their sum has no weight to be merged into.
-            if is_read or uses[id(module.weight)] > 1 or not _is_matrix_product(module):
+            is_shared, is_frozen = uses[id(module.weight)] > 1, not module.weight.requires_grad
+            if is_read or is_shared or is_frozen or not _is_matrix_product(module):
                 found.add(name)
     return sorted(found)
 

@@ -157,7 +157,10 @@ def write_policy(
         model.save_pretrained(target_directory, state_dict=state)
     finally:
         model.generation_config = generation_config
-    config = _published_config(model, source_directory, dtype)
+    # save_pretrained adds the defaults of the installed version, so the configuration would change over iterations.
+    config = json.loads((source_directory / "config.json").read_text())
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    config.pop("torch_dtype", None)
     (target_directory / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     (target_directory / "generation_config.json").unlink(missing_ok=True)
     patterns = (*COPIED_FILES, CUSTOM_CODE) if "auto_map" in config else COPIED_FILES
@@ -169,24 +172,17 @@ def write_policy(
     _compare_with_source(source_directory, target_directory, trust_remote_code="auto_map" in config)
 
 
-def _published_config(model: Any, source_directory: Path, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the configuration of the source, or its part for the language model if only that was loaded."""
-    # save_pretrained adds the defaults of the installed version, so the configuration would change over iterations.
-    config: dict[str, Any] = json.loads((source_directory / "config.json").read_text())
-    if model.config.model_type != config.get("model_type", model.config.model_type) and "text_config" in config:
-        config = config["text_config"] | {
-            "model_type": model.config.model_type,
-            "architectures": [type(model).__name__],
-        }
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    config.pop("torch_dtype", None)
-    return config
-
-
 def _compare_with_source(source: Path, target: Path, *, trust_remote_code: bool) -> None:
-    """Raise IgrpoError if a published policy has other tensors than its source and cannot be loaded."""
-    shapes = [{name: shape for name, (_, shape) in stored_tensors(each).items()} for each in (source, target)]
-    if shapes[0] == shapes[1]:
+    """Raise IgrpoError if a published policy has other tensors than its source and cannot be loaded.
+
+    Raises it also if a tensor lost the float32 that the source keeps it in among tensors of a lower precision.
+    """
+    before, after = stored_tensors(source), stored_tensors(target)
+    is_mixed = not {"BF16", "F16"}.isdisjoint(dtype for dtype, _ in before.values())
+    for name in sorted(before.keys() & after.keys()) if is_mixed else ():
+        if before[name][0] == "F32" and after[name][0] != "F32":
+            raise IgrpoError(f"policy not published: {name} is F32 in {source} and {after[name][0]} in the policy")
+    if {name: shape for name, (_, shape) in before.items()} == {name: shape for name, (_, shape) in after.items()}:
         return
     # A source may store tied weights twice, or have names of an older version of transformers.
     try:

@@ -69,6 +69,7 @@ class CausalPolicy:
         """Raise IgrpoError for weights that are not finite, or logits that `OutputHead` does not reproduce."""
         self.model = model.eval()
         refuse_non_finite(dict(model.named_parameters()), "loaded policy")
+        _freeze_other_inputs(model)
         self.logprobs = LogprobModel(model)
         self.device: torch.device = model.get_output_embeddings().weight.device
         """Device of the weights and the inputs."""
@@ -140,16 +141,33 @@ def refuse_non_finite(tensors: dict[str, Tensor], what: str) -> None:
             raise IgrpoError(f"{what}: tensor {name} holds NaN or infinity")
 
 
+def _freeze_other_inputs(model: Any) -> None:
+    """Freeze the parts of a multimodal model that text does not reach, for example its image encoder."""
+    if model.config.get_text_config() is model.config:
+        return
+    decoder = model.get_decoder()
+    parts = (_body(model) if decoder is model else decoder, model.get_output_embeddings())
+    trained = {id(parameter) for part in parts for parameter in part.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+
+
 def _hidden_states(
     model: Any, input_ids_T: Tensor, position_ids_T: Tensor | None = None, attention: dict[str, Any] | None = None
 ) -> Tensor:
     """Return the last hidden states [T, H] of one row."""
     positions = {} if position_ids_T is None else {"position_ids": position_ids_T[None]}
-    # Llama 4 names its body differently from its weights, and then `base_model` is the whole model.
-    body = model.base_model if model.base_model is not model else model.model
-    output = body(input_ids=input_ids_T[None], use_cache=False, **positions, **(attention or {}))
+    output = _body(model)(input_ids=input_ids_T[None], use_cache=False, **positions, **(attention or {}))
     last_BTH: Tensor = output.last_hidden_state
     return last_BTH[0]
+
+
+def _body(model: Any) -> Any:
+    """Return the module that computes the last hidden states."""
+    if model.base_model is not model:
+        return model.base_model
+    # Llama 4 names its body differently from its weights.
+    return getattr(model, "language_model", model).model
 
 
 def _output_head(model: Any, scale: float) -> OutputHead:
