@@ -205,9 +205,13 @@ def find_batching(model: Any) -> Literal["any", "equal"]:
     sequence. Raises IgrpoError if not even a single prompt agrees.
     """
     vocabulary = len(model.get_input_embeddings().weight)
-    stride = max(1, vocabulary // (_TESTED_TOKENS + 1))
-    ids_T = torch.arange(1, _TESTED_TOKENS + 1, device=model.device) * stride % vocabulary
-    rows = [ids_T, ids_T.flip(0)[: _TESTED_TOKENS // 3]]
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _TESTED_TOKENS
+    length = min(_TESTED_TOKENS, positions)
+    stride = max(1, vocabulary // (length + 1))
+    ids_T = torch.arange(1, length + 1, device=model.device) * stride % vocabulary
+    rows = [ids_T, ids_T.flip(0)[: length // 3]]
+    if len(rows[1]) <= _TESTED_STEPS:
+        return "any"  # There is no room for two lengths.
     expected = [model(input_ids=row[None], use_cache=False).logits[0, -1 - _TESTED_STEPS :] for row in rows]
     if not all(bool(logits_SV.isfinite().all()) for logits_SV in expected):
         return "any"  # Sampling names the tensor that is not finite.
@@ -218,6 +222,8 @@ def find_batching(model: Any) -> Literal["any", "equal"]:
     for batching, batches in batchings.items():
         try:
             found = [logits_SV for batch in batches for logits_SV in _decode(model, batch)]
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, ValueError, IndexError, AttributeError, TypeError):
             continue
         tolerance = _AGREEMENT if model.dtype == torch.float32 else _HALF_AGREEMENT

@@ -56,7 +56,8 @@ class TransformersEngine:
         _check_tokenizer(directory, self.tokenizer, self.vocab_size)
         self.dtype = str(self._model.dtype).removeprefix("torch.")
         self._max_model_len = _find_max_model_len(self._model.config, self._config.max_model_len)
-        self._batching = self._batching or find_batching(self._model)
+        with memory_for(f"a test of the policy on {self.device}", "use a device with more memory"):
+            self._batching = self._batching or find_batching(self._model)
 
     @property
     def num_unfinished(self) -> int:
