@@ -100,6 +100,10 @@ bench-report *args:
 faults *args:
     {{ python }} tests/faults/table.py "$@"
 
+# Measure every causal-LM class of transformers: trainer, sampler, published policy, LoRA. Continues the file of results.
+architectures results="architectures.jsonl" *cases:
+    {{ python }} tests/architectures/table.py {{ results }} {{ cases }}
+
 # Kill `igrpo run` every 20 to 60 seconds for some minutes, and compare all files with those of an undisturbed run.
 killed-run minutes="30":
     {{ python }} tests/faults/killed_run.py {{ minutes }}

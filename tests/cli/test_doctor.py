@@ -61,8 +61,10 @@ def test_a_model_is_told_by_its_template_and_the_tokens_that_end_a_completion():
 
 def test_a_template_that_opens_a_thought_and_a_turn_that_ends_with_another_token_are_told(tmp_path):
     model = Path(shutil.copytree(PYPROJECT.parent / "data" / "tiny-policy", tmp_path / "model"))
-    template = "{{ '<|user|>' + messages[0].content + '<|assistant|>' }}{% if messages[1] %}"
-    template += "{{ messages[1].content + '<|user|>' }}{% else %}{{ '<think>\n' }}{% endif %}"
+    template = (
+        "{{ '<|user|>' + messages[0].content + '<|assistant|>' }}{% if add_generation_prompt %}{{ '<think>\\n' }}"
+    )
+    template += "{% elif messages[1] %}{{ messages[1].content + '<|user|>' }}{% endif %}"
     (model / "chat_template.jinja").write_text(template)
     checks = by_name(igrpo("doctor", "--model", model, "--json"))
     assert checks["thought"]["found"] == r'the prompt ends with "<think>\n", where the completion begins'

@@ -57,7 +57,7 @@ def tiny_config(family: str) -> PreTrainedConfig:
         return Qwen2Config(num_hidden_layers=2, tie_word_embeddings=False, **sizes)
     if family == "sliding":
         return MistralConfig(num_hidden_layers=2, sliding_window=8, **sizes)
-    # transformers bounds the time step from below in a whole forward pass, but not in single steps: so no bound.
+    # The engine omits the bound of the time step, which plain transformers has in a whole forward pass: so no bound.
     recurrent = {"ssm_state_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 2, "time_step_min": 1e-9}
     return NemotronHConfig(layers_block_type=["mamba", "attention", "mlp"], head_dim=8, **recurrent, **sizes)
 

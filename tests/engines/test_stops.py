@@ -58,6 +58,12 @@ def test_a_template_that_refuses_a_turn_of_the_assistant_ends_no_turn(tmp_path):
     assert list(one_turn.eos_token_ids) == ids_of(one_turn, "<|eos|>")
 
 
+def test_the_beginning_of_a_turn_is_not_the_end_of_one(tmp_path):
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '<|bot|>' }}"
+    always_asking = tokenizer(tmp_path, template, special=("<|bot|>",))
+    assert list(always_asking.eos_token_ids) == ids_of(always_asking, "<|eos|>")
+
+
 def test_the_plain_template_ends_where_the_model_writes_the_next_question(tmp_path):
     base = tokenizer(tmp_path, None)
     assert base.with_all_stops(settings()).stop == ["\nUser:"]

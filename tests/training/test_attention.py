@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.training import policy as policy_module
@@ -49,8 +52,9 @@ def test_gradients_are_those_of_rows_of_their_own(policy_that_attends, groups, n
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without", "ignore:_compile flag")
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
-def test_log_probs_under_a_block_mask_are_those_of_rows_of_their_own(policy_that_attends, groups, name):
-    """On a CPU FlexAttention has no backward pass."""
+def test_log_probs_under_a_block_mask_are_those_of_rows_of_their_own(policy_that_attends, groups, name, monkeypatch):
+    """On a CPU FlexAttention has no backward pass, which a policy would test."""
+    monkeypatch.setattr(policy_module, "_sharing_is_exact", lambda *_: True)
     with torch.compiler.set_stance("force_eager"):
         shared, apart = policy_that_attends(FLEX_ATTENTION, name=name), policy_that_attends(name=name)
         assert shared.shares_prompts
@@ -110,3 +114,37 @@ def test_a_model_that_keeps_its_arguments_from_its_layers_shares_prompts_under_a
     policy = CausalPolicy(model)
     assert policy.shares_prompts
     assert policy.model.config._attn_implementation == "sdpa"
+
+
+def test_a_long_row_in_which_sharing_is_not_exact_ends_it(policy_that_attends, make_group):
+    """The model is exact in rows of up to 24 tokens, which is longer than the test at loading."""
+    policy = policy_that_attends(SEGMENT_ATTENTION)
+    layer = policy.model.model.layers[0]
+    layer.register_forward_hook(lambda _, __, hidden: hidden * (1 + (hidden.shape[1] > 24)))
+    trainer = PolicyTrainer(policy, FLOAT32)
+    trainer.step([make_group([3, 4], seed=1)], learning_rate=0.0)
+    assert policy.shares_prompts
+    long = [make_group([8, 9, 7], seed=2)]
+    trainer.step(long, learning_rate=0.0)
+    assert not policy.shares_prompts
+    found = torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()])
+    expected, _ = gradients(policy_that_attends(), long)
+    assert (found - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_a_wrong_backward_pass_is_found_out(make_model):
+    """The gradient of the packed row of the test, 12 tokens, passes the residual stream only in part."""
+    model = make_model()
+    model.model.layers[1].register_forward_hook(
+        lambda _, __, hidden: hidden.lerp(hidden.detach(), 0.5) if hidden.shape[1] == 12 else hidden
+    )
+    assert not CausalPolicy(model).shares_prompts
+
+
+@pytest.mark.parametrize("kind", ["longrope", "dynamic"])
+def test_positions_that_depend_on_the_length_keep_prompts_apart(make_model, kind):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else {}
+    rope = {"rope_type": kind, "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 64, **factors}
+    config = copy.deepcopy(make_model().config)
+    config.rope_parameters = rope
+    assert not CausalPolicy(AutoModelForCausalLM.from_config(config)).shares_prompts

@@ -11,7 +11,15 @@ from transformers import AutoModelForCausalLM
 
 from igrpo_cli.config.sections import UpdateSection
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
-from igrpo_cli.training.checkpoint import load_master_weights, load_optimizer, save_optimizer, save_policy
+from igrpo_cli.training.checkpoint import (
+    gather_weights,
+    load_master_weights,
+    load_optimizer,
+    save_optimizer,
+    save_policy,
+    stored_tensors,
+    write_policy,
+)
 from igrpo_cli.training.policy import CausalPolicy, load_policy
 from igrpo_cli.training.step import PolicyTrainer
 
@@ -134,7 +142,7 @@ def test_a_resumed_run_with_bfloat16_policies_keeps_what_rounding_would_lose(mak
     save_optimizer(tmp_path / "optimizer", unbroken.optimizer, unbroken.policy.model, with_master_weights=True)
     resumed = trainer(load_policy(tmp_path / "policy", CPU))
     assert not same(state(resumed.policy.model), state(unbroken.policy.model))
-    load_master_weights(tmp_path / "optimizer", resumed.policy.model, torch.bfloat16)
+    load_master_weights(tmp_path / "optimizer", resumed.policy.model, tmp_path / "policy", torch.bfloat16)
     load_optimizer(tmp_path / "optimizer", resumed.optimizer, resumed.policy.model)
     unbroken.step(groups, 1e-6)
     resumed.step(groups, 1e-6)
@@ -206,8 +214,40 @@ class TestOptimizerFiles:
     def test_master_weights_of_another_policy_are_refused(self, saved, fresh):
         before = state(fresh.policy.model)
         with pytest.raises(ConflictError, match="does not round to the loaded policy"):
-            load_master_weights(saved, fresh.policy.model, torch.bfloat16)
+            load_master_weights(saved, fresh.policy.model, saved, torch.bfloat16)
         assert same(state(fresh.policy.model), before)
+
+
+def test_a_bias_that_chooses_experts_is_published_in_float32(make_model, tmp_path):
+    model = make_model("nemotron-h")
+    name = next(name for name in model.state_dict() if name.endswith("e_score_correction_bias"))
+    model.state_dict()[name].copy_(torch.tensor([0.50001, 0.50002, 0.50003, 0.5]))
+    model.save_pretrained(tmp_path / "source")
+    save_policy(model, tmp_path / "source", tmp_path / "saved", torch.bfloat16)
+    dtypes = {stored.rpartition(".")[2]: dtype for stored, (dtype, _) in stored_tensors(tmp_path / "saved").items()}
+    assert dtypes["e_score_correction_bias"] == "F32"
+    assert dtypes["A_log"] == dtypes["weight"] == "BF16"
+    assert torch.equal(load_policy(tmp_path / "saved", CPU).model.state_dict()[name], model.state_dict()[name])
+
+
+def test_a_weight_that_the_source_has_in_float32_among_others_stays_so(make_model, source, tmp_path):
+    model = make_model().to(torch.bfloat16)
+    model.model.norm.weight.data = model.model.norm.weight.data.float() + 1e-4
+    model.save_pretrained(source)
+    save_policy(load_policy(source, CPU).model, source, tmp_path / "saved", torch.bfloat16)
+    stored = stored_tensors(tmp_path / "saved")
+    assert {name for name, (dtype, _) in stored.items() if dtype == "F32"} == {"model.norm.weight"}
+    assert stored == stored_tensors(source)
+
+
+def test_a_policy_of_other_tensors_than_its_source_is_not_published(make_model, source, tmp_path):
+    model = make_model()
+    weights = {
+        name.replace(".up_proj.", ".up_proj.base_layer."): tensor
+        for name, tensor in gather_weights(model, source, torch.float32).items()
+    }
+    with pytest.raises(IgrpoError, match=r"policy not published.*asks for 2 tensors that are not in"):
+        write_policy(model, weights, source, tmp_path / "saved", torch.float32)
 
 
 def test_there_is_nothing_to_save_before_the_first_step(make_model, tmp_path):

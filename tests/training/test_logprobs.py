@@ -12,18 +12,19 @@ from igrpo_cli.training.logprobs import OutputHead, token_logprobs
 K, H, V = 11, 6, 23
 
 
-def inputs(*, bias=False, softcap=None, dtype=torch.float64):
+def inputs(*, bias=False, softcap=None, scale=1.0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(K, H, generator=generator, dtype=dtype).requires_grad_()
     weight = torch.randn(V, H, generator=generator, dtype=dtype).requires_grad_()
     bias_V = torch.randn(V, generator=generator, dtype=dtype).requires_grad_() if bias else None
     targets = torch.randint(0, V, (K,), generator=generator)
     temperatures = torch.rand(K, generator=generator, dtype=dtype) + 0.5
-    return hidden, OutputHead(weight, bias_V, softcap), targets, temperatures
+    return hidden, OutputHead(weight, bias_V, softcap, scale), targets, temperatures
 
 
 def all_at_once(hidden, head, targets, temperatures):
     logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
+    logits = logits * head.scale
     if head.softcap is not None:
         logits = head.softcap * torch.tanh(logits / head.softcap)
     distribution = torch.distributions.Categorical(logits=logits / temperatures[:, None])
@@ -38,8 +39,9 @@ def chunk(request, monkeypatch):
 @pytest.mark.usefixtures("chunk")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_values_and_gradients_are_those_of_the_full_softmax(bias, softcap):
-    arguments = inputs(bias=bias, softcap=softcap)
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_values_and_gradients_are_those_of_the_full_softmax(bias, softcap, scale):
+    arguments = inputs(bias=bias, softcap=softcap, scale=scale)
     found, entropies = token_logprobs(*arguments)
     expected, expected_entropies = all_at_once(*arguments)
     torch.testing.assert_close(found, expected)

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForImageTextToText, Gemma3Config, Qwen2Config, Qwen2ForCausalLM
 
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, UsageError
 from igrpo_cli.training.policy import CausalPolicy, load_policy
@@ -51,8 +51,24 @@ def test_eager_attention_adds_its_mask_and_cannot_take_a_boolean_one(make_model)
 
 
 def test_logits_that_the_head_cannot_reproduce_are_refused(make_model):
-    with pytest.raises(IgrpoError, match="GraniteForCausalLM computes its logits"):
-        CausalPolicy(make_model("granite"))
+    model = make_model()
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits * 2)
+    with pytest.raises(IgrpoError, match="LlamaForCausalLM computes its logits"):
+        CausalPolicy(model)
+
+
+def test_the_scale_of_the_logits_is_found(make_model):
+    assert CausalPolicy(make_model("granite")).logprobs.logit_scale == 1 / 8
+
+
+def test_a_multimodal_model_is_trained_as_text():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = sizes | {"vocab_size": 16, "num_key_value_heads": 1, "head_dim": 8}
+    config = Gemma3Config(text_config=text, vision_config=sizes | {"image_size": 28, "patch_size": 14})
+    model = CausalPolicy(AutoModelForImageTextToText.from_config(config, dtype=torch.float32)).model
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in model.named_parameters() if "language_model" in name}
+    assert {name.split(".")[1] for name, _ in model.named_parameters()} > {"language_model", "vision_tower"}
 
 
 def test_weights_that_are_no_numbers_are_refused_by_name(make_model):

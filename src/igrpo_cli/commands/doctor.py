@@ -80,6 +80,7 @@ def _checks(path: Path) -> Iterator[Check]:
     yield _tried(f"files in {path}", lambda: _files(path))
     if RunDirectory(path).run_toml.exists():
         yield _tried("run.toml", lambda: _settings(path))
+        yield _tried("model", lambda: _model(path))
     yield _extras()
     slurm = shutil.which("sbatch")
     yield Check("Slurm", "ok", slurm or "none; only stages/submit.sh needs it")
@@ -180,8 +181,8 @@ def _model_checks(model: str) -> Iterator[Check]:
     from igrpo_cli.prompts import prompt_without_draft
 
     directory = fetch_model(model_location(model)).directory
+    yield _tried("model", lambda: _architecture(directory, None, trust_remote_code=False))
     tokenizer = PolicyTokenizer(directory)
-    yield Check("model", "ok", str(directory))
     prompt = prompt_without_draft("(problem)", PromptsSection())
     text, ids = tokenizer.encode_prompt(prompt)
     if tokenizer.has_chat_template:
@@ -201,6 +202,22 @@ def _model_checks(model: str) -> Iterator[Check]:
     else:
         yield Check("thought", "ok", "the prompt opens none")
     yield Check("tags", "ok", ", ".join(tokenizer.tag_tokens) or "no tag is a control token")
+
+
+def _model(path: Path) -> Check:
+    """Return if the model of a run can be sampled from and trained."""
+    from igrpo_cli.store.policies import read_policy
+
+    config = check_config(read_toml(RunDirectory(path).run_toml), "run.toml")
+    directory = read_policy(RunDirectory(path), 0).directory
+    return _architecture(directory, config.engine.max_model_len, config.policy.trust_remote_code)
+
+
+def _architecture(directory: Path, max_model_len: int | None, trust_remote_code: bool) -> Check:
+    from igrpo_cli.engines.architectures import check_architecture
+
+    notes = check_architecture(directory, max_model_len, trust_remote_code=trust_remote_code)
+    return Check("model", "note" if notes else "ok", "; ".join(notes) or f"{directory} can be sampled from and trained")
 
 
 def _extras() -> Check:

@@ -79,6 +79,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     call with the same settings restores files that are damaged or missing and changes nothing else. Files of a call
     that was killed are replaced. Raises ConflictError when the run has other settings, or when `run.toml` was edited.
     """
+    from igrpo_cli.engines.architectures import check_architecture
     from igrpo_cli.engines.hub import fetch_model, positions_of
     from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.loading import load_problems
@@ -93,6 +94,10 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
         remove_stale_temporaries(directory)
     data, policy = config.data, config.policy
     model = fetch_model(model_location(policy.model), policy.revision, trust_remote_code=policy.trust_remote_code)
+    for note in check_architecture(
+        model.directory, config.engine.max_model_len, trust_remote_code=policy.trust_remote_code
+    ):
+        console.note(note)
     loaded = load_problems(
         data.train,
         split=data.split,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,14 +19,24 @@ from transformers.cache_utils import DynamicLayer
 
 from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.sampling import choose_tokens, row_uniforms
+from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import Completion
 
 _ONE_MASK_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types that pass a 4-dimensional mask to all their layers unchanged."""
 _CACHE_ARGUMENTS = ("past_key_values", "cache", "cache_params")
 """Names that transformers has given to the cache argument of `forward`. Newer releases warn about all but `cache`."""
+_COMPRESSOR_STATES = ("buffer_kv", "buffer_gate", "compressed_kv", "overlap_kv", "overlap_gate")
+"""Attributes of a cache layer of DeepSeek-V4, each a dictionary of tensors."""
 _COMPACTION_SHARE = 1 / 8
 """Fraction of the batch that must be complete before it is removed: moving the cache costs about one step."""
+_TESTED_TOKENS = 24
+_TESTED_STEPS = 3
+"""Tokens of a sequence that `find_batching` decodes one by one; it computes those before in one pass."""
+_AGREEMENT = 1e-3
+"""Maximum relative difference by rounding of two computations of the same log-probs in float32."""
+_HALF_AGREEMENT = 0.3
+"""The same in bfloat16, where experts near a tie change too."""
 _GROWTH = 64
 """Tokens by which the cache grows: a copy of it every 64 steps, where `DynamicLayer` makes one in each step."""
 
@@ -201,6 +211,75 @@ class _Forward:
         return logits_BV
 
 
+@torch.inference_mode()
+def find_batching(model: Any) -> Literal["any", "equal"]:
+    """Return "equal" if only prompts of equal length can be decoded together, because left padding changes the result.
+
+    Decodes two prompts with the cache of `create_cache`, and compares every step with a forward pass of the whole
+    sequence. Raises IgrpoError if not even a single prompt agrees.
+    """
+    vocabulary = len(model.get_input_embeddings().weight)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _TESTED_TOKENS
+    length = min(_TESTED_TOKENS, positions)
+    stride = max(1, vocabulary // (length + 1))
+    ids_T = torch.arange(1, length + 1, device=model.device) * stride % vocabulary
+    rows = [ids_T, ids_T.flip(0)[: length // 3]]
+    if len(rows[1]) <= _TESTED_STEPS:
+        return "any"  # There is no room for two lengths.
+    expected = [model(input_ids=row[None], use_cache=False).logits[0, -1 - _TESTED_STEPS :] for row in rows]
+    if not all(bool(logits_SV.isfinite().all()) for logits_SV in expected):
+        return "any"  # Sampling names the tensor that is not finite.
+    batchings: dict[Literal["any", "equal"], list[list[torch.Tensor]]] = {
+        "any": [rows],
+        "equal": [[row] for row in rows],
+    }
+    for batching, batches in batchings.items():
+        try:
+            found = [logits_SV for batch in batches for logits_SV in _decode(model, batch)]
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, IndexError, AttributeError, TypeError):
+            continue
+        tolerance = _AGREEMENT if model.dtype == torch.float32 else _HALF_AGREEMENT
+        if all(_agree(left, right, tolerance) for left, right in zip(found, expected, strict=True)):
+            return batching
+    raise IgrpoError(
+        f"{type(model).__name__} computes other log-probs with a cache than without, so it cannot be sampled from with "
+        "transformers",
+        hint="use --engine vllm, or another model (docs/results/architectures.md lists what works)",
+    )
+
+
+def _decode(model: Any, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return logits [B, S, V] of the last tokens of `rows`, left-padded to one length, which are decoded one by one.
+
+    After the first pass each row is repeated, as for completions of one prompt, and the logits are those of its copy.
+    """
+    longest = max(len(row) for row in rows)
+    copies = torch.arange(2 * len(rows), device=model.device) // 2
+    padding_B1 = torch.tensor([[longest - len(row)] for row in rows], device=model.device)
+    ids_BT = torch.stack([torch.cat([row.new_zeros(longest - len(row)), row]) for row in rows])
+    columns_T = torch.arange(longest, device=model.device)
+    positions_BT, visible_BT = (columns_T - padding_B1).clamp(min=0), columns_T >= padding_B1
+    cache, is_padded = create_cache(model.config), bool(padding_B1.any())
+    forward = _Forward(model, cache)
+    first = longest - _TESTED_STEPS
+    logits = [forward(ids_BT[:, :first], positions_BT[:, :first], visible_BT[:, :first] if is_padded else None)[copies]]
+    select_rows(cache, copies)
+    ids_BT, positions_BT, visible_BT = ids_BT[copies], positions_BT[copies], visible_BT[copies]
+    for end in range(first + 1, longest + 1):
+        mask_BT = visible_BT[:, :end] if is_padded else None
+        logits.append(forward(ids_BT[:, end - 1 : end], positions_BT[:, end - 1 : end], mask_BT))
+    return torch.stack(logits, 1)[1::2]
+
+
+def _agree(found_SV: torch.Tensor, expected_SV: torch.Tensor, tolerance: float) -> bool:
+    """Return True for equal log-probs up to rounding, relative to their deviation over the vocabulary."""
+    found_SV, expected_SV = found_SV.float().log_softmax(-1), expected_SV.float().log_softmax(-1)
+    deviation_SV = expected_SV - expected_SV.mean(-1, keepdim=True)
+    return bool((found_SV - expected_SV).norm() <= tolerance * deviation_SV.norm())
+
+
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """Keys and values of a full-attention layer, written in place into buffers [B, H, C, D] that are larger."""
 
@@ -263,8 +342,12 @@ def is_full_attention(cache: Cache) -> bool:
 def select_rows(cache: Cache, rows: torch.Tensor) -> None:
     """Replace the batch of the cache by `rows` (int64 indices, which may repeat or leave out rows).
 
-    Uses `reorder_cache`, which every kind of layer has, including recurrent states.
+    Uses `reorder_cache`, which every kind of layer has, including recurrent states. That of DeepSeek-V4 leaves out the
+    states of its compressors.
     """
     layers: list[Any] = cache.layers
     for layer in layers:
         layer.reorder_cache(rows)
+        for name in _COMPRESSOR_STATES:
+            states: dict[str, torch.Tensor | None] = getattr(layer, name, {})
+            states.update({key: state.index_select(0, rows) for key, state in states.items() if state is not None})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igrpo_cli.engines.architectures import model_class, read_config, require_supported, unify
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, UsageError
 
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
@@ -98,17 +99,14 @@ def check_model_directory(directory: Path) -> None:
 
 def read_text_config(directory: Path, trust_remote_code: bool) -> Any:
     """Return the config of the language model in a model directory, with the defaults of its architecture."""
-    from transformers import AutoConfig
-
-    config: Any = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    return config.get_text_config()
+    return read_config(directory, trust_remote_code).get_text_config()
 
 
 def positions_of(directory: Path, trust_remote_code: bool) -> int | None:
     """Return the number of positions of a model; None if it has no maximum or transformers cannot read its config."""
     try:
         config = read_text_config(directory, trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError):
+    except IgrpoError:
         return None
     positions = getattr(config, "max_position_embeddings", None)
     return positions if isinstance(positions, int) and positions > 0 else None
@@ -125,9 +123,11 @@ def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = Fal
     from safetensors import SafetensorError
 
     check_model_directory(directory)
+    require_supported(directory, trust_remote_code=trust_remote_code)
+    config = read_config(directory, trust_remote_code)
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+        loaded: Any = model_class(config, directory).from_pretrained(
             directory,
             dtype=dtype,
             use_safetensors=True,
@@ -142,6 +142,7 @@ def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = Fal
         ) from error
     model, loading = loaded
     _check_tensors(directory, loading)
+    unify(model)
     return model.eval()
 
 

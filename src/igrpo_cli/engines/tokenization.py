@@ -232,6 +232,8 @@ class PolicyTokenizer:
         """Return the control token that the chat template puts after a turn of the assistant, if there is one."""
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
         try:
+            if self._render_turns(turns[:1], {}, add_generation_prompt=False) == self._render_turns(turns[:1], {}):
+                return set()  # The template begins a turn whether it is asked to or not.
             rendered = self._render_turns(turns, {}, add_generation_prompt=False)
         except (TemplateError, TypeError):
             return set()

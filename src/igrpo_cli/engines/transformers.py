@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tokenizers
 import torch
@@ -15,8 +16,9 @@ import transformers
 
 from igrpo_cli.config.sections import EngineSection, SamplingSettings
 from igrpo_cli.devices import describe_device, find_device, memory_for
+from igrpo_cli.engines.architectures import require_length
 from igrpo_cli.engines.base import logits_not_finite, require_room, resolve_dtype
-from igrpo_cli.engines.decoding import Decoding, NonFiniteLogitsError, Part
+from igrpo_cli.engines.decoding import Decoding, NonFiniteLogitsError, Part, find_batching
 from igrpo_cli.engines.hub import find_tensor, load_causal_lm
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import DamagedFileError, IgrpoError, UsageError
@@ -37,6 +39,8 @@ class TransformersEngine:
         self.device = describe_device(self._torch_device)
         self.versions = {module.__name__: module.__version__ for module in (torch, transformers, tokenizers)}
         self._model: Any = None
+        self._batching: Literal["any", "equal"] | None = None
+        """Result of `find_batching` for the first policy; the others have the same architecture."""
         self._queue: deque[tuple[Hashable, Sequence[SamplingGroup], SamplingSettings]] = deque()
         self.load_policy(policy_directory)
 
@@ -45,6 +49,7 @@ class TransformersEngine:
         self.close()
         self._policy = directory
         self.tokenizer = PolicyTokenizer(directory, self._trust_remote_code)
+        require_length(directory, self._config.max_model_len, trust_remote_code=self._trust_remote_code)
         dtype = resolve_dtype(self._config.dtype, self._torch_device)
         model = load_causal_lm(directory, dtype, trust_remote_code=self._trust_remote_code)
         self._model = model.to(self._torch_device)
@@ -52,6 +57,8 @@ class TransformersEngine:
         _check_tokenizer(directory, self.tokenizer, self.vocab_size)
         self.dtype = str(self._model.dtype).removeprefix("torch.")
         self._max_model_len = _find_max_model_len(self._model.config, self._config.max_model_len)
+        with memory_for(f"a test of the policy on {self.device}", "use a device with more memory"):
+            self._batching = self._batching or find_batching(self._model)
 
     @property
     def num_unfinished(self) -> int:
@@ -100,7 +107,7 @@ class TransformersEngine:
         settings = self.tokenizer.with_all_stops(settings)
         yield from ((index, []) for index, group in enumerate(groups) if not group.seeds)
         collected: dict[int, list[Completion]] = {}
-        for wave in plan_waves(groups, self._config.max_num_seqs):
+        for wave in plan_waves(groups, self._config.max_num_seqs, equal_lengths=self._batching == "equal"):
             for index, completions in self._sample_wave(wave, settings):
                 so_far = collected.setdefault(index, [])
                 so_far += completions
@@ -127,14 +134,19 @@ class TransformersEngine:
         return ""
 
 
-def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int) -> list[list[Part]]:
+def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int, *, equal_lengths: bool = False) -> list[list[Part]]:
     """Split the groups, in their order, into waves of at most `max_num_seqs` completions.
 
-    A group is split only if it alone is larger.
+    A group is split only if it alone is larger. With `equal_lengths` all prompts of a wave have the same length.
     """
     waves: list[list[Part]] = []
     free = 0
-    for index, group in enumerate(groups):
+    numbered = list(enumerate(groups))
+    if equal_lengths:
+        numbered.sort(key=lambda each: len(each[1].prompt_ids))
+    for index, group in numbered:
+        if equal_lengths and waves and len(waves[-1][0].prompt_ids) != len(group.prompt_ids):
+            free = 0
         for start in range(0, len(group.seeds), max_num_seqs):
             part = Part(index, group.prompt_ids, group.seeds[start : start + max_num_seqs])
             if len(part.seeds) > free:
@@ -160,7 +172,7 @@ def _find_max_model_len(config: Any, requested: int | None) -> int:
     positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     limit = positions if requested is None else requested
     if limit is None:
-        raise UsageError("the config of the model has no max_position_embeddings", hint="set max_model_len")
+        return sys.maxsize  # A recurrent state takes any number of tokens.
     if positions is not None and limit > positions:
         raise UsageError(f"max_model_len {limit} exceeds the model's {positions} positions", hint="lower it")
     return limit

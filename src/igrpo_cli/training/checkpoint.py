@@ -10,7 +10,9 @@ is pickled.
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
@@ -30,8 +32,9 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from transformers import GenerationConfig
 
+from igrpo_cli.engines.hub import load_causal_lm
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
-from igrpo_cli.training.adapters import adapter_deltas
+from igrpo_cli.training.adapters import adapter_deltas, plain_name
 from igrpo_cli.training.optimizer import trainable_parameters
 from igrpo_cli.training.policy import refuse_non_finite
 from igrpo_cli.training.ranks import full_tensor, is_sharded, local_shard, shard_like
@@ -67,30 +70,66 @@ def save_policy(model: Any, source_directory: Path, target_directory: Path, dtyp
 
     Raises IgrpoError, before anything is written, for weights that are not finite in `dtype`.
     """
-    write_policy(model, gather_weights(model, dtype), source_directory, target_directory)
+    write_policy(model, gather_weights(model, source_directory, dtype), source_directory, target_directory, dtype)
 
 
-def gather_weights(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+def gather_weights(model: Any, source_directory: Path, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return all weights in `dtype`, unsharded and with adapters added. Every rank must call this.
 
-    Raises as `save_policy`.
+    Some weights stay in float32 (see `published_dtypes`). Raises as `save_policy`.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    dtypes = published_dtypes(model, source_directory, dtype)
     deltas = adapter_deltas(model)
     gathered: dict[int, Tensor] = {}
     state = {}
     for stored_name, tensor in model.state_dict().items():
         if ".lora_" in stored_name:
             continue
-        name = stored_name.replace(".base_layer.", ".")
+        name = plain_name(stored_name)
         # Tied weights stay one tensor, so that they are gathered and written once.
         key = id(parameters.get(stored_name, tensor))
         if key not in gathered:
             complete = full_tensor(tensor) + deltas[name] if name in deltas else full_tensor(tensor)
-            gathered[key] = complete.to(dtype) if complete.is_floating_point() else complete
+            gathered[key] = complete.to(dtypes[name]) if complete.is_floating_point() else complete
         state[name] = gathered[key]
     refuse_non_finite(state, "policy not saved")
     return state
+
+
+def published_dtypes(model: Any, source_directory: Path, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Return the dtype in which each weight is published: `dtype`, or float32 where rounding would change the model.
+
+    These are the weights that transformers loads in float32 whatever the dtype (a bias that chooses experts), the
+    weights that the source has in float32 among others of a lower precision, and buffers, which are not trained.
+    """
+    names = [plain_name(name) for name in model.state_dict()]
+    if dtype == torch.float32:
+        return dict.fromkeys(names, dtype)
+    with torch.device("meta"):
+        empty = type(model)._from_config(copy.deepcopy(model.config), dtype=dtype)
+    kept = re.compile("|".join(each.replace("*", ".*") for each in model._keep_in_fp32_modules_strict or ()) or "$^")
+    buffers = {plain_name(name) for name, _ in model.named_buffers()}
+    dtypes = {name: tensor.dtype for name, tensor in empty.state_dict().items()}
+    in_source = {name: found for name, (found, _) in stored_tensors(source_directory).items()}
+    is_mixed = not {"BF16", "F16"}.isdisjoint(in_source.values())
+    return {
+        name: torch.float32
+        if kept.search(name) or name in buffers or (is_mixed and in_source.get(name) == "F32")
+        else dtypes.get(name, dtype)
+        for name in names
+    }
+
+
+def stored_tensors(directory: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the dtype, as safetensors names it, and the shape of each tensor of a model directory."""
+    found = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 - not a mapping
+                tensor = file.get_slice(name)
+                found[name] = str(tensor.get_dtype()), tuple(tensor.get_shape())
+    return found
 
 
 @contextmanager
@@ -104,9 +143,13 @@ def writing_into(directory: Path) -> Iterator[None]:
         ) from error
 
 
-def write_policy(model: Any, state: dict[str, Tensor], source_directory: Path, target_directory: Path) -> None:
-    """Write gathered weights as a model directory. All other files come from the source directory."""
-    dtype = next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+def write_policy(
+    model: Any, state: dict[str, Tensor], source_directory: Path, target_directory: Path, dtype: torch.dtype
+) -> None:
+    """Write gathered weights as a model directory. All other files come from the source directory.
+
+    Raises IgrpoError if the directory does not hold the same tensors as its source and cannot be loaded either.
+    """
     target_directory.mkdir(parents=True, exist_ok=True)
     # Some versions refuse to write generation settings that they consider invalid. Those of the source are copied.
     generation_config, model.generation_config = model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
@@ -126,6 +169,29 @@ def write_policy(model: Any, state: dict[str, Tensor], source_directory: Path, t
             shutil.copytree(source, target_directory / source.name, dirs_exist_ok=True)
         else:
             shutil.copyfile(source, target_directory / source.name)
+    _compare_with_source(source_directory, target_directory, trust_remote_code="auto_map" in config)
+
+
+def _compare_with_source(source: Path, target: Path, *, trust_remote_code: bool) -> None:
+    """Raise IgrpoError if a published policy has other tensors than its source and cannot be loaded.
+
+    Raises it also if a tensor lost the float32 that the source keeps it in among tensors of a lower precision.
+    """
+    before, after = stored_tensors(source), stored_tensors(target)
+    is_mixed = not {"BF16", "F16"}.isdisjoint(dtype for dtype, _ in before.values())
+    for name in sorted(before.keys() & after.keys()) if is_mixed else ():
+        if before[name][0] == "F32" and after[name][0] != "F32":
+            raise IgrpoError(f"policy not published: {name} is F32 in {source} and {after[name][0]} in the policy")
+    if {name: shape for name, (_, shape) in before.items()} == {name: shape for name, (_, shape) in after.items()}:
+        return
+    # A source may store tied weights twice, or have names of an older version of transformers.
+    try:
+        load_causal_lm(target, "auto", trust_remote_code=trust_remote_code)
+    except IgrpoError as error:
+        raise IgrpoError(
+            f"policy not published, because it is not of the kind of its source {source}: {error.message}",
+            hint="this is a defect of igrpo or transformers for this architecture; use another model",
+        ) from error
 
 
 def save_optimizer(
@@ -171,16 +237,16 @@ def load_optimizer(directory: Path, optimizer: torch.optim.Optimizer, model: tor
         optimizer.state[parameter] = {"step": step, **moments}
 
 
-def load_master_weights(directory: Path, model: torch.nn.Module, policy_dtype: torch.dtype) -> None:
-    """Replace the weights of the loaded policy by the float32 weights that it was rounded from.
+def load_master_weights(directory: Path, model: torch.nn.Module, policy: Path, policy_dtype: torch.dtype) -> None:
+    """Replace the weights of the loaded `policy` by the float32 weights that it was rounded from.
 
     Raises MissingInputError, DamagedFileError, or ConflictError if they do not round to the policy in `policy_dtype`.
     """
     tensors, parameters = _master_weights(directory, model), trainable_parameters(model)
+    dtypes = published_dtypes(model, policy, policy_dtype)
     for name, parameter in parameters.items():
-        if not torch.equal(
-            local_shard(tensors[name]).to(policy_dtype).float().cpu(), local_shard(parameter.detach()).cpu()
-        ):
+        rounded = local_shard(tensors[name]).to(dtypes[name]).float().cpu()
+        if not torch.equal(rounded, local_shard(parameter.detach()).cpu()):
             raise ConflictError(
                 f"{directory / MASTER_FILE}: {name} does not round to the loaded policy",
                 hint="use the optimiser state that was written together with this policy",

@@ -22,13 +22,14 @@ MAX_LOGITS_IN_CHUNK = 2**25
 
 @dataclass(frozen=True, slots=True)
 class OutputHead:
-    """The output layer: logits are W h + b, or softcap * tanh((W h + b) / softcap)."""
+    """The output layer: logits are z = scale * (W h + b), or softcap * tanh(z / softcap)."""
 
     weight: Tensor
     """[V, H]; the embedding matrix if the two are tied."""
     bias: Tensor | None
     """[V]"""
     softcap: float | None
+    scale: float = 1.0
 
 
 def token_logprobs(
@@ -39,10 +40,14 @@ def token_logprobs(
     The log-probs have a gradient to the hidden states and the head, the entropies have none. The matrix product runs in
     the dtype of autocast if it is enabled; everything after it is float32.
     """
+    bias_V = head.bias
+    if head.scale != 1.0:
+        hidden_KH = hidden_KH * head.scale
+        bias_V = None if bias_V is None else bias_V * head.scale
     device = hidden_KH.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_KH.dtype
     apply: Callable[..., tuple[Tensor, Tensor]] = _ChunkedLogprobs.apply
-    return apply(hidden_KH.to(dtype), head.weight, head.bias, targets_K, temperatures_K, head.softcap)
+    return apply(hidden_KH.to(dtype), head.weight, bias_V, targets_K, temperatures_K, head.softcap)
 
 
 class _ChunkedLogprobs(torch.autograd.Function):

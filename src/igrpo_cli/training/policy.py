@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from igrpo_cli.engines.architectures import has_length_dependent_positions
 from igrpo_cli.engines.hub import load_causal_lm
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.training.attention import RowAttention, attention_implementations
@@ -24,6 +25,14 @@ from igrpo_cli.training.ranks import local_shard
 
 AGREEMENT = 1e-3
 """Maximum relative difference by rounding of two computations of the same value in float32."""
+HEAD_AGREEMENT = 1e-4
+"""The same for log-probs from equal hidden states."""
+HALF_AGREEMENT = 0.3
+"""The same in bfloat16, where experts near a tie change too. A row that sees wrong tokens differs by more than 1."""
+_SCALES = ("logits_scaling", "logit_scale", "lm_head_multiplier", "logits_mup_width_multiplier")
+"""Names of a factor, or of a divisor, of all logits in the configurations of transformers."""
+_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
+"""Names of the soft cap of all logits."""
 
 
 class LogprobModel(torch.nn.Module):
@@ -32,6 +41,7 @@ class LogprobModel(torch.nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.logit_scale = 1.0
 
     def forward(
         self,
@@ -48,7 +58,8 @@ class LogprobModel(torch.nn.Module):
         """
         hidden_TH = _hidden_states(self.model, input_ids_T, position_ids_T, attention)
         # The head is looked up in every pass, because a sharded head is complete only within one.
-        return token_logprobs(hidden_TH[predictor_K], _output_head(self.model), targets_K, temperatures_K)
+        head = _output_head(self.model, self.logit_scale)
+        return token_logprobs(hidden_TH[predictor_K], head, targets_K, temperatures_K)
 
 
 class CausalPolicy:
@@ -58,10 +69,11 @@ class CausalPolicy:
         """Raise IgrpoError for weights that are not finite, or logits that `OutputHead` does not reproduce."""
         self.model = model.eval()
         refuse_non_finite(dict(model.named_parameters()), "loaded policy")
+        _freeze_other_inputs(model)
         self.logprobs = LogprobModel(model)
         self.device: torch.device = model.get_output_embeddings().weight.device
         """Device of the weights and the inputs."""
-        _check_head(self)
+        self.logprobs.logit_scale = _find_logit_scale(self)
         self._attention = _find_attention(self)
 
     @property
@@ -76,10 +88,24 @@ class CausalPolicy:
         positions_T = torch.from_numpy(row.position_ids).to(self.device)
         return positions_T, self._attention.arguments(row, self.device)
 
+    def can_share(self, row: PackedRow, tolerance: float) -> bool:
+        """Return True if the last completion of a packed row has the hidden states and gradients of a row of its own.
+
+        A row with a single completion is one already.
+        """
+        if row.is_causal or self._attention is None:
+            return True
+        return _sharing_is_exact(self, self._attention, row, tolerance)
+
+    def stop_sharing(self) -> None:
+        """Give each completion a prompt of its own from now on."""
+        self._attention = None
+        self.model.set_attn_implementation("sdpa")
+
     @property
     def vocab_size(self) -> int:
-        """Number of token ids that the model has an embedding for."""
-        return len(self.model.get_input_embeddings().weight)
+        """Number of token ids that the model has an embedding and a logit for."""
+        return min(len(self.model.get_input_embeddings().weight), len(self.model.get_output_embeddings().weight))
 
     @property
     def layers(self) -> list[torch.nn.Module]:
@@ -115,27 +141,46 @@ def refuse_non_finite(tensors: dict[str, Tensor], what: str) -> None:
             raise IgrpoError(f"{what}: tensor {name} holds NaN or infinity")
 
 
+def _freeze_other_inputs(model: Any) -> None:
+    """Freeze the parts of a multimodal model that text does not reach, for example its image encoder."""
+    if model.config.get_text_config() is model.config:
+        return
+    decoder = model.get_decoder()
+    parts = (_body(model) if decoder is model else decoder, model.get_output_embeddings())
+    trained = {id(parameter) for part in parts for parameter in part.parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+
+
 def _hidden_states(
     model: Any, input_ids_T: Tensor, position_ids_T: Tensor | None = None, attention: dict[str, Any] | None = None
 ) -> Tensor:
     """Return the last hidden states [T, H] of one row."""
     positions = {} if position_ids_T is None else {"position_ids": position_ids_T[None]}
-    output = model.base_model(input_ids=input_ids_T[None], use_cache=False, **positions, **(attention or {}))
+    output = _body(model)(input_ids=input_ids_T[None], use_cache=False, **positions, **(attention or {}))
     last_BTH: Tensor = output.last_hidden_state
     return last_BTH[0]
 
 
-def _output_head(model: Any) -> OutputHead:
-    layer = model.get_output_embeddings()
-    softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return OutputHead(layer.weight, getattr(layer, "bias", None), softcap)
+def _body(model: Any) -> Any:
+    """Return the module that computes the last hidden states."""
+    if model.base_model is not model:
+        return model.base_model
+    # Llama 4 names its body differently from its weights.
+    return getattr(model, "language_model", model).model
+
+
+def _output_head(model: Any, scale: float) -> OutputHead:
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
+    softcap = next((cap for name in _SOFTCAPS if (cap := getattr(config, name, None))), None)
+    return OutputHead(layer.weight, getattr(layer, "bias", None), softcap, scale)
 
 
 def _may_share_prompts(model: Any) -> bool:
     """Return True if, according to the config, a token depends only on the tokens that the mask shows."""
     config = model.config.get_text_config()
     layer_types = getattr(config, "layer_types", None) or []
-    if model.config._attn_implementation != "sdpa" or model._is_stateful:
+    if model.config._attn_implementation != "sdpa" or model._is_stateful or has_length_dependent_positions(config):
         return False
     if layer_types:
         return set(layer_types) == {"full_attention"}
@@ -143,15 +188,28 @@ def _may_share_prompts(model: Any) -> bool:
 
 
 @torch.no_grad()
-def _check_head(policy: CausalPolicy) -> None:
-    """Raise IgrpoError if the model computes logits in another way than `OutputHead`, for example with a scale."""
+def _find_logit_scale(policy: CausalPolicy) -> float:
+    """Return the scale of the logits, from the names that configurations have for it.
+
+    Raises IgrpoError if no scale gives the log-probs of the model, which then computes its logits in another way.
+    """
+    model, config = policy.model, policy.model.config.get_text_config()
+    values = [float(value) for name in _SCALES if (value := getattr(config, name, None))]
     ids_T = _probe_ids(policy, 8)
-    expected_TV = policy.model(input_ids=ids_T[None], use_cache=False).logits[0].log_softmax(-1)
-    hidden_TH = _hidden_states(policy.model, ids_T)
-    head, ones_T = _output_head(policy.model), torch.ones_like(ids_T, dtype=torch.float32)
-    logprobs_T, _ = token_logprobs(hidden_TH, head, ids_T, ones_T)
-    if not _agree(logprobs_T, expected_TV.gather(-1, ids_T[:, None])[:, 0]):
-        raise IgrpoError(f"{type(policy.model).__name__} computes its logits in a way that igrpo does not support")
+    ones_T = torch.ones_like(ids_T, dtype=torch.float32)
+    expected_TV = model(input_ids=ids_T[None], use_cache=False).logits[0]
+    hidden_TH = _hidden_states(model, ids_T)
+    weight_VH = model.get_output_embeddings().weight
+    if hidden_TH.shape[-1] == weight_VH.shape[-1] and expected_TV.shape[-1] == len(weight_VH):
+        expected_T = expected_TV.log_softmax(-1).gather(-1, ids_T[:, None])[:, 0]
+        differences = {}
+        for scale in (1.0, *values, *(1 / value for value in values)):
+            logprobs_T, _ = token_logprobs(hidden_TH, _output_head(model, scale), ids_T, ones_T)
+            differences[scale] = float((logprobs_T - expected_T).abs().max())
+        best = min(differences, key=lambda scale: differences[scale])
+        if differences[best] <= HEAD_AGREEMENT * float(expected_T.abs().max()):
+            return best
+    raise IgrpoError(f"{type(model).__name__} computes its logits in a way that igrpo does not support")
 
 
 def _find_attention(policy: CausalPolicy) -> RowAttention | None:
@@ -161,7 +219,7 @@ def _find_attention(policy: CausalPolicy) -> RowAttention | None:
     for attention in attention_implementations(policy.device):
         try:
             policy.model.set_attn_implementation(attention.implementation)
-            if _sharing_is_exact(policy, attention):
+            if _sharing_is_exact(policy, attention, _probe_row(policy), AGREEMENT):
                 return attention
         # transformers refuses an attention that the architecture lacks, the compiler sizes that it does not support.
         except (ValueError, ImportError, RuntimeError):
@@ -170,25 +228,66 @@ def _find_attention(policy: CausalPolicy) -> RowAttention | None:
     return None
 
 
-@torch.no_grad()
-def _sharing_is_exact(policy: CausalPolicy, attention: RowAttention) -> bool:
-    """Return True if two completions that share a prompt get the hidden states that they get in rows of their own."""
-    ids_T = _probe_ids(policy, 12)
-    prompt_T, first_T, second_T = ids_T[:5], ids_T[5:8], ids_T[8:]
+def _sharing_is_exact(policy: CausalPolicy, attention: RowAttention, row: PackedRow, tolerance: float) -> bool:
+    """Return True if the last completion of `row` has what it has in a row of its own: hidden states and gradients.
+
+    The gradient is that of a sum over its hidden states, with respect to the embeddings of the row. It must be 0 for
+    tokens of other completions.
+    """
+    is_own = (row.segment == row.segment[-1]) | (row.segment == row.prompt_segment[-1])
+    is_last_T = torch.from_numpy(row.segment == row.segment[-1]).to(policy.device)
+    is_own_T = torch.from_numpy(is_own).to(policy.device)
+    ids_T, positions_T = (torch.from_numpy(each).to(policy.device) for each in (row.input_ids, row.position_ids))
+    arguments = attention.arguments(row, policy.device)
+    shared_TH, shared_grad_TH = _hidden_and_gradient(policy.model, ids_T, is_last_T, positions_T, arguments)
+    own_TH, own_grad_TH = _hidden_and_gradient(policy.model, ids_T[is_own_T], is_last_T[is_own_T])
+    return (
+        _agree(shared_TH[is_own_T], own_TH, tolerance)
+        and _agree(shared_grad_TH[is_own_T], own_grad_TH, tolerance)
+        and bool(shared_grad_TH[~is_own_T].norm() <= tolerance * own_grad_TH.norm())
+    )
+
+
+def _hidden_and_gradient(
+    model: Any,
+    ids_T: Tensor,
+    is_counted_T: Tensor,
+    positions_T: Tensor | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return hidden states [T, H], and the gradient [T, E] of a sum of those that count to the embeddings."""
+    leaves: list[Tensor] = []
+
+    def make_leaf(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    hook = model.get_input_embeddings().register_forward_hook(make_leaf)
+    try:
+        with torch.enable_grad():
+            hidden_TH = _hidden_states(model, ids_T, positions_T, arguments)
+    finally:
+        hook.remove()
+    if len(leaves) != 1:
+        raise ValueError(f"{type(model).__name__} looks its embeddings up {len(leaves)} times")
+    counted_KH = hidden_TH[is_counted_T]
+    # Weights without a pattern, so that no error cancels.
+    weights_KH = torch.randn(counted_KH.shape, generator=torch.Generator().manual_seed(0)).to(counted_KH)
+    (grad_1TE,) = torch.autograd.grad((counted_KH * weights_KH).sum(), leaves[0])
+    return hidden_TH.detach(), grad_1TE[0]
+
+
+def _probe_row(policy: CausalPolicy) -> PackedRow:
+    """Return a short row of two completions."""
     empty = np.zeros(0, dtype=np.int64)
-    row = PackedRow(
-        input_ids=ids_T.cpu().numpy(),
+    return PackedRow(
+        input_ids=_probe_ids(policy, 12).cpu().numpy(),
         position_ids=np.array([*range(8), *range(5, 9)]),
         segment=np.repeat([0, 1, 2], [5, 3, 4]),
         prompt_segment=np.zeros(12, dtype=np.int64),
         predictor=empty,
         token=empty,
     )
-    positions_T = torch.from_numpy(row.position_ids).to(policy.device)
-    shared_TH = _hidden_states(policy.model, ids_T, positions_T, attention.arguments(row, policy.device))
-    first_TH = _hidden_states(policy.model, torch.cat([prompt_T, first_T]))
-    second_TH = _hidden_states(policy.model, torch.cat([prompt_T, second_T]))
-    return _agree(shared_TH, torch.cat([first_TH, second_TH[5:]]))
 
 
 def _probe_ids(policy: CausalPolicy, length: int) -> Tensor:
@@ -197,5 +296,5 @@ def _probe_ids(policy: CausalPolicy, length: int) -> Tensor:
     return torch.arange(1, length + 1, device=policy.device) * stride % policy.vocab_size
 
 
-def _agree(left: Tensor, right: Tensor) -> bool:
-    return bool((left - right).abs().max() <= AGREEMENT * right.abs().max())
+def _agree(left: Tensor, right: Tensor, tolerance: float) -> bool:
+    return bool((left - right).norm() <= tolerance * right.norm())

@@ -69,7 +69,7 @@ def restore_trainer(
     if config.lora_r:
         load_weights(previous, trainer.policy.model)
     elif policy_config.dtype != "float32":
-        load_master_weights(previous, trainer.policy.model, getattr(torch, policy_config.dtype))
+        load_master_weights(previous, trainer.policy.model, directory, getattr(torch, policy_config.dtype))
     if config.optimizer_state == "carry":
         load_optimizer(previous, trainer.optimizer, trainer.policy.model)
     return trainer
@@ -99,9 +99,10 @@ def save_trainer(trainer: PolicyTrainer, source: Path, places: TrainerPlaces, po
             adapter = adapter_weights(model)
             if is_first:
                 write_adapter(model, adapter, policy_config.model, places.adapter)
-        weights = gather_weights(model, getattr(torch, policy_config.dtype))
+        dtype = getattr(torch, policy_config.dtype)
+        weights = gather_weights(model, source, dtype)
         with ThreadPoolExecutor(1) as background:
-            saving = background.submit(write_policy, model, weights, source, places.policy) if is_first else None
+            saving = background.submit(write_policy, model, weights, source, places.policy, dtype) if is_first else None
             with_master = policy_config.dtype != "float32" or is_adapted
             save_optimizer(places.optimizer, trainer.optimizer, model, with_master_weights=with_master)
             if saving is not None:

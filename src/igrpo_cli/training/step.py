@@ -24,7 +24,7 @@ from igrpo_cli.records import TrainingGroup
 from igrpo_cli.training.metrics import CompletionAudit, TokenMetrics, audit_completions, batch_metrics
 from igrpo_cli.training.optimizer import apply_gradients, make_optimizer, trainable_parameters
 from igrpo_cli.training.packing import FloatArray, PackedRow, RowLimits, TrainingBatch, flatten_groups, pack_rows
-from igrpo_cli.training.policy import CausalPolicy
+from igrpo_cli.training.policy import AGREEMENT, HALF_AGREEMENT, CausalPolicy
 from igrpo_cli.training.ranks import Ranks, reshard
 
 JOINED_TOKENS_ON_CPU = 512
@@ -86,6 +86,8 @@ class PolicyTrainer:
         """Dtype of the forward and backward pass; weights, gradients and Adam's moments are float32."""
         self._objective = objective_of(config)
         self._limits = _row_limits(policy, config.max_tokens_per_batch)
+        self._longest_tested = 0
+        """Number of tokens of the longest row in which sharing the prompt was tested."""
         if config.gradient_checkpointing:
             policy.checkpoint_layers()
         if self.ranks.size > 1:
@@ -167,10 +169,29 @@ class PolicyTrainer:
         if self.reference is None:
             has_gradient_S &= batch.advantages != 0
         is_trained = np.bincount(batch.group, has_gradient_S, minlength=len(batch.groups)) > 0
+        rows = self._pack(batch, is_trained)
+        if self._can_share(max((*rows.with_gradient, *rows.without_gradient), key=lambda row: len(row.input_ids))):
+            return rows
+        self.policy.stop_sharing()
+        self._limits = _row_limits(self.policy, self.config.max_tokens_per_batch)
+        return self._pack(batch, is_trained)
+
+    def _pack(self, batch: TrainingBatch, is_trained: np.ndarray) -> _Rows:
         return _Rows(
             with_gradient=pack_rows(batch, np.flatnonzero(is_trained).tolist(), self._limits),
             without_gradient=pack_rows(batch, np.flatnonzero(~is_trained).tolist(), self._limits),
         )
+
+    def _can_share(self, longest: PackedRow) -> bool:
+        """Return False if sharing prompts is not exact in the longest row so far.
+
+        Ranks that shard the policy rely on the test of a short row when it was loaded.
+        """
+        if self.ranks.size > 1 or len(longest.input_ids) <= self._longest_tested:
+            return True
+        self._longest_tested = len(longest.input_ids)
+        with self._autocast():
+            return self.policy.can_share(longest, AGREEMENT if self.dtype == "float32" else HALF_AGREEMENT)
 
     def _of_this_rank(self, rows: list[PackedRow]) -> list[tuple[PackedRow, bool]]:
         """Return the rows of this rank, each with True if it counts. Attention costs by pairs, all else by tokens."""

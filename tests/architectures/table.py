@@ -1,0 +1,145 @@
+"""`just architectures`: measure every causal-LM class of transformers, and write docs/results/architectures.md.
+
+Results are kept in a file of JSON lines while it runs, so that it can be stopped and continued. Exit code 1 if a model
+is wrong without a refusal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import peft
+import torch
+import transformers
+
+sys.path.append(str(Path(__file__).parent))
+
+from measure import LIMITS, CannotBuildError, Errors, measure
+from small_models import model_cases
+
+PAGE = Path(__file__).parents[2] / "docs" / "results" / "architectures.md"
+COLUMNS = {
+    "logprob": "log-prob",
+    "gradient": "gradient",
+    "sampler": "sampler",
+    "saved": "published",
+    "lora": "LoRA",
+}
+"""Heading of each error."""
+
+
+def main() -> int:
+    """Measure what is missing in the file of results, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="file of JSON lines; cases in it are not measured again")
+    parser.add_argument("cases", nargs="*", help="names of cases; default all")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    cases = model_cases()
+    done = {result.name for result in read(arguments.results)}
+    with arguments.results.open("a") as file:
+        for name in arguments.cases or cases:
+            if name not in done:
+                print(json.dumps(asdict(measured(name, cases[name]))), file=file, flush=True)
+    if not arguments.cases:
+        PAGE.write_text(page(read(arguments.results)))
+    return int(any(result.state == "wrong" and is_built(result) for result in read(arguments.results)))
+
+
+def measured(name: str, make_config) -> Errors:  # type: ignore[no-untyped-def]
+    """Return the result of a case. One that cannot be built has the reason in `rows`."""
+    try:
+        return measure(name, make_config)
+    except CannotBuildError as error:
+        return Errors(name, rows=f"not built: {str(error).partition(chr(10))[0]}")
+
+
+def is_built(result: Errors) -> bool:
+    """Return False for a case that transformers could not build."""
+    return not result.rows.startswith("not built")
+
+
+def read(path: Path) -> list[Errors]:
+    """Return the results in a file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [
+        Errors(**{key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(line).items()}) for line in lines
+    ]
+
+
+INTRODUCTION = """\
+Every model type that transformers {transformers} has a causal-LM class for, and some variants of their configurations,
+as tiny random float32 models (torch {torch} on a CPU, peft {peft}; not on a GPU, not with vLLM). The reference is plain
+transformers, one sequence at a time. `tests/architectures` builds and measures them.
+
+**{built} models: {equal} equal, {warned} equal with a warning of `igrpo init`, {refused} refused by `igrpo init`,
+{wrong} wrong.**
+
+| column | error |
+|---|---|
+| log-prob | largest difference of a log-prob of the update, relative to the largest log-prob |
+| gradient | norm of the difference of the gradients, relative to that of the gradient |
+| sampler | largest difference of a sampled log-prob, in nats: 9 completions of 3 prompts of unequal length |
+| published | largest difference of a log-prob between the policy published in bfloat16 and its source, in nats |
+| LoRA | largest difference of a log-prob between a policy with adapters and the published merge, in nats |
+
+A model is equal if its errors are at most {limits}.
+The published policy must also have the names, dtypes and values that transformers gives it, and load again. A shared
+row computes a prompt once for all its completions.
+"""
+
+
+def page(results: list[Errors]) -> str:
+    """Return the page of the results."""
+    missing = [result for result in results if not is_built(result)]
+    built = sorted(filter(is_built, results), key=lambda result: result.name)
+    counts = Counter(result.state for result in built)
+    accepted = [result for result in built if result.state != "refused"]
+    introduction = INTRODUCTION.format(
+        transformers=transformers.__version__,
+        torch=torch.__version__,
+        peft=peft.__version__,
+        built=len(built),
+        limits=", ".join(f"{limit:.0e} ({COLUMNS[name]})" for name, limit in LIMITS.items()),
+        **{state: counts[state] for state in ("equal", "warned", "refused", "wrong")},
+    )
+    warned = [f"- {r.name}: {note}." for r in accepted if r.state == "warned" for note in r.notes]
+    refused = [f"| {r.name} | {r.refused} |" for r in built if r.state == "refused"]
+    reasons = [f"| {r.name} | {r.rows.removeprefix('not built: ')[:120]} |" for r in missing]
+    lines = [
+        "<!-- Generated by a measurement: `just architectures`. -->",
+        "# Architectures\n",
+        introduction,
+        f"| model | rows | {' | '.join(COLUMNS.values())} | state |",
+        "|---|---|---|---|---|---|---|---|",
+        *map(row, accepted),
+        "\n## Warned\n",
+        *warned,
+        "\n## Refused by `igrpo init` and `igrpo doctor`\n",
+        "| model | reason |",
+        "|---|---|",
+        *refused,
+        "\n## Not measured\n",
+        "| model | why transformers cannot build it small |",
+        "|---|---|",
+        *reasons,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def row(result: Errors) -> str:
+    """Return the row of a model that is not refused."""
+    values = (getattr(result, name) for name in COLUMNS)
+    state = result.state if result.state != "wrong" else f"**wrong** {'; '.join(result.failures)[:200]}"
+    shown = " | ".join("" if value is None else f"{value:.0e}" if value else "0" for value in values)
+    return f"| {result.name} | {result.rows} | {shown} | {state} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
