@@ -77,7 +77,7 @@ class Completion:
     sampling_logprobs: Sequence[float]
     """T log-probs in nats under the distribution that was sampled from: temperature, top-p and top-k applied."""
     finish_reason: FinishReason
-    """`stop`: EOS; `length`: truncated at the maximum; `abort`: ended by the engine."""
+    """`stop`: EOS or another stop; `length`: truncated at the maximum; `abort`: ended by the engine."""
     seed: int
     """Seed that was requested. The caller compares it, so that completions cannot be exchanged."""
 
@@ -124,7 +124,7 @@ class Rollout:
     sampling_logprobs: Sequence[float]
     """T log-probs in nats under the distribution that was sampled from: temperature, top-p and top-k applied."""
     finish_reason: FinishReason
-    """`stop`: EOS; `length`: truncated at the maximum; `abort`: ended by the engine."""
+    """`stop`: EOS or another stop; `length`: truncated at the maximum; `abort`: ended by the engine."""
     seed: int
     """Seed of the completion, derived from the identity of the row (see `seeds`)."""
     reward: float

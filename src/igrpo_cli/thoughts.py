@@ -11,7 +11,8 @@ import re
 _TAG = re.compile(r"<(?P<closes>/?)think(?:ing)?>|\[(?P<ends>/?)THINK\]")
 CHANNEL_TOKENS = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|constrain|>")
 """Control tokens that separate the channels of gpt-oss."""
-_FINAL = "<|channel|>final<|message|>"
+FINAL_CHANNEL = "<|channel|>final<|message|>"
+"""Beginning of the answer in the format of gpt-oss."""
 _ANSWER_TAGS = ("<answer>", "</answer>")
 
 
@@ -29,7 +30,7 @@ def opened_thought(text: str) -> str:
 def after_thought(text: str) -> str | None:
     """Return the part of `text` after its last thought: all of it if there is none, None if a thought does not end."""
     if CHANNEL_TOKENS[0] in text:
-        _, final, rest = text.rpartition(_FINAL)
+        _, final, rest = text.rpartition(FINAL_CHANNEL)
         return rest.partition("<|end|>")[0] if final and CHANNEL_TOKENS[0] not in rest else None
     tags = list(_TAG.finditer(text))
     closing = max((index for index, tag in enumerate(tags) if _closes(tag)), default=-1)

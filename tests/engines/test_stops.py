@@ -91,6 +91,11 @@ def test_a_stop_string_that_is_a_control_token_is_its_token_id(chatml):
     assert found.stop_token_ids == sorted({7, start, *chatml.eos_token_ids})
 
 
+def test_a_stop_string_that_contains_a_control_token_is_refused(chatml):
+    with pytest.raises(UsageError, match="contains '<|im_start|>'".replace("|", r"\|")):
+        chatml.with_all_stops(settings(stop=["<|im_start|>user"]))
+
+
 def engine_of(name: str):
     section = {"kv_cache_memory_bytes": 256 * 2**20, "gpu_memory_utilization": 0.2, "enforce_eager": True}
     try:

@@ -8,9 +8,10 @@ from transformers import PreTrainedTokenizerFast
 
 from igrpo_cli.config.sections import PromptsSection
 from igrpo_cli.engines.tokenization import PolicyTokenizer
+from igrpo_cli.errors import UsageError
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft, visible_draft
 from igrpo_cli.records import ChatPrompt
-from igrpo_cli.rewards.extraction import answer_scope
+from igrpo_cli.rewards.extraction import answer_scope, extract_answer
 from igrpo_cli.rewards.scorer import format_reward
 from igrpo_cli.thoughts import after_thought, opened_thought
 
@@ -167,3 +168,43 @@ def test_the_text_after_the_last_thought(text, rest):
 )
 def test_the_thought_that_a_prompt_opens(text, opened):
     assert opened_thought(text) == opened
+
+
+def test_a_switch_that_the_template_takes_out_of_the_system_turn_stays_there(tmp_path):
+    template = (
+        "{% if messages[0].role == 'system' %}{{ messages[0].content.replace('/no_think', '') }}"
+        "{% if '/no_think' in messages[0].content %}{{ 'mode: off' }}{% endif %}{% endif %}"
+        "{{ '<|User|>' + messages[-1].content + '<|Assistant|>' }}"
+    )
+    model = tokenizer(tmp_path, template, special=("<|User|>", "<|Assistant|>"))
+    text, _ = model.encode_prompt(prompt(system_prompt="Be brief. /no_think"))
+    assert text == "Be brief. mode: off<|User|>What is 2 + 2?<|Assistant|>"
+
+
+def test_a_switch_in_the_refine_template_decides_whether_a_thought_is_open(tmp_path):
+    template = (
+        "{{ '<|User|>' + messages[-1].content + '<|Assistant|>' }}"
+        "{% if '/no_think' in messages[-1].content %}{{ '<think></think>' }}{% else %}{{ '<think>\\n' }}{% endif %}"
+    )
+    model = tokenizer(tmp_path, template, special=("<|User|>", "<|Assistant|>"))
+    settings = PromptsSection(refine_template="{problem} {draft} /no_think")
+    assert model.opened_thought(prompt_with_draft("2 + 2?", "4", settings)) == ""
+    assert model.opened_thought(prompt_with_draft("2 + 2?", "/no_think", PromptsSection())) == "<think>\n"
+
+
+@pytest.mark.parametrize("name", ["add_generation_prompt", "tokenize", "messages"])
+def test_arguments_of_transformers_are_no_arguments_of_a_template(tmp_path, name):
+    with pytest.raises(UsageError, match=f"chat_template_kwargs has {name}, which is no argument"):
+        tokenizer(tmp_path, QWEN3).encode_prompt(prompt(chat_template_kwargs={name: True}))
+
+
+@pytest.mark.parametrize(
+    ("start", "end"), [("<think>", "</think>"), ("<thinking>", "</thinking>"), ("[THINK]", "[/THINK]")]
+)
+def test_a_question_within_a_thought_does_not_end_the_turn(start, end):
+    thought = "The prompt was:\nUser: What is 2+2?\nSo the answer is 4.\nQuestion: is it?"
+    assert extract_answer(f"{start}{thought}{end}\\boxed{{4}}") == "4"
+    channels = (
+        f"<|channel|>analysis<|message|>{thought}<|end|><|start|>assistant<|channel|>final<|message|>\\boxed{{4}}"
+    )
+    assert extract_answer(channels) == "4"

@@ -92,7 +92,18 @@ def tests_of(files: str) -> Tries:
     """A try for each test of `files`, in a process of its own; one that is skipped is none."""
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-n", "0", "-m", "", "-p", "no:cacheprovider", f"--junitxml={report}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            "0",
+            "-m",
+            "",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+        ]
         subprocess.run([*command, *(str(TESTS / file) for file in files.split())], stdout=subprocess.DEVNULL)
         cases = list(ElementTree.parse(report).iter("testcase"))
     for case in cases:

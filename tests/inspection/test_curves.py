@@ -53,6 +53,13 @@ def test_completions_that_could_not_be_graded_count_in_lengths_alone():
     assert "draft/reward_mean" not in nothing_graded
 
 
+def test_the_interval_of_groups_of_different_sizes_contains_the_figure():
+    groups = [0] * 16 + [1] * 16 + list(range(2, 14))
+    point = stage_points(columns(groups, [WRONG] * 32 + [CORRECT] * 12, [0] * 44), "draft")["draft/verdict_correct"]
+    assert point.value == pytest.approx(12 / 44)
+    assert 0 <= point.low < point.value < point.high <= 1
+
+
 def test_a_pair_that_could_not_be_graded_counts_in_the_copy_rate_alone():
     drafts = columns([0, 1, 2], [WRONG, UNGRADED, CORRECT], [0, 0, 1], ["a", "b", "c"])
     refined = columns([0, 1, 2], [CORRECT, CORRECT, UNGRADED], [1, 1, 0], ["a", "x", "x"], [0, 0, 0])

@@ -79,7 +79,7 @@ def _grade_file(path: Path, sets: list[str], console: Console) -> None:
     shown = nullcontext() if sys.stdout.isatty() else console.progress(f"grade {path.name}", None, "rows")
     with GradingPool(section) as pool, shown as progress:
         while batch := list(islice(rows, ROWS_PER_BATCH)):
-            contexts = [{"problem": row["problem"]} if "problem" in row else {} for row in batch]
+            contexts = [{"problem": row["problem"]} if row.get("problem") else {} for row in batch]
             grades = pool.submit([(row["answer"], row["gold"]) for row in batch], contexts).result()
             for row, grade in zip(batch, grades, strict=True):
                 counts[grade.verdict] += 1
@@ -121,7 +121,7 @@ def _parsed(path: Path, lines: Iterable[bytes], lost: list[str]) -> Iterator[dic
             continue
         try:
             row = json.loads(line)
-            if not all(isinstance(text, str) for text in (row["answer"], row["gold"], row.get("problem", ""))):
+            if not all(isinstance(text, str) for text in (row["answer"], row["gold"], row.get("problem") or "")):
                 raise TypeError
         except (ValueError, KeyError, TypeError, RecursionError):
             raise IgrpoError(

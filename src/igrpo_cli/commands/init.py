@@ -112,6 +112,8 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     tokenizer = PolicyTokenizer(model.directory, trust_remote_code=policy.trust_remote_code)
     lengths = PromptLengths(loaded.problems, config, tokenizer)
     problems = short_enough(lengths, loaded.problems, config)
+    for sampling in (config.draft, config.refine, config.eval.sampling()):
+        tokenizer.with_all_stops(sampling)  # raises for a stop string that can never occur
     require_context(lengths, problems, config, positions_of(model.directory, policy.trust_remote_code))
     place = model.directory.absolute()
     pointed = write_pointer(run_directory, policy.model, model.revision_commit, place, replace=not is_run)

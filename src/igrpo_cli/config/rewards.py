@@ -40,7 +40,7 @@ class RewardSection(Section):
     max_ungraded_share: Share = 0.02
     """A stage fails if a larger fraction of its completions is `ungraded`."""
     ungraded: Literal["mask", "wrong"] = "mask"
-    """How completions that are `ungraded` count: `mask` leaves them out of selection, statistics and loss, and `wrong`
+    """How completions that are `ungraded` count: `mask` leaves them out of selection, advantages and loss, and `wrong`
     uses the reward that was recorded, in which a part that could not be computed is 0."""
     num_workers: PositiveInt = 2
     """Grading processes."""

@@ -52,6 +52,8 @@ _SPARSE = {
 }
 """Model types with sparse attention that looks ahead, and the setting that names the tokens up to which it is dense."""
 
+_MULTIMODAL = frozenset({"llava", "mistral3", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+"""Multimodal model types without a causal-LM class that are exact as language models."""
 _LENGTH_DEPENDENT = frozenset({"longrope", "dynamic", "su"})
 """Kinds of rotary embeddings whose factors depend on the length of the sequence."""
 _CHANGE_MODEL = "use another model (docs/results/architectures.md lists what works)"
@@ -122,10 +124,11 @@ def model_class(config: Any, directory: Path) -> Any:
     if "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
         return AutoModelForCausalLM
     for each in classes:
-        if type(config) in each._model_mapping:
+        is_language_model = type(config) in AutoModelForCausalLM._model_mapping or config.model_type in _MULTIMODAL
+        if is_language_model and type(config) in each._model_mapping:
             return each
     raise UsageError(
-        f"{directory} is a {config.model_type} model, which is not a language model of transformers",
+        f"{directory} is a {config.model_type} model, which is not a language model that igrpo supports",
         hint=_CHANGE_MODEL,
     )
 

@@ -112,6 +112,32 @@ def positions_of(directory: Path, trust_remote_code: bool) -> int | None:
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
+def load_tokenizer(directory: Path, trust_remote_code: bool) -> Any:
+    """Return the tokenizer of a model directory, which gives the characters of each token.
+
+    Raises MissingInputError without a tokenizer, and IgrpoError for one that cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise MissingInputError(
+            f"{directory} has no tokenizer", hint="save it there: tokenizer.save_pretrained(directory)"
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
+    except (ValueError, KeyError, TypeError, ImportError) as error:
+        raise IgrpoError(
+            f"the tokenizer of {directory} cannot be loaded: {error}",
+            hint="a tokenizer with its own code needs policy.trust_remote_code = true",
+        ) from error
+    if not tokenizer.is_fast:
+        raise IgrpoError(
+            f"the tokenizer of {directory} does not give the characters of each token",
+            hint="use a model with a tokenizer.json",
+        )
+    return tokenizer
+
+
 def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = False) -> Any:
     """Return the causal language model of a model directory, on the CPU and in evaluation mode.
 
@@ -125,6 +151,7 @@ def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = Fal
     check_model_directory(directory)
     require_supported(directory, trust_remote_code=trust_remote_code)
     config = read_config(directory, trust_remote_code)
+    has_softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         loaded: Any = model_class(config, directory).from_pretrained(
@@ -134,6 +161,8 @@ def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = Fal
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
+            # The other implementations of attention ignore a soft cap (Gemma 2).
+            **({"attn_implementation": "eager"} if has_softcap else {}),
             ignore_mismatched_sizes=True,  # reported below with the name of the tensor, which transformers leaves out
         )
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2.exceptions import TemplateError
-from transformers import AutoTokenizer
 
 from igrpo_cli.config.sections import SamplingSettings
-from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.engines.hub import load_tokenizer
+from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import ChatPrompt, PromptSegment
 from igrpo_cli.thoughts import CHANNEL_TOKENS, is_tag, opened_thought
 
@@ -61,14 +62,20 @@ class PolicyTokenizer:
 
     def __init__(self, directory: Path, trust_remote_code: bool = False) -> None:
         self._directory = directory
-        self._tokenizer = _load_tokenizer(directory, trust_remote_code)
+        self._tokenizer = load_tokenizer(directory, trust_remote_code)
         self._control_tokens: dict[int, str] = {
             token_id: token.content.strip()
             for token_id, token in self._tokenizer.added_tokens_decoder.items()
             if token.content.strip()
         }
         self.has_chat_template: bool = bool(self._tokenizer.chat_template)
-        source = self._tokenizer.get_chat_template() if self.has_chat_template else PLAIN_CHAT_TEMPLATE
+        try:
+            source = self._tokenizer.get_chat_template() if self.has_chat_template else PLAIN_CHAT_TEMPLATE
+        except ValueError as error:
+            raise IgrpoError(
+                f"{directory} has several chat templates and no default one: {error}",
+                hint="save the one to use as chat_template.jinja",
+            ) from error
         self.chat_template: str = _DATE_CALL.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), source)
         """Jinja source in use."""
         self._beginning = "" if self.has_chat_template else _text_beginning(self._tokenizer)
@@ -77,7 +84,7 @@ class PolicyTokenizer:
         )
         """Ids that end a completion, from the generation config, the config, the tokenizer and the chat template."""
         self._dropped_ids = self._find_dropped_ids()
-        self._opened: dict[tuple[str, str], str] = {}
+        self._opened: dict[tuple[str, str, tuple[PromptSegment, ...]], str] = {}
         self._completes: dict[tuple[int, str], bool] = {}
 
     @property
@@ -111,9 +118,11 @@ class PolicyTokenizer:
 
         It belongs to what the model says: the completion is the rest of that thought.
         """
-        key = prompt.system, json.dumps(prompt.template_kwargs, sort_keys=True)
+        # The texts of problems and drafts decide nothing, but a template may look for a switch in the user turn.
+        user = tuple(part if part.trusted else replace(part, text="?") for part in prompt.user)
+        key = prompt.system, json.dumps(prompt.template_kwargs, sort_keys=True), user
         if key not in self._opened:
-            *_, last = self._render(replace(prompt, user=(PromptSegment("?", trusted=False),)))
+            *_, last = self._render(replace(prompt, user=user))
             self._opened[key] = opened_thought(last.text) if last.trusted else ""
         return self._opened[key]
 
@@ -131,10 +140,17 @@ class PolicyTokenizer:
 
         These are the token ids of the model and of its chat template, and the next turn of the plain chat template. A
         stop string that is one control token counts as its token id, because such tokens are not part of the text.
+        Raises UsageError for a string that only contains such a token.
         """
         ids_of = {text: token_id for token_id, text in self._control_tokens.items()}
         found = {ids_of[text] for text in settings.stop if text in ids_of}
         strings = [text for text in settings.stop if text not in ids_of]
+        for text in strings:
+            if inside := [token for token in ids_of if token in text and not self._is_part_of_text(token)]:
+                raise UsageError(
+                    f"the stop string {text!r} contains {inside[0]!r}, a token that is not part of the text",
+                    hint=f"stop at the token alone: {inside[0]!r}",
+                )
         if not self.has_chat_template and PLAIN_STOP not in strings:
             strings.append(PLAIN_STOP)
         token_ids = sorted({*self.eos_token_ids, *settings.stop_token_ids, *found})
@@ -235,7 +251,7 @@ class PolicyTokenizer:
             if self._render_turns(turns[:1], {}, add_generation_prompt=False) == self._render_turns(turns[:1], {}):
                 return set()  # The template begins a turn whether it is asked to or not.
             rendered = self._render_turns(turns, {}, add_generation_prompt=False)
-        except (TemplateError, TypeError):
+        except Exception:  # A template may raise anything, for example because it needs further arguments.
             return set()
         _, answer, rest = rendered.rpartition("ANSWER")
         ids = self._encode_as_is(rest.strip())[0][:1] if answer and rest.strip() else []
@@ -299,16 +315,21 @@ class PolicyTokenizer:
 
     def _apply_template(self, system: str, user: str, template_kwargs: Mapping[str, Any]) -> str:
         """Render with a system turn, or with its text before that of the user if the template has no system turn."""
+        own = {*inspect.signature(self._tokenizer.apply_chat_template).parameters} if template_kwargs else set()
+        if taken := sorted(template_kwargs.keys() & {*own, "beginning", "messages"}):
+            what = f"prompts.chat_template_kwargs has {taken[0]}, which is no argument of a chat template"
+            raise UsageError(what, hint="remove it")
         with_system = [{"role": "system", "content": system}, {"role": "user", "content": user}]
         without = [{"role": "user", "content": f"{system}\n\n{user}" if system else user}]
         if system:
             with contextlib.suppress(TemplateError):
-                rendered = self._render_turns(with_system, template_kwargs)
-                if system.strip() in rendered:
-                    return rendered
+                # Not the text itself: a template may remove a switch such as /no_think from it.
+                asked = self._render_turns([{"role": "system", "content": "SYSTEM"}, with_system[1]], template_kwargs)
+                if "SYSTEM" in asked.replace(user, ""):
+                    return self._render_turns(with_system, template_kwargs)
         try:
             return self._render_turns(without, template_kwargs)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:
             raise IgrpoError(f"the chat template of {self._template_file} fails: {error}") from error
 
     @property
@@ -365,20 +386,6 @@ def _text_beginning(tokenizer: Any) -> str:
     """Return the BOS token if the tokenizer puts it before a text, else an empty string."""
     begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
     return tokenizer.bos_token if begins else ""
-
-
-def _load_tokenizer(directory: Path, trust_remote_code: bool) -> Any:
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise MissingInputError(
-            f"{directory} has no tokenizer", hint="save it there: tokenizer.save_pretrained(directory)"
-        )
-    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code, local_files_only=True)
-    if not tokenizer.is_fast:
-        raise IgrpoError(
-            f"the tokenizer of {directory} does not give the characters of each token",
-            hint="use a model with a tokenizer.json",
-        )
-    return tokenizer
 
 
 def _find_eos_token_ids(directory: Path, tokenizer: Any) -> set[int]:

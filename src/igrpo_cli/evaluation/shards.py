@@ -11,6 +11,7 @@ from typing import Any
 from igrpo_cli.algo.selection import majority_draft
 from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.evaluation.summary import graded
 from igrpo_cli.inspection.differences import recorded_settings
 from igrpo_cli.pipeline.rollout_stage import RolloutPlan, RolloutStage, open_rollouts
 from igrpo_cli.pipeline.session import Session, StageRequest
@@ -139,11 +140,12 @@ def shown_drafts(samples: Sequence[Rollout], selection: str) -> list[tuple[Rollo
     """
     if selection == "each":
         return [(sample, [sample.sample_id]) for sample in samples]
+    candidates = graded(samples) or samples
     if selection == "majority":
-        chosen = majority_draft([sample.extracted_answer for sample in samples])
+        chosen = candidates[majority_draft([sample.extracted_answer for sample in candidates])]
     else:
-        chosen = max(range(len(samples)), key=lambda index: samples[index].reward)
-    return [(samples[chosen], range(len(samples)))]
+        chosen = max(candidates, key=lambda sample: sample.reward)
+    return [(chosen, range(len(samples)))]
 
 
 def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:

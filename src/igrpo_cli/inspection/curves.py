@@ -250,10 +250,15 @@ def _add_cost(found: IterationFigures, stage: str, manifest: Manifest) -> None:
 
 
 def _share(group_R: NDArray[np.int64], is_R: NDArray[np.bool_]) -> Point:
-    """Return the mean of `is_R`. Its interval weighs all groups the same: the groups of a stage have one size."""
+    """Return the mean of `is_R` with an interval. Groups differ in size where completions could not be graded."""
     group_R = np.unique(group_R, return_inverse=True)[1]
-    means_P = np.bincount(group_R, is_R) / np.bincount(group_R)
-    return Point(float(is_R.mean()), *(clustered_interval(means_P) or (None, None)))
+    counts_P = np.bincount(group_R)
+    if len(set(counts_P.tolist())) == 1:
+        return Point(float(is_R.mean()), *(clustered_interval(np.bincount(group_R, is_R) / counts_P) or (None, None)))
+    point = _ratio(group_R, is_R, np.ones(len(group_R)))
+    if point.low is None or point.high is None:
+        return point
+    return Point(point.value, max(point.low, 0.0), min(point.high, 1.0))
 
 
 def _ratio(group_R: NDArray[np.int64], totals_R: ArrayLike, counts_R: ArrayLike) -> Point:

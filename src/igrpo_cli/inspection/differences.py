@@ -127,8 +127,9 @@ def _read_accuracies(side: Side) -> dict[str, dict[tuple[str, str], tuple[Proble
     for story in read_stories(side.run, side.iteration):
         for rollout in story.completions:
             key = (story.problem.problem, story.problem.answer)
-            _, correct = found[rollout.stage].setdefault(key, (story.problem, []))
-            correct.append(float(rollout.verdict == "correct"))
+            if rollout.verdict != "ungraded":
+                _, correct = found[rollout.stage].setdefault(key, (story.problem, []))
+                correct.append(float(rollout.verdict == "correct"))
     return found
 
 

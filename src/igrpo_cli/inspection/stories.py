@@ -60,15 +60,15 @@ class GroupStory:
 
     @property
     def is_fixed(self) -> bool:
-        """True if the draft in the prompt is not correct and some refinement is."""
-        was_wrong = self.draft_verdict not in (None, "correct")
+        """True if the draft in the prompt is graded and not correct, and some refinement is correct."""
+        was_wrong = self.draft_verdict not in (None, "correct", "ungraded")
         return was_wrong and any(refinement.verdict == "correct" for refinement in self.refinements)
 
     @property
     def is_broken(self) -> bool:
-        """True if the draft in the prompt is correct and some refinement is not."""
+        """True if the draft in the prompt is correct and some graded refinement is not."""
         was_right = self.draft_verdict == "correct"
-        return was_right and any(refinement.verdict != "correct" for refinement in self.refinements)
+        return was_right and any(refinement.verdict not in ("correct", "ungraded") for refinement in self.refinements)
 
     @property
     def has_reward_variance(self) -> bool:

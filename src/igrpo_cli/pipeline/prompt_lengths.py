@@ -45,6 +45,12 @@ class PromptLengths:
         return max(with_draft - self._count(prompt_without_draft(self._shortest, self._prompts)), 0)
 
     @cached_property
+    def opened(self) -> int:
+        """Number of tokens of the thought that the template opens, which is part of every draft."""
+        opened = self._tokenizer.opened_thought(prompt_without_draft(self._shortest, self._prompts))
+        return len(self._tokenizer.encode_text(opened, is_draft=True)) if opened else 0
+
+    @cached_property
     def _shortest(self) -> str:
         return min((problem.problem for problem in self._problems), key=len)
 
@@ -101,7 +107,7 @@ def require_context(
     _require_room(lengths, problems, config, context, "draft", 0, draft)
     if "refine" in config.stages() and config.select.strategy != "none":
         # An answer alone is short. If it is not, refine says so.
-        shown = 0 if prompts.draft_view == "answer_only" else min(draft, prompts.max_draft_tokens)
+        shown = 0 if prompts.draft_view == "answer_only" else min(draft + lengths.opened, prompts.max_draft_tokens)
         _require_room(lengths, problems, config, context, "refine", shown, config.refine.max_completion_length)
 
 

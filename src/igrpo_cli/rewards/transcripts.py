@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from igrpo_cli.thoughts import FINAL_CHANNEL
+
 _END_OF_TURN = re.compile(
     r"<\|(?:im_end|endoftext|eot_id|end_of_text|user)\|>|<\|im_start\|>\s*(?:user|human|system)"
     r"|<\|start_header_id\|>\s*user|<(?:end_of_turn|start_of_turn)>|\[INST\]|</s>"
@@ -30,7 +32,8 @@ def first_turn(completion: str) -> str:
     A base model often continues with "User: …" or "Question: …" and answers that too. A turn that only thinks is not
     searched for its end, and the next problem counts only behind an answer.
     """
-    start = max(completion.find("</think>"), 0)
+    start = max(completion.find(end) for end in ("</think>", "</thinking>", "[/THINK]", FINAL_CHANNEL))
+    start = max(start, 0)
     ends = []
     for pattern in (_END_OF_TURN, _NEXT_TURN):
         match = pattern.search(completion, start)

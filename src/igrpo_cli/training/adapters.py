@@ -94,13 +94,15 @@ def write_adapter(model: Any, weights: dict[str, Tensor], base_model: str, direc
 
 
 def _unsuitable_layers(model: Any) -> list[str]:
-    """Return the names of linear layers whose adapter has no effect, cannot be called, or cannot be merged."""
+    """Return the names of layers whose adapter has no effect, cannot be called, or cannot be merged."""
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     called = _called_modules(model)
     found: set[str] = set()
     for name, module in model.named_modules():
         if hasattr(module, "A_log") and hasattr(module, "D"):
             found.update(f"{name}.{child}" for child in _READ_DIRECTLY if hasattr(module, child))
+        if isinstance(module, torch.nn.Embedding) and uses[id(module.weight)] > 1:
+            found.add(name)  # A delta merged into tied embeddings would also change the output layer.
         if isinstance(module, torch.nn.Linear):
             # Some routers read the weight of a layer instead of calling it.
             is_read = name not in called and name.rpartition(".")[0] in called

@@ -50,8 +50,10 @@ COPIED_FILES = (
     "*.tiktoken",
     "*.jinja",
     "additional_chat_templates",
+    "chat_template.json",
+    "*processor_config.json",
 )
-"""Files that a policy takes from its source besides the configuration: tokeniser and chat template."""
+"""Files that a policy takes from its source besides the configuration: tokenizer, chat template, processors."""
 CUSTOM_CODE = "*.py"
 """Files that are also taken if the configuration refers to code (`auto_map`)."""
 

@@ -207,7 +207,7 @@ def _find_logit_scale(policy: CausalPolicy) -> float:
             logprobs_T, _ = token_logprobs(hidden_TH, _output_head(model, scale), ids_T, ones_T)
             differences[scale] = float((logprobs_T - expected_T).abs().max())
         best = min(differences, key=lambda scale: differences[scale])
-        if differences[best] <= HEAD_AGREEMENT * float(expected_T.abs().max()):
+        if differences[best] <= HEAD_AGREEMENT * max(float(expected_T.abs().max()), 1.0):
             return best
     raise IgrpoError(f"{type(model).__name__} computes its logits in a way that igrpo does not support")
 
