@@ -6,12 +6,21 @@ import shutil
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma3Config, LlamaConfig, MambaConfig, NemotronHConfig, Phi3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3Config,
+    LlamaConfig,
+    MambaConfig,
+    NemotronHConfig,
+    Phi3Config,
+)
 from transformers.models.deepseek_v32 import DeepseekV32Config
 
 from command_line import igrpo, make_run, sets
 from igrpo_cli.engines.architectures import UNSUPPORTED, check_architecture, unify
 from igrpo_cli.engines.decoding import find_batching
+from igrpo_cli.engines.hub import load_causal_lm
 from igrpo_cli.engines.transformers import plan_waves
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.problems.sources import packaged_data
@@ -50,6 +59,23 @@ def test_a_model_type_that_cannot_be_used_is_refused_with_the_reason(tmp_path, m
     (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
     with pytest.raises(UsageError, match=rf"{model_type} model.*{UNSUPPORTED[model_type]}"):
         check_architecture(tmp_path, None)
+
+
+@pytest.mark.parametrize("model_type", ["blip", "paligemma", "pix2struct", "udop"])
+def test_a_multimodal_type_that_was_not_measured_is_refused(tmp_path, model_type):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+    with pytest.raises(UsageError, match=f"{model_type} model, which is not a language model that igrpo supports"):
+        check_architecture(tmp_path, None)
+
+
+def test_a_soft_cap_of_the_attention_is_applied(tmp_path):
+    config = Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, intermediate_size=48, attn_logit_softcapping=2.0)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    ids = torch.arange(2, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(load_causal_lm(tmp_path, torch.float32)(ids).logits, plain(ids).logits)
 
 
 def test_a_model_that_is_no_language_model_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import check_config
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.evaluation.consensus import consensus
+from igrpo_cli.evaluation.shards import shown_drafts
 from igrpo_cli.evaluation.summary import (
     MAX_SAMPLES_FOR_EVERY_K,
     PAPER_BENCHES,
@@ -171,3 +172,11 @@ def test_reward_functions_of_the_user_are_not_called_to_compare_answers(session,
     with_functions = Session(session.run, config, session.console)
     monkeypatch.setattr(with_functions, "grader", lambda: pytest.fail("the graders with functions were started"))
     assert consensus(with_functions, HALVES, "answers")["3"] == 0.0
+
+
+def test_a_sample_that_could_not_be_graded_is_no_draft_of_the_others():
+    rows = [replace(ungraded(sample(0, 0, "5")), reward=2.0), sample(0, 1, "6"), sample(0, 2, "!4")]
+    assert [draft.sample_id for draft, _ in shown_drafts(rows, "best")] == [2]
+    assert [draft.sample_id for draft, _ in shown_drafts(rows, "majority")] == [1]
+    only_ungraded = [ungraded(sample(0, number, "5")) for number in range(2)]
+    assert [list(ids) for _, ids in shown_drafts(only_ungraded, "best")] == [[0, 1]]

@@ -116,3 +116,13 @@ def test_vllm_samples_from_the_merged_policy(tmp_path):
     assert manifest["identity"]["policy"] == published["policy_id"]
     metrics = igrpo("verify", other)
     assert metrics.code == 0, metrics.stderr
+
+
+def test_tied_embeddings_cannot_have_an_adapter(tmp_path):
+    settings = ("run.num_iterations=1", "update.lora_r=4", 'update.lora_target_modules=["embed_tokens"]')
+    run = make_run(tmp_path / "run", *settings)
+    for stage in ("draft", "select", "refine"):
+        assert igrpo(stage, run).code == 0
+    result = igrpo("update", run)
+    assert result.code == 2
+    assert "cannot have adapters on" in result.stderr
