@@ -16,6 +16,7 @@ import torch
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
 from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.engines.transformers import TransformersEngine
 from igrpo_cli.engines.vllm import VllmEngine
 from igrpo_cli.errors import EXIT_INTERRUPTED, IgrpoError, Interrupted
@@ -194,6 +195,7 @@ def output_of(request_id, prompt_ids, *tokens):
 def test_a_vllm_that_answers_other_requests_gives_back_a_batch_without_them(other):
     engine = object.__new__(VllmEngine)
     engine.device, engine.dtype, engine._policy = "cpu", "float32", "policy"
+    engine.tokenizer = PolicyTokenizer(packaged_data() / "tiny-policy")
     engine._config, engine._max_model_len, engine._num_batches = SimpleNamespace(max_num_seqs=5), 50, 0
     engine._batches, engine._requests, engine._add = {}, {}, lambda *_: None
     outputs = [output_of("0/0/0", [5], 7), other]
