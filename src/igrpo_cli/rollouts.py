@@ -169,11 +169,12 @@ class _Running:
         self._stack.close()
 
     def _grade(self, request: _Request, completions: list[list[Completion]]) -> None:
-        tokenizer, sampling = self.engine.tokenizer, request.job.plan.sampling
+        tokenizer = self.engine.tokenizer
+        stops = tokenizer.with_all_stops(request.job.plan.sampling)
         # Where the prompt ends within a thought, the tag that opens it is part of what is graded and shown.
         opened = [tokenizer.opened_thought(task.prompt) for task in request.job.tasks]
         texts = [
-            [before + tokenizer.decode_completion(each.completion_ids, sampling) for each in drawn]
+            [before + tokenizer.decode_completion(each.completion_ids, stops) for each in drawn]
             for before, drawn in zip(opened, completions, strict=True)
         ]
         results = self._scorer.score(_scoring_inputs(request, completions, texts))

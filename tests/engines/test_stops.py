@@ -31,7 +31,7 @@ def settings(**stops) -> SamplingSettings:
 
 
 def text_of(tokenizer: PolicyTokenizer, sampled: str, **stops) -> str:
-    return tokenizer.decode_completion(ids_of(tokenizer, sampled), settings(**stops))
+    return tokenizer.decode_completion(ids_of(tokenizer, sampled), tokenizer.with_all_stops(settings(**stops)))
 
 
 @pytest.fixture

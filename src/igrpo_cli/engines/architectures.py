@@ -1,6 +1,6 @@
 """Architectures of transformers: which of them a run can use, and what differs between sampling and training.
 
-`require_supported` needs the configuration of a model only, so that `init` and `doctor` refuse a model before anything
+`supported_config` needs the configuration of a model only, so that `init` and `doctor` refuse a model before anything
 is sampled. Engines and trainers test the loaded model too.
 """
 
@@ -64,9 +64,8 @@ def check_architecture(directory: Path, max_model_len: int | None, *, trust_remo
 
     `max_model_len` is the limit of the settings; None means the number of positions of the model.
     """
-    require_supported(directory, trust_remote_code=trust_remote_code)
-    require_length(directory, max_model_len, trust_remote_code=trust_remote_code)
-    config = read_config(directory, trust_remote_code)
+    config = supported_config(directory, trust_remote_code=trust_remote_code)
+    require_length(config, directory, max_model_len)
     text, found = config.get_text_config(), []
     if text is not config:
         found.append(f"{config.model_type} is multimodal: it is trained as text, and its other parts stay as they are")
@@ -81,19 +80,21 @@ def check_architecture(directory: Path, max_model_len: int | None, *, trust_remo
     return found
 
 
-def require_supported(directory: Path, *, trust_remote_code: bool = False) -> None:
-    """Raise UsageError with the reason if a run cannot use the model in `directory`."""
+def supported_config(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """Return the configuration of a model directory. Raises UsageError with the reason if a run cannot use it."""
     model_type = json.loads((directory / "config.json").read_bytes()).get("model_type")
     if (reason := UNSUPPORTED.get(model_type)) is not None:
         raise UsageError(
             f"{directory} is a {model_type} model, which igrpo does not support: {reason}", hint=_CHANGE_MODEL
         )
-    model_class(read_config(directory, trust_remote_code), directory)
+    config = read_config(directory, trust_remote_code)
+    model_class(config, directory)
+    return config
 
 
-def require_length(directory: Path, max_model_len: int | None, *, trust_remote_code: bool = False) -> None:
+def require_length(config: Any, directory: Path, max_model_len: int | None) -> None:
     """Raise UsageError if the model in `directory` is wrong in transformers at the length that a run allows."""
-    text = read_config(directory, trust_remote_code).get_text_config()
+    text = config.get_text_config()
     limit = getattr(text, _SPARSE.get(text.model_type, ""), None)
     length = max_model_len or getattr(text, "max_position_embeddings", None)
     if limit is not None and (length is None or length > limit):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.engines.architectures import model_class, read_config, require_supported, unify
+from igrpo_cli.engines.architectures import model_class, read_config, supported_config, unify
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError, UsageError
 
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
@@ -149,8 +149,7 @@ def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = Fal
     from safetensors import SafetensorError
 
     check_model_directory(directory)
-    require_supported(directory, trust_remote_code=trust_remote_code)
-    config = read_config(directory, trust_remote_code)
+    config = supported_config(directory, trust_remote_code=trust_remote_code)
     has_softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:

@@ -86,6 +86,7 @@ class PolicyTokenizer:
         self._dropped_ids = self._find_dropped_ids()
         self._opened: dict[tuple[str, str, tuple[PromptSegment, ...]], str] = {}
         self._completes: dict[tuple[int, str], bool] = {}
+        self._system_turns: dict[str, bool] = {}
 
     @property
     def largest_id(self) -> int:
@@ -165,9 +166,8 @@ class PolicyTokenizer:
         num_tokens = max(len(text.encode()) for text in strings) + _BYTE_MARGIN
         return _stop_span(self.decode([int(token_id) for token_id in ids[-num_tokens:]]), strings) is not None
 
-    def decode_completion(self, ids: Sequence[int], settings: SamplingSettings) -> str:
-        """Return the text of a completion without the token or the string that ended it, unless that is a tag."""
-        stops = self.with_all_stops(settings)
+    def decode_completion(self, ids: Sequence[int], stops: SamplingSettings) -> str:
+        """Return the text without the token or string of `with_all_stops` that ended it, unless that is a tag."""
         if ids and ids[-1] in stops.stop_token_ids and not is_tag(self._control_tokens.get(ids[-1], "")):
             ids = ids[:-1]
         text = self.decode(ids)
@@ -319,24 +319,27 @@ class PolicyTokenizer:
         if taken := sorted(template_kwargs.keys() & {*own, "beginning", "messages"}):
             what = f"prompts.chat_template_kwargs has {taken[0]}, which is no argument of a chat template"
             raise UsageError(what, hint="remove it")
-        with_system = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        without = [{"role": "user", "content": f"{system}\n\n{user}" if system else user}]
-        if system:
+        if system and self._has_system_turn(template_kwargs):
             with contextlib.suppress(TemplateError):
-                # Not the text itself: a template may remove a switch such as /no_think from it.
-                asked = self._render_turns([{"role": "system", "content": "SYSTEM"}, with_system[1]], template_kwargs)
-                if "SYSTEM" in asked.replace(user, ""):
-                    return self._render_turns(with_system, template_kwargs)
+                turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+                return self._render_turns(turns, template_kwargs)
         try:
-            return self._render_turns(without, template_kwargs)
+            joined = f"{system}\n\n{user}" if system else user
+            return self._render_turns([{"role": "user", "content": joined}], template_kwargs)
         except (TemplateError, TypeError, ValueError) as error:
-            raise IgrpoError(f"the chat template of {self._template_file} fails: {error}") from error
+            file = self._directory / "chat_template.jinja"
+            file = file if file.is_file() else self._directory / "tokenizer_config.json"
+            raise IgrpoError(f"the chat template of {file} fails: {error}") from error
 
-    @property
-    def _template_file(self) -> Path:
-        """File that contains the chat template."""
-        own = self._directory / "chat_template.jinja"
-        return own if own.is_file() else self._directory / "tokenizer_config.json"
+    def _has_system_turn(self, template_kwargs: Mapping[str, Any]) -> bool:
+        """Return True if the template shows a system turn, from which it may remove a switch such as /no_think."""
+        key = json.dumps(template_kwargs, sort_keys=True)
+        if key not in self._system_turns:
+            turns, rendered = [{"role": "system", "content": "SYSTEMTEXT"}, {"role": "user", "content": "?"}], ""
+            with contextlib.suppress(TemplateError):
+                rendered = self._render_turns(turns, template_kwargs)
+            self._system_turns[key] = "SYSTEMTEXT" in rendered
+        return self._system_turns[key]
 
     def _render_turns(
         self, turns: list[dict[str, str]], template_kwargs: Mapping[str, Any], *, add_generation_prompt: bool = True

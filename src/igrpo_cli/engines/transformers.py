@@ -16,7 +16,7 @@ import transformers
 
 from igrpo_cli.config.sections import EngineSection, SamplingSettings
 from igrpo_cli.devices import describe_device, find_device, memory_for
-from igrpo_cli.engines.architectures import require_length
+from igrpo_cli.engines.architectures import require_length, supported_config
 from igrpo_cli.engines.base import logits_not_finite, require_room, resolve_dtype
 from igrpo_cli.engines.decoding import Decoding, NonFiniteLogitsError, Part, find_batching
 from igrpo_cli.engines.hub import find_tensor, load_causal_lm
@@ -49,7 +49,8 @@ class TransformersEngine:
         self.close()
         self._policy = directory
         self.tokenizer = PolicyTokenizer(directory, self._trust_remote_code)
-        require_length(directory, self._config.max_model_len, trust_remote_code=self._trust_remote_code)
+        config = supported_config(directory, trust_remote_code=self._trust_remote_code)
+        require_length(config, directory, self._config.max_model_len)
         dtype = resolve_dtype(self._config.dtype, self._torch_device)
         model = load_causal_lm(directory, dtype, trust_remote_code=self._trust_remote_code)
         self._model = model.to(self._torch_device)
