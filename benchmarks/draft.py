@@ -80,7 +80,7 @@ def measure_vllm(run: Path) -> dict[str, float]:
 
         prompts, parameters = [], []
         for group_id, problem in enumerate(session.problems_of_iteration(0)):
-            ids = engine.tokenizer.encode_prompt(prompt_without_draft(problem.problem, config.prompts))[1]
+            ids = engine.tokenizer.encode_prompt(prompt_without_draft(problem, config.prompts))[1]
             for sample in range(config.draft.num_generations):
                 prompts.append(TokensPrompt(prompt_token_ids=ids))
                 parameters.append(engine.sampling_parameters(sampling.seed_of(group_id, sample), sampling.sampling))

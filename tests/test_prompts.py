@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from igrpo_cli.config.sections import PromptsSection
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft, template_hash, visible_draft
-from igrpo_cli.records import PromptSegment
+from igrpo_cli.records import Problem, PromptSegment
 
 
 def keep_all(text: str, max_tokens: int) -> tuple[str, bool]:
@@ -20,30 +20,34 @@ def words(text: str, max_tokens: int) -> tuple[str, bool]:
     return " ".join(pieces[:max_tokens]), len(pieces) > max_tokens
 
 
+def problem(text: str) -> Problem:
+    return Problem("p0", text, "2", "sums:1")
+
+
 def text_of(prompt):
     return "".join(segment.text for segment in prompt.user)
 
 
 def test_a_bare_prompt_is_the_problem_as_untrusted_text():
-    prompt = prompt_without_draft("1+1?", PromptsSection(system_prompt="Think."))
+    prompt = prompt_without_draft(problem("1+1?"), PromptsSection(system_prompt="Think."))
     assert prompt.system == "Think."
     assert prompt.user == (PromptSegment("1+1?", trusted=False),)
 
 
 def test_the_draft_stands_right_after_the_problem_between_markers():
-    prompt = prompt_with_draft("1+1?", "It is 3.", PromptsSection())
+    prompt = prompt_with_draft(problem("1+1?"), "It is 3.", PromptsSection())
     assert text_of(prompt) == "1+1?\n\n[draft]\nIt is 3.\n[/draft]"
     assert [segment.trusted for segment in prompt.user] == [False, True, False, True]
 
 
 def test_braces_in_a_problem_or_draft_are_plain_text():
-    prompt = prompt_with_draft("What is {draft}?", "{problem} {0}", PromptsSection())
+    prompt = prompt_with_draft(problem("What is {draft}?"), "{problem} {0}", PromptsSection())
     assert text_of(prompt) == "What is {draft}?\n\n[draft]\n{problem} {0}\n[/draft]"
 
 
 @given(st.lists(st.sampled_from(["[/draft]", "[draft]", "x", "\n", "[", "/draft]"])).map("".join))
 def test_a_draft_cannot_close_its_own_frame(draft):
-    text = text_of(prompt_with_draft("p", draft, PromptsSection()))
+    text = text_of(prompt_with_draft(problem("p"), draft, PromptsSection()))
     assert text.count("[/draft]") == 1
     assert text.count("[draft]") == 1
     assert text.endswith("\n[/draft]")

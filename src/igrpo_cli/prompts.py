@@ -12,32 +12,32 @@ import re
 from collections.abc import Callable
 
 from igrpo_cli.config.sections import PromptsSection
-from igrpo_cli.records import ChatPrompt, PromptSegment
+from igrpo_cli.records import ChatPrompt, Problem, PromptSegment
 from igrpo_cli.thoughts import after_thought
 
 Truncate = Callable[[str, int], tuple[str, bool]]
 """A function (text, max_tokens) -> (first tokens of the text, True if anything was cut)."""
 
 
-def prompt_without_draft(problem: str, prompts: PromptsSection) -> ChatPrompt:
-    """Return the prompt q: the problem alone."""
-    return ChatPrompt(prompts.system_prompt, (PromptSegment(problem, trusted=False),), prompts.chat_template_kwargs)
+def prompt_without_draft(problem: Problem, prompts: PromptsSection) -> ChatPrompt:
+    """Return the prompt q: the problem alone, after its earlier turns if it has any."""
+    return _prompt(problem, (PromptSegment(problem.problem, trusted=False),), prompts)
 
 
-def prompt_with_draft(problem: str, draft: str, prompts: PromptsSection) -> ChatPrompt:
+def prompt_with_draft(problem: Problem, draft: str, prompts: PromptsSection) -> ChatPrompt:
     """Return the prompt q': the problem and a draft in one user turn, between fixed markers.
 
     `draft` is the result of `visible_draft`. A marker of the template within the draft gets a space after its first
     character, so that a draft cannot end its own frame.
     """
     pieces = re.split(r"(\{problem\}|\{draft\})", prompts.refine_template)
-    fill = {"{problem}": problem, "{draft}": _without_markers(draft, prompts.refine_template)}
+    fill = {"{problem}": problem.problem, "{draft}": _without_markers(draft, prompts.refine_template)}
     user = tuple(
         PromptSegment(fill.get(piece, piece), trusted=piece not in fill, is_draft=piece == "{draft}")
         for piece in pieces
         if piece
     )
-    return ChatPrompt(prompts.system_prompt, user, prompts.chat_template_kwargs)
+    return _prompt(problem, user, prompts)
 
 
 def visible_draft(
@@ -56,6 +56,11 @@ def visible_draft(
 def template_hash(prompts: PromptsSection) -> str:
     """Return the SHA-256 of the settings that prompts depend on. The chat template of the policy is not included."""
     return hashlib.sha256(json.dumps(prompts.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+def _prompt(problem: Problem, user: tuple[PromptSegment, ...], prompts: PromptsSection) -> ChatPrompt:
+    earlier = tuple(json.loads(problem.earlier_turns or "[]"))
+    return ChatPrompt(prompts.system_prompt, user, prompts.chat_template_kwargs, earlier, problem.prefill)
 
 
 def _without_markers(draft: str, template: str) -> str:

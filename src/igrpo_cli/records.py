@@ -33,6 +33,10 @@ class Problem:
     """Reference answer. Never empty: an empty reference would reward empty answers."""
     source: str
     """File and row of origin, for example `gsm8k_train.jsonl:17`."""
+    earlier_turns: str = ""
+    """Turns before that of the problem, as a JSON list of texts: user, assistant, user, … Empty without any."""
+    prefill: str = ""
+    """Beginning of the assistant's turn, which every completion continues. Empty: completions begin the turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class PromptSegment:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """Holds a prompt before the chat template is applied: one system turn and one user turn."""
+    """Holds a prompt before the chat template is applied: a system turn, earlier turns and the user turn."""
 
     system: str
     """Empty: the prompt has no system turn."""
@@ -56,6 +60,10 @@ class ChatPrompt:
     """Parts of the user turn, in order."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of the chat template, for example {"enable_thinking": False}."""
+    earlier: tuple[str, ...] = ()
+    """Turns before the user turn: user, assistant, user, …, of even number. They are untrusted."""
+    prefill: str = ""
+    """Beginning of the turn of the assistant. It is untrusted, and part of what the model says."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -171,11 +171,11 @@ class _Running:
     def _grade(self, request: _Request, completions: list[list[Completion]]) -> None:
         tokenizer = self.engine.tokenizer
         stops = tokenizer.with_all_stops(request.job.plan.sampling)
-        # Where the prompt ends within a thought, the tag that opens it is part of what is graded and shown.
-        opened = [tokenizer.opened_thought(task.prompt) for task in request.job.tasks]
+        # A thought that the template opens, and a prefill, are part of what is graded and shown.
+        begun = [tokenizer.beginning_of_completion(task.prompt) for task in request.job.tasks]
         texts = [
             [before + tokenizer.decode_completion(each.completion_ids, stops) for each in drawn]
-            for before, drawn in zip(opened, completions, strict=True)
+            for before, drawn in zip(begun, completions, strict=True)
         ]
         results = self._scorer.score(_scoring_inputs(request, completions, texts))
         rows = _rows(request, completions, texts, results)

@@ -121,13 +121,15 @@ def auto_class(config: PreTrainedConfig) -> Any:
 
 
 def load_plain(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """Return the model as transformers loads it.
+    """Return the model as transformers loads it, with the attention that applies its soft cap if it has one.
 
     Its bound of the time step, which transformers has in a whole forward pass only, is removed, and rotary embeddings
     of kind `dynamic` do not depend on earlier passes.
     """
-    auto = auto_class(AutoConfig.from_pretrained(directory))
-    model = auto.from_pretrained(directory, dtype=dtype).eval()
+    config = AutoConfig.from_pretrained(directory)
+    softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    attention = {} if softcap is None else {"attn_implementation": "eager"}
+    model = auto_class(config).from_pretrained(directory, dtype=dtype, **attention).eval()
     for module in model.modules():
         if hasattr(module, "time_step_limit"):
             module.time_step_limit = (0.0, float("inf"))

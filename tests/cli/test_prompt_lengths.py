@@ -108,7 +108,7 @@ def test_only_prompts_that_may_be_too_long_are_encoded():
     tokenizer = CountingTokenizer()
     kept = short_enough(PromptLengths(PROBLEMS, LIMITED, tokenizer), PROBLEMS, LIMITED)
     assert kept == PROBLEMS[:-1]
-    encoded = [prompt_without_draft(problem, LIMITED.prompts) for problem in ("0+1=?", PROBLEMS[-1].problem)]
+    encoded = [prompt_without_draft(problem, LIMITED.prompts) for problem in (PROBLEMS[0], PROBLEMS[-1])]
     assert tokenizer.encoded == encoded
 
 

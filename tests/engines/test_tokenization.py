@@ -261,3 +261,21 @@ def test_a_directory_without_a_tokenizer_is_a_missing_input(make_policy: Callabl
     shutil.copy(make_policy("llama") / "config.json", tmp_path)
     with pytest.raises(MissingInputError, match="has no tokenizer"):
         PolicyTokenizer(tmp_path)
+
+
+def test_earlier_turns_have_the_roles_of_the_template_and_their_control_tokens_are_text(bpe):
+    asked = ChatPrompt("Be brief.", (PromptSegment("3+4?", trusted=False),), {}, ("1+1?<|im_end|>", "2"))
+    text, ids = bpe.encode_prompt(asked)
+    plain = ChatPrompt("Be brief.", (PromptSegment("3+4?", trusted=False),), {}, ("1+1?", "2"))
+    expected, plain_ids = bpe.encode_prompt(plain)
+    assert [text.count(word) for word in ("1+1?", "2", "3+4?")] == [1, 1, 1]
+    assert text == expected.replace("1+1?", "1+1?<|im_end|>")
+    assert control_ids(bpe, ids) == control_ids(bpe, plain_ids)
+
+
+def test_a_model_without_template_or_system_turn_shows_earlier_turns_after_the_system_text(tmp_path):
+    tokenizer = bpe_tokenizer()
+    tokenizer.chat_template = None
+    asked = ChatPrompt("Be brief.", (PromptSegment("3+4?", trusted=False),), {}, ("1+1?", "2"))
+    text, _ = saved(tmp_path, tokenizer).encode_prompt(asked)
+    assert text.endswith("Be brief.\n\nUser: 1+1?\n\nAssistant: 2\n\nUser: 3+4?\n\nAssistant:")

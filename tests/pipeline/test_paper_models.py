@@ -25,6 +25,7 @@ from igrpo_cli.config.sections import PromptsSection
 from igrpo_cli.engines.factory import vllm_fits
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft
+from igrpo_cli.records import Problem
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.tables import read_table
@@ -91,11 +92,15 @@ MODELS = {
 def said(tokenizer: PolicyTokenizer, kind: str) -> str:
     """The text that the model is to say after its prompt."""
     text, _, _ = SAID[kind]
-    return text if tokenizer.opened_thought(prompt_of("?")) else f"<think>\n{text}"
+    return text if tokenizer.beginning_of_completion(prompt_of("?")) else f"<think>\n{text}"
 
 
-def prompt_of(problem: str):
-    return prompt_without_draft(problem, PROMPTS)
+def problem_of(text: str) -> Problem:
+    return Problem(text, text, "1", text)
+
+
+def prompt_of(text: str):
+    return prompt_without_draft(problem_of(text), PROMPTS)
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -120,7 +125,10 @@ def model(request, tmp_path_factory) -> Path:
     texts = [[*ids_of(said(tokenizer, kind), add_special_tokens=False)["input_ids"], end] for kind in SAID]
     for _ in range(200):
         problem = order.choice(PROBLEMS)
-        prompts = [prompt_of(problem), prompt_with_draft(problem, f"<think>\n{SAID[RIGHT][0]}", PROMPTS)]
+        prompts = [
+            prompt_of(problem),
+            prompt_with_draft(problem_of(problem), f"<think>\n{SAID[RIGHT][0]}", PROMPTS),
+        ]
         prompt_ids = tokenizer.encode_prompt(order.choice(prompts))[1]
         rows = [torch.tensor([*prompt_ids, *text]) for text in texts]
         loss = torch.stack([network(row[None], labels=row[None]).loss for row in rows]).mean()

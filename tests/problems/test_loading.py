@@ -41,7 +41,7 @@ def test_json_lines_an_array_and_parquet_of_the_same_rows_load_alike(tmp_path: P
         ({"problem": " ", "answer": "6"}, "empty_problem", "the problem is empty"),
         ({"answer": "6"}, "empty_problem", "the problem is missing"),
         ({"problem": 7, "answer": "6"}, "wrong_type", "the problem is not a text but int"),
-        ({"problem": [{"content": "3?"}] * 2, "answer": "6"}, "chat_turns", "a chat with 2 user messages"),
+        ({"problem": [{"content": "3?"}] * 2, "answer": "6"}, "chat_turns", "a chat of user, user"),
         (
             {"problem": "3+3?", "answer": "\frac{1}{2}"},
             "control_character",
@@ -95,27 +95,43 @@ def test_a_bad_row_is_rejected_with_its_place_or_counted(
 
 
 @pytest.mark.parametrize(
-    ("turns", "reason"),
+    "turns",
     [
-        (
-            ["user", "assistant"],
-            "1 user messages and 1 of the assistant, the last of which a completion would continue",
-        ),
-        (["user", "assistant", "user"], "2 user messages and 1 of the assistant"),
-        (["system"], "a chat of system"),
-        (["user", "system"], "a chat of user, system"),
-        (["tool", "user"], "a chat of tool, user"),
+        ["system"],
+        ["assistant"],
+        ["assistant", "user"],
+        ["user", "system"],
+        ["user", "user"],
+        ["user", "assistant", "assistant"],
+        ["tool", "user"],
     ],
 )
-def test_a_chat_with_turns_that_a_prompt_has_not_is_refused_with_the_way_out(
-    tmp_path: Path, turns: list[str], reason: str
-) -> None:
+def test_a_chat_whose_turns_do_not_alternate_is_refused_with_the_way_out(tmp_path: Path, turns: list[str]) -> None:
     chat = [{"role": role, "content": f"{role}?"} for role in turns]
     path = write_lines(tmp_path / "a.jsonl", [{"prompt": chat, "answer": "6"}])
-    with pytest.raises(IgrpoError, match=r"a\.jsonl row 1: the problem is a chat") as refused:
+    with pytest.raises(IgrpoError, match=r"a\.jsonl row 1: the problem is a chat of") as refused:
         load_problems(str(path))
-    assert reason in refused.value.message
+    assert ", ".join(turns) in refused.value.message
     assert "data.problem_column" in (refused.value.hint or "")
+
+
+def test_examples_and_the_beginning_of_an_answer_are_kept_as_they_are_written(tmp_path: Path) -> None:
+    said = ["Use base 7.", "1+1?", "<think>easy</think> 2", "3+4?", "Let me think. "]
+    roles = ["system", "user", "assistant", "user", "assistant"]
+    chat = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+    path = write_lines(tmp_path / "a.jsonl", [{"prompt": chat, "answer": "10"}, {"prompt": chat[3:], "answer": "7"}])
+    examples, prefilled = load_problems(str(path)).problems
+    assert (examples.problem, examples.prefill) == ("3+4?", "Let me think. ")
+    assert json.loads(examples.earlier_turns) == ["Use base 7.\n\n1+1?", "<think>easy</think> 2"]
+    # The same question after other turns is another problem, so its answer is no contradiction.
+    assert (prefilled.problem, prefilled.prefill, prefilled.earlier_turns) == ("3+4?", "Let me think. ", "")
+
+
+def test_an_empty_beginning_of_an_answer_is_an_error(tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "3+4?"}, {"role": "assistant", "content": " "}]
+    path = write_lines(tmp_path / "a.jsonl", [{"prompt": chat, "answer": "7"}])
+    with pytest.raises(IgrpoError, match="the problem is empty"):
+        load_problems(str(path))
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])

@@ -176,14 +176,16 @@ def _settings(path: Path) -> Check:
 def _model_checks(model: str) -> Iterator[Check]:
     """Yield what the tokenizer and the chat template of a model mean for its completions."""
     from igrpo_cli.config.sections import PromptsSection
+    from igrpo_cli.engines.chat_template import PLAIN_STOP
     from igrpo_cli.engines.hub import fetch_model
-    from igrpo_cli.engines.tokenization import PLAIN_STOP, PolicyTokenizer
+    from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.prompts import prompt_without_draft
+    from igrpo_cli.records import Problem
 
     directory = fetch_model(model_location(model)).directory
     yield _tried("model", lambda: _architecture(directory, None, trust_remote_code=False))
     tokenizer = PolicyTokenizer(directory)
-    prompt = prompt_without_draft("(problem)", PromptsSection())
+    prompt = prompt_without_draft(Problem("", "(problem)", "", ""), PromptsSection())
     text, ids = tokenizer.encode_prompt(prompt)
     if tokenizer.has_chat_template:
         yield Check("chat template", "ok", f"of the model; a prompt is {json.dumps(text)}, {len(ids)} tokens")
@@ -197,7 +199,7 @@ def _model_checks(model: str) -> Iterator[Check]:
         if ends
         else Check("end of a completion", "problem", "no EOS token: every completion is truncated", hint)
     )
-    if opened := tokenizer.opened_thought(prompt):
+    if opened := tokenizer.beginning_of_completion(prompt):
         yield Check("thought", "ok", f"the prompt ends with {json.dumps(opened)}, where the completion begins")
     else:
         yield Check("thought", "ok", "the prompt opens none")

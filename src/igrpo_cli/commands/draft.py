@@ -37,7 +37,7 @@ def sample(stage: RolloutStage, shards: Iterable[int] | None = None) -> None:
                     RolloutTask(
                         group_id=group_id,
                         problem=problems[group_id],
-                        prompt=prompt_without_draft(problems[group_id].problem, config.prompts),
+                        prompt=prompt_without_draft(problems[group_id], config.prompts),
                         sample_ids=range(config.draft.num_generations),
                     )
                     for group_id in block.groups

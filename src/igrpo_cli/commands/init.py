@@ -131,9 +131,9 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
 
 def _prompts(problem: Problem, config: RunConfig, tokenizer: PolicyTokenizer) -> dict[str, str]:
     """Return the prompts of a problem as the model reads them: without draft, and with a short one if it is refined."""
-    prompts = {"without draft": prompt_without_draft(problem.problem, config.prompts)}
+    prompts = {"without draft": prompt_without_draft(problem, config.prompts)}
     if "refine" in config.stages() and config.select.strategy != "none":
-        prompts["with a draft"] = prompt_with_draft(problem.problem, SHOWN_DRAFT, config.prompts)
+        prompts["with a draft"] = prompt_with_draft(problem, SHOWN_DRAFT, config.prompts)
     return {name: tokenizer.encode_prompt(prompt)[0] for name, prompt in prompts.items()}
 
 

@@ -72,7 +72,7 @@ def _task(stage: RolloutStage, selection: Selection) -> RolloutTask:
     problem = stage.session.problems_of_iteration(selection.iteration)[selection.group_id]
     sample_ids = range(config.refine.num_generations)
     if selection.action == "bare":
-        prompt = prompt_without_draft(problem.problem, config.prompts)
+        prompt = prompt_without_draft(problem, config.prompts)
         return RolloutTask(group_id=selection.group_id, problem=problem, prompt=prompt, sample_ids=sample_ids)
     # `prompts.draft_view` shows the whole draft, the draft without its thinking, or only its answer.
     draft, truncated = visible_draft(
@@ -81,7 +81,7 @@ def _task(stage: RolloutStage, selection: Selection) -> RolloutTask:
     return RolloutTask(
         group_id=selection.group_id,
         problem=problem,
-        prompt=prompt_with_draft(problem.problem, draft, config.prompts),
+        prompt=prompt_with_draft(problem, draft, config.prompts),
         sample_ids=sample_ids,
         draft_sample_id=selection.draft_sample_id,
         draft_truncated=truncated,

@@ -1,54 +1,33 @@
 """Conversion of chat prompts to token ids and back. Untrusted text never becomes a control token.
 
 A problem or a draft may contain `<|im_end|>` and the like. Tokenised with the rest of the prompt, it would close the
-user turn. So the template is rendered with placeholders, which shows where each character of the prompt comes from. A
-control token that the tokenizer finds in a problem or a draft is split in two and encoded as plain text. The tags of
-thoughts are the exception: in a draft they are what the model wrote.
+user turn. So `chat_template` says where each character of the prompt comes from. A control token that the tokenizer
+finds in a problem or a draft is split in two and encoded as plain text. The tags of thoughts are the exception: in a
+draft they are what the model wrote.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from datetime import date
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2.exceptions import TemplateError
-
 from igrpo_cli.config.sections import SamplingSettings
+from igrpo_cli.engines.chat_template import PLAIN_STOP, ChatTemplate
 from igrpo_cli.engines.hub import load_tokenizer
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import ChatPrompt, PromptSegment
-from igrpo_cli.thoughts import CHANNEL_TOKENS, is_tag, opened_thought
+from igrpo_cli.thoughts import CHANNEL_TOKENS, is_tag
 
 if TYPE_CHECKING:
     import numpy as np
 
-PLAIN_CHAT_TEMPLATE = (
-    "{{ beginning }}"
-    "{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] + '\n\n' }}"
-    "{% else %}{{ 'User: ' + message['content'] + '\n\n' }}{% endif %}"
-    "{% endfor %}Assistant:"
-)
-"""Chat template of models that have none. `beginning` is the BOS token if the tokenizer puts one before a text."""
-
-TEMPLATE_DATE = date(2025, 1, 1)
-"""Date that chat templates see, because prompts must not change from one day to the next."""
-_DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
-
 _TEMPLATE, _PROBLEM, _DRAFT = "tpd"
 """Marks of where a character of a prompt comes from."""
-
-PLAIN_STOP = "\nUser:"
-"""Where a model with the plain chat template begins another turn of the user."""
 
 _BYTE_MARGIN = 8
 """Tokens that are decoded in addition when a stop string is looked for at the end of a completion."""
@@ -68,25 +47,14 @@ class PolicyTokenizer:
             for token_id, token in self._tokenizer.added_tokens_decoder.items()
             if token.content.strip()
         }
-        self.has_chat_template: bool = bool(self._tokenizer.chat_template)
-        try:
-            source = self._tokenizer.get_chat_template() if self.has_chat_template else PLAIN_CHAT_TEMPLATE
-        except ValueError as error:
-            raise IgrpoError(
-                f"{directory} has several chat templates and no default one: {error}",
-                hint="save the one to use as chat_template.jinja",
-            ) from error
-        self.chat_template: str = _DATE_CALL.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), source)
-        """Jinja source in use."""
-        self._beginning = "" if self.has_chat_template else _text_beginning(self._tokenizer)
+        self._template = ChatTemplate(directory, self._tokenizer)
+        self.has_chat_template = not self._template.is_plain
         self.eos_token_ids: tuple[int, ...] = tuple(
             sorted(_find_eos_token_ids(directory, self._tokenizer) | self._find_turn_end())
         )
         """Ids that end a completion, from the generation config, the config, the tokenizer and the chat template."""
         self._dropped_ids = self._find_dropped_ids()
-        self._opened: dict[tuple[str, str, tuple[PromptSegment, ...]], str] = {}
         self._completes: dict[tuple[int, str], bool] = {}
-        self._system_turns: dict[str, bool] = {}
 
     @property
     def largest_id(self) -> int:
@@ -106,26 +74,17 @@ class PolicyTokenizer:
     def encode_prompt(self, prompt: ChatPrompt) -> tuple[str, list[int]]:
         """Return the rendered prompt, up to the first token of the assistant, and its token ids.
 
-        If the template refuses or drops a system turn, its text is put before that of the user. Characters of untrusted
-        segments are never encoded as added tokens, except for white space and the unknown token.
+        Characters of untrusted segments are never encoded as added tokens, except for white space and the unknown
+        token.
         """
-        segments = self._render(prompt)
+        segments = self._template.render(prompt)
         text = "".join(segment.text for segment in segments)
         text, ids, _ = self._encode(text, "".join(_origin(segment) * len(segment.text) for segment in segments))
         return text, ids
 
-    def opened_thought(self, prompt: ChatPrompt) -> str:
-        """Return the end of a rendered prompt, from the tag that opens a thought; "" where the prompt opens none.
-
-        It belongs to what the model says: the completion is the rest of that thought.
-        """
-        # The texts of problems and drafts decide nothing, but a template may look for a switch in the user turn.
-        user = tuple(part if part.trusted else replace(part, text="?") for part in prompt.user)
-        key = prompt.system, json.dumps(prompt.template_kwargs, sort_keys=True), user
-        if key not in self._opened:
-            *_, last = self._render(replace(prompt, user=user))
-            self._opened[key] = opened_thought(last.text) if last.trusted else ""
-        return self._opened[key]
+    def beginning_of_completion(self, prompt: ChatPrompt) -> str:
+        """Return the end of a prompt that completions continue, as `ChatTemplate.beginning_of_completion` does."""
+        return self._template.beginning_of_completion(prompt)
 
     def encode_text(self, text: str, *, is_draft: bool = False) -> list[int]:
         """Return the token ids of untrusted text: without control tokens, except for the tags of a draft."""
@@ -246,15 +205,8 @@ class PolicyTokenizer:
 
     def _find_turn_end(self) -> set[int]:
         """Return the control token that the chat template puts after a turn of the assistant, if there is one."""
-        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "ANSWER"}]
-        try:
-            if self._render_turns(turns[:1], {}, add_generation_prompt=False) == self._render_turns(turns[:1], {}):
-                return set()  # The template begins a turn whether it is asked to or not.
-            rendered = self._render_turns(turns, {}, add_generation_prompt=False)
-        except Exception:  # A template may raise anything, for example because it needs further arguments.
-            return set()
-        _, answer, rest = rendered.rpartition("ANSWER")
-        ids = self._encode_as_is(rest.strip())[0][:1] if answer and rest.strip() else []
+        end = self._template.end_of_turn()
+        ids = self._encode_as_is(end)[0][:1] if end else []
         return {
             token_id
             for token_id in ids
@@ -290,70 +242,6 @@ class PolicyTokenizer:
                     return character
         raise IgrpoError(f"the tokenizer of {self._directory} can encode none of {_REPLACEMENTS}")
 
-    def _render(self, prompt: ChatPrompt) -> list[PromptSegment]:
-        """Return the whole rendered prompt, split into trusted and untrusted text."""
-        marker = self._free_marker(prompt)
-        user, untrusted = _mark_untrusted(prompt.user, marker)
-        rendered = self._apply_template(prompt.system, user, prompt.template_kwargs)
-        pieces = re.split(f"{marker}([0-9]+)E", rendered)
-        if missing := set(range(len(untrusted))) - {int(number) for number in pieces[1::2]}:
-            raise IgrpoError(
-                f"the chat template of {self._directory} drops {len(missing)} of {len(untrusted)} texts of the user"
-            )
-        return [
-            untrusted[int(piece)] if number % 2 else PromptSegment(piece, trusted=True)
-            for number, piece in enumerate(pieces)
-        ]
-
-    def _free_marker(self, prompt: ChatPrompt) -> str:
-        """Return a word that occurs neither in the template nor in the text of the prompt."""
-        known = "".join([self.chat_template, prompt.system, *(segment.text for segment in prompt.user)])
-        marker = "UNTRUSTED"
-        while marker in known:
-            marker += "X"
-        return marker
-
-    def _apply_template(self, system: str, user: str, template_kwargs: Mapping[str, Any]) -> str:
-        """Render with a system turn, or with its text before that of the user if the template has no system turn."""
-        own = {*inspect.signature(self._tokenizer.apply_chat_template).parameters} if template_kwargs else set()
-        if taken := sorted(template_kwargs.keys() & {*own, "beginning", "messages"}):
-            what = f"prompts.chat_template_kwargs has {taken[0]}, which is no argument of a chat template"
-            raise UsageError(what, hint="remove it")
-        if system and self._has_system_turn(template_kwargs):
-            with contextlib.suppress(TemplateError):
-                turns = [{"role": "system", "content": system}, {"role": "user", "content": user}]
-                return self._render_turns(turns, template_kwargs)
-        try:
-            joined = f"{system}\n\n{user}" if system else user
-            return self._render_turns([{"role": "user", "content": joined}], template_kwargs)
-        except (TemplateError, TypeError, ValueError) as error:
-            file = self._directory / "chat_template.jinja"
-            file = file if file.is_file() else self._directory / "tokenizer_config.json"
-            raise IgrpoError(f"the chat template of {file} fails: {error}") from error
-
-    def _has_system_turn(self, template_kwargs: Mapping[str, Any]) -> bool:
-        """Return True if the template shows a system turn, from which it may remove a switch such as /no_think."""
-        key = json.dumps(template_kwargs, sort_keys=True)
-        if key not in self._system_turns:
-            turns, rendered = [{"role": "system", "content": "SYSTEMTEXT"}, {"role": "user", "content": "?"}], ""
-            with contextlib.suppress(TemplateError):
-                rendered = self._render_turns(turns, template_kwargs)
-            self._system_turns[key] = "SYSTEMTEXT" in rendered
-        return self._system_turns[key]
-
-    def _render_turns(
-        self, turns: list[dict[str, str]], template_kwargs: Mapping[str, Any], *, add_generation_prompt: bool = True
-    ) -> str:
-        rendered = self._tokenizer.apply_chat_template(
-            turns,
-            chat_template=self.chat_template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-            beginning=self._beginning,
-            **template_kwargs,
-        )
-        return str(rendered)
-
 
 def _stop_span(text: str, strings: Sequence[str]) -> tuple[int, int] | None:
     """Return start and end of the first stop string in `text`; None if there is none."""
@@ -365,30 +253,6 @@ def _origin(segment: PromptSegment) -> str:
     if segment.trusted:
         return _TEMPLATE
     return _DRAFT if segment.is_draft else _PROBLEM
-
-
-def _mark_untrusted(segments: Sequence[PromptSegment], marker: str) -> tuple[str, list[PromptSegment]]:
-    """Return the user turn with a numbered marker for each untrusted text, and these texts.
-
-    White space around untrusted text is kept outside the markers, for templates that strip the user turn.
-    """
-    marked: list[str] = []
-    untrusted: list[PromptSegment] = []
-    for segment in segments:
-        core = segment.text.strip()
-        if segment.trusted or not core:
-            marked.append(segment.text)
-            continue
-        before, _, after = segment.text.partition(core)
-        marked.append(f"{before}{marker}{len(untrusted)}E{after}")
-        untrusted.append(replace(segment, text=core))
-    return "".join(marked), untrusted
-
-
-def _text_beginning(tokenizer: Any) -> str:
-    """Return the BOS token if the tokenizer puts it before a text, else an empty string."""
-    begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
-    return tokenizer.bos_token if begins else ""
 
 
 def _find_eos_token_ids(directory: Path, tokenizer: Any) -> set[int]:

@@ -189,7 +189,7 @@ def _samples_to_refine(session: Session, evaluation: Evaluation, path: ShardPath
 
 def _task_without_draft(stage: RolloutStage, evaluation: Evaluation, group: int) -> RolloutTask:
     problem = evaluation.problems[group]
-    prompt = prompt_without_draft(problem.problem, stage.session.config.prompts)
+    prompt = prompt_without_draft(problem, stage.session.config.prompts)
     return RolloutTask(group, problem, prompt, range(evaluation.samples))
 
 
@@ -201,6 +201,6 @@ def _tasks_with_draft(
     for draft, sample_ids in shown_drafts(samples, evaluation.selection):
         truncate = stage.tokenizer.truncate
         shown, truncated = visible_draft(draft.completion, draft.extracted_answer, prompts, truncate)
-        prompt = prompt_with_draft(problem.problem, shown, prompts)
+        prompt = prompt_with_draft(problem, shown, prompts)
         tasks.append(RolloutTask(group, problem, prompt, sample_ids, draft.sample_id, truncated))
     return tasks

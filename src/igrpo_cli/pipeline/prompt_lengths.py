@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -33,9 +34,9 @@ class PromptLengths:
 
     def over(self, problem: Problem, limit: int) -> int | None:
         """Return the number of tokens of the prompt without draft, if it is more than `limit`; else None."""
-        if self._at_most(problem.problem) <= limit:
+        if self._at_most(problem) <= limit:
             return None
-        num_tokens = self._count(prompt_without_draft(problem.problem, self._prompts))
+        num_tokens = self._count(prompt_without_draft(problem, self._prompts))
         return num_tokens if num_tokens > limit else None
 
     @cached_property
@@ -45,29 +46,34 @@ class PromptLengths:
         return max(with_draft - self._count(prompt_without_draft(self._shortest, self._prompts)), 0)
 
     @cached_property
-    def opened(self) -> int:
-        """Number of tokens of the thought that the template opens, which is part of every draft."""
-        opened = self._tokenizer.opened_thought(prompt_without_draft(self._shortest, self._prompts))
-        return len(self._tokenizer.encode_text(opened, is_draft=True)) if opened else 0
+    def begun(self) -> int:
+        """Number of tokens that the prompt adds to every draft: a thought that the template opens, and a prefill."""
+        problem = max(self._problems, key=lambda each: len(each.prefill))
+        begun = self._tokenizer.beginning_of_completion(prompt_without_draft(problem, self._prompts))
+        return len(self._tokenizer.encode_text(begun, is_draft=True)) if begun else 0
 
     @cached_property
-    def _shortest(self) -> str:
-        return min((problem.problem for problem in self._problems), key=len)
+    def _shortest(self) -> Problem:
+        problem = min(self._problems, key=lambda each: len(each.problem))
+        return replace(problem, earlier_turns="", prefill="")
 
     @cached_property
     def _frame(self) -> tuple[float, int]:
         """Tokens that the template adds at most, and the number of times that it shows the problem."""
         try:
             text, ids = self._tokenizer.encode_prompt(prompt_without_draft(self._shortest, self._prompts))
-            self._tokenizer.encode_text("".join(sorted(set().union(*(each.problem for each in self._problems)))))
+            self._tokenizer.encode_text("".join(sorted(set().union(*(each.problem + each.prefill for each in self._problems)))))
         except IgrpoError:
             return math.inf, 1
-        return len(ids), max(text.count(self._shortest), 1)
+        return len(ids), max(text.count(self._shortest.problem), 1)
 
-    def _at_most(self, problem: str) -> float:
-        num_bytes = len(problem)
-        if not problem.isascii():
-            num_bytes = max(len(form.encode()) for form in (problem, unicodedata.normalize("NFKD", problem)))
+    def _at_most(self, problem: Problem) -> float:
+        if problem.earlier_turns:
+            return math.inf  # What the template adds to each turn is not known.
+        text = problem.problem + problem.prefill
+        num_bytes = len(text)
+        if not text.isascii():
+            num_bytes = max(len(form.encode()) for form in (text, unicodedata.normalize("NFKD", text)))
         added, times_shown = self._frame
         return added + times_shown * num_bytes
 
@@ -107,7 +113,7 @@ def require_context(
     _require_room(lengths, problems, config, context, "draft", 0, draft)
     if "refine" in config.stages() and config.select.strategy != "none":
         # An answer alone is short. If it is not, refine says so.
-        shown = 0 if prompts.draft_view == "answer_only" else min(draft + lengths.opened, prompts.max_draft_tokens)
+        shown = 0 if prompts.draft_view == "answer_only" else min(draft + lengths.begun, prompts.max_draft_tokens)
         _require_room(lengths, problems, config, context, "refine", shown, config.refine.max_completion_length)
 
 

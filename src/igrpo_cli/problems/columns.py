@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from igrpo_cli.errors import UsageError
 from igrpo_cli.problems.answers import reference_answer
@@ -34,10 +35,7 @@ RIGHT_NAMES = ("correct answer", "correct_answer")
 WRONG_NAME = re.compile(r"incorrect[ _]answer[ _]\d+", re.IGNORECASE)
 SYSTEM_ROLES = frozenset({"system", "developer"})
 CHAT = re.compile(r"\s*\[\s*\{")
-CHAT_CURE = (
-    "write examples into the one user message, and the beginning of an answer at its end; "
-    "or name another column: --set data.problem_column=NAME (in a benchmark, rename it)"
-)
+CHAT_CURE = "let user and assistant take turns, or name another column: --set data.problem_column=NAME"
 NONE = "none"
 """Value of a `*_column` setting that disables a column even if a column with a known name exists."""
 
@@ -98,12 +96,28 @@ def find_columns(rows: Sequence[Mapping[str, Any]], source: ProblemSource, label
     return replace(columns, counts_from_zero=counts_from_zero, answers_are_texts=are_texts)
 
 
-def problem_and_answer(row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
-    """Return the problem text (with its choices, if any) and the reference answer of `row`.
+class Chat(NamedTuple):
+    """The messages of a problem column."""
+
+    question: str
+    """The last user turn, after the system turns if it is the only one."""
+    earlier_turns: str = ""
+    """As in `records.Problem`. System turns stand before the first one."""
+    prefill: str = ""
+    """The turn of the assistant at the end, as it is written."""
+
+
+def chat_and_answer(row: Mapping[str, Any], columns: Columns) -> tuple[Chat, str]:
+    """Return the problem of `row`, its question with the choices if there are any, and the reference answer.
 
     Raises `BadRow` when the row has no usable problem or answer.
     """
-    question = _question(row, columns)
+    chat = _chat(row, columns)
+    question, answer = _question_and_answer(chat.question, row, columns)
+    return chat._replace(question=question), answer
+
+
+def _question_and_answer(question: str, row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
     answer = _value(row, columns.answer)
     if columns.wrong:
         values = {name: _value(row, name) for name in (columns.answer, *columns.wrong)}
@@ -127,14 +141,13 @@ def id_text(row: Mapping[str, Any], columns: Columns) -> str | None:
     return text_of(number_as_text(value, "id"), "id")
 
 
-def _question(row: Mapping[str, Any], columns: Columns) -> str:
-    """Return the value of the problem column; for a chat, its user turn after its system turn."""
+def _chat(row: Mapping[str, Any], columns: Columns) -> Chat:
     value = _value(row, columns.problem)
     if isinstance(value, str) and CHAT.match(value) and isinstance(written := written_value(value), list):
         value = written
     if isinstance(value, list) and value:
-        return _text_of_chat(value)
-    return text_of(value, "problem")
+        return _read_chat(value)
+    return Chat(text_of(value, "problem"))
 
 
 def _choices_of(row: Mapping[str, Any], columns: Columns) -> Any:
@@ -229,22 +242,28 @@ def _value(row: Mapping[str, Any], column: str) -> Any:
     return nested.get(key) if isinstance(nested, dict) else None
 
 
-def _text_of_chat(messages: list[Any]) -> str:
-    """Return the text of the system turns and of the user turn after them, with blank lines between them.
+def _read_chat(messages: list[Any]) -> Chat:
+    """Return the parts of a chat: system turns, turns of user and assistant, and perhaps the beginning of an answer.
 
-    Text of a data set does not become a system turn of the prompt, where control tokens are allowed. Raises `BadRow`
-    for other turns, since a prompt has one user turn.
+    Text of a data set does not become a system turn of the prompt, where control tokens are allowed. It is put before
+    the first user turn, with a blank line between. Raises `BadRow` for any other order of roles.
     """
     if not all(isinstance(message, dict) for message in messages):
         raise BadRow("wrong_type", "the problem is a list, but not one of chat messages")
     roles = [message.get("role", "user") for message in messages]
-    if roles.count("user") > 1 or "assistant" in roles:
-        last = ", the last of which a completion would continue" if roles[-1] == "assistant" else ""
-        counts = f"{roles.count('user')} user messages and {roles.count('assistant')} of the assistant{last}"
-        raise BadRow("chat_turns", f"the problem is a chat with {counts}", CHAT_CURE)
-    if roles[-1] != "user" or not {*roles[:-1]} <= SYSTEM_ROLES:
+    num_system = next((place for place, role in enumerate(roles) if role not in SYSTEM_ROLES), len(roles))
+    turns = roles[num_system:]
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2) + ["user"] * (len(turns) % 2):
         raise BadRow("chat_turns", f"the problem is a chat of {', '.join(map(str, roles))}", CHAT_CURE)
-    return "\n\n".join(text_of(_content(message), "problem") for message in messages)
+    prefill = ""
+    if turns[-1] == "assistant":
+        prefill = _content(messages[-1])
+        text_of(prefill, "problem")  # White space at the end of the beginning of an answer counts.
+        messages = messages[:-1]
+    texts = [text_of(_content(message), "problem") for message in messages]
+    texts[: num_system + 1] = ["\n\n".join(texts[: num_system + 1])]
+    *earlier, question = texts
+    return Chat(question, json.dumps(earlier, ensure_ascii=False) if earlier else "", prefill)
 
 
 def _content(message: Mapping[str, Any]) -> Any:

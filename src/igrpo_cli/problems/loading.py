@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.problems.columns import Columns, find_columns, id_text, problem_and_answer
+from igrpo_cli.problems.columns import Columns, chat_and_answer, find_columns, id_text
 from igrpo_cli.problems.files import digest_of, open_file, problem_files
 from igrpo_cli.problems.hub import open_hub
 from igrpo_cli.problems.rows import BLANK_LINE, AnswerForm, BadRow, RawRow, Table
@@ -136,14 +136,22 @@ def _open(source: ProblemSource) -> tuple[list[Table], str | None, str | None]:
     return [open_file(path, folder) for path in files], digest_of(files, folder), None
 
 
+_Text = tuple[str, str, str]
+
+
+def _text(problem: Problem) -> _Text:
+    """Return everything that a prompt shows of a problem."""
+    return problem.earlier_turns, problem.problem, problem.prefill
+
+
 @dataclass(slots=True)
 class _ProblemDeduplicator:
     """Collects the problems of all tables, and detects duplicates and conflicts among them."""
 
     skip_bad_rows: bool
-    kept: dict[str, Problem] = field(default_factory=dict)
+    kept: dict[_Text, Problem] = field(default_factory=dict)
     """Problems by their text, in the order of the source."""
-    conflicting: set[str] = field(default_factory=set)
+    conflicting: set[_Text] = field(default_factory=set)
     """Texts of the problems that occurred with different answers."""
     places: dict[str, str] = field(default_factory=dict)
     """Place of the first row with each identifier."""
@@ -152,7 +160,7 @@ class _ProblemDeduplicator:
 
     def add(self, problem: Problem) -> None:
         """Keep `problem`. Raises `BadRow` when it repeats or contradicts an earlier one."""
-        text, place = problem.problem, problem.source
+        text, place = _text(problem), problem.source
         if text in self.conflicting:
             raise BadRow("conflicting_answer", "earlier rows give different answers to the problem")
         first = self.kept.get(text)
@@ -170,8 +178,8 @@ class _ProblemDeduplicator:
         self.places[problem.problem_id] = place
 
     def _discard(self, problem: Problem) -> None:
-        del self.kept[problem.problem]
-        self.conflicting.add(problem.problem)
+        del self.kept[_text(problem)]
+        self.conflicting.add(_text(problem))
         self.counts["conflicting_answer"] += 1
 
     def reject(self, bad: BadRow, place: str) -> None:
@@ -205,17 +213,19 @@ def _read_table(table: Table, source: ProblemSource, deduplicator: _ProblemDedup
 
 def _problem(number: int, values: dict[str, Any], columns: Columns, table: Table) -> Problem:
     problem_id = id_text(values, columns) or f"{table.id_prefix}-{number}"
-    problem, answer = problem_and_answer(values, columns)
+    chat, answer = chat_and_answer(values, columns)
     return Problem(
         problem_id=problem_id,
-        problem=problem,
+        problem=chat.question,
         answer=answer,
         source=f"{table.label}:{number}",
+        earlier_turns=chat.earlier_turns,
+        prefill=chat.prefill,
     )
 
 
 def _digest_of_problems(problems: Sequence[Problem]) -> str:
-    rows = [[row.problem_id, row.problem, row.answer] for row in problems]
+    rows = [[row.problem_id, row.problem, row.answer, row.earlier_turns, row.prefill] for row in problems]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

@@ -129,8 +129,15 @@ METRICS = _schema(
 
 PROBLEMS = _schema(
     "problems",
-    1,
-    {"problem_id": pa.string(), "problem": pa.string(), "answer": pa.string(), "source": pa.string()},
+    2,
+    {
+        "problem_id": pa.string(),
+        "problem": pa.string(),
+        "answer": pa.string(),
+        "source": pa.string(),
+        "earlier_turns": pa.string(),
+        "prefill": pa.string(),
+    },
 )
 """See `records.Problem`."""
 
