@@ -68,7 +68,7 @@ def clustered_interval(correct: ArrayLike, confidence: float = 0.95) -> Interval
         variance = float(means_P.var(ddof=1)) / num_problems
         # The variance of values in [0, 1] is at most p(1-p), so P problems count as at least P samples.
         num_effective = max(mean * (1 - mean) / variance, num_effective)
-    return _wilson(mean, num_effective, t_quantile(confidence, num_problems - 1))
+    return wilson(mean, num_effective, t_quantile(confidence, num_problems - 1))
 
 
 def ratio_interval(totals_P: ArrayLike, counts_P: ArrayLike, confidence: float = 0.95) -> Interval | None:
@@ -197,7 +197,8 @@ def _problem_means(correct: ArrayLike) -> NDArray[np.float64]:
     return values if values.ndim == 1 else values.mean(axis=1)
 
 
-def _wilson(mean: float, num: float, z: float) -> Interval:
+def wilson(mean: float, num: float, z: float) -> Interval:
+    """Return Wilson's score interval of a mean in [0, 1] of `num` samples, with `z` standard errors on each side."""
     centre = (mean + z * z / (2 * num)) / (1 + z * z / num)
     margin = z / (1 + z * z / num) * math.sqrt(mean * (1 - mean) / num + z * z / (4 * num * num))
     return Interval(max(0.0, min(centre - margin, mean)), min(1.0, max(centre + margin, mean)))

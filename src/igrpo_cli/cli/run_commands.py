@@ -277,3 +277,51 @@ def quickstart(
     from igrpo_cli.commands import quickstart as command
 
     command.run(run, seed, sets or [], console)
+
+
+@with_console
+def study(
+    file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="File with the arms, seeds and settings.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", help="Directory of all its runs.", show_default="runs/NAME"),
+    ] = None,
+    arms: Annotated[list[str] | None, typer.Option("--arm", help="Run only this arm; repeatable.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Run only this seed; repeatable.")] = None,
+    cell: Annotated[
+        str | None,
+        typer.Option(
+            "--cell",
+            envvar="SLURM_ARRAY_TASK_ID",
+            metavar="LIST",
+            help="Run only these cells: 3, or 0,4-7, or all. --dry-run lists them.",
+        ),
+    ] = None,
+    sets: Sets = None,
+    bench_dir: BenchDir = None,
+    report: Annotated[bool, typer.Option("--report", help="Run nothing; report on what is there.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG files.")] = False,
+    dry_run: DryRun = False,
+    markdown: Markdown = False,
+    *,
+    console: Console,
+) -> None:
+    """Train arms x seeds from one file, and compare the arms.
+
+    Example: igrpo study studies/quickstart.toml --seed 0 --set run.num_iterations=2
+    """
+    from igrpo_cli.commands import study as command
+
+    request = command.StudyRequest(
+        file=file,
+        output=output,
+        arms=tuple(arms or ()),
+        seeds=tuple(seeds or ()),
+        cells=cell,
+        sets=tuple(sets or ()),
+        bench_dir=bench_dir,
+        only_report=report,
+        dry_run=dry_run,
+        as_png=png,
+    )
+    command.run(request, console, markdown=markdown)

@@ -89,7 +89,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     from igrpo_cli.store.policies import write_pointer
 
     run_directory, content = RunDirectory(path), checksummed_settings(write_config(config))
-    is_run = _is_this_run(run_directory, content)
+    is_run = require_same_settings(run_directory, config)
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
     data, policy = config.data, config.policy
@@ -173,13 +173,13 @@ def _freeze(
         freeze(overwrite=overwrite)
     except ConflictError:
         # If a concurrent call has just created the run, its problems are kept.
-        if not _is_this_run(run_directory, checksummed_settings(write_config(config))):
+        if not require_same_settings(run_directory, config):
             freeze(overwrite=True)
 
 
-def _is_this_run(run_directory: RunDirectory, content: bytes) -> bool:
+def require_same_settings(run_directory: RunDirectory, config: RunConfig) -> bool:
     """Return True if this run exists. Raises ConflictError when the run there has other settings."""
-    path = run_directory.run_toml
+    path, content = run_directory.run_toml, checksummed_settings(write_config(config))
     if not path.exists():
         return False
     if path.read_bytes() != content:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.loggers.trackers import TrackerSettings, only_sender, open_tracker, require_trackers, send_new
+from igrpo_cli.loggers.trackers import MAX_WAIT_SECONDS, TrackerSettings, open_tracker, require_trackers, send_new
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.layout import LOG
+from igrpo_cli.store.locks import locked
 from igrpo_cli.ui.console import Console
 
 NOT_SENT: dict[str, Any] = {"log": True, "judge": {"endpoint"}, "engine": {"endpoints"}}
@@ -31,7 +32,7 @@ def run(path: Path, trackers: list[str], sets: list[str], *, follow: bool, conso
 
 def _send(session: Session, name: str, *, follow: bool) -> dict[str, Any]:
     settings = _settings(session)
-    with only_sender(settings.directory / f"{name}.lock") as is_only:
+    with locked(settings.directory / f"{name}.lock", MAX_WAIT_SECONDS) as is_only:
         if not is_only:
             raise IgrpoError(
                 f"another process is sending this run to {name}", hint="it sends new metrics after its next update"

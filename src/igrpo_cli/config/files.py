@@ -147,7 +147,7 @@ def check_config(settings: Mapping[str, Any], origin: str) -> RunConfig:
     try:
         return RunConfig.model_validate(dict(settings))
     except ValidationError as error:
-        raise UsageError(_explain(error, origin), hint=ALL_SETTINGS) from None
+        raise UsageError(explain(error, origin), hint=ALL_SETTINGS) from None
 
 
 def write_config(config: RunConfig) -> bytes:
@@ -156,12 +156,13 @@ def write_config(config: RunConfig) -> bytes:
     return tomli_w.dumps(values).encode()
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def explain(error: ValidationError, origin: str, model: type[BaseModel] = RunConfig) -> str:
+    """Return the mistakes in a file of the user as one line, each with its key and the nearest known one."""
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            lines.append(f"unknown key {key}{_nearest(key, _known_keys(item['loc']))}")
+            lines.append(f"unknown key {key}{_nearest(key, _known_keys(item['loc'], model))}")
         elif item["loc"] and item["type"] == "value_error":  # raised by a validator of a section
             lines.append(f"{key}{'.' if len(item['loc']) == 1 else ': '}{item['msg'].removeprefix('Value error, ')}")
         elif item["loc"]:
@@ -171,15 +172,15 @@ def _explain(error: ValidationError, origin: str) -> str:
     return f"{origin}: " + "; ".join(lines)
 
 
-def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list[str]:
     """Return the full names of the keys or sections that an unknown name may stand for."""
-    section = RunConfig.model_fields.get(str(location[0]))
+    section = model.model_fields.get(str(location[0]))
     if len(location) == 1 or section is None:
-        return list(RunConfig.model_fields)
-    model = section.annotation
-    assert isinstance(model, type)
-    assert issubclass(model, BaseModel)
-    here = [f"{location[0]}.{key}" for key in model.model_fields]
+        return list(model.model_fields)
+    within = section.annotation
+    assert isinstance(within, type)
+    assert issubclass(within, BaseModel)
+    here = [f"{location[0]}.{key}" for key in within.model_fields]
     elsewhere = [
         f"{name}.{key}"
         for name, field in RunConfig.model_fields.items()

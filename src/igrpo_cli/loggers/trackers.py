@@ -1,9 +1,7 @@
-"""The interface of a tracker, opening one by its name, and a lock so that one process at a time sends to it."""
+"""The interface of a tracker, and opening one by its name."""
 
 from __future__ import annotations
 
-import fcntl
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +11,12 @@ from typing import Any, Protocol
 
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.loggers.entries import Entry, read_entries
-from igrpo_cli.store.atomic import make_directory
 from igrpo_cli.store.layout import RunDirectory
 
 NAMES = ("trackio", "tensorboard", "wandb")
 MAX_WAIT_SECONDS = 10.0
-"""A short command has sent its entries by then. A longer one will find the new files itself."""
+"""Time to wait for another process that sends. A short command has sent its entries by then, and a longer one will
+find the new files itself."""
 
 
 @dataclass(frozen=True)
@@ -88,27 +86,6 @@ def send_new(run: RunDirectory, tracker: Tracker) -> list[str]:
         sent.append(entry.key)
     tracker.flush()
     return sent
-
-
-@contextmanager
-def only_sender(lock: Path) -> Iterator[bool]:
-    """Yield True if this process holds the lock on sending inside this context. A dead process holds no lock."""
-    make_directory(lock.parent)
-    with lock.open("w") as file:
-        deadline = time.monotonic() + MAX_WAIT_SECONDS
-        while not (is_only := _try_lock(file.fileno())) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        yield is_only
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True
 
 
 def _open(name: str, settings: TrackerSettings) -> Tracker:

@@ -74,6 +74,8 @@ class Session:
         self._trackers: BackgroundTrackers | None = None
         self._known_lineage: set[str] = set()
         """Ids of policies whose ancestors are known to be those on disk."""
+        self.related_runs: tuple[Path, ...] = ()
+        """Run directories whose shards of the initial policy are taken over where they are the same (`adopt_shard`)."""
         self.warm_trainer: tuple[str, PolicyTrainer] | None = None
         """The id of the policy that the last update of this process published, and its trainer."""
         limit_cpu_threads(config.run.cpu_threads)

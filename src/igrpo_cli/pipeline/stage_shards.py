@@ -12,7 +12,7 @@ from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.records import StageReport
 from igrpo_cli.store.atomic import clear_directory, remove_stale_temporaries
-from igrpo_cli.store.completion import commit_shard, completed
+from igrpo_cli.store.completion import adopt_shard, commit_shard, completed
 from igrpo_cli.store.layout import PART_FILES, ShardPath, format_shards
 from igrpo_cli.store.lineage import require_current
 from igrpo_cli.store.manifest import DataFile, Identity, Manifest
@@ -130,6 +130,9 @@ class StageShards:
         manifest = None if self.request.overwrite else completed(path, identity, self.session.console.note)
         # After `completed`: where the shard itself was made from another input, that is the nearer cause.
         require_current(self.session.run, identity.inputs)
+        if manifest is None and not (self.request.overwrite or self.request.dry_run) and path.iteration == 0:
+            # Later policies of other runs are other policies.
+            manifest = adopt_shard(path, identity, self.session.related_runs)
         if manifest is not None:
             if not self.request.dry_run:
                 # A task that was killed, or that was late with its last block, may have left some.

@@ -49,10 +49,13 @@ function filter() {
   filters.querySelector("output").textContent = `${shown().length} of ${stories.length}`;
 }
 
-filters.hidden = false;
-filters.addEventListener("change", filter);
-filters.addEventListener("submit", (event) => event.preventDefault());
-filter();
+// The page of a study has no problems to filter.
+if (filters) {
+  filters.hidden = false;
+  filters.addEventListener("change", filter);
+  filters.addEventListener("submit", (event) => event.preventDefault());
+  filter();
+}
 
 document.addEventListener("keydown", (event) => {
   const step = { j: 1, k: -1 }[event.key];

@@ -77,16 +77,8 @@ class ReportedRun:
 
 def render(runs: Sequence[ReportedRun]) -> str:
     """Return the page. The same runs give the same bytes."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(shown=_shown, in_line=in_line, printable=printable, number=number, between=between)
-    style, script = (Markup((HERE / name).read_text("utf-8")) for name in ("page.css", "page.js"))
-    return environment.get_template("page.html").render(
-        style=style,
-        script=script,
-        style_hash=_csp_hash(style),
-        script_hash=_csp_hash(script),
+    return render_template(
+        "page.html",
         runs=runs,
         axes={name: axis.label for name, axis in _axes(runs).items()},
         sections=_sections(runs),
@@ -94,6 +86,18 @@ def render(runs: Sequence[ReportedRun]) -> str:
         kinds=[*KINDS, "other"],
         marks=VERDICT_MARKS,
         actions=ACTIONS,
+    )
+
+
+def render_template(name: str, **content: Any) -> str:
+    """Return a template with its content, and with the style sheet and the script of all pages."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(shown=_shown, in_line=in_line, printable=printable, number=number, between=between)
+    style, script = (Markup((HERE / file).read_text("utf-8")) for file in ("page.css", "page.js"))
+    return environment.get_template(name).render(
+        style=style, script=script, style_hash=_csp_hash(style), script_hash=_csp_hash(script), **content
     )
 
 

@@ -116,6 +116,15 @@ def number(value: float, *, is_share: bool = False) -> str:
     return f"{value:.4g}".replace("e-0", "e-")
 
 
+def standalone(svg: str, css: str) -> str:
+    """Return a drawing as the content of an SVG file, in the light colours of the style sheet `css`."""
+    light = _light_colours(css)
+    paper = f'<rect width="100%" height="100%" fill="{light["paper"]}"/>'
+    begin, rest = svg.split(">", 1)
+    named = begin.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-size="11" ', 1)
+    return f"{named}><style>{_light_style(css)}</style>{paper}{rest}\n"
+
+
 def rasterise(svg: str, css: str) -> bytes:
     """Return a drawing as PNG, in the light colours of the style sheet `css`. Raises UsageError without `[png]`.
 
@@ -126,21 +135,29 @@ def rasterise(svg: str, css: str) -> bytes:
         import resvg_py
     except ImportError as error:
         raise UsageError("--png needs resvg-py and font-roboto", hint="pip install 'igrpo-cli[png]'") from error
-    light = dict(re.findall(r"--(\w+): (#\w+)", css[: css.index("@media")]))
-    rules = "".join(re.findall(r"^\.chart .*$", css, re.MULTILINE))
-    style = re.sub(r"var\(--(\w+)\)", lambda name: light[name[1]], rules)
     fonts = Path(font_roboto.__file__).parent / "files"
     return bytes(
         resvg_py.svg_to_bytes(
             svg_string=svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" font-size="11" ', 1),
-            style_sheet=style,
+            style_sheet=_light_style(css),
             font_files=[str(fonts / "Roboto-Regular.ttf")],
             font_family="Roboto",
             skip_system_fonts=True,
-            background=light["paper"],
+            background=_light_colours(css)["paper"],
             zoom=PNG_ZOOM,
         )
     )
+
+
+def _light_colours(css: str) -> dict[str, str]:
+    return dict(re.findall(r"--(\w+): (#\w+)", css[: css.index("@media")]))
+
+
+def _light_style(css: str) -> str:
+    """Return the rules of a drawing with the light colours in place of their names."""
+    light = _light_colours(css)
+    rules = "".join(re.findall(r"^\.chart .*$", css, re.MULTILINE))
+    return re.sub(r"var\(--(\w+)\)", lambda name: light[name[1]], rules)
 
 
 def _ticks(values: Sequence[float], max_steps: int = 5) -> list[float]:

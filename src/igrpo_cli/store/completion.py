@@ -6,14 +6,16 @@ publishes data and manifest, and the next stage begins with `open_input`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.records import Problem
-from igrpo_cli.store.atomic import remove_file, sha256_file
+from igrpo_cli.store.atomic import publish_bytes, remove_file, sha256_file
 from igrpo_cli.store.checksummed_json import UnknownSchemaError
-from igrpo_cli.store.conflicts import require_same
+from igrpo_cli.store.conflicts import identity_differences, require_same
 from igrpo_cli.store.layout import RunDirectory, ShardPath, UpdatePath
 from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, publish_manifest, read_manifest
 from igrpo_cli.store.policies import promote_policy
@@ -90,6 +92,35 @@ def commit_shard(
             raise
         data = write(True)
     return commit_manifest(path, describe(data))
+
+
+def adopt_shard(path: ShardPath, identity: Identity, roots: Iterable[Path]) -> Manifest | None:
+    """Copy the shard from another run that has a complete one of the same identity; return its manifest.
+
+    Equal identities ask for the same rows, so nothing is made twice. The copy keeps the manifest: who made the shard,
+    and what it took. `roots` are the run directories to look in. None if no shard there is complete and intact.
+    """
+    found = next(filter(None, (_same_shard(path, identity, root) for root in roots)), None)
+    if found is None:
+        return None
+    manifest, content = found
+
+    def write(replaces: bool) -> DataFile:
+        publish_bytes(path.data, content, replace=replaces)
+        return manifest.data
+
+    return commit_shard(path, identity, write, lambda _: manifest)
+
+
+def _same_shard(path: ShardPath, identity: Identity, root: Path) -> tuple[Manifest, bytes] | None:
+    data, file = (root / each.relative_to(path.root) for each in (path.data, path.manifest))
+    other = replace(path, root=root, data=data, manifest=file)
+    try:
+        if not file.exists() or identity_differences(read_manifest(other).identity, identity):
+            return None
+        return open_input(other), data.read_bytes()
+    except (IgrpoError, OSError):
+        return None
 
 
 def open_input(path: ShardPath) -> Manifest:

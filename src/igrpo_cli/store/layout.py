@@ -242,19 +242,20 @@ def bench_name(bench: str) -> str:
     return Path(bench).stem if bench.endswith((".jsonl", ".json", ".parquet")) else directory_name(bench)
 
 
-def parse_shards(text: str, num_shards: int) -> tuple[int, ...]:
-    """Return `3,7,12-15` as sorted shard numbers without duplicates. Raises UsageError."""
-    hint = f"for example --shard 0 or --shard 0,2-3; this run has {num_shards} shards, counted from 0"
+def parse_shards(text: str, num_shards: int, kind: str = "shard") -> tuple[int, ...]:
+    """Return `3,7,12-15` as sorted numbers without duplicates. `kind` names them in a UsageError, and their flag."""
+    has = f"{'this run' if kind == 'shard' else 'it'} has {num_shards} {kind}s, counted from 0"
+    hint = f"for example --{kind} 0 or --{kind} 0,2-3; {has}"
     shards: set[int] = set()
     for piece in text.split(","):
         match = _RANGE.fullmatch(piece.strip())
         if match is None:
-            raise UsageError(f"{piece.strip()!r} names no shard", hint=hint)
+            raise UsageError(f"{piece.strip()!r} names no {kind}", hint=hint)
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
-            raise UsageError(f"the shards {piece.strip()} run backwards", hint=hint)
+            raise UsageError(f"the {kind}s {piece.strip()} run backwards", hint=hint)
         if last >= num_shards:
-            raise UsageError(f"shard {last} of {num_shards} does not exist", hint=hint)
+            raise UsageError(f"{kind} {last} of {num_shards} does not exist", hint=hint)
         shards.update(range(first, last + 1))
     return tuple(sorted(shards))
 

@@ -1,0 +1,253 @@
+"""`igrpo study`: train all arms of a study with all seeds, evaluate their policies, and compare the arms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from igrpo_cli.commands import eval as evaluation
+from igrpo_cli.commands.init import create_run, require_same_settings
+from igrpo_cli.commands.run import run_iteration, unfinished
+from igrpo_cli.config.study import Cell, Study, read_study
+from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
+from igrpo_cli.pipeline.plan import iteration_arithmetic
+from igrpo_cli.pipeline.session import open_session
+from igrpo_cli.store.layout import RunDirectory, bench_name, format_shards, parse_shards, shell_path
+from igrpo_cli.store.locks import locked
+from igrpo_cli.ui.console import Console, printable
+from igrpo_cli.ui.tables import plain_table
+
+if TYPE_CHECKING:
+    from igrpo_cli.inspection.study import StudyResults
+
+POLL_SECONDS = 1.0
+"""Time between two looks at the cells of other processes."""
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """The options of the command line."""
+
+    file: Path
+    output: Path | None = None
+    """None means `runs/<name of the study>`."""
+    arms: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    cells: str | None = None
+    """Numbers of cells; None and `all` mean all. With `arms` and `seeds`, a cell must be in each."""
+    sets: tuple[str, ...] = ()
+    bench_dir: Path | None = None
+    only_report: bool = False
+    dry_run: bool = False
+    as_png: bool = False
+
+
+def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> None:
+    """Run the requested cells that are not complete, then print and write what the whole study has."""
+    study, cells = read_study(request.file, request.sets)
+    root = request.output or Path("runs") / study.name
+    chosen = _chosen(study, cells, request)
+    _require_same_settings(cells, root)
+    if request.dry_run:
+        _print_plan(study, cells, root, request, console)
+        return
+    if not request.only_report:
+        _run_cells(study, cells, chosen, root, request, console)
+    _report(study, cells, root, request, console, markdown=markdown)
+
+
+def _chosen(study: Study, cells: Sequence[Cell], request: StudyRequest) -> list[Cell]:
+    """Return the requested cells. Raises UsageError for an arm, seed or number that the study does not have."""
+    for kind, wanted, known in (("arm", request.arms, [*study.arms]), ("seed", request.seeds, study.seeds)):
+        if unknown := [each for each in wanted if each not in known]:
+            names = ", ".join(map(str, known))
+            raise UsageError(f"{request.file} has no {kind} {unknown[0]}", hint=f"its {kind}s: {names}")
+    whole = request.cells in (None, "all")
+    numbers = range(len(cells)) if whole else parse_shards(str(request.cells), len(cells), "cell")
+    return [
+        cells[number]
+        for number in numbers
+        if cells[number].arm in (request.arms or study.arms) and cells[number].seed in (request.seeds or study.seeds)
+    ]
+
+
+def _require_same_settings(cells: Sequence[Cell], root: Path) -> None:
+    """Raise ConflictError for a cell on disk with other settings, before anything is run."""
+    try:
+        for cell in cells:
+            require_same_settings(RunDirectory(root / cell.path), cell.config)
+    except ConflictError as error:
+        error.hint = f"undo the change, or use another directory: --output {shell_path(root)}-2"
+        raise
+
+
+def _run_cells(
+    study: Study, cells: Sequence[Cell], chosen: Sequence[Cell], root: Path, request: StudyRequest, console: Console
+) -> None:
+    """Run cells until all chosen ones are complete. A cell that another process works on is waited for.
+
+    The lock of a process that dies is free, so its cell is continued here. Two processes that work on one cell would
+    still write the same files.
+    """
+    from igrpo_cli.inspection.study import is_complete
+
+    todo = [cell for cell in chosen if not is_complete(root, study, cell)]
+    is_waiting = False
+    while todo:
+        busy = []
+        for cell in todo:
+            with locked(root / cell.lock) as is_ours:
+                if not is_ours:
+                    busy.append(cell)
+                elif not is_complete(root, study, cell):
+                    console.note(f"cell {cells.index(cell)} of {len(cells)}: {cell.name}")
+                    related = [root / each.path for each in cells if each is not cell]
+                    _run_cell(study, cell, root, related, request, console)
+                    is_waiting = False
+        todo = [cell for cell in busy if not is_complete(root, study, cell)]
+        if todo:
+            if not is_waiting:
+                console.note(f"waiting for other processes: {', '.join(cell.name for cell in todo)}")
+            is_waiting = True
+            time.sleep(POLL_SECONDS)
+
+
+def _run_cell(
+    study: Study, cell: Cell, root: Path, related: Sequence[Path], request: StudyRequest, console: Console
+) -> None:
+    """Train one arm with one seed, and evaluate its policies as they come."""
+    path, policies = root / cell.path, study.evaluated(cell.config)
+    create_run(path, cell.config, console)
+    with open_session(path, [], console) as session:
+        session.require_trackers()
+        session.related_runs = tuple(related)
+
+        def evaluate(policy: int) -> None:
+            for with_draft in (False, True):
+                kind = cell.config.eval.selection if with_draft else None
+                if session.run.eval_summary(bench_name(study.eval_bench), policy, conditioned=kind).exists():
+                    continue
+                wanted = evaluation.EvalRequest(
+                    path, study.eval_bench, iteration=policy, with_draft=with_draft, bench_dir=request.bench_dir
+                )
+                figures, _ = evaluation.evaluate(session, wanted)
+                prompts = "with draft" if with_draft else "without draft"
+                console.note(f"policy {policy}: {100 * (figures['avg_at_k'] or 0):.1f} % {prompts}")
+
+        todo = unfinished(session)
+        reached = todo[0] if todo else policies[-1]
+        for policy in (each for each in policies if each <= reached):
+            evaluate(policy)
+        for iteration in todo:
+            run_iteration(session, iteration)
+            if iteration + 1 in policies:
+                evaluate(iteration + 1)
+
+
+def _print_plan(study: Study, cells: Sequence[Cell], root: Path, request: StudyRequest, console: Console) -> None:
+    """Print all cells: what is complete, and the most tokens that the others still sample."""
+    from igrpo_cli.inspection.study import is_complete
+    from igrpo_cli.problems.loading import load_problems
+    from igrpo_cli.problems.sources import default_repeats, resolve_bench
+
+    problems = len(load_problems(resolve_bench(study.eval_bench, request.bench_dir)).problems)
+    plans = []
+    for number, cell in enumerate(cells):
+        run, policies = RunDirectory(root / cell.path), study.evaluated(cell.config)
+        section, last = cell.config.eval, policies[-1]
+        evaluated = min(section.limit or problems, problems) * (section.repeats or default_repeats(study.eval_bench))
+        plans.append(
+            {
+                "cell": number,
+                "arm": cell.arm,
+                "seed": cell.seed,
+                "run": str(root / cell.path),
+                "complete": is_complete(root, study, cell),
+                "iterations": last,
+                "iterations_done": sum(run.update(each).manifest.exists() for each in range(last)),
+                "max_tokens_sampled": last * iteration_arithmetic(cell.config)["max_tokens_sampled"],
+                "max_eval_tokens": len(policies) * 2 * evaluated * section.max_gen_toks,
+            }
+        )
+    open_cells = format_shards(number for number, plan in enumerate(plans) if not plan["complete"])
+    payload = {"study": study.name, "output": str(root), "open_cells": open_cells, "cells": plans}
+    rows = [{key: _shown(value) for key, value in plan.items() if key != "run"} for plan in plans]
+    left = f"open cells: {open_cells}" if open_cells else "all cells are complete"
+    console.data(payload, f"{plain_table(rows)}\n\n{printable(str(root))}, {left}")
+
+
+def _shown(value: object) -> str:
+    return "yes" if value is True else "no" if value is False else f"{value:,}" if type(value) is int else str(value)
+
+
+def _report(
+    study: Study, cells: Sequence[Cell], root: Path, request: StudyRequest, console: Console, *, markdown: bool
+) -> None:
+    """Write the page and the figures, and print the tables. Raises MissingInputError where no cell has begun."""
+    from igrpo_cli.inspection.study import read_study_results
+    from igrpo_cli.report.study_page import figure_files, render_study
+    from igrpo_cli.store.atomic import publish_bytes
+    from igrpo_cli.ui.study_tables import study_text
+
+    results = read_study_results(root, study, cells)
+    if not any(arm.cells for arm in results.arms):
+        raise MissingInputError(f"{root} has no results yet", hint=f"igrpo study {shell_path(request.file)}")
+    page, folder = root / "study.html", root / "figures"
+    publish_bytes(page, render_study(results, request.file.read_text("utf-8")).encode(), replace=True)
+    figures = []
+    for name, content in figure_files(results, as_png=request.as_png).items():
+        publish_bytes(folder / name, content, replace=True)
+        figures.append(str(folder / name))
+    payload = {**_payload(results), "output": str(root), "page": str(page), "figures": figures}
+    written = f"{printable(str(page))}, and {len(figures)} figures in {printable(str(folder))}"
+    missing = len(cells) - sum(len(arm.complete) for arm in results.arms)
+    left = f"\n{missing} of {len(cells)} cells are not complete" if missing else ""
+    console.data(payload, f"{study_text(results, markdown=markdown)}\n\n{written}{left}")
+
+
+def _payload(results: StudyResults) -> dict[str, Any]:
+    """Return the `--json` object: scores, curves and costs of each arm, and the comparisons."""
+    from igrpo_cli.inspection.study import SCORES
+
+    def point(value: Any) -> Any:
+        return (
+            None
+            if value is None
+            else {"value": value.value, "ci95": None if value.low is None else [value.low, value.high]}
+        )
+
+    arms = {
+        arm.name: {
+            "seeds": [cell.cell.seed for cell in arm.cells],
+            "complete": [cell.cell.seed for cell in arm.complete],
+            "scores": {name: point(results.score(arm.name, name)) for name in SCORES},
+            "cost_of_target": results.cost_of_target(arm.name),
+            "spent": {axis: values[-1] for axis, values in arm.spent.items()},
+            "curves": {name: [{"at": at, **point(each)} for at, each in points] for name, points in arm.curves.items()},
+            "tokens": arm.spent.get("tokens"),
+        }
+        for arm in results.arms
+    }
+    comparisons = [
+        {
+            "arm": each.arm,
+            "score": each.score,
+            "seeds": each.seeds,
+            "difference": each.difference.value,
+            "difference_ci95": None if each.difference.low is None else [each.difference.low, each.difference.high],
+            "p_value": each.p_value,
+            "p_corrected": each.corrected,
+        }
+        for each in results.comparisons
+    ]
+    return {
+        "study": results.study.name,
+        "baseline": results.study.reference,
+        "target_accuracy": results.target,
+        "equal_tokens": results.budget,
+        "arms": arms,
+        "comparisons": comparisons,
+    }

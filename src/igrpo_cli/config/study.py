@@ -1,0 +1,152 @@
+"""The file of a study: arms and seeds, and from them the settings of every run of the study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from igrpo_cli.config import RunConfig
+from igrpo_cli.config.files import apply_overrides, check_config, explain, merge, read_config_file, read_preset
+from igrpo_cli.errors import UsageError
+
+MAX_ARMS = 24
+"""Arms that can be told apart in a plot: eight colours in three dash patterns."""
+OWN_KEYS = {"run.seed": "seeds"}
+"""Settings that the study sets itself, with the key of the study that decides them."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+@=-]{0,99}$")]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study: an arm with a seed."""
+
+    arm: str
+    seed: int
+    config: RunConfig
+
+    @property
+    def path(self) -> Path:
+        """Its run directory below the directory of the study."""
+        return Path(self.arm) / f"seed-{self.seed}"
+
+    @property
+    def lock(self) -> Path:
+        """The file that the process working on the cell holds a lock on."""
+        return Path(self.arm) / f".seed-{self.seed}.lock"
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return f"{self.arm}, seed {self.seed}"
+
+
+class Study(BaseModel):
+    """The file of `igrpo study`. Unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Name
+    """Name of the study. Its results are in `runs/<name>` unless `--output` names another directory."""
+    preset: str | None = None
+    """Preset that the settings of all arms begin with."""
+    config: str | None = None
+    """Settings file that overrides the preset, as `igrpo init --config`; relative to the file of the study."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    """Seeds of training (`run.seed`). Every arm is trained once with each of them."""
+    baseline: str | None = None
+    """Arm that the others are compared with; unset means the first one."""
+    eval_bench: str = "arithmetic"
+    """Benchmark of the evaluations, as `igrpo eval --bench`. `eval.repeats` sets the samples per problem."""
+    eval_every: Annotated[int, Field(ge=1)] = 10
+    """Every how many iterations a policy is evaluated, without and with draft. The first and last policy always are."""
+    target_accuracy: Annotated[float, Field(gt=0.0, le=1.0, strict=False)] | None = None
+    """Accuracy without draft for the table of tokens and seconds until an arm reaches it; unset means the final
+    accuracy of the baseline."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Settings of all arms, as `section.key = value`."""
+    arms: Annotated[dict[Name, dict[str, Any]], Field(min_length=1, max_length=MAX_ARMS)]
+    """Settings of each arm, which override those of `[set]`: `[arms.NAME]`, then `section.key = value`."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: list[int]) -> list[int]:
+        if len({*seeds}) < len(seeds):
+            raise ValueError("a seed is named twice")
+        return seeds
+
+    @model_validator(mode="after")
+    def _check_baseline(self) -> Study:
+        if self.baseline is not None and self.baseline not in self.arms:
+            raise ValueError(f"baseline = {self.baseline!r} is not an arm: there are {', '.join(self.arms)}")
+        return self
+
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with."""
+        return self.baseline or next(iter(self.arms))
+
+    def evaluated(self, config: RunConfig) -> list[int]:
+        """Return the policies of a run that are evaluated, in order; the last one is that of the last iteration."""
+        last = config.run.num_iterations
+        assert last is not None
+        return sorted({*range(0, last, self.eval_every), last})
+
+
+def read_study(path: Path, overrides: Iterable[str] = ()) -> tuple[Study, list[Cell]]:
+    """Return a study and its cells, all arms of the first seed first. `overrides` apply to all arms, as `--set`.
+
+    Raises UsageError, which names the file, the arm and the key, for anything that cannot be run.
+    """
+    try:
+        study = Study.model_validate(read_config_file(path))
+    except ValidationError as error:
+        raise UsageError(explain(error, str(path), Study), hint="docs/studies.md describes the file") from None
+    base = read_preset(study.preset) if study.preset else {}
+    if study.config is not None:
+        base = merge(base, read_config_file(path.parent / study.config))
+    common = _with(base, study.set, f"{path} [set]")
+    overrides = list(overrides)
+    settings = {}
+    for arm, table in study.arms.items():
+        where = f"{path} [arms.{arm}]"
+        settings[arm] = apply_overrides(_with(common, table, where), overrides)
+        _check(settings[arm], where, apply_overrides(common, overrides), f"{path} [set]")
+    cells = [
+        Cell(arm, seed, check_config(merge(settings[arm], {"run": {"seed": seed}}), str(path)))
+        for seed in study.seeds
+        for arm in study.arms
+    ]
+    return study, cells
+
+
+def _check(settings: Mapping[str, Any], where: str, common: Mapping[str, Any], where_common: str) -> None:
+    """Raise UsageError for settings that no run can have, naming the table with the mistake."""
+    try:
+        config = check_config(settings, where)
+    except UsageError:
+        check_config(common, where_common)
+        raise
+    if config.run.num_iterations is None:
+        raise UsageError(
+            f"{where}: run.num_iterations is not set, and a study evaluates the last policy",
+            hint="[set] run.num_iterations = 40",
+        )
+
+
+def _with(settings: Mapping[str, Any], table: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return `settings` with those of a table of the study; a quoted `"section.key"` is the same as one without."""
+    merged = dict(settings)
+    for name, value in table.items():
+        section, _, key = name.partition(".")
+        values = {key: value} if key else value
+        if not isinstance(values, dict):
+            raise UsageError(f"{where}: {name} is not section.key", hint="for example update.train_on = 'both'")
+        for key in values:
+            if own := OWN_KEYS.get(f"{section}.{key}"):
+                raise UsageError(f"{where}: {section}.{key} is set by the study", hint=f"use the key {own}")
+        merged = merge(merged, {section: values})
+    return merged

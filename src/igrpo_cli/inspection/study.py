@@ -1,0 +1,330 @@
+"""The results of a study: what its runs have on disk, by arm, with intervals, and the arms against the baseline.
+
+Accuracies have an entry per seed and problem. Their intervals count both (`algo.crossed`). Metrics of training have an
+entry per seed, and their intervals are over seeds.
+
+Shape suffixes: _S seeds, _P problems, _T evaluated policies, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from igrpo_cli.algo.crossed import crossed_difference, crossed_interval, first_crossing, holm, mean_weights, weights_at
+from igrpo_cli.algo.estimates import clustered_interval, ratio_interval
+from igrpo_cli.config.study import Cell, Study
+from igrpo_cli.errors import ConflictError
+from igrpo_cli.inspection.curves import Point, read_metrics
+from igrpo_cli.inspection.run_state import read_complete_iteration
+from igrpo_cli.store.layout import RunDirectory, bench_name
+from igrpo_cli.store.manifest import read_manifest
+from igrpo_cli.store.views import RolloutColumns, concatenated, read_rollout_columns
+
+WITHOUT_DRAFT, WITH_DRAFT = "eval/without_draft", "eval/with_draft"
+"""Names of the curves of the evaluations; those of training have the names of metrics."""
+SHARES = ("groups_with_gradient", "rate", "verdict_correct")
+"""Ends of the names of metrics that are shares."""
+TRAINING = (
+    "draft/verdict_correct",
+    "refine/verdict_correct",
+    "draft/groups_with_gradient",
+    "refine/groups_with_gradient",
+    "refine/copy_rate",
+    "refine/fix_rate",
+    "refine/break_rate",
+    "draft/sampled_entropy",
+    "refine/sampled_entropy",
+)
+"""Metrics of training that are shown by iteration."""
+SCORES = {
+    "final": (WITHOUT_DRAFT, "last policy, without draft"),
+    "final_with_draft": (WITH_DRAFT, "last policy, with draft"),
+    "mean": (WITHOUT_DRAFT, "mean over training, without draft"),
+    "equal_tokens": (WITHOUT_DRAFT, "at equal sampled tokens, without draft"),
+}
+"""The accuracies in which arms are compared: their curve, and their name in tables. `mean` is the area under the curve
+over iterations, divided by its length. `equal_tokens` is the curve over sampled tokens at `StudyResults.budget`."""
+
+
+@dataclass(frozen=True)
+class CellResults:
+    """What one run of the study has on disk."""
+
+    cell: Cell
+    correct: dict[str, dict[int, NDArray[np.float64]]]
+    """{curve: {policy: share of correct samples by problem, NaN where none was graded}}."""
+    spent: dict[str, list[float]]
+    """{tokens, seconds or gpu_seconds: what was spent before policy 0, 1, 2, …}. Tokens are those sampled."""
+    metrics: Sequence[Mapping[str, float]]
+    """The metrics of each complete iteration."""
+    problems_sha256: str | None
+    """Hash of the problems of the evaluations."""
+
+    def is_complete(self, study: Study) -> bool:
+        """Return True if every policy that the study evaluates has been evaluated without and with draft."""
+        return all([*found] == study.evaluated(self.cell.config) for found in self.correct.values())
+
+    def score(self, name: str, budget: float) -> NDArray[np.float64]:
+        """Return one of `SCORES` by problem."""
+        by_policy = self.correct[SCORES[name][0]]
+        policies, correct_TP = list(by_policy), np.array([*by_policy.values()])
+        if name == "mean":
+            weights_T = mean_weights(policies)
+        elif name == "equal_tokens":
+            weights_T = weights_at([self.spent["tokens"][policy] for policy in policies], budget)
+        else:
+            weights_T = weights_at(policies, policies[-1])
+        used = weights_T > 0
+        score_P: NDArray[np.float64] = weights_T[used] @ correct_TP[used]
+        return score_P
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against the baseline, paired by seed and problem."""
+
+    arm: str
+    score: str
+    seeds: int
+    difference: Point
+    p_value: float | None
+    corrected: float | None = None
+    """The p-value corrected for the number of arms in this score (`algo.crossed.holm`)."""
+
+
+@dataclass(frozen=True)
+class ArmResults:
+    """One arm over its seeds."""
+
+    name: str
+    cells: list[CellResults]
+    complete: list[CellResults]
+    """The cells of which every evaluation exists. Scores and comparisons use only these."""
+    curves: dict[str, list[tuple[int, Point]]] = field(default_factory=dict)
+    """Accuracy by policy, and metrics by iteration, with 95 % intervals."""
+    spent: dict[str, list[float]] = field(default_factory=dict)
+    """As `CellResults.spent`, the mean over the seeds that have come so far."""
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """All arms of a study."""
+
+    study: Study
+    arms: list[ArmResults]
+    """In the order of the file."""
+
+    @cached_property
+    def budget(self) -> float | None:
+        """The sampled tokens at which arms are compared: the smallest total of a complete run."""
+        return min((cell.spent["tokens"][-1] for arm in self.arms for cell in arm.complete), default=None)
+
+    @cached_property
+    def seconds(self) -> str:
+        """Kind of seconds that the study counts: `gpu_seconds` where every run used a GPU, else `seconds`."""
+        used = [cell.spent["gpu_seconds"][-1] for arm in self.arms for cell in arm.complete]
+        return "gpu_seconds" if used and all(used) else "seconds"
+
+    @cached_property
+    def target(self) -> float | None:
+        """The accuracy without draft whose cost is shown: that of the file, or the final one of the baseline."""
+        if self.study.target_accuracy is not None:
+            return self.study.target_accuracy
+        score = self.score(self.study.reference, "final")
+        return None if score is None else score.value
+
+    def arm(self, name: str) -> ArmResults:
+        """Return an arm by its name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def score(self, arm: str, name: str) -> Point | None:
+        """Return one of `SCORES` of an arm over its complete seeds; None without any."""
+        scores_SP = self._scores(self.arm(arm).complete, name)
+        return None if scores_SP is None else _accuracy(scores_SP)
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """All arms against the baseline in each of `SCORES`, as far as they have seeds in common."""
+        found = []
+        for name in SCORES:
+            of_score = [self._compare(arm, name) for arm in self.arms if arm.name != self.study.reference]
+            known = [each for each in of_score if each is not None]
+            corrected = iter(holm([each.p_value for each in known if each.p_value is not None]))
+            found += [
+                Comparison(
+                    each.arm,
+                    each.score,
+                    each.seeds,
+                    each.difference,
+                    each.p_value,
+                    None if each.p_value is None else next(corrected),
+                )
+                for each in known
+            ]
+        return found
+
+    def cost_of_target(self, arm: str) -> dict[str, float | None]:
+        """Return the tokens and seconds after which the mean curve of an arm reaches `target`; None if it never does.
+
+        `seeds` is the number of its seeds that reach it at all.
+        """
+        results, target = self.arm(arm), self.target
+        if target is None or not results.complete:
+            return {"tokens": None, self.seconds: None, "seeds": None}
+        curves = [
+            (cell, [*(by := cell.correct[WITHOUT_DRAFT])], [float(np.nanmean(each)) for each in by.values()])
+            for cell in results.complete
+        ]
+        mean_T = np.mean([values for _, _, values in curves], axis=0)
+        cost: dict[str, float | None] = {}
+        for axis in ("tokens", self.seconds):
+            spent_T = np.mean([[cell.spent[axis][each] for each in policies] for cell, policies, _ in curves], axis=0)
+            cost[axis] = first_crossing(spent_T, mean_T, target)
+        reached = sum(first_crossing(policies, values, target) is not None for _, policies, values in curves)
+        return {**cost, "seeds": reached}
+
+    def _compare(self, arm: ArmResults, name: str) -> Comparison | None:
+        baseline = {each.cell.seed: each for each in self.arm(self.study.reference).complete}
+        pairs = [(baseline[each.cell.seed], each) for each in arm.complete if each.cell.seed in baseline]
+        both = self._scores([cell for pair in pairs for cell in pair], name)
+        if both is None:
+            return None
+        paired = crossed_difference(both[::2], both[1::2])
+        difference = Point(paired.difference, *(paired.ci95 or (None, None)))
+        return Comparison(arm.name, name, len(pairs), difference, paired.p_value)
+
+    def _scores(self, cells: Sequence[CellResults], name: str) -> NDArray[np.float64] | None:
+        """Return one of `SCORES` as [S, P], without the problems that some seed has no graded sample of."""
+        if not cells or self.budget is None:
+            return None
+        scores_SP = np.array([cell.score(name, self.budget) for cell in cells])
+        scores_SP = scores_SP[:, np.isfinite(scores_SP).all(axis=0)]
+        return scores_SP if scores_SP.size else None
+
+
+def read_study_results(root: Path, study: Study, cells: Sequence[Cell]) -> StudyResults:
+    """Read what the runs below `root` have so far. Raises DamagedFileError, and ConflictError for other problems."""
+    found = [results for cell in cells if (results := _read_cell(root, study, cell)) is not None]
+    _require_same_problems(root, found)
+    arms = []
+    for name in study.arms:
+        of_arm = [each for each in found if each.cell.arm == name]
+        complete = [each for each in of_arm if each.is_complete(study)]
+        arms.append(ArmResults(name, of_arm, complete, dict(_curves(of_arm)), _mean_spent(of_arm)))
+    return StudyResults(study, arms)
+
+
+def is_complete(root: Path, study: Study, cell: Cell) -> bool:
+    """Return True if the run has its last update and all evaluations, from the existence of their records alone."""
+    run, policies = RunDirectory(root / cell.path), study.evaluated(cell.config)
+    bench, kinds = bench_name(study.eval_bench), (None, cell.config.eval.selection)
+    return run.update(policies[-1] - 1).manifest.exists() and all(
+        run.eval_summary(bench, policy, conditioned=kind).exists() for policy in policies for kind in kinds
+    )
+
+
+def _read_cell(root: Path, study: Study, cell: Cell) -> CellResults | None:
+    """Return what a run has so far; None if it has no evaluation and no complete iteration."""
+    run, bench = RunDirectory(root / cell.path), bench_name(study.eval_bench)
+    correct: dict[str, dict[int, NDArray[np.float64]]] = {}
+    for curve, selection in ((WITHOUT_DRAFT, None), (WITH_DRAFT, cell.config.eval.selection)):
+        correct[curve] = {}
+        for policy in study.evaluated(cell.config):
+            if run.eval_summary(bench, policy, conditioned=selection).exists():
+                shards = range(cell.config.run.num_shards)
+                paths = [run.eval_shard(bench, policy, each, len(shards), conditioned=selection) for each in shards]
+                rollouts = concatenated([read_rollout_columns(path.data) for path in paths])
+                correct[curve][policy] = _correct_by_problem(rollouts)
+    costs, metrics = [], []
+    for iteration in range(study.evaluated(cell.config)[-1]):
+        recorded = read_metrics(run, iteration)
+        if recorded is None:
+            break
+        metrics.append(recorded.whole)
+        costs.append(read_complete_iteration(run, iteration, cell.config.stages())[0].stages)
+    if not metrics and not correct[WITHOUT_DRAFT]:
+        return None
+    spent = {
+        axis: [*accumulate((sum(getattr(each, axis) for each in stages.values()) for stages in counted), initial=0.0)]
+        # An update trains on tokens that are already counted.
+        for axis, counted in {
+            "tokens": [{k: v for k, v in stages.items() if k != "update"} for stages in costs],
+            "seconds": costs,
+            "gpu_seconds": costs,
+        }.items()
+    }
+    problems = run.eval_problems(bench)
+    sha256 = read_manifest(problems).data.sha256 if problems.manifest.exists() else None
+    return CellResults(cell, correct, spent, metrics, sha256)
+
+
+def _correct_by_problem(rollouts: RolloutColumns) -> NDArray[np.float64]:
+    graded = ~rollouts.is_verdict("ungraded")
+    size = int(rollouts.group_id.max()) + 1
+    counts_P = np.bincount(rollouts.group_id[graded], minlength=size)
+    right_P = np.bincount(rollouts.group_id[graded], rollouts.is_verdict("correct")[graded], minlength=size)
+    return np.where(counts_P > 0, right_P / np.maximum(counts_P, 1), np.nan)
+
+
+def _require_same_problems(root: Path, found: Sequence[CellResults]) -> None:
+    """Raise ConflictError where two runs were evaluated on different problems, which cannot be compared."""
+    first: tuple[CellResults, tuple[str | None, int]] | None = None
+    for results in found:
+        for correct_P in results.correct[WITHOUT_DRAFT].values():
+            key = results.problems_sha256, len(correct_P)
+            first = first or (results, key)
+            if key != first[1]:
+                raise ConflictError(
+                    f"{root / results.cell.path} and {root / first[0].cell.path} were evaluated on different problems",
+                    hint="give all arms the same eval.limit, and make the cells with an older benchmark again",
+                )
+
+
+def _curves(cells: Sequence[CellResults]) -> Iterator[tuple[str, list[tuple[int, Point]]]]:
+    """Yield the curves of an arm. A point is over the seeds that have it so far."""
+    for curve in (WITHOUT_DRAFT, WITH_DRAFT):
+        policies = sorted({policy for cell in cells for policy in cell.correct[curve]})
+        points = []
+        for policy in policies:
+            correct_SP = np.array([cell.correct[curve][policy] for cell in cells if policy in cell.correct[curve]])
+            correct_SP = correct_SP[:, np.isfinite(correct_SP).all(axis=0)]
+            points += [(policy, _accuracy(correct_SP))] if correct_SP.size else []
+        yield curve, points
+    for name in TRAINING:
+        longest = max((len(cell.metrics) for cell in cells), default=0)
+        by_iteration = [
+            [cell.metrics[at][name] for cell in cells if at < len(cell.metrics) and name in cell.metrics[at]]
+            for at in range(longest)
+        ]
+        points = [(at, _mean_over_seeds(name, values_S)) for at, values_S in enumerate(by_iteration) if values_S]
+        if points:
+            yield name, points
+
+
+def _mean_over_seeds(name: str, values_S: Sequence[float]) -> Point:
+    is_share = name.endswith(SHARES)
+    interval = clustered_interval(values_S) if is_share else ratio_interval(values_S, np.ones(len(values_S)))
+    return Point(float(np.mean(values_S)), *(interval or (None, None)))
+
+
+def _mean_spent(cells: Sequence[CellResults]) -> dict[str, list[float]]:
+    longest = max((len(cell.metrics) for cell in cells), default=0) + 1
+    return {
+        axis: [
+            float(np.mean([cell.spent[axis][at] for cell in cells if at < len(cell.spent[axis])]))
+            for at in range(longest)
+        ]
+        for axis in ("tokens", "seconds", "gpu_seconds")
+        if cells
+    }
+
+
+def _accuracy(correct_SP: NDArray[np.float64]) -> Point:
+    return Point(float(correct_SP.mean()), *(crossed_interval(correct_SP) or (None, None)))

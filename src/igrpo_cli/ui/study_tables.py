@@ -1,0 +1,175 @@
+"""The results of a study as tables of text cells, for the terminal, Markdown and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from igrpo_cli.algo.estimates import MIN_P_VALUE
+from igrpo_cli.inspection.curves import Point
+from igrpo_cli.inspection.study import (
+    SCORES,
+    SHARES,
+    TRAINING,
+    WITH_DRAFT,
+    WITHOUT_DRAFT,
+    ArmResults,
+    Comparison,
+    StudyResults,
+)
+from igrpo_cli.ui.tables import markdown_table, plain_table
+
+METRIC_LABELS = {
+    "draft/verdict_correct": "accuracy of drafts",
+    "refine/verdict_correct": "accuracy of refinements",
+    "draft/groups_with_gradient": "draft groups with reward variance",
+    "refine/groups_with_gradient": "refinement groups with reward variance",
+    "refine/copy_rate": "copy rate",
+    "refine/fix_rate": "fix rate",
+    "refine/break_rate": "break rate",
+    "draft/sampled_entropy": "entropy without draft, nats per token",
+    "refine/sampled_entropy": "entropy with draft, nats per token",
+}
+"""Labels of `inspection.study.TRAINING`."""
+MAX_COLUMNS = 7
+"""Maximum number of policies or iterations in a table. The figures have all of them."""
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """One table with its title and what its numbers mean."""
+
+    title: str
+    note: str
+    rows: list[dict[str, str]]
+
+
+def study_tables(results: StudyResults) -> list[StudyTable]:
+    """Return the tables of a study that have rows."""
+    baseline, seeds = results.study.reference, len(results.study.seeds)
+    interval = f"95 % interval over {seeds} seeds and the problems" if seeds > 1 else "95 % interval over problems"
+    tables = [
+        StudyTable("Arms", f"Held-out accuracy in % ({interval}); mean cost of a run.", [*_arms(results)]),
+        StudyTable(
+            f"Differences from {baseline}",
+            "In percentage points (95 % interval), paired by seed and problem. p is two-sided and corrected for the "
+            "number of arms in its row (Holm).",
+            [*_differences(results)],
+        ),
+        StudyTable(f"Cost of {_percent(results.target)} without draft", "Mean curve over seeds.", [*_costs(results)]),
+        *(
+            StudyTable(f"Held-out accuracy {label} by policy", f"In % ({interval}).", [*_curve(results, curve)])
+            for curve, label in ((WITHOUT_DRAFT, "without draft"), (WITH_DRAFT, "with draft"))
+        ),
+        StudyTable("Training by iteration", "Mean over seeds; shares in %.", [*_training(results)]),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def study_text(results: StudyResults, *, markdown: bool) -> str:
+    """Return all tables as text or Markdown."""
+    heading, table_of = ("## ", markdown_table) if markdown else ("", plain_table)
+    parts = [f"{heading}{each.title}\n{each.note}\n\n{table_of(each.rows)}" for each in study_tables(results)]
+    return "\n\n".join(parts)
+
+
+def p_text(comparison: Comparison) -> str:
+    """Return the corrected p-value of a comparison."""
+    if comparison.corrected is None:
+        return "–"
+    return f"{comparison.corrected:.2g}" if comparison.corrected > MIN_P_VALUE else f"< {MIN_P_VALUE:.0e}"
+
+
+def points_text(point: Point | None, *, is_difference: bool = False) -> str:
+    """Return an accuracy in per cent, or a difference in percentage points, with its interval."""
+    if point is None:
+        return "–"
+    sign = "+" if is_difference else ""
+    if point.low is None or point.high is None:
+        return f"{100 * point.value:{sign}.1f}"
+    return f"{100 * point.value:{sign}.1f} ({100 * point.low:{sign}.1f} to {100 * point.high:{sign}.1f})"
+
+
+def _arms(results: StudyResults) -> Iterator[dict[str, str]]:
+    for arm in results.arms:
+        cells = arm.complete
+        seconds = "GPU seconds" if results.seconds == "gpu_seconds" else "seconds"
+        yield {
+            "arm": arm.name,
+            "seeds": f"{len(cells)} of {len(results.study.seeds)}",
+            **{label: points_text(results.score(arm.name, name)) for name, (_, label) in SCORES.items()},
+            "sampled tokens": _mean_total(arm, "tokens"),
+            seconds: _mean_total(arm, results.seconds),
+        }
+
+
+def _mean_total(arm: ArmResults, axis: str) -> str:
+    totals = [cell.spent[axis][-1] for cell in arm.complete]
+    return f"{sum(totals) / len(totals):,.0f}" if totals else "–"
+
+
+def _differences(results: StudyResults) -> Iterator[dict[str, str]]:
+    found = {(each.score, each.arm): each for each in results.comparisons}
+    for name, (_, label) in SCORES.items():
+        for arm in results.arms:
+            each = found.get((name, arm.name))
+            if each is not None:
+                difference = points_text(each.difference, is_difference=True)
+                cells = {"accuracy": label, "arm": each.arm, "seeds": str(each.seeds), "difference": difference}
+                yield {**cells, "p": p_text(each)}
+
+
+def _costs(results: StudyResults) -> Iterator[dict[str, str]]:
+    if results.target is None:
+        return
+    seconds = "GPU seconds" if results.seconds == "gpu_seconds" else "seconds"
+    for arm in results.arms:
+        cost = results.cost_of_target(arm.name)
+        tokens, time, reached = (cost[key] for key in ("tokens", results.seconds, "seeds"))
+        yield {
+            "arm": arm.name,
+            "sampled tokens": "not reached" if tokens is None else f"{tokens:,.0f}",
+            seconds: "not reached" if time is None else f"{time:,.0f}",
+            "seeds that reach it": "–" if reached is None else f"{reached:.0f} of {len(arm.complete)}",
+        }
+
+
+def _curve(results: StudyResults, curve: str) -> Iterator[dict[str, str]]:
+    policies = _some(sorted({policy for arm in results.arms for policy, _ in arm.curves.get(curve, [])}))
+    for arm in results.arms:
+        points = dict(arm.curves.get(curve, []))
+        if policies:
+            yield {"arm": arm.name, **{str(policy): points_text(points.get(policy)) for policy in policies}}
+
+
+def _training(results: StudyResults) -> Iterator[dict[str, str]]:
+    longest = max((len(arm.spent.get("tokens", [0])) - 1 for arm in results.arms), default=0)
+    if not longest:
+        return
+    every = results.study.eval_every
+    iterations = _some(sorted({*range(0, longest, every), longest - 1}))
+    for name in TRAINING:
+        for arm in results.arms:
+            points = dict(arm.curves.get(name, []))
+            if points:
+                cells = {str(at): metric_text(name, points.get(at)) for at in iterations}
+                yield {"metric": METRIC_LABELS[name], "arm": arm.name, **cells}
+
+
+def metric_text(name: str, point: Point | None) -> str:
+    """Return a metric of training: a share in per cent, or a number."""
+    if point is None:
+        return "–"
+    return f"{100 * point.value:.0f}" if name.endswith(SHARES) else f"{point.value:.2f}"
+
+
+def _some(numbers: list[int]) -> list[int]:
+    """Return at most `MAX_COLUMNS` of the numbers at equal distances, with the first and the last."""
+    if len(numbers) <= MAX_COLUMNS:
+        return numbers
+    last = len(numbers) - 1
+    return [numbers[round(place * last / (MAX_COLUMNS - 1))] for place in range(MAX_COLUMNS)]
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
