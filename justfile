@@ -16,8 +16,8 @@ test *args:
 
 # Check style.
 lint:
-    {{ python }} -m ruff check src tests data benchmarks docs .ci
-    {{ python }} -m ruff format --check src tests data benchmarks docs .ci
+    {{ python }} -m ruff check src tests data studies benchmarks docs .ci
+    {{ python }} -m ruff format --check src tests data studies benchmarks docs .ci
 
 # Check types, in strict mode for the pure rooms.
 types:
@@ -25,8 +25,8 @@ types:
 
 # Format.
 fmt:
-    {{ python }} -m ruff check --fix src tests data benchmarks docs .ci
-    {{ python }} -m ruff format src tests data benchmarks docs .ci
+    {{ python }} -m ruff check --fix src tests data studies benchmarks docs .ci
+    {{ python }} -m ruff format src tests data studies benchmarks docs .ci
 
 # Generate the pages of docs/reference/ from the code.
 reference:
@@ -66,10 +66,6 @@ lock:
 # Run the tests with the newest and with the oldest allowed dependencies, each in a fresh virtual environment.
 drift *which="newest oldest":
     for each in {{ which }}; do bash .ci/drift $each || exit; done
-
-# Compare three arms of the quickstart with equal rollouts: accuracy and diagnostics by iteration.
-arms output="runs/arms" *args:
-    {{ python }} benchmarks/arms.py {{ output }} {{ args }}
 
 # Compare `igrpo draft` with raw LLM.generate on the same prompts and settings.
 bench-draft model="models/smollm2" *args:

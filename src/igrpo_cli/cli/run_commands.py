@@ -308,7 +308,7 @@ def study(
 ) -> None:
     """Train arms x seeds from one file, and compare the arms.
 
-    Example: igrpo study studies/quickstart.toml --seed 0 --set run.num_iterations=2
+    Example: igrpo study studies/published.toml --seed 0 --set run.num_iterations=2
     """
     from igrpo_cli.commands import study as command
 

@@ -177,8 +177,8 @@ def _freeze(
             freeze(overwrite=True)
 
 
-def require_same_settings(run_directory: RunDirectory, config: RunConfig) -> bool:
-    """Return True if this run exists. Raises ConflictError when the run there has other settings."""
+def require_same_settings(run_directory: RunDirectory, config: RunConfig, hint: str | None = None) -> bool:
+    """Return True if this run exists. Raises ConflictError, with `hint`, when the run there has other settings."""
     path, content = run_directory.run_toml, checksummed_settings(write_config(config))
     if not path.exists():
         return False
@@ -188,7 +188,7 @@ def require_same_settings(run_directory: RunDirectory, config: RunConfig) -> boo
         differing = [f"{name} {old!r} on disk, {new!r} now" for name, (old, new) in differing_values(*both).items()]
         raise ConflictError(
             f"{run_directory.root} is already a run, with other settings ({'; '.join(differing[:SHOWN_SETTINGS])})",
-            hint=f"continue it ({command_line(run_directory.root, 'status')}), or use another directory",
+            hint=hint or f"continue it ({command_line(run_directory.root, 'status')}), or use another directory",
         )
     return True
 

@@ -12,7 +12,7 @@ from igrpo_cli.commands import eval as evaluation
 from igrpo_cli.commands.init import create_run, require_same_settings
 from igrpo_cli.commands.run import run_iteration, unfinished
 from igrpo_cli.config.study import Cell, Study, read_study
-from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
+from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.pipeline.plan import iteration_arithmetic
 from igrpo_cli.pipeline.session import open_session
 from igrpo_cli.store.layout import RunDirectory, bench_name, format_shards, parse_shards, shell_path
@@ -50,7 +50,9 @@ def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> N
     study, cells = read_study(request.file, request.sets)
     root = request.output or Path("runs") / study.name
     chosen = _chosen(study, cells, request)
-    _require_same_settings(cells, root)
+    elsewhere = f"undo the change in {request.file}, or use another directory: --output {shell_path(root)}-2"
+    for cell in cells:
+        require_same_settings(RunDirectory(root / cell.path), cell.config, elsewhere)
     if request.dry_run:
         _print_plan(study, cells, root, request, console)
         return
@@ -72,16 +74,6 @@ def _chosen(study: Study, cells: Sequence[Cell], request: StudyRequest) -> list[
         for number in numbers
         if cells[number].arm in (request.arms or study.arms) and cells[number].seed in (request.seeds or study.seeds)
     ]
-
-
-def _require_same_settings(cells: Sequence[Cell], root: Path) -> None:
-    """Raise ConflictError for a cell on disk with other settings, before anything is run."""
-    try:
-        for cell in cells:
-            require_same_settings(RunDirectory(root / cell.path), cell.config)
-    except ConflictError as error:
-        error.hint = f"undo the change, or use another directory: --output {shell_path(root)}-2"
-        raise
 
 
 def _run_cells(
@@ -143,8 +135,19 @@ def _run_cell(
             evaluate(policy)
         for iteration in todo:
             run_iteration(session, iteration)
+            if iteration + 1 == policies[-1] and study.keep_policies == "evaluated":
+                # Before the last evaluation: a complete cell is not opened again.
+                _remove_policies(session.run, keep=policies)
             if iteration + 1 in policies:
                 evaluate(iteration + 1)
+
+
+def _remove_policies(run: RunDirectory, keep: Sequence[int]) -> None:
+    from igrpo_cli.store.atomic import remove_directory
+
+    for iteration in run.policy_iterations():
+        if iteration not in keep:
+            remove_directory(run.policy(iteration))
 
 
 def _print_plan(study: Study, cells: Sequence[Cell], root: Path, request: StudyRequest, console: Console) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -66,6 +66,10 @@ class Study(BaseModel):
     target_accuracy: Annotated[float, Field(gt=0.0, le=1.0, strict=False)] | None = None
     """Accuracy without draft for the table of tokens and seconds until an arm reaches it; unset means the final
     accuracy of the baseline."""
+    keep_policies: Literal["all", "evaluated"] = "all"
+    """Policies that a complete run keeps on disk. `evaluated` removes the others."""
+    reported: dict[Name, float] = Field(default_factory=dict)
+    """Accuracies in % that a paper reports for some of the arms, shown next to those of the study."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Settings of all arms, as `section.key = value`."""
     arms: Annotated[dict[Name, dict[str, Any]], Field(min_length=1, max_length=MAX_ARMS)]
@@ -79,9 +83,11 @@ class Study(BaseModel):
         return seeds
 
     @model_validator(mode="after")
-    def _check_baseline(self) -> Study:
-        if self.baseline is not None and self.baseline not in self.arms:
-            raise ValueError(f"baseline = {self.baseline!r} is not an arm: there are {', '.join(self.arms)}")
+    def _check_arms(self) -> Study:
+        named = [("baseline", self.baseline)] if self.baseline is not None else []
+        for key, arm in [*named, *(("reported", arm) for arm in self.reported)]:
+            if arm not in self.arms:
+                raise ValueError(f"{key}: {arm!r} is not an arm; there are {', '.join(self.arms)}")
         return self
 
     @property

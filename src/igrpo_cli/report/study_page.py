@@ -61,7 +61,9 @@ def study_figures(results: StudyResults) -> list[StudyFigure]:
         is_share = curve in ACCURACIES or curve.endswith(SHARES)
         title = ACCURACIES.get(curve) or METRIC_LABELS[curve].partition(",")[0]
         title = title[0].upper() + title[1:]
-        y_axis = Axis("%" if is_share else "nats per token", is_share, starts_at_zero=curve not in ACCURACIES)
+        y_axis = Axis(
+            f"{title}, {'%' if is_share else 'nats per token'}", is_share, starts_at_zero=curve not in ACCURACIES
+        )
         charts = {}
         for name, axis in _axes(results).items():
             lines = _lines(results, curve, name)

@@ -91,6 +91,7 @@ def points_text(point: Point | None, *, is_difference: bool = False) -> str:
 
 
 def _arms(results: StudyResults) -> Iterator[dict[str, str]]:
+    reported = results.study.reported
     for arm in results.arms:
         cells = arm.complete
         seconds = "GPU seconds" if results.seconds == "gpu_seconds" else "seconds"
@@ -100,6 +101,7 @@ def _arms(results: StudyResults) -> Iterator[dict[str, str]]:
             **{label: points_text(results.score(arm.name, name)) for name, (_, label) in SCORES.items()},
             "sampled tokens": _mean_total(arm, "tokens"),
             seconds: _mean_total(arm, results.seconds),
+            **({"reported": f"{reported[arm.name]:g}" if arm.name in reported else "–"} if reported else {}),
         }
 
 
