@@ -22,6 +22,7 @@ from igrpo_cli.cli.app import app
 from igrpo_cli.config import STAGE_READS, RunConfig
 from igrpo_cli.config.files import FIXED_SECTIONS
 from igrpo_cli.config.sections import Section
+from igrpo_cli.config.study import Study
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.store import schema as schemas
 from igrpo_cli.store.schema import CHOICES, SCHEMA_OF, name_of_schema, version_of_schema
@@ -32,7 +33,13 @@ GENERATED = "<!-- Generated from the code: `just reference`. -->"
 
 def pages() -> dict[str, str]:
     """Return the text of each page by its file name."""
-    texts = {"commands": commands(), "settings": settings(), "schemas": columns(), "exit-codes": exit_codes()}
+    texts = {
+        "commands": commands(),
+        "settings": settings(),
+        "studies": study_keys(),
+        "schemas": columns(),
+        "exit-codes": exit_codes(),
+    }
     return {f"{name}.md": f"{GENERATED}\n{text}\n" for name, text in texts.items()}
 
 
@@ -71,6 +78,17 @@ def settings() -> str:
         parts += [f"## {name}", _joined(inspect.getdoc(section) or "")]
         parts += [_table(("key", "value", "default", "meaning", "stages"), rows)]
     return "\n\n".join(parts)
+
+
+def study_keys() -> str:
+    """Return the page of all keys of the file of a study."""
+    described, schema = _attribute_docs(Study), Study.model_json_schema()
+    rows = []
+    for key, field in Study.model_fields.items():
+        default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
+        rows.append((f"`{key}`", _type(schema["properties"][key]), default, described.get(key, "")))
+    intro = "The keys of the file that `igrpo study` reads. The [guide](../studies.md) has an example."
+    return "\n\n".join(["# Studies", intro, _table(("key", "value", "default", "meaning"), rows)])
 
 
 def _when_it_counts(name: str, section: type[Section], key: str) -> str:

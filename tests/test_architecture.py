@@ -151,7 +151,8 @@ def test_each_heavy_dependency_has_its_owner_rooms(path):
         assert owners is None or room_of(path) in owners, f"{name} belongs to {owners}"
 
 
-SCRIPTS = [path for folder in ("benchmarks", "docs", ".ci", "data", "studies") for path in sorted((ROOT / folder).rglob("*.py"))]
+FOLDERS = ("benchmarks", "docs", ".ci", "data", "studies")
+SCRIPTS = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: str(p.relative_to(ROOT)))

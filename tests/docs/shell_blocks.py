@@ -74,7 +74,7 @@ class Shell:
 
 
 def _smaller(words: list[str]) -> list[str]:
-    if words[0] not in ("init", "quickstart"):
+    if words[0] not in ("init", "quickstart", "study"):
         return words
     fewer = [] if any("run.num_iterations" in word for word in words) else [FEWER_ITERATIONS]
     return [*words, *sets(*SMALLER, *fewer)]
