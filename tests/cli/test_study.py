@@ -19,11 +19,11 @@ name = "small"
 preset = "quickstart"
 seeds = [0, 1]
 baseline = "grpo"
-eval_every = 2
+eval_every = 3
 keep_policies = "evaluated"
 
 [set]
-run.num_iterations = 2
+run.num_iterations = 3
 data.problems_per_iteration = 4
 draft.num_generations = 2
 refine.num_generations = 2
@@ -89,11 +89,11 @@ def test_a_study_ends_with_tables_a_page_and_figures(complete, study_file):
     assert payload["baseline"] == "grpo"
     assert {name: arm["complete"] for name, arm in payload["arms"].items()} == {"grpo": [0, 1], "published": [0, 1]}
     for arm in payload["arms"].values():
-        assert [each["at"] for each in arm["curves"]["eval/without_draft"]] == [0, 2]
+        assert [each["at"] for each in arm["curves"]["eval/without_draft"]] == [0, 3]
         assert arm["scores"]["final"]["value"] == arm["curves"]["eval/without_draft"][-1]["value"]
         low, high = arm["scores"]["final"]["ci95"]
         assert 0 <= low <= arm["scores"]["final"]["value"] <= high <= 1
-        assert len(arm["curves"]["draft/groups_with_gradient"]) == 2
+        assert len(arm["curves"]["draft/groups_with_gradient"]) == 3
     scores = {name: arm["scores"]["final"]["value"] for name, arm in payload["arms"].items()}
     final = next(each for each in payload["comparisons"] if each["score"] == "final")
     assert (final["arm"], final["seeds"]) == ("published", 2)
@@ -114,7 +114,7 @@ def test_a_study_ends_with_tables_a_page_and_figures(complete, study_file):
 def test_a_cell_is_a_run_for_other_commands_and_keeps_the_evaluated_policies(complete):
     run = complete[0] / "published" / "seed-1"
     assert igrpo("verify", run).code == 0
-    assert sorted(path.name for path in (run / "policies").iterdir()) == ["0000", "0002"]
+    assert sorted(path.name for path in (run / "policies").iterdir()) == ["0000", "0002", "0003"]
     assert igrpo("run", run, "--json").json["iterations"] == []
     assert igrpo("report", run, "--output", run.parent.parent.parent / "report.html").code == 0
 
@@ -190,8 +190,8 @@ def test_the_plan_counts_cells_and_tokens_and_writes_nothing(study_file, tmp_pat
         *(("grpo", 1), ("published", 1)),
     ]
     first = plan["cells"][0]
-    # 2 iterations x 4 problems x 4 drafts x 40 tokens; 2 policies x 2 kinds x 6 problems x 2 samples x 40 tokens.
-    assert (first["max_tokens_sampled"], first["max_eval_tokens"]) == (1280, 1920)
+    # 3 iterations x 4 problems x 4 drafts x 40 tokens; 2 policies x 2 kinds x 6 problems x 2 samples x 40 tokens.
+    assert (first["max_tokens_sampled"], first["max_eval_tokens"]) == (1920, 1920)
     assert plan["open_cells"] == "0-3"
     assert not (tmp_path / "new").exists()
 

@@ -10,7 +10,14 @@ from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.records import Rollout
 from igrpo_cli.store import completion
 from igrpo_cli.store.checksummed_json import UnknownSchemaError
-from igrpo_cli.store.completion import commit_manifest, commit_shard, completed, input_hashes, open_input
+from igrpo_cli.store.completion import (
+    adopt_shard,
+    commit_manifest,
+    commit_shard,
+    completed,
+    input_hashes,
+    open_input,
+)
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import FileHash
 from igrpo_cli.store.schema import ROLLOUTS
@@ -241,3 +248,25 @@ def test_a_missing_input_names_the_command_that_makes_it(run):
     path.data.unlink()
     with pytest.raises(MissingInputError, match="is gone"):
         open_input(path)
+
+
+def test_a_shard_of_the_same_identity_is_copied_from_another_run(run):
+    other = RunDirectory(run.root / "other")
+    theirs, identity = draft_shard(other)
+    path = RunDirectory(run.root / "mine").shard(0, "draft", 3, 8)
+    manifest = adopt_shard(path, identity, [run.root / "empty", other.root])
+    assert manifest == completed(path, identity) == completed(theirs, identity)
+    assert path.data.read_bytes() == theirs.data.read_bytes()
+    assert path.data.stat().st_ino != theirs.data.stat().st_ino
+
+
+def test_a_shard_of_another_identity_or_a_damaged_one_is_not_copied(run):
+    other = RunDirectory(run.root / "other")
+    theirs, identity = draft_shard(other)
+    path = RunDirectory(run.root / "mine").shard(0, "draft", 3, 8)
+    assert adopt_shard(path, replace(identity, policy=None), [other.root]) is None
+    content = theirs.data.read_bytes()
+    theirs.data.write_bytes(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    assert adopt_shard(path, identity, [other.root]) is None
+    assert not path.manifest.exists()
+    assert not path.data.exists()

@@ -136,8 +136,8 @@ def _run_cell(
         for iteration in todo:
             run_iteration(session, iteration)
             if iteration + 1 == policies[-1] and study.keep_policies == "evaluated":
-                # Before the last evaluation: a complete cell is not opened again.
-                _remove_policies(session.run, keep=policies)
+                # Before the last evaluation, as a complete cell is not opened again. The last update names its policy.
+                _remove_policies(session.run, keep=[*policies, iteration])
             if iteration + 1 in policies:
                 evaluate(iteration + 1)
 

@@ -67,7 +67,7 @@ class Study(BaseModel):
     """Accuracy without draft for the table of tokens and seconds until an arm reaches it; unset means the final
     accuracy of the baseline."""
     keep_policies: Literal["all", "evaluated"] = "all"
-    """Policies that a complete run keeps on disk. `evaluated` removes the others."""
+    """Policies that a complete run keeps on disk. `evaluated` removes the others, the last two aside."""
     reported: dict[Name, float] = Field(default_factory=dict)
     """Accuracies in % that a paper reports for some of the arms, shown next to those of the study."""
     set: dict[str, Any] = Field(default_factory=dict)
