@@ -41,7 +41,6 @@ update.train_on = "refinements"
 [reported]
 grpo = 41.5
 """
-DATA = (".parquet", ".safetensors", "summary.json", ".svg")
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +59,13 @@ def complete(study_file):
     return directory, result.json
 
 
-def rows_of(directory):
-    """All data files, figures over time aside: they show seconds."""
+def results_of(directory):
+    """The bytes of all data, summaries and figures. Other JSON files and the figures over seconds hold times."""
+    found = files_below(directory, (".parquet", ".safetensors", ".json", ".svg"))
     return {
         name: content
-        for name, content in files_below(directory, (".parquet", ".safetensors", ".svg", ".json")).items()
-        if not name.endswith(("by-seconds.svg", "manifest.json")) and "/shard-" not in name.replace(".parquet", "")
+        for name, content in found.items()
+        if name.endswith((".parquet", ".safetensors", "summary.json", ".svg")) and not name.endswith("by-seconds.svg")
     }
 
 
@@ -145,7 +145,7 @@ def test_a_killed_study_is_continued_to_the_same_bytes(complete, study_file, tmp
     assert not (directory / "study.html").exists()
     result = igrpo("study", study_file, "--output", directory, "--json")
     assert result.code == 0, result.stderr
-    assert rows_of(directory) == rows_of(complete[0])
+    assert results_of(directory) == results_of(complete[0])
     assert without_costs(result.json) == without_costs(complete[1])
 
 
@@ -155,7 +155,7 @@ def test_two_processes_share_the_cells_and_write_the_same_bytes(complete, study_
     processes = [started(study_file, directory) for _ in range(2)]
     results = [json.loads(process.communicate(timeout=500)[0]) for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert rows_of(directory) == rows_of(complete[0])
+    assert results_of(directory) == results_of(complete[0])
     for result in results:
         assert without_costs(result) == without_costs(complete[1])
 
@@ -164,13 +164,13 @@ def test_two_processes_share_the_cells_and_write_the_same_bytes(complete, study_
 def test_a_changed_file_conflicts_with_existing_cells_and_names_the_key(complete, study_file, tmp_path):
     file = tmp_path / "small.toml"
     file.write_text(FILE.replace('"refinements"', '"both"'))
-    before = rows_of(complete[0])
+    before = results_of(complete[0])
     result = igrpo("study", file, "--output", complete[0], "--seed", 0)
     assert result.code == 4
     assert "published/seed-0 is already a run" in result.stderr
     assert "update.train_on 'refinements' on disk, 'both' now" in result.stderr
     assert "hint: undo the change in" in result.stderr
-    assert rows_of(complete[0]) == before
+    assert results_of(complete[0]) == before
 
 
 @pytest.mark.slow
