@@ -62,7 +62,8 @@ class PromptLengths:
         """Tokens that the template adds at most, and the number of times that it shows the problem."""
         try:
             text, ids = self._tokenizer.encode_prompt(prompt_without_draft(self._shortest, self._prompts))
-            self._tokenizer.encode_text("".join(sorted(set().union(*(each.problem + each.prefill for each in self._problems)))))
+            characters = set().union(*(each.problem + each.prefill for each in self._problems))
+            self._tokenizer.encode_text("".join(sorted(characters)))
         except IgrpoError:
             return math.inf, 1
         return len(ids), max(text.count(self._shortest.problem), 1)
