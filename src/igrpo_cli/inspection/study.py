@@ -23,6 +23,7 @@ from igrpo_cli.config.study import Cell, Study
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.inspection.curves import Point, read_metrics
 from igrpo_cli.inspection.run_state import read_complete_iteration
+from igrpo_cli.store.checksummed_json import read_summary
 from igrpo_cli.store.layout import RunDirectory, bench_name
 from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.views import RolloutColumns, concatenated, read_rollout_columns
@@ -43,6 +44,14 @@ TRAINING = (
     "refine/sampled_entropy",
 )
 """Metrics of training that are shown by iteration."""
+HELD_OUT = (
+    "eval/copy_rate",
+    "eval/fix_rate",
+    "eval/break_rate",
+    "eval/entropy_without_draft",
+    "eval/entropy_with_draft",
+)
+"""Metrics of the evaluations, by policy. All arms have them, also those that never train with a draft."""
 SCORES = {
     "final": (WITHOUT_DRAFT, "last policy, without draft"),
     "final_with_draft": (WITH_DRAFT, "last policy, with draft"),
@@ -60,6 +69,8 @@ class CellResults:
     cell: Cell
     correct: dict[str, dict[int, NDArray[np.float64]]]
     """{curve: {policy: share of correct samples by problem, NaN where none was graded}}."""
+    held_out: dict[str, dict[int, float]]
+    """{one of `HELD_OUT`: {policy: value}}."""
     spent: dict[str, list[float]]
     """{tokens, seconds or gpu_seconds: what was spent before policy 0, 1, 2, …}. Tokens are those sampled."""
     metrics: Sequence[Mapping[str, float]]
@@ -233,36 +244,50 @@ def is_complete(root: Path, study: Study, cell: Cell) -> bool:
 def _read_cell(root: Path, study: Study, cell: Cell) -> CellResults | None:
     """Return what a run has so far; None if it has no evaluation and no complete iteration."""
     run, bench = RunDirectory(root / cell.path), bench_name(study.eval_bench)
-    correct: dict[str, dict[int, NDArray[np.float64]]] = {}
+    correct: dict[str, dict[int, NDArray[np.float64]]] = {WITHOUT_DRAFT: {}, WITH_DRAFT: {}}
+    held_out: dict[str, dict[int, float]] = {name: {} for name in HELD_OUT}
     for curve, selection in ((WITHOUT_DRAFT, None), (WITH_DRAFT, cell.config.eval.selection)):
-        correct[curve] = {}
         for policy in study.evaluated(cell.config):
-            if run.eval_summary(bench, policy, conditioned=selection).exists():
-                shards = range(cell.config.run.num_shards)
-                paths = [run.eval_shard(bench, policy, each, len(shards), conditioned=selection) for each in shards]
-                rollouts = concatenated([read_rollout_columns(path.data) for path in paths])
-                correct[curve][policy] = _correct_by_problem(rollouts)
+            summary = run.eval_summary(bench, policy, conditioned=selection)
+            if not summary.exists():
+                continue
+            shards = range(cell.config.run.num_shards)
+            paths = [run.eval_shard(bench, policy, each, len(shards), conditioned=selection) for each in shards]
+            rollouts = concatenated([read_rollout_columns(path.data) for path in paths])
+            correct[curve][policy] = _correct_by_problem(rollouts)
+            entropy = -float(rollouts.logprob_sum.sum()) / max(int(rollouts.num_tokens.sum()), 1)
+            held_out[curve.replace("/", "/entropy_")][policy] = entropy
+            if selection is not None:
+                figures = read_summary(summary)
+                rates = {name: figures.get(name.partition("/")[2]) for name in HELD_OUT if name.endswith("rate")}
+                for name in (name for name, rate in rates.items() if rate is not None):
+                    held_out[name][policy] = figures[name.partition("/")[2]]
+    spent, metrics = _read_training(run, cell, study.evaluated(cell.config)[-1])
+    if not metrics and not correct[WITHOUT_DRAFT]:
+        return None
+    problems = run.eval_problems(bench)
+    sha256 = read_manifest(problems).data.sha256 if problems.manifest.exists() else None
+    return CellResults(cell, correct, held_out, spent, metrics, sha256)
+
+
+def _read_training(
+    run: RunDirectory, cell: Cell, iterations: int
+) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
+    """Return what was spent before each policy, and the metrics of each complete iteration."""
     costs, metrics = [], []
-    for iteration in range(study.evaluated(cell.config)[-1]):
+    for iteration in range(iterations):
         recorded = read_metrics(run, iteration)
         if recorded is None:
             break
         metrics.append(recorded.whole)
         costs.append(read_complete_iteration(run, iteration, cell.config.stages())[0].stages)
-    if not metrics and not correct[WITHOUT_DRAFT]:
-        return None
+    # An update trains on tokens that are already counted.
+    sampled = [{stage: spent for stage, spent in stages.items() if stage != "update"} for stages in costs]
     spent = {
         axis: [*accumulate((sum(getattr(each, axis) for each in stages.values()) for stages in counted), initial=0.0)]
-        # An update trains on tokens that are already counted.
-        for axis, counted in {
-            "tokens": [{k: v for k, v in stages.items() if k != "update"} for stages in costs],
-            "seconds": costs,
-            "gpu_seconds": costs,
-        }.items()
+        for axis, counted in (("tokens", sampled), ("seconds", costs), ("gpu_seconds", costs))
     }
-    problems = run.eval_problems(bench)
-    sha256 = read_manifest(problems).data.sha256 if problems.manifest.exists() else None
-    return CellResults(cell, correct, spent, metrics, sha256)
+    return spent, metrics
 
 
 def _correct_by_problem(rollouts: RolloutColumns) -> NDArray[np.float64]:
@@ -297,15 +322,14 @@ def _curves(cells: Sequence[CellResults]) -> Iterator[tuple[str, list[tuple[int,
             correct_SP = correct_SP[:, np.isfinite(correct_SP).all(axis=0)]
             points += [(policy, _accuracy(correct_SP))] if correct_SP.size else []
         yield curve, points
+    by_name = {name: [cell.held_out[name] for cell in cells] for name in HELD_OUT}
     for name in TRAINING:
-        longest = max((len(cell.metrics) for cell in cells), default=0)
-        by_iteration = [
-            [cell.metrics[at][name] for cell in cells if at < len(cell.metrics) and name in cell.metrics[at]]
-            for at in range(longest)
-        ]
-        points = [(at, _mean_over_seeds(name, values_S)) for at, values_S in enumerate(by_iteration) if values_S]
-        if points:
-            yield name, points
+        of_cells = [enumerate(cell.metrics) for cell in cells]
+        by_name[name] = [{at: each[name] for at, each in metrics if name in each} for metrics in of_cells]
+    for name, values in by_name.items():
+        places = sorted({at for each in values for at in each})
+        if places:
+            yield name, [(at, _mean_over_seeds(name, [each[at] for each in values if at in each])) for at in places]
 
 
 def _mean_over_seeds(name: str, values_S: Sequence[float]) -> Point:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from igrpo_cli.inspection.study import SHARES, TRAINING, WITH_DRAFT, WITHOUT_DRAFT, StudyResults
+from igrpo_cli.inspection.study import HELD_OUT, SHARES, TRAINING, WITH_DRAFT, WITHOUT_DRAFT, StudyResults
 from igrpo_cli.report.page import HERE, render_template, with_interval
 from igrpo_cli.report.svg import MAX_COLOURS, Axis, Line, chart, rasterise, standalone
 from igrpo_cli.ui.study_tables import METRIC_LABELS, study_tables
@@ -57,7 +57,7 @@ def figure_files(results: StudyResults, *, as_png: bool) -> dict[str, bytes]:
 def study_figures(results: StudyResults) -> list[StudyFigure]:
     """Return the figures for which at least one arm has values, accuracies first."""
     figures = []
-    for curve in (WITHOUT_DRAFT, WITH_DRAFT, *TRAINING):
+    for curve in (WITHOUT_DRAFT, WITH_DRAFT, *TRAINING, *HELD_OUT):
         is_share = curve in ACCURACIES or curve.endswith(SHARES)
         title = ACCURACIES.get(curve) or METRIC_LABELS[curve].partition(",")[0]
         title = title[0].upper() + title[1:]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from igrpo_cli.algo.estimates import MIN_P_VALUE
 from igrpo_cli.inspection.curves import Point
 from igrpo_cli.inspection.study import (
+    HELD_OUT,
     SCORES,
     SHARES,
     TRAINING,
@@ -29,8 +30,13 @@ METRIC_LABELS = {
     "refine/break_rate": "break rate",
     "draft/sampled_entropy": "entropy without draft, nats per token",
     "refine/sampled_entropy": "entropy with draft, nats per token",
+    "eval/copy_rate": "held-out copy rate",
+    "eval/fix_rate": "held-out fix rate",
+    "eval/break_rate": "held-out break rate",
+    "eval/entropy_without_draft": "held-out entropy without draft, nats per token",
+    "eval/entropy_with_draft": "held-out entropy with draft, nats per token",
 }
-"""Labels of `inspection.study.TRAINING`."""
+"""Labels of `inspection.study.TRAINING` and `HELD_OUT`."""
 MAX_COLUMNS = 7
 """Maximum number of policies or iterations in a table. The figures have all of them."""
 
@@ -46,14 +52,17 @@ class StudyTable:
 
 def study_tables(results: StudyResults) -> list[StudyTable]:
     """Return the tables of a study that have rows."""
-    baseline, seeds = results.study.reference, len(results.study.seeds)
-    interval = f"95 % interval over {seeds} seeds and the problems" if seeds > 1 else "95 % interval over problems"
+    baseline, interval = results.study.reference, "95 % interval over seeds and problems"
+    alone = any(each.seeds == 1 for each in results.comparisons)
+    warning = (
+        " With one seed, interval and p are over problems alone: another seed may differ by more." if alone else ""
+    )
     tables = [
         StudyTable("Arms", f"Held-out accuracy in % ({interval}); mean cost of a run.", [*_arms(results)]),
         StudyTable(
             f"Differences from {baseline}",
             "In percentage points (95 % interval), paired by seed and problem. p is two-sided and corrected for the "
-            "number of arms in its row (Holm).",
+            f"number of arms with the same accuracy (Holm).{warning}",
             [*_differences(results)],
         ),
         StudyTable(f"Cost of {_percent(results.target)} without draft", "Mean curve over seeds.", [*_costs(results)]),
@@ -61,7 +70,10 @@ def study_tables(results: StudyResults) -> list[StudyTable]:
             StudyTable(f"Held-out accuracy {label} by policy", f"In % ({interval}).", [*_curve(results, curve)])
             for curve, label in ((WITHOUT_DRAFT, "without draft"), (WITH_DRAFT, "with draft"))
         ),
-        StudyTable("Training by iteration", "Mean over seeds; shares in %.", [*_training(results)]),
+        *(
+            StudyTable(title, "Mean over seeds; shares in %.", [*_metrics(results, names)])
+            for title, names in (("Training by iteration", TRAINING), ("Refinement and entropy by policy", HELD_OUT))
+        ),
     ]
     return [table for table in tables if table.rows]
 
@@ -144,17 +156,16 @@ def _curve(results: StudyResults, curve: str) -> Iterator[dict[str, str]]:
             yield {"arm": arm.name, **{str(policy): points_text(points.get(policy)) for policy in policies}}
 
 
-def _training(results: StudyResults) -> Iterator[dict[str, str]]:
-    longest = max((len(arm.spent.get("tokens", [0])) - 1 for arm in results.arms), default=0)
-    if not longest:
-        return
+def _metrics(results: StudyResults, names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Yield a row for each metric and arm."""
+    places = {at for arm in results.arms for name in names for at, _ in arm.curves.get(name, [])}
     every = results.study.eval_every
-    iterations = _some(sorted({*range(0, longest, every), longest - 1}))
-    for name in TRAINING:
+    shown = _some(sorted(at for at in places if at % every == 0 or at == max(places)))
+    for name in names:
         for arm in results.arms:
             points = dict(arm.curves.get(name, []))
             if points:
-                cells = {str(at): metric_text(name, points.get(at)) for at in iterations}
+                cells = {str(at): metric_text(name, points.get(at)) for at in shown}
                 yield {"metric": METRIC_LABELS[name], "arm": arm.name, **cells}
 
 
