@@ -174,7 +174,7 @@ class _Running:
         # A thought that the template opens, and a prefill, are part of what is graded and shown.
         begun = [tokenizer.beginning_of_completion(task.prompt) for task in request.job.tasks]
         texts = [
-            [before + tokenizer.decode_completion(each.completion_ids, stops) for each in drawn]
+            [before + tokenizer.decode_completion(each.completion_ids, stops, before) for each in drawn]
             for before, drawn in zip(begun, completions, strict=True)
         ]
         results = self._scorer.score(_scoring_inputs(request, completions, texts))

@@ -53,22 +53,23 @@ class ControlFault(NamedTuple):
         return f"{code}, which is {self.command} with one backslash" if self.command else code
 
 
-def control_fault(text: str) -> ControlFault | None:
+def control_fault(text: str, *, is_mathematics: bool = False) -> ControlFault | None:
     """Return the first control character that must not be in `text`; None for clean text.
 
     Tabs and line ends are faults only before the rest of a LaTeX command. Where that rest may also be a word or a
     variable, they are faults only in mathematics, and if no command of the text is complete, as in `\\frac`.
+    `is_mathematics` says that all of the text is mathematics, as an answer is.
     """
     if _CLEAN.fullmatch(text):
         return None
     starts = [found.start() for pattern in (_FORBIDDEN, _LOST) if (found := pattern.search(text))]
     if not _COMMAND.search(text):
         short = _LOST_IN_MATHEMATICS.finditer(text)
-        starts += [found.start() for found in short if _is_mathematics(text, found.start())][:1]
+        starts += [found.start() for found in short if is_mathematics or _in_mathematics(text, found.start())][:1]
     return _fault_at(text, min(starts)) if starts else None
 
 
-def _is_mathematics(text: str, position: int) -> bool:
+def _in_mathematics(text: str, position: int) -> bool:
     """Return True at the beginning of a text, and between dollar signs."""
     return position == 0 or text[:position].replace("$$", "$").count("$") % 2 == 1
 

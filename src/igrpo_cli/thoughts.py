@@ -27,6 +27,16 @@ def opened_thought(text: str) -> str:
     return text[tags[-1].start() :] if tags and not _closes(tags[-1]) else ""
 
 
+def last_thought(text: str) -> str:
+    """Return the end of `text` from the tag that opens its last thought, if nothing but white space follows it."""
+    if opened := opened_thought(text):
+        return opened
+    tags = list(_TAG.finditer(text))
+    if len(tags) < 2 or text[tags[-1].end() :].strip() or _closes(tags[-2]):
+        return ""
+    return text[tags[-2].start() :]
+
+
 def after_thought(text: str) -> str | None:
     """Return the part of `text` after its last thought: all of it if there is none, None if a thought does not end."""
     if CHANNEL_TOKENS[0] in text:

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from igrpo_cli.config.sections import PromptsSection
+from igrpo_cli.config.sections import PromptsSection, SamplingSettings
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import UsageError
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft, visible_draft
@@ -221,7 +221,7 @@ def test_a_prefill_is_part_of_what_the_model_says(tmp_path):
     plain = tokenizer(tmp_path, None)
     asked = prompt_without_draft(problem("2 + 2?", prefill="Let me <think>"), PromptsSection())
     text, ids = plain.encode_prompt(asked)
-    assert text.endswith("2 + 2?\n\nAssistant:Let me <think>")
+    assert text.endswith("2 + 2?\n\nAssistant: Let me <think>")
     assert plain.decode(ids[-len(plain.encode_text("Let me <think>")) :]) == "Let me <think>"
     assert stored(plain, "4</think>4", asked) == "Let me <think>4</think>4"
 
@@ -239,3 +239,24 @@ def test_control_tokens_in_a_prefill_are_text_and_tags_of_thoughts_are_tags(r1):
     control = [r1._control_tokens[token] for token in ids if token in r1._control_tokens]
     assert control.count("<|User|>") == 1
     assert control.count("</think>") == r1.tag_tokens.count("</think>")
+
+
+def test_white_space_between_prefill_and_completion_stays_with_a_decoder_that_strips_it(tmp_path):
+    words = {word: number for number, word in enumerate(["<unk>", "<|eos|>", "▁So", "▁7", "8"])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|eos|>", unk_token="<unk>")
+    fast.save_pretrained(tmp_path)
+    model = PolicyTokenizer(tmp_path)
+    stops = model.with_all_stops(SamplingSettings())
+    assert model.decode_completion([3, 4], stops) == "78"
+    assert model.decode_completion([3, 4], stops, "So") == " 78"
+
+
+def test_a_closed_thought_of_the_template_is_not_repeated_by_a_prefill(tmp_path):
+    qwen3 = tokenizer(tmp_path, QWEN3, special=("<|im_start|>", "<|im_end|>"))
+    off = PromptsSection(chat_template_kwargs={"enable_thinking": False})
+    asked = prompt_without_draft(problem("2 + 2?", prefill="<think>\n</think>\nIt is"), off)
+    assert qwen3.encode_prompt(asked)[0].endswith("assistant\n<think>\n\n</think>\n\nIt is")
+    assert qwen3.beginning_of_completion(asked) == "It is"

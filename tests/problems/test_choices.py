@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from problem_files import Row, pairs, write_lines
 
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.problems.choices import INSTRUCTION, problem_with_choices, shuffled_choices
+from igrpo_cli.problems.choices import (
+    INSTRUCTION,
+    problem_with_choices,
+    read_choices,
+    reference_letter,
+    shuffled_choices,
+)
 from igrpo_cli.problems.loading import load_problems
 from igrpo_cli.problems.sources import BENCHES, ProblemSource, resolve_bench
 
@@ -263,3 +269,9 @@ def test_multiple_choice_benchmarks_are_read_from_a_folder(tmp_path: Path) -> No
     gpqa, mmlu_pro = (load_problems(resolve_bench(name, tmp_path)).problems for name in ("gpqa", "mmlu_pro"))
     assert gpqa[0].problem.startswith("Which is no metal?\n\n(A) ")
     assert (mmlu_pro[0].problem, mmlu_pro[0].answer) == (METALS_TEXT, "(B)")
+
+
+def test_letters_in_front_of_choices_name_them_in_any_order():
+    choices = read_choices(["B) 5", "A) 6"])
+    assert (choices.texts, choices.labels) == (["5", "6"], ["B", "A"])
+    assert reference_letter("A", "plain", choices, counts_from_zero=False, is_text=False) == "(B)"

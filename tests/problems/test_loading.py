@@ -58,7 +58,7 @@ def test_json_lines_an_array_and_parquet_of_the_same_rows_load_alike(tmp_path: P
         (
             {"problem": [{"content": ["3?"]}], "answer": "6"},
             "wrong_type",
-            "the problem is not a text but list",
+            "the turn is not a text but list",
         ),
         ({"problem": "3+3?", "answer": {"a": 1}}, "wrong_type", "the answer is not a text but dict"),
         ('{"problem": "3+3?", "answer": NaN}', "wrong_type", "the answer is nan"),
@@ -127,10 +127,37 @@ def test_examples_and_the_beginning_of_an_answer_are_kept_as_they_are_written(tm
     assert (prefilled.problem, prefilled.prefill, prefilled.earlier_turns) == ("3+4?", "Let me think. ", "")
 
 
-def test_an_empty_beginning_of_an_answer_is_an_error(tmp_path: Path) -> None:
-    chat = [{"role": "user", "content": "3+4?"}, {"role": "assistant", "content": " "}]
+ASKED = {"role": "user", "content": "3+4?"}
+
+
+@pytest.mark.parametrize(
+    ("chat", "reason"),
+    [
+        ([ASKED, {"role": "assistant", "content": " "}], "the turn is empty"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "the turn is not a text but list"),
+        ([ASKED, {"role": "assistant", "content": "7", "reasoning_content": "easy"}, ASKED], "has reasoning_content"),
+        ([{"from": "human", "value": "3+4?"}], "have from and value"),
+        ("[{'role': 'user', 'content': '3+4?'}\n {'role': 'assistant', 'content': 'x'}]", "a chat written as text"),
+        ('[{"role": "user", "content": "3+4?"}', "a chat written as text"),
+    ],
+)
+def test_a_chat_that_cannot_be_read_whole_is_refused(tmp_path: Path, chat: object, reason: str) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"prompt": chat, "answer": "7"}])
-    with pytest.raises(IgrpoError, match="the problem is empty"):
+    with pytest.raises(IgrpoError, match=reason):
+        load_problems(str(path))
+
+
+@pytest.mark.parametrize("answer", ["x \neq 2", "x \to 2", "3 \nmid 4", "5{\rm km}"])
+def test_a_lost_backslash_in_an_answer_needs_no_dollar_signs_to_be_found(tmp_path: Path, answer: str) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"problem": "x?", "answer": answer}])
+    with pytest.raises(IgrpoError, match="with one backslash"):
+        load_problems(str(path))
+
+
+def test_one_bad_row_in_a_wrapped_list_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"data": [{"problem": "3+4?", "answer": "7"}, "x"]}))
+    with pytest.raises(IgrpoError, match="row 2: the row is not a JSON object but str"):
         load_problems(str(path))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import apply_overrides, check_config, parse_override
-from igrpo_cli.errors import UsageError
+from igrpo_cli.errors import ConflictError, UsageError
 from igrpo_cli.evaluation.shards import (
     EvalResults,
     Evaluation,
@@ -24,7 +24,7 @@ from igrpo_cli.evaluation.shards import (
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import Problem, StageReport
-from igrpo_cli.store.layout import RunDirectory, bench_name, directory_name
+from igrpo_cli.store.layout import RunDirectory, bench_name, directory_name, shell_path
 from igrpo_cli.store.lineage import newest_policy
 from igrpo_cli.store.policies import Policy, describe_directory, policy_id
 from igrpo_cli.ui.console import Console
@@ -191,14 +191,19 @@ def _problems(session: Session, request: EvalRequest, bench: str) -> list[Proble
     loaded = load_problems(resolve_bench(bench, request.bench_dir), skip_bad_rows=request.skip_bad_rows)
     if not request.dry_run:
         path, made_from = session.run.eval_problems(bench_name(bench)), {"bench": {"sha256": loaded.sha256}}
-        freeze_problems(
-            path,
-            loaded.problems,
-            made_from,
-            loaded.counts,
-            revision=loaded.revision,
-            overwrite=request.overwrite,
-        )
+        try:
+            freeze_problems(
+                path,
+                loaded.problems,
+                made_from,
+                loaded.counts,
+                revision=loaded.revision,
+                overwrite=request.overwrite,
+            )
+        except ConflictError as error:
+            # The name of the results does not say in which file or folder the benchmark is.
+            hint = (error.hint or "").replace(f"--bench {bench_name(bench)}", f"--bench {shell_path(Path(bench))}")
+            raise ConflictError(error.message, hint=hint) from error
     return loaded.problems
 
 

@@ -87,7 +87,7 @@ def require_room(
     if prompt_length == 0:
         raise IgrpoError(f"the prompt of group {group} has no tokens")
     if total > max_model_len:
-        fits = f"lower max_completion_length to {max_model_len - prompt_length}"
+        fits = f"lower max_completion_length (in eval: max_gen_toks) to {max_model_len - prompt_length}"
         raise IgrpoError(
             f"the prompt of group {group} has {prompt_length} tokens; with max_completion_length "
             f"{max_completion_length} that makes {total}, and {policy} takes {max_model_len} (max_model_len)",

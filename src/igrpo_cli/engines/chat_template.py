@@ -20,7 +20,7 @@ from jinja2.exceptions import TemplateError
 
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import ChatPrompt, PromptSegment
-from igrpo_cli.thoughts import opened_thought
+from igrpo_cli.thoughts import last_thought, opened_thought
 
 PLAIN_TEMPLATE = (
     "{{ beginning }}"
@@ -57,7 +57,7 @@ class ChatTemplate:
             ) from error
         self._source: str = _DATE_CALL.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), source)
         self._beginning = _text_beginning(tokenizer) if self.is_plain else ""
-        self._opened: dict[tuple[str, str, tuple[PromptSegment, ...]], str] = {}
+        self._thoughts: dict[tuple[str, str, tuple[PromptSegment, ...]], str] = {}
         self._system_turns: dict[str, bool] = {}
 
     def render(self, prompt: ChatPrompt) -> list[PromptSegment]:
@@ -65,14 +65,17 @@ class ChatTemplate:
 
         If the template refuses or drops a system turn, its text is put before that of the first user turn.
         """
-        return [*self._render(prompt), *self._prefill(prompt)]
+        segments, prefill = self._render(prompt), self._prefill(prompt)
+        if self.is_plain and prefill and not prefill[0].text[0].isspace():
+            segments.append(PromptSegment(" ", trusted=True))  # as in the earlier turns of the plain template
+        return [*segments, *prefill]
 
     def beginning_of_completion(self, prompt: ChatPrompt) -> str:
         """Return the end of a rendered prompt that belongs to what the model says, and that its completion continues.
 
         It is the thought that the template opens, from its tag, and the prefill; "" where the prompt has neither.
         """
-        return self._opened_thought(prompt) + "".join(segment.text for segment in self._prefill(prompt))
+        return opened_thought(self._last_thought(prompt)) + "".join(segment.text for segment in self._prefill(prompt))
 
     def end_of_turn(self) -> str:
         """Return the text that the template puts after a turn of the assistant; "" where that cannot be found out."""
@@ -105,21 +108,23 @@ class ChatTemplate:
         ]
 
     def _prefill(self, prompt: ChatPrompt) -> list[PromptSegment]:
-        """Return the prefill, without the tag of a thought that the template opens as well."""
-        text, opened = prompt.prefill, self._opened_thought(prompt) if prompt.prefill else ""
-        if opened and text.lstrip().startswith(opened.strip()):
-            text = text.lstrip().removeprefix(opened.strip())
-            text = text.lstrip() if opened[-1].isspace() else text
+        """Return the prefill, without the thought that the template begins the turn with as well."""
+        text = prompt.prefill
+        if text and (thought := self._last_thought(prompt)):
+            repeated = re.match(r"\s*" + r"\s*".join(map(re.escape, thought.split())), text)
+            text = text[repeated.end() :] if repeated else text
+            text = text.lstrip() if repeated and thought[-1].isspace() else text
         return [PromptSegment(text, trusted=False, is_draft=True)] if text else []
 
-    def _opened_thought(self, prompt: ChatPrompt) -> str:
+    def _last_thought(self, prompt: ChatPrompt) -> str:
+        """Return the end of the rendered prompt from the thought that it ends with, open or closed; "" without one."""
         # The texts of problems and drafts decide nothing, but a template may look for a switch in the user turn.
         user = tuple(part if part.trusted else replace(part, text="?") for part in prompt.user)
         key = prompt.system, json.dumps(prompt.template_kwargs, sort_keys=True), user
-        if key not in self._opened:
+        if key not in self._thoughts:
             *_, last = self._render(replace(prompt, user=user, earlier=()))
-            self._opened[key] = opened_thought(last.text) if last.trusted else ""
-        return self._opened[key]
+            self._thoughts[key] = last_thought(last.text) if last.trusted else ""
+        return self._thoughts[key]
 
     def _free_marker(self, prompt: ChatPrompt) -> str:
         """Return a word that occurs neither in the template nor in the text of the prompt."""

@@ -100,7 +100,7 @@ class PolicyTokenizer:
 
         These are the token ids of the model and of its chat template, and the next turn of the plain chat template. A
         stop string that is one control token counts as its token id, because such tokens are not part of the text.
-        Raises UsageError for a string that only contains such a token.
+        Raises UsageError for a string that only contains such a token, and for an id outside the vocabulary.
         """
         ids_of = {text: token_id for token_id, text in self._control_tokens.items()}
         found = {ids_of[text] for text in settings.stop if text in ids_of}
@@ -113,6 +113,9 @@ class PolicyTokenizer:
                 )
         if not self.has_chat_template and PLAIN_STOP not in strings:
             strings.append(PLAIN_STOP)
+        if beyond := [token_id for token_id in settings.stop_token_ids if token_id > self.largest_id]:
+            what = f"{beyond[0]} of stop_token_ids is no token of {self._directory}"
+            raise UsageError(what, hint=f"its largest token id is {self.largest_id}")
         token_ids = sorted({*self.eos_token_ids, *settings.stop_token_ids, *found})
         return settings.model_copy(update={"stop": strings, "stop_token_ids": token_ids})
 
@@ -125,15 +128,24 @@ class PolicyTokenizer:
         num_tokens = max(len(text.encode()) for text in strings) + _BYTE_MARGIN
         return _stop_span(self.decode([int(token_id) for token_id in ids[-num_tokens:]]), strings) is not None
 
-    def decode_completion(self, ids: Sequence[int], stops: SamplingSettings) -> str:
-        """Return the text without the token or string of `with_all_stops` that ended it, unless that is a tag."""
+    def decode_completion(self, ids: Sequence[int], stops: SamplingSettings, beginning: str = "") -> str:
+        """Return the text without the token or string of `with_all_stops` that ended it, unless that is a tag.
+
+        `beginning` is the text that the completion continues (see `beginning_of_completion`). It is not returned, but
+        a decoder may drop white space at the beginning of a text.
+        """
         if ids and ids[-1] in stops.stop_token_ids and not is_tag(self._control_tokens.get(ids[-1], "")):
             ids = ids[:-1]
-        text = self.decode(ids)
+        text = self._decode_after(beginning, ids) if beginning else self.decode(ids)
         if (span := _stop_span(text, stops.stop)) is None:
             return text
         start, end = span
         return text[: end if is_tag(text[start:end]) else start]
+
+    def _decode_after(self, beginning: str, ids: Sequence[int]) -> str:
+        before_ids = self.encode_text(beginning, is_draft=True)
+        before, whole = self.decode(before_ids), self.decode([*before_ids, *ids])
+        return whole.removeprefix(before) if whole.startswith(before) else self.decode(ids)
 
     def truncate(self, text: str, max_tokens: int) -> tuple[str, bool]:
         """Return the first `max_tokens` tokens of a draft as text, and True if anything was cut."""

@@ -53,7 +53,8 @@ def read_choices(value: object) -> Choices:
     choices = list(value or [])
     if choices and all(isinstance(choice, dict) for choice in choices):
         return _from_object({name: [choice.get(name) for choice in choices] for name in ("text", "label")})
-    return _lettered(_without_letters(choices))
+    letters, texts = _without_letters(choices)
+    return Choices(_checked(dict(zip(letters, texts, strict=True))), letters) if letters else _lettered(choices)
 
 
 def shuffled_choices(question: str, right: str, values: Mapping[str, object]) -> tuple[list[str], str]:
@@ -130,14 +131,17 @@ def _lettered(values: Sequence[object]) -> Choices:
     return Choices(texts, list(LETTERS[: len(texts)]))
 
 
-def _without_letters(choices: list[Any]) -> list[Any]:
-    """Return the choices without `A)`, `B)`, … in front of them, if each has its letter."""
+def _without_letters(choices: list[Any]) -> tuple[list[str], list[str]]:
+    """Return the letters `A)`, `B)`, … in front of the choices, in any order, and the texts after them.
+
+    Both are empty unless every choice has a letter of its own.
+    """
     markers = [_MARKER.match(choice.strip()) if isinstance(choice, str) else None for choice in choices]
     letters = [marker["letter"].upper() for marker in markers if marker is not None]
     styles = {(marker["opened"], marker["closed"]) for marker in markers if marker is not None}
-    if letters != list(LETTERS[: len(choices)]) or len(styles) != 1:
-        return choices
-    return [choice.strip()[marker.end() :] for choice, marker in zip(choices, markers, strict=True) if marker]
+    if sorted(letters) != list(LETTERS[: len(choices)]) or len(styles) != 1:
+        return [], []
+    return letters, [choice.strip()[marker.end() :] for choice, marker in zip(choices, markers, strict=True) if marker]
 
 
 def _choices_in_text(text: str) -> list[str]:

@@ -35,6 +35,7 @@ RIGHT_NAMES = ("correct answer", "correct_answer")
 WRONG_NAME = re.compile(r"incorrect[ _]answer[ _]\d+", re.IGNORECASE)
 SYSTEM_ROLES = frozenset({"system", "developer"})
 CHAT = re.compile(r"\s*\[\s*\{")
+ROLE = re.compile(r"""(['"])role\1\s*:""")
 CHAT_CURE = "let user and assistant take turns, or name another column: --set data.problem_column=NAME"
 NONE = "none"
 """Value of a `*_column` setting that disables a column even if a column with a known name exists."""
@@ -143,8 +144,10 @@ def id_text(row: Mapping[str, Any], columns: Columns) -> str | None:
 
 def _chat(row: Mapping[str, Any], columns: Columns) -> Chat:
     value = _value(row, columns.problem)
-    if isinstance(value, str) and CHAT.match(value) and isinstance(written := written_value(value), list):
-        value = written
+    if isinstance(value, str) and CHAT.match(value):
+        value = written if isinstance(written := written_value(value), list) else value
+        if isinstance(value, str) and ROLE.search(value):
+            raise BadRow("wrong_type", "the problem is a chat written as text, and is not JSON", "write a JSON list")
     if isinstance(value, list) and value:
         return _read_chat(value)
     return Chat(text_of(value, "problem"))
@@ -250,6 +253,8 @@ def _read_chat(messages: list[Any]) -> Chat:
     """
     if not all(isinstance(message, dict) for message in messages):
         raise BadRow("wrong_type", "the problem is a list, but not one of chat messages")
+    if any("from" in message and "value" in message for message in messages):
+        raise BadRow("chat_turns", "the messages of the chat have from and value", "name them role and content")
     roles = [message.get("role", "user") for message in messages]
     num_system = next((place for place, role in enumerate(roles) if role not in SYSTEM_ROLES), len(roles))
     turns = roles[num_system:]
@@ -258,17 +263,22 @@ def _read_chat(messages: list[Any]) -> Chat:
     prefill = ""
     if turns[-1] == "assistant":
         prefill = _content(messages[-1])
-        text_of(prefill, "problem")  # White space at the end of the beginning of an answer counts.
+        text_of(prefill, "turn")  # White space at the end of the beginning of an answer counts.
         messages = messages[:-1]
-    texts = [text_of(_content(message), "problem") for message in messages]
+    texts = [text_of(_content(message), "turn") for message in messages]
     texts[: num_system + 1] = ["\n\n".join(texts[: num_system + 1])]
     *earlier, question = texts
     return Chat(question, json.dumps(earlier, ensure_ascii=False) if earlier else "", prefill)
 
 
 def _content(message: Mapping[str, Any]) -> Any:
-    """Return the content of a chat message; parts of text are joined."""
+    """Return the content of a chat message; parts of text are joined. Raises `BadRow` for content elsewhere."""
+    if further := [key for key in ("reasoning_content", "reasoning", "thinking", "tool_calls") if message.get(key)]:
+        reason = f"a message of the chat has {further[0]}, which is in no prompt"
+        raise BadRow("chat_turns", reason, "write it into the content of the message, as the model writes it")
     content = message.get("content")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        return "".join(str(part.get("text", "")) for part in content)
-    return content
+    if not isinstance(content, list):
+        return content
+    parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    return "".join(texts) if len(texts) == len(content) else content

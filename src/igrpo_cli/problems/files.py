@@ -238,6 +238,8 @@ def _rows_of_object(path: Path, whole: dict[str, Any]) -> Iterator[RawRow]:
             f"{path.name} contains the lists {', '.join(lists)}",
             hint="save one of them as a file: JSON lines, or [...]",
         )
+    if "data" in whole and isinstance(whole["data"], list):
+        return _numbered(whole["data"])
     if not lists and whole and all(isinstance(value, list | dict) for value in whole.values()):
         raise UsageError(
             f"{path.name} holds columns ({', '.join(whole)}), not rows",

@@ -36,7 +36,7 @@ class BadRow(Exception):
     - errors of the file: `blank_line`, `invalid_utf8`, `invalid_json`, `half_last_line`, `row_too_long`,
       `not_an_object`, `duplicate_key`, `wrong_number_of_cells`
     - errors of a value: `empty_problem`, `empty_answer`, `empty_id`, `wrong_type`, `nul`, `control_character`,
-      `no_final_answer`, `several_answers`, `chat_turns`
+      `no_final_answer`, `several_answers`, `chat_turns`, `empty_turn`
     - errors of choices: `empty_choice`, `duplicate_choice`, `unknown_choice`, `wrong_number_of_choices`
     - conflicts with other rows: `duplicate_problem`, `conflicting_answer`, `duplicate_id`
     """
@@ -67,9 +67,9 @@ class Table:
 def text_of(value: object, what: str) -> str:
     """Return the text `value` without surrounding white space.
 
-    `what` names the value in messages: `problem`, `answer`, `id` or `choice`. Raises `BadRow` when the value is not a
-    text, or when the text is missing, empty, invisible or too long, contains NUL or another control character (see
-    `texts.control_fault`), or cannot be encoded as UTF-8.
+    `what` names the value in messages: `problem`, `turn`, `answer`, `id` or `choice`. Raises `BadRow` when the value is
+    not a text, or when the text is missing, empty, invisible or too long, contains NUL or another control character
+    (see `texts.control_fault`), or cannot be encoded as UTF-8.
     """
     if isinstance(value, bytes):
         raise BadRow("invalid_utf8", f"the {what} is not UTF-8")
@@ -78,7 +78,11 @@ def text_of(value: object, what: str) -> str:
     text = (value or "").strip()
     if text and len(text) <= MAX_ROW_BYTES and value and value.isprintable():
         return text  # Nothing below applies. Most texts end here.
-    if (fault := control_fault(value or "")) and value and "\0" not in value:
+    if (
+        (fault := control_fault(value or "", is_mathematics=what in ("answer", "choice")))
+        and value
+        and "\0" not in value
+    ):
         raise BadRow("control_character", f"the {what} contains {fault} (character {fault.position + 1})", JSON_CURE)
     if not any(character.isprintable() and not character.isspace() for character in text):
         raise BadRow(f"empty_{what}", f"the {what} is {'missing' if value is None else 'empty'}")

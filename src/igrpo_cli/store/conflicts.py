@@ -147,7 +147,8 @@ _SENTENCES = {
 def _way_back(kind: str, told: Sequence[Difference]) -> str:
     if kind != "config":
         return ""
-    known = [each for each in told[:SHOWN_DIFFERENCES] if each.on_disk is not None]
+    # The hash of a source is no setting.
+    known = [each for each in told[:SHOWN_DIFFERENCES] if each.on_disk is not None and ".sha256" not in each.key]
     settings = " ".join(f"--set '{_within(each)}={_shown(each.on_disk)}'" for each in known)
     return f"; to keep it, add {settings}" if known else ""
 
