@@ -233,3 +233,45 @@ def test_what_holds_one_is_not(text):
 @pytest.mark.parametrize("text", ["x_{0} \\cos t$ $+ v", "05\\!:\\!00", "no such thing", "\\weird{3}", "a \\ b", "{3"])
 def test_an_answer_equals_itself_whatever_it_means(text):
     assert are_equal(text, text)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("13", "1+2+\\ldots+10"),
+        ("1+2+...+10", "13"),
+        ("1+2+\\dotsb+10", "13"),
+        ("n(n-1)", "n(n-1)\\ldots 1"),
+        ("1,2,10", "1,2,\\ldots,10"),
+        ("1, 2, .., 10", "1,2,10"),
+        ("1, 2, \\text{...}, 10", "1,2,10"),
+        ("\\{0,2,4\\}", "\\{0,2,4,\\ldots\\}"),
+        ("\\{1,2,3,\\ldots\\}", "\\{1,2,3\\}"),
+        ("2,4,6", "2,4,6,\\ldots"),
+        ("2,4,6, . . .", "2,4,6"),
+        ("0.5+0.25\\ldots", "0.75"),
+        ("12...", "12"),
+        ("5?", "5"),
+    ],
+)
+def test_what_is_left_out_is_not_ignored(answer, reference):
+    assert not are_equal(answer, reference)
+
+
+@pytest.mark.parametrize("dots", ["...", "…", "\\ldots", "\\dots", "\\cdots ", "\\dotsb ", ". . ."])
+def test_an_ellipsis_may_be_spelled_in_many_ways(dots):
+    assert are_equal(f"1+2+{dots}+10", "1+2+\\ldots+10")
+    assert are_equal(f"\\{{0, 2, 4, {dots}\\}}", "\\{0,2,4,\\dots\\}")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("0.333\\ldots", "\\frac{1}{3}"),
+        ("x = 0.1666…", "\\frac{1}{6}"),
+        ("3.14159265...", "\\pi"),
+        ("3.14159\\ldots", "3.14159..."),
+    ],
+)
+def test_a_decimal_may_continue(answer, reference):
+    assert are_equal(answer, reference)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igrpo_cli.rewards.extraction import answer_scope, extract_answer, extract_reference
+from igrpo_cli.rewards.grading import grade_answer
 
 
 @pytest.mark.parametrize(
@@ -188,3 +189,18 @@ def test_any_text_has_an_answer_that_stands_in_it_or_none(completion):
 )
 def test_long_repetitions_need_no_backtracking(unit):
     extract_answer(unit * (400_000 // len(unit)))
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference"),
+    [
+        ("The answer is 1, 2, ... and so on", "1,2"),
+        ("The answer is 2, 4, 6, ...", "2,4,6"),
+        ("So the terms are 1, 2, ..., 10.", "10"),
+        ("The answer is 5? No.", "5"),
+        ("Is it 5?", "5"),
+    ],
+)
+def test_an_answer_keeps_its_ellipsis_and_its_question_mark(completion, reference):
+    assert grade_answer(completion, reference).verdict != "correct"
+    assert grade_answer(f"{completion}\n\nThe answer is {reference}.", reference).verdict == "correct"

@@ -20,7 +20,7 @@ from igrpo_cli.rewards.choices import named_choice, reference_choice
 from igrpo_cli.rewards.comparison import echoes_question, forms_agree, is_true_or_false
 from igrpo_cli.rewards.form_reader import read_form
 from igrpo_cli.rewards.forms import EMPTY_SET, Form, Infinity, Numeral, Ratio, TruthValue
-from igrpo_cli.rewards.notation import canonical, changing_words, is_blank, is_word, tidy
+from igrpo_cli.rewards.notation import canonical, changing_words, is_blank, is_open, is_word, tidy
 from igrpo_cli.rewards.plain_numbers import is_decimal, is_unevaluated, numbers_agree, read_number
 from igrpo_cli.rewards.units import quantities, with_percent_sign, without_unit
 from igrpo_cli.rewards.values import UndecidedError, read_value
@@ -52,7 +52,7 @@ def are_equal(answer: str, reference: str) -> bool:
     ours, theirs = canonical(answer), canonical(reference)
     if ours == theirs:
         return not is_blank(reference)
-    if is_word(ours) and is_word(theirs):
+    if (is_word(ours) and is_word(theirs)) or is_open(answer) or is_open(reference):
         return False
     if changing_words(answer) != changing_words(reference):
         return False

@@ -47,7 +47,7 @@ _MARK = re.compile(
     re.IGNORECASE,
 )
 _FINAL_MARK = re.compile(r"\bfinal\s+answers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])|" + _FINAL_HEADING, re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|$)")
+_SENTENCE_END = re.compile(r"(?<![\\.])[.!](?=\s|$)|(?<=\?)(?=\s|$)")
 
 _BRACE = re.compile(r"\\{1,4}(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 _SEPARATOR_COMMAND = re.compile(r"\\(?:quad|qquad|text|mbox|mathrm)(?![a-z])")
@@ -69,14 +69,14 @@ _COMMENT = re.compile(
     r"\s\((?![^()]*\bor\b)[^()\\$]*[A-Za-z]{2,}[^()\\$]*\)|(?<=[A-Za-z])\s\(\s*[\d.]+\s*[-+*/=×][\d\s.+*/=×-]*\)"
 )
 _DENIED_BEFORE = re.compile(
-    r"(?:\bnot|n['’]t|\bnever|\bcannot|\bneither|\bexcept|\bno|\b(?:more|less|fewer|greater|larger|smaller|other|higher|lower)"
+    r"(?:\.\.\.|…|\\[lc]?dots\b)\s*[,+]\s*$|(?:\bnot|n['’]t|\bnever|\bcannot|\bneither|\bexcept|\bno|\b(?:more|less|fewer|greater|larger|smaller|other|higher|lower)"
     r"\s+than|\bat\s+(?:least|most)|\b(?:over|under|above|below|nearly|almost|minus|negative|half|twice))"
     r"(?:\s+[A-Za-z]+){0,3}\s*[$(]?$",
     re.IGNORECASE,
 )
 _CHANGED_AFTER = re.compile(
     r"[\s$)*-]{0,4}(?:(?:hundred|thousand|million|billion|trillion|dozen)s?\b|or\s+(?:more|less|fewer|so|above|below|higher|lower)\b"
-    r"|(?:squared|cubed|factorial)\b|(?:is|are|was|were)(?:n['’]t|\s+(?:not|never|wrong|incorrect|false))\b)[^.,;\n]*",
+    r"|\?|[,+]?\s*(?:\.\.\.|…|\\[lc]?dots\b)|(?:squared|cubed|factorial)\b|(?:is|are|was|were)(?:n['’]t|\s+(?:not|never|wrong|incorrect|false))\b)[^.,;\n]*",
     re.IGNORECASE,
 )
 _WINDOW = 60

@@ -44,7 +44,14 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
     (re.compile(r"\\wedge(?![a-z])"), r"\\land"),
     (re.compile(r"\\bar\s*(?=\{?\d)|\\overline\s+"), r"\\overline"),
     (re.compile(r"((?:\d\u0305)+)"), lambda match: r"\overline{" + match[1].replace("\u0305", "") + "}"),
-    (re.compile(r"(?<=\d)\s?(?:\.\.\.|…)"), r"\\ldots"),
+    (re.compile(r"(?<=\d) (?=(?:\. ?){3}|…|\\[lc]?dots)"), ""),
+    (
+        re.compile(
+            r"\\(?:[lch]?dots[bcimo]?|(?:math|text)ellipsis)(?![a-z])|[…⋯]|(?:\\cdot\s*){3,}"
+            r"|(?:\.(?:\s|\\[,;:!])*){3,}|(?<=[,;+*\-])\s*\.(?:\s?\.)+|\.\.(?=\s*[,;+*\-\d])"
+        ),
+        r"\\ldots ",
+    ),
     (re.compile(r"\\[dt]binom(?![a-z])"), r"\\binom"),
     (re.compile(r"\\(?:degree|degrees)(?![a-z])"), r"^\\circ"),
 ]
@@ -89,6 +96,8 @@ _COMMAND = re.compile(r"\\(?:text\w*|mbox|math\w+|operatorname)|\\[A-Za-z]+")
 
 BRACKETS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}", r"\langle": r"\rangle"}
 _CLOSING = frozenset(BRACKETS.values())
+_ELLIPSIS = re.compile(r"\\[a-z]?dots(?![a-z])|⋮|⋱")
+_CONTINUED_DECIMAL = re.compile(r"^(?:[^,;]*=)?\s*-?\s*(?:\\?\$)?\d*\.\d+\s?\\ldots(?=[^\d,;+*/=^_(-]*$)")
 _PART = re.compile(
     r"\\(?:begin|end)\s*\{[a-z]*\*?\}|\\[A-Za-z]+|\\.|[()\[\]{}|,;<>=&]|(?:\b(?:or|and)\b)|[^\\()\[\]{}|,;<>=&oa]+|.",
     re.S,
@@ -151,6 +160,11 @@ def is_blank(text: str) -> bool:
         return False
     left = canonical(tidy(_EMPTY.sub("", text))).strip("{}")
     return not any(character.isprintable() and not character.isspace() for character in left)
+
+
+def is_open(text: str) -> bool:
+    """Return True if a tidy text leaves something out or asks: `1 + 2 + \\ldots + 10`, `5?`. `0.333\\ldots` is a number."""
+    return "?" in text or bool(_ELLIPSIS.search(_CONTINUED_DECIMAL.sub("", text)))
 
 
 def changing_words(text: str) -> list[str]:
