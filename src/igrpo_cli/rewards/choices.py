@@ -2,13 +2,14 @@
 
 An answer names its letter first, alone or before the text of the choice, or says that it is the answer ("Option B is
 correct"). An answer that names several letters (`A or B`, `(A)(B)`, `A. 3 B. 4`) names none, so naming candidates earns
-nothing.
+nothing. Neither does one that hedges (`(B) or the third option`) or asks (`B?`).
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
+from string import ascii_uppercase
 
 _MARKUP = re.compile(
     r"\\(?:text\w*|mbox|math[a-z]+|operatorname|boxed|fbox|framebox|left|right|q?quad|bf|rm|bm|boldsymbol|large|Large)(?![a-z])"
@@ -33,7 +34,8 @@ _CAPITAL = re.compile(
 _IS_CORRECT = re.compile(
     r"(?i:(?:^|[,:] |\b(?:so|thus|hence|therefore|that|option|choice|answer|letter) ))(?:[(\[] ?([A-Z]) ?[)\]]|([A-Z]))"
     r"(?=[.:]?(?: [^.]{0,60})? (?:is|must be|should be) (?:(?:clearly|therefore|thus|indeed) )?"
-    r"(?:the )?(?:correct|right|best|only|true|most likely)\b(?! (?:about|for|that))(?! [a-z]* ?(?:wrong|false)))"
+    r"(?:the )?(?:correct|right|best|only|true|most likely|answer)\b"
+    r"(?! (?:about|for|that))(?! [a-z]* ?(?:wrong|false)))"
 )
 _STATED = re.compile(
     r"\b(?i:(?:correct|best|right|final) (?:answer|choice|option|letter)|(?:answer|choice|option))"
@@ -48,12 +50,31 @@ _DENIED = re.compile(
     re.I,
 )
 
+_HEDGED = re.compile(
+    r"\?|\b(?:maybe|perhaps|possibly|alternatively|otherwise|either|(?:all|any|both|none|neither|each|most|some|two) of"
+    r"|of the above|(?:second|third|fourth|fifth|last|next|other|another) (?:option|choice|answer|letter|one))\b"
+    r"|^\W*(?:or|and|but|nor)\b",
+    re.IGNORECASE,
+)
+_DENIED_FIRST = re.compile(
+    rf"(?:(?:which|is|was|seems|looks|probably|clearly|surely)\W+)*{_DENIED.pattern}", re.IGNORECASE
+)
+
 _OTHER_ENCLOSED = re.compile(r"(?<!\w)[(\[] ?([A-Z]) ?[)\]](?![-\w])")
 _OTHER_LABEL = re.compile(r"(?<![\w(\[])([A-Z])(?=\)|[.:] )")
 _OTHER_LISTED = re.compile(
     r"(?:\b(?i:and|or|nor|answer|choice|letter|option)\b|[,;&|]| /)(?i: is)? ?([A-Z])(?![\w'’-])"
 )
-_ONLY_LETTERS = re.compile(r"(?:\W*\b[A-Z]\b)+\W*")
+# Small letters are also symbols, units and articles: `x = 5, g = 9.8`, `60 km/h`, `HCl (g)`, `2(a + c)`, `or a cell`.
+_SMALL_ENCLOSED = re.compile(r"(?<!\w)(?<![A-Z] )(?<![A-Z][a-z\d] )[(\[] ?([a-z]) ?[)\]](?![-\w])")
+_SMALL_LABEL = re.compile(r"(?<![\w(\[])([a-j])(?=\)|[.:] )")
+_SMALL_LISTED = re.compile(
+    r"\b(?:and|or|nor|so is|choice|letter|option) (?:([b-j])(?![\w'’-]| ?[=<>^])|(a)(?=$|[,;.)]| or\b| and\b))"
+    r"|(?:[,;&|]| /) ?([a-j])(?=$|[,;.)&|]| (?:or|and)\b)"
+)
+_BALANCED = re.compile(r"\([^()]{2,}\)")
+_SPECIES = re.compile(r"[A-Z](?=\. [a-z]{3})")
+_ONLY_LETTERS = re.compile(r"(?:\W*\b[A-Za-j]\b)+\W*")
 
 
 def reference_choice(reference: str) -> str | None:
@@ -71,10 +92,13 @@ def named_choice(answer: str) -> str | None:
     if match is None:
         return stated_choice(plain)
     text = plain[match.end() :].lstrip(").:-–— ").rstrip(".,:; ")
+    letter = match[1].upper()
+    if text.strip(" ()").upper() == f"OR ({letter}":  # (B) or (b)
+        return letter
     others = _letters_in(text.upper() if match[1].islower() else text, is_label)
-    if _DENIED.match(text.removeprefix("is ").removeprefix("was ")):
+    if _DENIED_FIRST.match(text) or _HEDGED.search(text):
         return None
-    return match[1].upper() if others <= {match[1].upper()} else None
+    return letter if others <= {letter} else None
 
 
 def stated_choice(sentence: str) -> str | None:
@@ -84,7 +108,7 @@ def stated_choice(sentence: str) -> str | None:
     """
     plain = _plain(sentence)[-1_000:]
     matches = list(_IS_CORRECT.finditer(plain)) or list(_STATED.finditer(plain)) or list(_REASONED.finditer(plain))
-    if not matches or _DENIED.search(plain):
+    if not matches or _DENIED.search(plain) or _HEDGED.search(plain):
         return None
     named = {match[1] or match[2] for match in matches}
     start, end = matches[0].start(1) if matches[0][1] else matches[0].start(2), matches[0].end()
@@ -99,12 +123,15 @@ def _letters_before(text: str) -> set[str]:
 def _letters_in(text: str, is_label: bool) -> set[str]:
     """Return the further choices in the text after a letter; a unit as in `5 J` or a symbol as in `f(A)` is none.
 
-    Labels such as `C.` count only if the first letter was such a label too: `(A) E. coli` names one choice.
+    `(A) E. coli` names one choice: the name of a species has one such label, and only behind another kind of label.
     """
     if _ONLY_LETTERS.fullmatch(text):
-        return set(re.findall(r"[A-Z]", text))
-    patterns = (_OTHER_ENCLOSED, _OTHER_LISTED, *([_OTHER_LABEL] if is_label else []))
-    return {letter for pattern in patterns for letter in pattern.findall(text)}
+        return set(text.upper()) & set(ascii_uppercase)
+    found = {letter for pattern in (_OTHER_ENCLOSED, _OTHER_LISTED) for letter in pattern.findall(text)}
+    found |= set(_OTHER_LABEL.findall(text if is_label else _SPECIES.sub("", text, count=1)))
+    outside = _BALANCED.sub(" ", text)
+    small = [*_SMALL_ENCLOSED.finditer(text), *_SMALL_LABEL.finditer(outside), *_SMALL_LISTED.finditer(text)]
+    return found | {match[match.lastindex or 0].upper() for match in small}
 
 
 def _plain(text: str) -> str:

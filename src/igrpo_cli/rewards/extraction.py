@@ -48,6 +48,8 @@ _MARK = re.compile(
 )
 _FINAL_MARK = re.compile(r"\bfinal\s+answers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])|" + _FINAL_HEADING, re.IGNORECASE)
 _SENTENCE_END = re.compile(r"(?<![\\.])[.!](?=\s|$)|(?<=\?)(?=\s|$)")
+_NO_RETRACTION = r"(?!\s+(?i:or|and|no|not|nope|wait|actually|maybe|perhaps|possibly|alternatively|hmm|but|sorry)\b)"
+_SENTENCE_END_OF_CHOICE = re.compile(rf"(?:{_SENTENCE_END.pattern}){_NO_RETRACTION}")
 
 _BRACE = re.compile(r"\\{1,4}(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
 _SEPARATOR_COMMAND = re.compile(r"\\(?:quad|qquad|text|mbox|mathrm)(?![a-z])")
@@ -126,11 +128,11 @@ def extract_choice(completion: str, max_characters: int = MAX_CHARACTERS) -> str
     boxes = _last_boxes(scope)
     if boxes:
         rest = scope[boxes.end :][-max_characters:]
-        stated = None if named_choice(boxes.content) else _after_last_mark(rest)
+        stated = None if named_choice(boxes.content) else _after_last_mark(rest, _SENTENCE_END_OF_CHOICE)
         if stated and named_choice(stated):  # the box holds a formula of the working
             return stated
         return _final_statement(rest) or boxes.content or None
-    stated = _after_last_mark(scope if is_tagged else scope[-max_characters:])
+    stated = _after_last_mark(scope if is_tagged else scope[-max_characters:], _SENTENCE_END_OF_CHOICE)
     if stated or is_tagged:
         return stated or scope or None
     lines = scope[-max_characters:].strip().splitlines()
@@ -268,7 +270,7 @@ def _statement(text: str) -> str | None:
     return listed[0] if listed else _phrase(stated)
 
 
-def _after_last_mark(text: str) -> str | None:
+def _after_last_mark(text: str, sentence_end: re.Pattern[str] = _SENTENCE_END) -> str | None:
     """Return the displayed formula, or the rest of the sentence, after the last mark in `text`."""
     marks = list(_MARK.finditer(text))
     if not marks:
@@ -278,7 +280,7 @@ def _after_last_mark(text: str) -> str | None:
     if displayed:
         return displayed.group(1)
     line = (stated.strip().splitlines() or [""])[0]
-    end = _SENTENCE_END.search(line)
+    end = sentence_end.search(line)
     return (line[: end.start()] if end else line).strip(" *") or None
 
 

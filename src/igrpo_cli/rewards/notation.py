@@ -163,7 +163,7 @@ def is_blank(text: str) -> bool:
 
 
 def is_open(text: str) -> bool:
-    """Return True if a tidy text leaves something out or asks: `1 + 2 + \\ldots + 10`, `5?`. `0.333\\ldots` is a number."""
+    """Return True if a tidy text leaves something out or asks: `1 + \\ldots + 10`, `5?`; not `0.333\\ldots`."""
     return "?" in text or bool(_ELLIPSIS.search(_CONTINUED_DECIMAL.sub("", text)))
 
 
