@@ -275,3 +275,73 @@ def test_an_ellipsis_may_be_spelled_in_many_ways(dots):
 )
 def test_a_decimal_may_continue(answer, reference):
     assert are_equal(answer, reference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("x=8=7", "7"),
+        ("x=1=2=3=4=5=6=7", "7"),
+        ("x=y=8=7", "7"),
+        ("8=7", "7"),
+        ("x=8\\text{ cm}=7\\text{ cm}", "7"),
+        ("x=7.4=7", "7"),
+        ("x=[8]=7", "7"),
+        ("f(3)=8=7", "7"),
+        ("x=8=7 \\approx 7", "7"),
+        ("x=8=7", "x=7"),
+        ("x=8=1,y=2", "1,2"),
+    ],
+)
+def test_a_chain_that_contradicts_itself_states_nothing(answer, reference):
+    assert not are_equal(answer, reference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("x+8=7", "7"),
+        ("x+y=7", "7"),
+        ("xy=7", "7"),
+        ("2x=7", "7"),
+        ("x^2=7", "7"),
+        ("\\sqrt{x}=7", "7"),
+        ("\\frac{x}{2}=7", "7"),
+        ("f(x)+8=7", "7"),
+        ("2f(3)=7", "7"),
+        ("n!=7", "7"),
+        ("x+1=1,y=2", "1,2"),
+        ("(x+8=7, 2)", "x=7,y=2"),
+        ("x+y=a+1", "a+1"),
+    ],
+)
+def test_an_equation_of_a_sum_product_or_power_is_not_its_right_side(answer, reference):
+    assert not are_equal(answer, reference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("f(3)=7", "7"),
+        ("x_1=7", "7"),
+        ("|AB|=7", "7"),
+        ("AB=7", "7"),
+        ("[ABC]=7", "7"),
+        ("\\text{Area}=7", "7"),
+        ("\\angle A=7", "7"),
+        ("P(A)=1/2", "\\frac{1}{2}"),
+        ("\\sin\\theta=1/2", "\\frac{1}{2}"),
+        ("\\frac{dy}{dx}=1/2", "\\frac{1}{2}"),
+        ("x=y=7", "7"),
+        ("x=3+4=7", "7"),
+        ("S=\\sum_{k=1}^{7} 1=7", "7"),
+        ("x=7.0=7", "7"),
+        ("x=\\frac12=50\\%", "0.5"),
+        ("x=1/3=0.33", "0.33"),
+        ("x=10^3=1,000", "1000"),
+        ("(x+1)^2=x^2+2x+1", "x^2+2x+1"),
+        ("x+y=7", "y+x=7"),
+    ],
+)
+def test_a_label_and_a_working_are_read(answer, reference):
+    assert are_equal(answer, reference)

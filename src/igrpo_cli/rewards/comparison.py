@@ -47,7 +47,7 @@ def forms_agree(answer: Form, reference: Form) -> bool:
     if isinstance(reference, Equation):
         return _equals_equation(answer, reference)
     if isinstance(answer, Equation):
-        return forms_agree(answer.value, reference)
+        return _is_result(answer) and forms_agree(answer.value, reference)
     if isinstance(answer, Region) or isinstance(reference, Region):
         return _equals_region(answer, reference)
     if isinstance(reference, Group) or isinstance(answer, Group):
@@ -71,6 +71,14 @@ def _simple_forms_agree(answer: Form, reference: Form) -> bool:
 
 def is_true_or_false(form: Form) -> bool:
     return isinstance(form, Equation) and not form.label and not (_symbols(form.left) or _symbols_of(form.value))
+
+
+def _is_result(equation: Equation) -> bool:
+    """Return False for `x + 8 = 7`, which says 7 of a sum. `x = 7`, `\\sin x = 7` and `3 + 4 = 7` are results."""
+    is_named = (
+        equation.label or not _symbols(equation.left) or (equation.left is not None and equation.left[0] == "call")
+    )
+    return bool(is_named or _symbols_of(equation.value))
 
 
 def _symbols(tree: Tree | None) -> frozenset[str]:
@@ -226,7 +234,7 @@ def _equals_labelled(answer: Group, reference: Group) -> bool | None:
 
 
 def _values(group: Group) -> list[Form]:
-    return [item.value if isinstance(item, Equation) else item for item in group.items]
+    return [item.value if isinstance(item, Equation) and _is_result(item) else item for item in group.items]
 
 
 def _equals_region(answer: Form, reference: Form) -> bool:

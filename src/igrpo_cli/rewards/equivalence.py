@@ -12,18 +12,20 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable
+from fractions import Fraction
 from functools import lru_cache
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 from igrpo_cli.rewards.choices import named_choice, reference_choice
 from igrpo_cli.rewards.comparison import echoes_question, forms_agree, is_true_or_false
-from igrpo_cli.rewards.form_reader import read_form
-from igrpo_cli.rewards.forms import EMPTY_SET, Form, Infinity, Numeral, Ratio, TruthValue
-from igrpo_cli.rewards.notation import canonical, changing_words, is_blank, is_open, is_word, tidy
+from igrpo_cli.rewards.expressions import read_formula
+from igrpo_cli.rewards.form_reader import LABEL, read_form
+from igrpo_cli.rewards.forms import EMPTY_SET, Form, Formula, Group, Infinity, Numeral, Ratio, TruthValue
+from igrpo_cli.rewards.notation import canonical, changing_words, is_blank, is_open, is_word, split, tidy
 from igrpo_cli.rewards.plain_numbers import is_decimal, is_unevaluated, numbers_agree, read_number
 from igrpo_cli.rewards.units import quantities, with_percent_sign, without_unit
-from igrpo_cli.rewards.values import UndecidedError, read_value
+from igrpo_cli.rewards.values import UndecidedError, formula_order, formulas_agree, read_value, symbols
 
 _EQUALS = re.compile(r"(?<![\\<>!])=")
 _LISTED = re.compile(r"[,;]|\b(?:and|or)\b")
@@ -33,6 +35,15 @@ _CONSTANT_FUNCTION = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\([a-z]\)(?=\s*=\s*-?
 _PRIME = re.compile(r"'|\\prime(?![a-z])")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 _COMMENT = re.compile(r"(.*[\w}.])\s+\(([^()]*)\)")
+_PARTS = (",", ";", "and", "or", r"\land", r"\lor")
+_OTHER_RELATIONS = (r"\approx", "<", ">", r"\leq", r"\geq", r"\neq", r"\equiv", r"\to")
+_GROUPS_OF_DIGITS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_DECIMAL = re.compile(r"-?\d*\.(\d+)")
+_OPERATION = re.compile(
+    r"^\\(?:sum|prod|i*int|lim|max|min|sup|inf|gcd|lcm|deg|det|dim|operatorname|text|mathrm|binom|log|Pr)(?![a-z])"
+)
+_GROUPED = re.compile(r"\^\s*\{\s*(?:-1|\(\d+\))\s*\}(?=\s*\()|\{[^{}]*\}|\([^()]*\)|\[[^\[\]]*\]")
+_ARITHMETIC_SIGN = re.compile(r"[+*/^!]|-(?![a-z]{2})|\\(?:cdot|times|div|frac|sqrt|pm)(?![a-z])|\d\s*[A-Za-z]")
 
 _FLOAT_PLACES = 6
 _DIGITS = 60
@@ -57,6 +68,8 @@ def are_equal(answer: str, reference: str) -> bool:
     if changing_words(answer) != changing_words(reference):
         return False
     answer, reference = with_percent_sign(_without_working(answer)), with_percent_sign(reference)
+    if "=" in answer and _is_misstated(answer, is_equation=bool(_EQUALS.search(reference))):
+        return False
     equal = _numbers_are_equal(answer, reference)
     if equal is None and (ours_listed := quantities(answer)) and (theirs_listed := quantities(reference)):
         return ours_listed == theirs_listed
@@ -72,6 +85,64 @@ def _without_working(answer: str) -> str:
         return answer
     number = read_number(without_unit(match[1]))
     return match[1] if number is not None and number == read_value(match[2]) else answer
+
+
+def _is_misstated(answer: str, *, is_equation: bool) -> bool:
+    """Return True if an equation does not state its last member: `x = 8 = 7`, and `x + 8 = 7` for a value."""
+    if r"\begin" in answer:
+        return False
+    for part in split(_GROUPS_OF_DIGITS.sub("", answer), _PARTS)[0]:
+        for chain in split(part, _OTHER_RELATIONS)[0]:
+            sides = [side.strip() for side in split(chain, ("=",))[0]]
+            if len(sides) > 1 and (_is_contradiction(sides) or not (is_equation or _names_value(sides[0], sides[-1]))):
+                return True
+    return False
+
+
+def _is_contradiction(sides: list[str]) -> bool:
+    """Return True if two members without unknowns differ. A decimal may be rounded to its places: `1/3 = 0.33`."""
+    texts = [without_unit(side.strip("[] "), is_reference=True) for side in sides]
+    known = [(text, form) for text in texts if (form := read_form(text)) is not None and _is_known(form)]
+    try:
+        return any(not _is_same(first, second) for first, second in pairwise(known))
+    except UndecidedError:
+        return False
+
+
+def _is_known(form: Form) -> bool:
+    if isinstance(form, Group):
+        return all(map(_is_known, form.items))
+    return isinstance(form, Infinity) or (isinstance(form, Formula) and not symbols(form.tree))
+
+
+def _is_same(first: tuple[str, Form], second: tuple[str, Form]) -> bool:
+    if forms_agree(first[1], second[1]):
+        return True
+    for (text, decimal), (_, other) in ((first, second), (second, first)):
+        match = _DECIMAL.fullmatch(text)
+        if match and isinstance(decimal, Formula) and isinstance(other, Formula):
+            half = ("num", Fraction(1, 2 * 10 ** len(match[1])), True)
+            low, high = ("add", decimal.tree, ("neg", half)), ("add", decimal.tree, half)
+            return formula_order(low, other.tree) in (-1, 0) and formula_order(other.tree, high) in (-1, 0)
+    return False
+
+
+def _names_value(left: str, value: str) -> bool:
+    """Return True if `left` is a name, a function, or a formula that is equal to `value`: no sum such as `x + 8`."""
+    tree, form = read_formula(left), read_form(value)
+    if tree is None:
+        plain = _GROUPED.sub("", _GROUPED.sub("", left))
+        has_letters = re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", plain))
+        return not has_letters or bool(_OPERATION.search(left)) or not _ARITHMETIC_SIGN.search(plain)
+    is_function = tree[0] == "call" and tree[1] != "factorial"
+    if not symbols(tree) or tree[0] == "symbol" or is_function or LABEL.fullmatch(left):
+        return True
+    if form is None:
+        return bool(symbols(tree) & set(value))
+    try:
+        return isinstance(form, Formula) and formulas_agree(tree, form.tree)
+    except UndecidedError:
+        return False
 
 
 def _numbers_are_equal(answer: str, reference: str) -> bool | None:

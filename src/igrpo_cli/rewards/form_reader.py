@@ -46,8 +46,9 @@ _RATIO = re.compile(
 _BUILDER = re.compile(
     r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(?![:\d])(.*)\\\}", re.S
 )
-_LABEL = re.compile(
-    r"[A-Za-z]{1,2}'*|\\[A-Za-z]+|[A-Za-z]\s*_\s*\{?\w+\}?|[A-Z]{2,3}|\|[A-Za-z]{1,2}\||\\angle\s*[A-Z]{1,3}"
+LABEL = re.compile(
+    r"[A-Za-z]'*|[A-Za-z]?[A-Z]{1,3}'*|\\[A-Za-z]+|[A-Za-z]\s*_\s*\{?\w+\}?|\|[A-Za-z]{1,2}\||\\angle\s*[A-Z]{1,3}"
+    r"|\\frac\s*\{\s*d\s*[a-z]\s*\}\s*\{\s*d\s*[a-z]\s*\}|\\log\s*_\s*\{?\w+\}?\s*[a-z]"
 )
 _CALL = re.compile(r"([A-Za-z])\s*\(\s*([a-z])\s*\)")
 _TUPLE_LABEL = re.compile(r"\(\s*[A-Za-z](?:_\{?\w\}?)?(?:\s*,\s*[A-Za-z](?:_\{?\w\}?)?)+\s*\)")
@@ -244,12 +245,12 @@ def _related(text: str, depth: int) -> Form | _Unknown | None:
     sides = [side.strip() for side in sides]
     if not all(sides):
         return _Unknown()
-    if signs == [r"\in"] and _LABEL.fullmatch(sides[0]):
+    if signs == [r"\in"] and LABEL.fullmatch(sides[0]):
         form = _read(sides[1], depth + 1)
         return form if isinstance(form, Region | Group) else _Unknown()
     if signs.count(r"\approx") == 1 and set(signs) <= {"=", r"\approx"}:
         first = signs.index(r"\approx")
-        is_labelled = first == 0 and (_LABEL.fullmatch(sides[0]) or _CALL.fullmatch(sides[0]))
+        is_labelled = first == 0 and (LABEL.fullmatch(sides[0]) or _CALL.fullmatch(sides[0]))
         sides, signs = ([sides[0], sides[1]], ["="]) if is_labelled else (sides[: first + 1], ["="] * first)
         if not signs:
             return _read(sides[0], depth + 1) or _Unknown()
@@ -267,7 +268,7 @@ def _equation(sides: list[str], depth: int) -> Form | _Unknown:
     if call:
         is_constant = isinstance(value, Formula) and not symbols(value.tree)
         return Equation(f"{call[1]}()" if is_constant else f"{call[1]}({call[2]})", value)
-    if _LABEL.fullmatch(sides[0]) or _TUPLE_LABEL.fullmatch(sides[0]):
+    if LABEL.fullmatch(sides[0]) or _TUPLE_LABEL.fullmatch(sides[0]):
         label = re.sub(r"[\s{}]", "", sides[0])
         if isinstance(value, Formula) and left is not None and symbols(left) & symbols(value.tree):
             return TruthValue() if left == value.tree else _Unknown()
