@@ -65,6 +65,35 @@ def test_words_that_change_the_value_are_no_unit(answer):
     assert not are_equal(answer, "12")
 
 
+CHANGED = [
+    "thirteen", "alternatively thirteen", "\\text{thirteen fourteen}", "twenty-fifths", "eighty", "one", "lakh",
+    "crores", "gross", "score", "mil", "mio", "bn", "quintillion", "milliard", "tens", "tenths", "thirds",
+    "ninths", "hundredths", "sixteenths", "pairs", "thrice", "tenfold", "doubled", "tripled", "halved",
+    "negated", "inverted", "rounded", "increased", "less", "fewer", "apples fewer", "larger", "too many",
+    "wrongly", "approximately", "probably", "unsure", "etc",
+]  # fmt: skip
+UNITS = [
+    "km", "apples", "square feet", "cm^2", "minutes", "seconds", "tents", "tenants", "more apples",
+    "years older", "times", "family members", "red balls", "colored pencils", "five-dollar bills",
+    "dollars only", "miles daily", "cubes", "lilies", "scored goals",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", CHANGED)
+def test_numerals_operations_and_doubts_are_no_unit(words):
+    assert not are_equal(f"12 {words}", "12")
+    assert are_equal(f"12 {words}", f"12 {words}")
+
+
+@pytest.mark.parametrize("words", UNITS)
+def test_words_that_do_not_change_the_number_are_forgiven(words):
+    assert are_equal(f"12 {words}", "12")
+
+
+def test_a_word_before_the_number_may_name_it():
+    assert are_equal("score = 12", "12")
+
+
 @pytest.mark.parametrize(
     ("answer", "reference"),
     [
@@ -339,6 +368,7 @@ def test_an_equation_of_a_sum_product_or_power_is_not_its_right_side(answer, ref
         ("x=\\frac12=50\\%", "0.5"),
         ("x=1/3=0.33", "0.33"),
         ("x=10^3=1,000", "1000"),
+        ("x=5+5+1=7=11", "x=11"),
         ("(x+1)^2=x^2+2x+1", "x^2+2x+1"),
         ("x+y=7", "y+x=7"),
     ],

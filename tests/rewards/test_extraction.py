@@ -204,3 +204,16 @@ def test_long_repetitions_need_no_backtracking(unit):
 def test_an_answer_keeps_its_ellipsis_and_its_question_mark(completion, reference):
     assert grade_answer(completion, reference).verdict != "correct"
     assert grade_answer(f"{completion}\n\nThe answer is {reference}.", reference).verdict == "correct"
+
+
+@pytest.mark.parametrize(
+    "words", ["thirteen", "lakh", "tenths", "doubled", "wrongly", "approximately", "baker's dozen"]
+)
+def test_a_number_keeps_the_words_that_change_it(words):
+    for completion in (f"The answer is 12 {words}.", f"So it is $12$ {words}."):
+        assert grade_answer(completion, "12").verdict == "wrong"
+
+
+@pytest.mark.parametrize("words", ["apples", "five-dollar bills", "more apples", "family members", "seconds"])
+def test_a_number_may_stand_before_other_words(words):
+    assert grade_answer(f"So Tom has 12 {words}.", "12").verdict == "correct"

@@ -19,7 +19,7 @@ from typing import Any
 
 from igrpo_cli.rewards.choices import named_choice, reference_choice
 from igrpo_cli.rewards.comparison import echoes_question, forms_agree, is_true_or_false
-from igrpo_cli.rewards.expressions import read_formula
+from igrpo_cli.rewards.expressions import is_echo, read_formula
 from igrpo_cli.rewards.form_reader import LABEL, read_form
 from igrpo_cli.rewards.forms import EMPTY_SET, Form, Formula, Group, Infinity, Numeral, Ratio, TruthValue
 from igrpo_cli.rewards.notation import canonical, changing_words, is_blank, is_open, is_word, split, tidy
@@ -100,9 +100,16 @@ def _is_misstated(answer: str, *, is_equation: bool) -> bool:
 
 
 def _is_contradiction(sides: list[str]) -> bool:
-    """Return True if two members without unknowns differ. A decimal may be rounded to its places: `1/3 = 0.33`."""
-    texts = [without_unit(side.strip("[] "), is_reference=True) for side in sides]
+    """Return True if two members without unknowns differ. A decimal may be rounded to its places: `1/3 = 0.33`.
+
+    A chain that begins with a working (`x = 5 + 5 + 1 = 7 = 11`) is a slip in it, not a list of candidates: its last
+    member counts, as in the recorded verdicts. So does the last one behind a delimiter that is escaped (`8 \\$ = 7`).
+    """
+    texts = [without_unit(side.strip("[] "), is_reference=True) for side in sides if not side.endswith(r"\$")]
     known = [(text, form) for text in texts if (form := read_form(text)) is not None and _is_known(form)]
+    first = known[0][1] if known else None
+    if isinstance(first, Formula) and is_echo(first.tree):
+        return False
     try:
         return any(not _is_same(first, second) for first, second in pairwise(known))
     except UndecidedError:

@@ -20,6 +20,7 @@ import re
 from typing import NamedTuple
 
 from igrpo_cli.rewards.choices import named_choice, stated_choice
+from igrpo_cli.rewards.notation import SCALING
 from igrpo_cli.rewards.transcripts import first_turn, with_braced_boxes, without_markdown
 from igrpo_cli.thoughts import after_thought
 
@@ -77,7 +78,8 @@ _DENIED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _CHANGED_AFTER = re.compile(
-    r"[\s$)*-]{0,4}(?:(?:hundred|thousand|million|billion|trillion|dozen)s?\b|or\s+(?:more|less|fewer|so|above|below|higher|lower)\b"
+    rf"[\s$)*-]{{0,4}}(?:{SCALING}(?!-[a-z]+ [a-z])|[a-z]+['’]s\s+dozen"
+    r"|or\s+(?:more|less|fewer|so|above|below|higher|lower)\b"
     r"|\?|[,+]?\s*(?:\.\.\.|…|\\[lc]?dots\b)|(?:squared|cubed|factorial)\b|(?:is|are|was|were)(?:n['’]t|\s+(?:not|never|wrong|incorrect|false))\b)[^.,;\n]*",
     re.IGNORECASE,
 )

@@ -90,7 +90,32 @@ _CHANGING = re.compile(
     "|(?:hundred|thousand|million|billion|trillion|quarter)s?|dozens?|half|halves|twice|double|triple|squared|cubed"
     "|factorial|least|most|than|to|from|between|through|until|versus"
 )
+_CARDINAL = (
+    "zero|ones?|twos?|threes?|fours?|fives?|six(?:es)?|sevens?|eights?|nines?|tens?|elevens?|twelves?"
+    "|(?:thir|four|fif|six|seven|eigh|nine)teens?|(?:twent|thirt|fort|fift|sixt|sevent|eight|ninet)(?:y|ies)"
+)
+_NUMERAL = (
+    f"{_CARDINAL}|thirds?|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|(?:thir|four|fif|six|seven|eigh|nine)teen"
+    "|(?:twent|thirt|fort|fift|sixt|sevent|eight|ninet)ie|hundred|thousand|[a-z]*illion|dozen)ths?"
+    "|[a-z]*(?:[mbrtdnx]illion|milliard)s?|hundreds?|thousands?|lakhs?|crores?|dozens?|gross|scores?|myriads?|googols?"
+    "|pairs?|couples?|mil|mio|mln|bn|mrd|[a-z]*fold|thrice"
+)
+_CHANGED = (
+    "(?:doubl|tripl|quadrupl|quintupl|halv|squar|cub|negat|invert|revers|round|truncat|multipli|divid|add|subtract|increas"
+    "|decreas|reduc|rais|diminish|scal|shift|swapp|minus)ed|minus|inverses?|reciprocals?|etc|cetera|unsure|uncertain|approx|circa"
+)
+_ADVERB = (
+    "(?!(?:on|exact|precise|equal|respective|correct|year|month|week|dai|hour|quarter|annual|night|ear|elder|friend|love"
+    "|cur|fami|butterf|dragonf|f|gadf|jel|bel|li|assemb|supp|rep|ita|ju|bul|ral|al|hol|dol|love|wool|trol|monopo)ly\\b)[a-z]+ly"
+)
+SCALING = rf"(?:{_NUMERAL}|{_CHANGED}|{_ADVERB})\b"
+"""The words behind a number that change or doubt it: numerals, multiples, parts, operations and adverbs."""
+
+_BEHIND = re.compile(rf"{SCALING}|less|lesser|fewer|greater|larger|bigger|smaller|higher|lower|too")
+_COMPOUND = re.compile(rf"\b(?:{_CARDINAL})-(?!(?:{_NUMERAL})\b)(?=[a-z])", re.IGNORECASE)  # five-dollar bills
 _OR_MORE = re.compile(r"\bor\s+(?:more|less|fewer|greater|higher|lower|so)\b")
+_DIGIT = re.compile(r"\d")
+_NAMED_BASE = re.compile(r"_\s*\{\s*\\text\s*\{[^{}]*\}\s*\}")
 _UNIT_SQUARED = re.compile(r"(?<=[a-z])\s+(?:squared|cubed)\b", re.IGNORECASE)
 _COMMAND = re.compile(r"\\(?:text\w*|mbox|math\w+|operatorname)|\\[A-Za-z]+")
 
@@ -171,9 +196,12 @@ def changing_words(text: str) -> list[str]:
     """Return the words in `text` that change the meaning of a number (not, million, more, wrong, …), sorted."""
     if not any(map(str.isalpha, text)):
         return []
-    text = _UNIT_SQUARED.sub("", _COMMAND.sub(" ", text).replace("’", "'"))
-    words = (word.casefold() for word in _WORD.findall(text))
+    text = _UNIT_SQUARED.sub("", _COMMAND.sub(" ", _NAMED_BASE.sub("", text)).replace("’", "'"))
+    words = [word.casefold() for word in _WORD.findall(text)]
     changing = [word.replace("'", "") for word in words if word.endswith("'t") or _CHANGING.fullmatch(word)]
+    if number := _DIGIT.search(text):
+        behind = _WORD.findall(_COMPOUND.sub("", text[number.end() :].casefold()))
+        changing += [word for word in behind if _BEHIND.fullmatch(word) and not _CHANGING.fullmatch(word)]
     return sorted([*changing, *_OR_MORE.findall(text.casefold())])
 
 
