@@ -375,3 +375,49 @@ def test_an_equation_of_a_sum_product_or_power_is_not_its_right_side(answer, ref
 )
 def test_a_label_and_a_working_are_read(answer, reference):
     assert are_equal(answer, reference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("x=y", "y=x"),
+        ("2x>4", "x>2"),
+        ("-2x<-4", "x>2"),
+        ("x+1>3", "x>2"),
+        ("x>2", "2x>4"),
+        ("-x \\ge -2", "x \\le 2"),
+        ("c>b>a", "a<b<c"),
+        ("c>b\\ge a", "a\\le b<c"),
+        ("[1,3]\\setminus\\{2\\}", "[1,2)\\cup(2,3]"),
+        ("[1,2)\\cup(2,3]", "[1,3] \\backslash \\{2\\}"),
+        ("[1,3]\\setminus\\{1,3,5\\}", "(1,3)"),
+        ("(-\\infty,4)\\setminus\\{1,3\\}", "(-\\infty,1)\\cup(1,3)\\cup(3,4)"),
+    ],
+)
+def test_relations_and_sets_may_be_turned_around(answer, reference):
+    assert are_equal(answer, reference)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("x=z", "y=x"),
+        ("y=-x", "y=x"),
+        ("x=2y", "y=2x"),
+        ("2x<4", "x>2"),
+        ("-2x>-4", "x>2"),
+        ("2x\\ge 4", "x>2"),
+        ("2y>4", "x>2"),
+        ("x^2>4", "x>2"),
+        ("0x>0", "x>2"),
+        ("x-2>x-2", "x>2"),
+        ("c<b<a", "a<b<c"),
+        ("a\\le b<c", "a<b<c"),
+        ("a<a<a", "a<b<c"),
+        ("[1,3]\\setminus\\{2.5\\}", "[1,2)\\cup(2,3]"),
+        ("[1,3]\\setminus\\{2\\}", "[1,3]"),
+        ("\\mathbb{R}\\setminus\\mathbb{R}", "\\emptyset"),
+    ],
+)
+def test_other_relations_and_sets_are_other_answers(answer, reference):
+    assert not are_equal(answer, reference)

@@ -24,6 +24,7 @@ from igrpo_cli.rewards.forms import (
     Ratio,
     Region,
     TruthValue,
+    as_inequality,
     as_region,
 )
 from igrpo_cli.rewards.values import (
@@ -79,6 +80,10 @@ def _is_result(equation: Equation) -> bool:
         equation.label or not _symbols(equation.left) or (equation.left is not None and equation.left[0] == "call")
     )
     return bool(is_named or _symbols_of(equation.value))
+
+
+def _is_symbol(form: Form) -> bool:
+    return isinstance(form, Formula) and form.tree[0] == "symbol"
 
 
 def _symbols(tree: Tree | None) -> frozenset[str]:
@@ -150,6 +155,9 @@ def _equals_equation(answer: Form, reference: Equation) -> bool:
     if not isinstance(answer, Equation):
         return bool(reference.label) and forms_agree(answer, reference.value)
     if reference.label and answer.label:
+        is_turned = all(_is_symbol(each.value) and each.left is not None for each in (answer, reference))
+        if answer.label != reference.label and is_turned:  # y = x
+            return (answer.left, answer.value.tree) == (reference.value.tree, reference.left)  # type: ignore[union-attr]
         return answer.label == reference.label and forms_agree(answer.value, reference.value)
     if is_true_or_false(answer):  # 2 + 3 = 5 for x = 5
         return bool(reference.label) and forms_agree(answer.value, reference.value)
@@ -241,15 +249,27 @@ def _equals_region(answer: Form, reference: Form) -> bool:
     """Compare regions as sets of numbers, whatever they are written as; two names of unknowns must be the same."""
     ours, theirs = as_region(answer), as_region(reference)
     if ours is None or theirs is None:
+        given, expected = as_inequality(answer), as_inequality(reference)
+        if given and expected:  # 2x > 4 for x > 2
+            return _inequalities_agree(given, expected)
         if isinstance(answer, Inequality) or isinstance(reference, Inequality):
             raise UndecidedError
         return False
     if ours.unknown and theirs.unknown and ours.unknown != theirs.unknown:
         return False
+    if ours == theirs and _is_chain_of_symbols(ours):
+        return True
     left, right = _merged(ours.pieces), _merged(theirs.pieces)
     if any(region.unknown and _is_whole_line(merged) for region, merged in ((ours, left), (theirs, right))):
         return False
     return len(left) == len(right) and all(map(_pieces_agree, left, right))
+
+
+def _is_chain_of_symbols(region: Region) -> bool:
+    """Return True for `a < b < c`, whose ends have no order of their own."""
+    ends = (region.pieces[0].low, region.pieces[0].high)
+    names = [_symbols_of(end) for end in ends]
+    return len(region.pieces) == 1 and ends[0] != ends[1] and all(names) and region.unknown not in names[0] | names[1]
 
 
 def _is_whole_line(pieces: Sequence[Piece]) -> bool:

@@ -26,6 +26,7 @@ from igrpo_cli.rewards.forms import (
     Region,
     TruthValue,
     as_region,
+    without_points,
 )
 from igrpo_cli.rewards.notation import split
 from igrpo_cli.rewards.plain_numbers import is_decimal, read_number
@@ -153,6 +154,8 @@ def _listed(text: str, depth: int) -> Form | _Unknown | None:
         parts, signs = split(text, (r"\cup",))
         if signs:
             return _union([_read(part.replace(r"x \in", ""), depth + 1) for part in _without_membership(parts)])
+    if r"\setminus" in text and len(parts := split(text, (r"\setminus",))[0]) == 2:
+        return _difference(*(_read(part, depth + 1) for part in parts))
     for separators in ((";",), ("or", r"\lor"), ("and", r"\land"), (",",)):
         parts, signs = split(text, separators)
         if separators == (",",):
@@ -222,6 +225,14 @@ def _union(forms: list[Form | None]) -> Form | _Unknown:
         pieces += region.pieces
         unknowns.add(region.unknown)
     return Region(tuple(pieces), unknowns.pop()) if len(unknowns) == 1 else _Unknown()
+
+
+def _difference(form: Form | None, removed: Form | None) -> Form | _Unknown:
+    region = None if form is None else as_region(form)
+    if region is None or region.unknown or not isinstance(removed, Group) or removed.opening != "{":
+        return _Unknown()
+    pieces = without_points(region.pieces, removed.items)
+    return _Unknown() if pieces is None or removed == EMPTY_SET else Region(pieces, None)
 
 
 def _between(items: list[Form]) -> Form | _Unknown:

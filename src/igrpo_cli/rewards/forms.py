@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from igrpo_cli.rewards.expressions import Tree
+from igrpo_cli.rewards.values import formula_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,55 @@ def as_region(form: Form) -> Region | None:
     if form.opening == "{" and form.items and all(isinstance(item, Formula) for item in form.items):
         return Region(tuple(Piece(item, item, False, False) for item in form.items), None)
     return None
+
+
+def as_inequality(form: Form) -> Inequality | None:
+    """Return `x > 2`, which is a region, as an inequality of two formulas; None for anything else."""
+    if isinstance(form, Inequality) or not isinstance(form, Region):
+        return form if isinstance(form, Inequality) else None
+    piece, unknown = form.pieces[0], ("symbol", form.unknown)
+    if form.unknown is None or len(form.pieces) > 1:
+        return None
+    if isinstance(piece.low, Formula) and isinstance(piece.high, Infinity):
+        return Inequality(piece.low.tree, unknown, "<" if piece.is_open_low else r"\leq")
+    if isinstance(piece.high, Formula) and isinstance(piece.low, Infinity):
+        return Inequality(unknown, piece.high.tree, "<" if piece.is_open_high else r"\leq")
+    return None
+
+
+def without_points(pieces: tuple[Piece, ...], points: tuple[Form, ...]) -> tuple[Piece, ...] | None:
+    """Return intervals without some points in them or at their ends; None if an end or a point is no real number."""
+    for point in points:
+        kept: list[Piece] = []
+        for piece in pieces:
+            orders = _order_in(piece, point)
+            if orders is None:
+                return None
+            if orders == (-1, -1):
+                kept += [
+                    Piece(piece.low, point, piece.is_open_low, True),
+                    Piece(point, piece.high, True, piece.is_open_high),
+                ]
+            else:
+                is_open_low, is_open_high = piece.is_open_low or orders[0] == 0, piece.is_open_high or orders[1] == 0
+                kept.append(Piece(piece.low, piece.high, is_open_low, is_open_high))
+        pieces = tuple(kept)
+    return pieces
+
+
+def _order_in(piece: Piece, point: Form) -> tuple[int, int] | None:
+    """Return the order of the lower end and `point`, and of `point` and the upper end."""
+    orders = []
+    for first, second in ((piece.low, point), (point, piece.high)):
+        if isinstance(first, Formula) and isinstance(second, Formula):
+            order = formula_order(first.tree, second.tree)
+        else:
+            is_below = first == Infinity(-1) or second == Infinity(1)
+            order = -1 if is_below else None
+        if order is None:
+            return None
+        orders.append(order)
+    return orders[0], orders[1]
 
 
 def _is_number(form: Form) -> bool:

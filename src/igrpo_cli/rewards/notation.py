@@ -41,6 +41,7 @@ _SPELLINGS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] =
     (re.compile(r"\\gt(?![a-z])"), ">"),
     (re.compile(r"\\(?:ne|not\s*=)(?![a-z])|!="), r"\\neq"),
     (re.compile(r"\\vee(?![a-z])"), r"\\lor"),
+    (re.compile(r"\\backslash(?![a-z])"), r"\\setminus"),
     (re.compile(r"\\wedge(?![a-z])"), r"\\land"),
     (re.compile(r"\\bar\s*(?=\{?\d)|\\overline\s+"), r"\\overline"),
     (re.compile(r"((?:\d\u0305)+)"), lambda match: r"\overline{" + match[1].replace("\u0305", "") + "}"),
