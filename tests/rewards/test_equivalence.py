@@ -75,7 +75,7 @@ CHANGED = [
 UNITS = [
     "km", "apples", "square feet", "cm^2", "minutes", "seconds", "tents", "tenants", "more apples",
     "years older", "times", "family members", "red balls", "colored pencils", "five-dollar bills",
-    "dollars only", "miles daily", "cubes", "lilies", "scored goals",
+    "dollars only", "miles daily", "cubes", "lilies", "scored goals", "pairs of shoes", "couples",
 ]  # fmt: skip
 
 

@@ -214,6 +214,9 @@ def test_a_number_keeps_the_words_that_change_it(words):
         assert grade_answer(completion, "12").verdict == "wrong"
 
 
-@pytest.mark.parametrize("words", ["apples", "five-dollar bills", "more apples", "family members", "seconds"])
+@pytest.mark.parametrize(
+    "words", ["apples", "five-dollar bills", "more apples", "pairs of shoes", "left four years later"]
+)
 def test_a_number_may_stand_before_other_words(words):
     assert grade_answer(f"So Tom has 12 {words}.", "12").verdict == "correct"
+    assert grade_answer(f"So all that he piles up = 12 {words}.", "12").verdict == "correct"

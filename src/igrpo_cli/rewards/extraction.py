@@ -32,7 +32,7 @@ _NUMBER = (
     r"(?<![\w.\\/^*+−-])[-+−]?(?:\\?\$|[€£])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
     r"(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?(?:\s*(?:\\?%|percent\b))?"
 )
-_ITEM = rf"(?:(?<![\w\\])[A-Za-z]\w?\s*=\s*)?(?:{_SPAN}|{_NUMBER})"
+_ITEM = rf"(?:(?<![\w\\])[A-Za-z](?:_?\d|[A-Z])?\s*=\s*)?(?:{_SPAN}|{_NUMBER})"
 _LIST = re.compile(rf"{_ITEM}(?:\s*(?:,?\s*\b(?:and|or)\b|[,;])\s*{_ITEM})*", re.DOTALL)
 _SPANS = re.compile(_SPAN, re.DOTALL)
 # A dollar may be a price, so it opens a formula of several lines only where its line ends like one.
@@ -78,7 +78,7 @@ _DENIED_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _CHANGED_AFTER = re.compile(
-    rf"[\s$)*-]{{0,4}}(?:{SCALING}(?!-[a-z]+ [a-z])|[a-z]+['’]s\s+dozen"
+    rf"[\s$)*-]{{0,4}}(?:{SCALING}(?!-[a-z]+ [a-z]|\s+(?:year|month|week|day|hour|minute)s?\b)|[a-z]+['’]s\s+dozen"
     r"|or\s+(?:more|less|fewer|so|above|below|higher|lower)\b"
     r"|\?|[,+]?\s*(?:\.\.\.|…|\\[lc]?dots\b)|(?:squared|cubed|factorial)\b|(?:is|are|was|were)(?:n['’]t|\s+(?:not|never|wrong|incorrect|false))\b)[^.,;\n]*",
     re.IGNORECASE,

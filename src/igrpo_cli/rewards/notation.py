@@ -99,7 +99,7 @@ _NUMERAL = (
     f"{_CARDINAL}|thirds?|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|(?:thir|four|fif|six|seven|eigh|nine)teen"
     "|(?:twent|thirt|fort|fift|sixt|sevent|eight|ninet)ie|hundred|thousand|[a-z]*illion|dozen)ths?"
     "|[a-z]*(?:[mbrtdnx]illion|milliard)s?|hundreds?|thousands?|lakhs?|crores?|dozens?|gross|scores?|myriads?|googols?"
-    "|pairs?|couples?|mil|mio|mln|bn|mrd|[a-z]*fold|thrice"
+    r"|pairs?(?! of\b)|couple|mil|mio|mln|bn|mrd|[a-z]*fold|thrice"
 )
 _CHANGED = (
     "(?:doubl|tripl|quadrupl|quintupl|halv|squar|cub|negat|invert|revers|round|truncat|multipli|divid|add|subtract|increas"
@@ -113,7 +113,7 @@ SCALING = rf"(?:{_NUMERAL}|{_CHANGED}|{_ADVERB})\b"
 """The words behind a number that change or doubt it: numerals, multiples, parts, operations and adverbs."""
 
 _BEHIND = re.compile(rf"{SCALING}|less|lesser|fewer|greater|larger|bigger|smaller|higher|lower|too")
-_COMPOUND = re.compile(rf"\b(?:{_CARDINAL})-(?!(?:{_NUMERAL})\b)(?=[a-z])", re.IGNORECASE)  # five-dollar bills
+_COMPOUND = re.compile(rf"\b(?:{_CARDINAL})-(?!(?:{_NUMERAL})\b)(?=[a-z])|\bpairs?(?= of\b)")  # five-dollar bills
 _OR_MORE = re.compile(r"\bor\s+(?:more|less|fewer|greater|higher|lower|so)\b")
 _DIGIT = re.compile(r"\d")
 _NAMED_BASE = re.compile(r"_\s*\{\s*\\text\s*\{[^{}]*\}\s*\}")
