@@ -81,7 +81,7 @@ def measure_roofline(dtype: torch.dtype, device: torch.device) -> float:
 
 def measure_ours(model: Path, shape: Shape, dtype: str, steps: int) -> dict[str, float]:
     """Measure steps of `PolicyTrainer`."""
-    from igrpo_cli.config.sections import UpdateSection
+    from igrpo_cli.config.update import UpdateSection
     from igrpo_cli.devices import find_device
     from igrpo_cli.records import TrainingGroup
     from igrpo_cli.training.policy import load_policy

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from igrpo_cli.algo.advantages import group_advantages
-from igrpo_cli.config.sections import UpdateSection
+from igrpo_cli.config.update import UpdateSection
 
 SCALES = ("sample_std", "population_std", "none")
 REWARDS = st.lists(st.floats(-10, 10, allow_subnormal=False), min_size=1, max_size=16)

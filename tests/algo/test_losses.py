@@ -10,7 +10,7 @@ import torch
 from torch import tensor
 
 from igrpo_cli.algo.losses import Objective, SequenceBatch, TokenLogprobs, kl_k3, policy_loss
-from igrpo_cli.config.sections import PUBLISHED, UpdateSection
+from igrpo_cli.config.update import PUBLISHED, UpdateSection
 from igrpo_cli.training.step import objective_of
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from igrpo_cli.algo.losses import SequenceBatch, TokenLogprobs, policy_loss
-from igrpo_cli.config.sections import PUBLISHED, UpdateSection
+from igrpo_cli.config.update import PUBLISHED, UpdateSection
 from igrpo_cli.training.step import objective_of
 
 grpo_trainer = pytest.importorskip("trl.trainer.grpo_trainer", reason="needs TRL: pip install 'igrpo-cli[trl]'")

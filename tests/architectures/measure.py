@@ -27,7 +27,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from igrpo_cli.config.sections import EngineSection, SamplingSettings, UpdateSection
+from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.engines.architectures import check_architecture
 from igrpo_cli.engines.factory import create_engine
 from igrpo_cli.errors import IgrpoError, UsageError

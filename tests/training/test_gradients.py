@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from igrpo_cli.config.sections import UpdateSection
+from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.training.policy import CausalPolicy
 from igrpo_cli.training.step import PolicyTrainer
 

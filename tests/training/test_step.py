@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from igrpo_cli.config.sections import UpdateSection
+from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.training.optimizer import apply_gradients, make_optimizer
 from igrpo_cli.training.policy import CausalPolicy

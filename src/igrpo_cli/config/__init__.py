@@ -19,8 +19,8 @@ from igrpo_cli.config.sections import (
     RunSection,
     Section,
     SelectSection,
-    UpdateSection,
 )
+from igrpo_cli.config.update import UpdateSection
 
 
 class RunConfig(Section):

@@ -1,4 +1,6 @@
-"""The sections of `run.toml`, with the default and the meaning of every key. `rewards` holds [reward] and [judge].
+"""The sections of `run.toml`, with the default and the meaning of every key.
+
+`rewards` holds [reward] and [judge], `update` holds [update].
 
 Learning settings have TRL's names, engine settings vLLM's, eval settings lm-eval's. Each choice that the paper leaves
 open is an option here.
@@ -8,11 +10,11 @@ Importing this module loads pydantic and nothing heavier.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from igrpo_cli.algo import AllZero, LossType, LrSchedulerType, ScaleRewards, Strategy, Ties
+from igrpo_cli.algo import AllZero, Strategy, Ties
 from igrpo_cli.http_client import WITHOUT_SECRETS, secret_in
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -154,110 +156,6 @@ class SelectSection(Section):
     of the paper does, `bare` refines without draft, `drop` does not refine the problem."""
     scores: str | None = None
     """Use the rewards of this set of scores (`igrpo grade`); unset means the rewards recorded with the drafts."""
-
-
-class LossConstants(NamedTuple):
-    """Constants of an objective whose defaults depend on `update.loss_type`."""
-
-    scale_rewards: ScaleRewards
-    epsilon: float
-    epsilon_high: float
-
-
-PUBLISHED: dict[LossType, tuple[ScaleRewards, float, float | None]] = {
-    "grpo": ("sample_std", 0.2, None),
-    "dapo": ("sample_std", 0.2, 0.28),
-    # Dr. GRPO's point is to divide by no deviation and by no length (arXiv 2503.20783).
-    "dr_grpo": ("none", 0.2, None),
-    "gspo": ("sample_std", 3e-4, 4e-4),
-    # No clip below, since a ratio is never under 0. TRL writes the upper one as 5.0, the bound of the ratio itself.
-    "cispo": ("sample_std", 1.0, 4.0),
-}
-"""The published `scale_rewards`, `epsilon` and `epsilon_high` of each objective; None equals `epsilon`."""
-
-
-class UpdateSection(Section):
-    """The optimiser steps of an iteration."""
-
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"keep_optimizer_states", "save_steps"})
-
-    train_on: Literal["refinements", "drafts", "both"] = "refinements"
-    """`refinements` as in the paper, `drafts` as in plain GRPO, or `both`, with two groups per problem.
-
-    With `run.method = "grpo"` there are only drafts, and the value is `drafts` whatever a preset says."""
-    scores: str | None = None
-    """Use the rewards of this set of scores (`igrpo grade`); unset means the rewards recorded with the completions."""
-    loss_type: LossType = "grpo"
-    """The objective. With one step per iteration and equal lengths, all have the same gradient as `grpo`."""
-    scale_rewards: ScaleRewards | None = None
-    """Divisor of the advantages; unset means the published value of `loss_type`, as for the next two."""
-    epsilon: Positive | None = None
-    """The probability ratio is clipped below at 1 - epsilon."""
-    epsilon_high: Positive | None = None
-    """The probability ratio is clipped above at 1 + epsilon_high."""
-    importance_sampling_correction: bool = False
-    """Weight each token by the truncated ratio of its probability under the trainer and under the sampler."""
-    importance_sampling_clip_max: Positive = 2.0
-    """Upper bound of these weights."""
-    mask_truncated_completions: bool = False
-    """Exclude completions that were cut off at `max_completion_length` from the objective."""
-    dynamic_sampling: bool = False
-    """Train only on groups with correct and wrong completions; those of `data.spare_problems` replace the others."""
-    beta: NonNegative = 0.0
-    """Weight of the KL term to the initial policy; 0 loads no reference model."""
-    learning_rate: NonNegative = 1e-6
-    """Peak learning rate of AdamW."""
-    lr_scheduler_type: LrSchedulerType = "cosine_with_min_lr"
-    """Learning rate schedule over the optimiser steps of the whole run, as in transformers."""
-    warmup_ratio: Share = 0.1
-    """Fraction of the optimiser steps of the run over which the learning rate rises from 0."""
-    min_lr_rate: Share = 0.1
-    """Final learning rate of `cosine_with_min_lr`, as a fraction of `learning_rate`."""
-    adam_beta1: Share = 0.9
-    """First moment decay of AdamW."""
-    adam_beta2: Share = 0.999
-    """Second moment decay of AdamW."""
-    adam_epsilon: Positive = 1e-8
-    """Term added to the denominator of AdamW."""
-    weight_decay: NonNegative = 0.0
-    """Weight decay of AdamW, for matrices only, not for biases and norms."""
-    max_grad_norm: Positive = 1.0
-    """The gradient norm is clipped to this."""
-    num_minibatches: PositiveInt = 1
-    """Optimiser steps in one pass over the iteration's groups."""
-    num_epochs: PositiveInt = 1
-    """Passes over the iteration's groups (TRL's `num_iterations`)."""
-    dtype: Dtype = "auto"
-    """Dtype of the forward and backward pass (autocast); weights, gradients and Adam moments are float32.
-
-    `auto` is bfloat16 where it is fast, which is on GPUs and on CPUs with AVX-512, else float32."""
-    lora_r: Natural = 0
-    """Rank of the LoRA adapters; 0 trains all weights instead."""
-    lora_alpha: Positive = 32.0
-    """The adapter is scaled by alpha / r."""
-    lora_target_modules: list[str] = Field(default_factory=list)
-    """Names of the layers with adapters; empty means all linear layers except the output layer."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass instead of storing them."""
-    max_tokens_per_batch: PositiveInt = 4096
-    """Maximum tokens of a packed row. Lower it to save memory; it does not change the objective."""
-    optimizer_state: Literal["carry", "fresh"] = "carry"
-    """`carry` continues with the state of the previous iteration, `fresh` starts every iteration without one."""
-    keep_optimizer_states: Natural = 0
-    """Number of optimiser states kept on disk; 0 keeps all. Only the newest is needed to continue."""
-    save_steps: Natural = 1
-    """Optimiser steps between two checkpoints within an update; 0 writes none. A complete update removes them."""
-
-    def identity(self) -> dict[str, Any]:
-        """Return the settings that results depend on, with the published constants filled in."""
-        return {**super().identity(), **self.constants()._asdict()}
-
-    def constants(self) -> LossConstants:
-        """Return the constants in use: those that are set, the others as `loss_type` was published."""
-        scale_rewards, low, high = PUBLISHED[self.loss_type]
-        low = low if self.epsilon is None else self.epsilon
-        high = high if self.epsilon_high is None else self.epsilon_high
-        return LossConstants(self.scale_rewards or scale_rewards, low, low if high is None else high)
 
 
 def checked_endpoint(endpoint: str) -> str:

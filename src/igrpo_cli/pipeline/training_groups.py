@@ -9,7 +9,7 @@ from typing import Any
 
 from igrpo_cli.algo.diagnostics import refinement_metrics, rollout_metrics, selection_metrics
 from igrpo_cli.config.rewards import RewardSection
-from igrpo_cli.config.sections import UpdateSection
+from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.pipeline.session import Session
 from igrpo_cli.records import Rollout, Selection, TrainingGroup

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from igrpo_cli.config.sections import UpdateSection
+from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.training.ranks import full_tensor
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from igrpo_cli.config.sections import UpdateSection
+from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.training.ranks import full_tensor
 

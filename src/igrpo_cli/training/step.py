@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from igrpo_cli.algo.losses import Objective, SequenceBatch, TokenLogprobs, policy_loss
-from igrpo_cli.config.sections import Dtype, UpdateSection
+from igrpo_cli.config.sections import Dtype
+from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.devices import has_fast_bfloat16, memory_for
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import TrainingGroup
