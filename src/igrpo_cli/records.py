@@ -167,6 +167,10 @@ class Score:
     """Answer that was compared with the reference; None if the completion contains none."""
 
 
+EXTERNAL_GROUP = -1
+"""`draft_group_id` of a selection whose draft comes from `select.external`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """Represents one row of a SELECTIONS shard: the draft that the refinements of a group get in their prompt."""
@@ -179,15 +183,16 @@ class Selection:
     action: SelectionAction
     """`condition`: refine with the draft in the prompt; `bare`: refine without draft; `drop`: do not refine."""
     draft_group_id: int
-    """Group of the draft: `group_id`, or another group for the strategy `shuffled`."""
+    """Group of the draft: `group_id`; another group for the strategies `shuffled` and `shuffled_wrong`; for `external`
+    -1."""
     draft_sample_id: int
-    """`sample_id` of the draft in its group."""
+    """`sample_id` of the draft in its group; for `external` its position among the external drafts of its problem."""
     draft: str
     """Complete text of the draft. The prompt may contain a shortened version of it."""
     draft_answer: str
-    """Answer extracted from the draft; empty if it contains none."""
+    """Answer extracted from the draft; empty if it contains none, and for an external draft."""
     draft_reward: float
-    """Reward of the draft."""
+    """Reward of the draft; 0 for an external draft, whose reward is not known."""
     num_tied: int
     """Number of drafts in the group whose reward equals that of the selected one; 1 means no tie."""
     group_reward_mean: float

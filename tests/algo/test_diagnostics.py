@@ -48,6 +48,10 @@ def rollout(**changes):
     return dataclasses.replace(DRAFT, **changes)
 
 
+def shown(draft_group_id: int, draft: str) -> Selection:
+    return dataclasses.replace(SELECTION, draft_group_id=draft_group_id, draft=draft)
+
+
 def wrong(**changes):
     return rollout(reward=0.0, reward_parts={"accuracy": 0.0, "format": 0.0}, verdict="wrong", **changes)
 
@@ -111,6 +115,14 @@ def test_a_shuffled_draft_is_looked_up_in_the_group_it_came_from():
     refined = [rollout(stage="refine", group_id=0, draft_sample_id=0)]
     assert refinement_metrics(refined, drafts, {0: 1})["refine/fix_rate"] == 1.0
     assert "refine/fix_rate" not in refinement_metrics(refined, drafts, {0: 0})
+
+
+def test_an_external_draft_has_a_copy_rate_and_no_other():
+    external = [shown(-1, "5"), dataclasses.replace(shown(0, "2"), group_id=1)]
+    refined = [rollout(stage="refine", draft_sample_id=0, completion=text) for text in ("5", "2", "4", "6")]
+    assert refinement_metrics(refined, {}, {0: -1}, {0: "5"}) == {"refine/copy_rate": 0.25}
+    assert selection_metrics(external[:1]) == {"select/ties": 0.0, "select/bare": 0.0, "select/dropped": 0.0}
+    assert selection_metrics(external)["select/draft_reward_mean"] == 1.0
 
 
 def test_an_ungraded_rollout_counts_in_no_rate_of_graded_ones():

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from igrpo_cli.algo import AT_RANDOM
 from igrpo_cli.algo.selection import (
     Choices,
     Strategy,
@@ -19,6 +20,7 @@ from igrpo_cli.algo.selection import (
     derangement,
     majority_draft,
     partners,
+    wrong_partners,
 )
 from igrpo_cli.seeds import derive_seed
 
@@ -86,7 +88,7 @@ def test_a_group_is_chosen_the_same_alone_and_in_company(
         assert alone.indices[0] == together.indices[group]
         chosen = row[alone.indices[0]]
         assert together.num_tied[group] == row.count(chosen)
-        if strategy != "random":
+        if strategy not in AT_RANDOM:
             assert chosen == (min(row) if strategy == "worst" else max(row))
 
 
@@ -209,3 +211,59 @@ def test_a_group_without_graded_drafts_counts_as_one_without_reward():
     rewards, is_graded = [[1.0, 2.0], [1.0, 0.0]], [[False, False], [True, True]]
     assert choose_drafts(rewards, [[1, 1], [1, 1]], [0, 0], "best", "first", is_graded).indices.tolist() == [1, 0]
     assert choose_actions(rewards, "best", "drop", is_graded) == ["drop", "condition"]
+
+
+# Rewards of a problem with a format part: two wrong drafts (0, 2), two right ones (1, 3).
+MIXED, IS_WRONG = [0.0, 2.0, 1.0, 2.0], [True, False, True, False]
+
+
+def drawn(strategy: Strategy, is_wrong: list[bool], is_graded: Any = True) -> Counter[int]:
+    seeds = [derive_seed(2, "select", group) for group in range(2000)]
+    rows, num_groups = [MIXED] * len(seeds), len(seeds)
+    graded = np.broadcast_to(np.asarray(is_graded), (num_groups, 4))
+    found = choose_drafts(rows, np.ones((num_groups, 4)), seeds, strategy, "first", graded, [is_wrong] * num_groups)
+    return Counter(found.indices.tolist())
+
+
+@pytest.mark.parametrize("strategy", ["wrong", "shuffled_wrong"])
+def test_a_wrong_draft_is_drawn_among_the_wrong_ones_whatever_their_reward(strategy: Strategy) -> None:
+    found = drawn(strategy, IS_WRONG)
+    assert set(found) == {0, 2}
+    assert all(abs(number - 1000) < 95 for number in found.values())  # 4.2 standard deviations
+    assert set(drawn(strategy, IS_WRONG, [False, True, True, True])) == {2}
+    assert set(drawn(strategy, [False] * 4)) == {0, 1, 2, 3}, "without a wrong draft any draft is shown"
+
+
+def test_a_balanced_choice_tosses_a_coin_and_then_draws() -> None:
+    found = drawn("balanced", IS_WRONG)
+    assert all(abs(found[index] - 500) < 82 for index in range(4))
+    assert abs(found[0] + found[2] - 1000) < 95
+    one_right = drawn("balanced", [True, False, True, True])
+    assert abs(one_right[1] - 1000) < 95, "the only right draft is shown every second time"
+    assert set(drawn("balanced", [False] * 4)) == {0, 1, 2, 3}
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["condition", "bare", "drop"]), st.booleans()), max_size=20),
+    st.integers(0, 2**63 - 1),
+)
+def test_each_group_sees_the_wrong_draft_of_another_one(groups: Any, seed: int) -> None:
+    actions, has_wrong = [action for action, _ in groups], [wrong for _, wrong in groups]
+    partner, after = wrong_partners(actions, has_wrong, seed)
+    for group, action in enumerate(actions):
+        others = [each for each, wrong in enumerate(has_wrong) if wrong and each != group]
+        if action != "condition":
+            assert (partner[group], after[group]) == (group, action)
+        elif others:
+            assert partner[group] in others
+            assert after[group] == "condition"
+        else:
+            assert (partner[group], after[group]) == (group, "bare")
+
+
+def test_wrong_drafts_are_shared_evenly() -> None:
+    everyone = wrong_partners(["condition"] * 12, [True] * 12, 4)[0]
+    assert sorted(everyone.tolist()) == list(range(12))
+    few = Counter(wrong_partners(["condition"] * 12, [group in (3, 7) for group in range(12)], 4)[0].tolist())
+    assert set(few) == {3, 7}
+    assert few.total() == 12

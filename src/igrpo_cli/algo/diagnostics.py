@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from igrpo_cli.records import VERDICTS, Rollout, Selection
+from igrpo_cli.records import EXTERNAL_GROUP, VERDICTS, Rollout, Selection
 
 DraftKey = tuple[int, int]
 """The (group_id, sample_id) of a draft."""
@@ -51,33 +51,43 @@ def selection_metrics(selections: Sequence[Selection]) -> dict[str, float]:
     """Return the fractions of ties, groups without draft and dropped groups, and the mean reward of chosen drafts."""
     if not selections:
         return {}
-    return {
+    metrics = {
         "select/ties": _mean([selection.num_tied > 1 for selection in selections]),
         "select/bare": _mean([selection.action == "bare" for selection in selections]),
         "select/dropped": _mean([selection.action == "drop" for selection in selections]),
-        "select/draft_reward_mean": _mean([selection.draft_reward for selection in selections]),
     }
+    # The reward of an external draft is not known.
+    rewards = [each.draft_reward for each in selections if each.draft_group_id != EXTERNAL_GROUP]
+    return {**metrics, "select/draft_reward_mean": _mean(rewards)} if rewards else metrics
 
 
 def refinement_metrics(
-    refinements: Sequence[Rollout], drafts: Mapping[DraftKey, Rollout], draft_groups: Mapping[int, int]
+    refinements: Sequence[Rollout],
+    drafts: Mapping[DraftKey, Rollout],
+    draft_groups: Mapping[int, int],
+    external_drafts: Mapping[int, str] | None = None,
 ) -> dict[str, float]:
     """Return how refinements differ from the drafts in their prompts.
 
     `fix_rate` is the fraction of correct refinements of wrong drafts, `break_rate` the fraction of wrong refinements of
     correct drafts, and `copy_rate` the fraction of refinements that equal their draft, except for white space at the
     ends. Pairs of which one could not be graded count in `copy_rate` alone. A rate without refinements is left out.
-    `draft_groups` maps each group to the group of its draft.
+    `draft_groups` maps each group to the group of its draft. `external_drafts` are the external drafts by group, whose
+    verdict is not known, so they count in `copy_rate` alone, too.
     """
+    with_draft = [refinement for refinement in refinements if refinement.draft_sample_id is not None]
+    external = external_drafts or {}
     pairs = [
         (drafts[draft_groups[refinement.group_id], refinement.draft_sample_id], refinement)
-        for refinement in refinements
-        if refinement.draft_sample_id is not None
+        for refinement in with_draft
+        if refinement.draft_sample_id is not None and refinement.group_id not in external
     ]
+    texts = [(draft.completion, refined.completion) for draft, refined in pairs]
+    texts += [(external[row.group_id], row.completion) for row in with_draft if row.group_id in external]
     graded = [pair for pair in pairs if all(rollout.verdict != "ungraded" for rollout in pair)]
     fixed = [refined.verdict == "correct" for draft, refined in graded if draft.verdict != "correct"]
     broken = [refined.verdict != "correct" for draft, refined in graded if draft.verdict == "correct"]
-    copied = [refined.completion.strip() == draft.completion.strip() for draft, refined in pairs]
+    copied = [draft.strip() == refined.strip() for draft, refined in texts]
     rates = {"refine/fix_rate": fixed, "refine/break_rate": broken, "refine/copy_rate": copied}
     return {name: _mean(values) for name, values in rates.items() if values}
 

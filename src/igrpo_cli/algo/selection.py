@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from igrpo_cli.algo import AllZero, Strategy, Ties
+from igrpo_cli.algo import AT_RANDOM, AllZero, Strategy, Ties
 from igrpo_cli.records import SelectionAction
 
 
@@ -40,15 +40,20 @@ def choose_drafts(
     strategy: Strategy,
     ties: Ties,
     is_graded_BN: ArrayLike = True,
+    is_wrong_BN: ArrayLike = False,
 ) -> Choices:
     """Choose a draft of each group.
 
-    `best` chooses the highest reward, `worst` the lowest, `random` any draft. `shuffled` and `none` choose the best
-    draft of each group: `shuffled` shows it to another group (see `partners`), `none` does not show it. Among equal
-    rewards, `ties` chooses the first draft, the first of the shortest ones, or a random one.
+    `best` chooses the highest reward, `worst` the lowest, `random` any draft. `wrong` chooses a random one of the
+    drafts where `is_wrong_BN` is True, and `balanced` a random wrong or a random other draft, each with probability
+    1/2; where a group has no such draft, they choose as `random`. `shuffled`, `external` and `none` choose the best
+    draft of each group: `shuffled` shows it to another group (see `partners`), the others do not show it.
+    `shuffled_wrong` chooses as `wrong` and shows it to another group (see `wrong_partners`). Among equal rewards,
+    `ties` chooses the first draft, the first of the shortest ones, or a random one; it has no effect on the strategies
+    that choose at random.
 
-    Drafts where `is_graded_BN` is False are not chosen and do not count in the statistics, unless no draft of the group
-    is graded.
+    Drafts where `is_graded_BN` is False are not chosen, are not wrong, and do not count in the statistics, unless no
+    draft of the group is graded.
 
     `lengths_BN` are tokens; `seeds_B` are uniform in [0, 2**63), as from `derive_seed`, one per group. Raises
     ValueError for rewards that are not finite, over which an argmax is undefined.
@@ -60,9 +65,14 @@ def choose_drafts(
         raise ValueError("a reward is not finite")
     is_graded_BN = np.broadcast_to(np.asarray(is_graded_BN, np.bool_), rewards_BN.shape)
     is_graded_BN = is_graded_BN | ~is_graded_BN.any(axis=1, keepdims=True)
-    candidates_BN = _candidates(rewards_BN, is_graded_BN, strategy)
-    if strategy == "random" or ties == "random":
-        indices_B = _seeded_candidate(candidates_BN, np.asarray(seeds_B, np.int64))
+    seeds_B = np.asarray(seeds_B, np.int64)
+    if strategy in AT_RANDOM:
+        is_wrong_BN = np.broadcast_to(np.asarray(is_wrong_BN, np.bool_), rewards_BN.shape)
+        candidates_BN = _random_candidates(is_graded_BN, is_wrong_BN, seeds_B, strategy)
+    else:
+        candidates_BN = _extreme_candidates(rewards_BN, is_graded_BN, strategy)
+    if strategy in AT_RANDOM or ties == "random":
+        indices_B = _seeded_candidate(candidates_BN, seeds_B)
     elif ties == "shortest":
         indices_B = np.where(candidates_BN, lengths_BN, np.inf).argmin(axis=1)
     else:
@@ -118,28 +128,69 @@ def partners(actions: Sequence[SelectionAction], seed: int) -> tuple[NDArray[np.
     return partner_B, list(actions)
 
 
+def wrong_partners(
+    actions: Sequence[SelectionAction], has_wrong_B: ArrayLike, seed: int
+) -> tuple[NDArray[np.int64], list[SelectionAction]]:
+    """Return for the strategy `shuffled_wrong` the group whose wrong draft each group sees, and the actions.
+
+    All groups lie on a seeded circle. A group with the action `condition` sees the draft of the next other group where
+    `has_wrong_B` is True: each wrong draft is shown once if every group has one, several times if few have. Where no
+    other group has one, the action becomes `bare`. Groups with other actions are their own partners.
+    """
+    partner_B, after = np.arange(len(actions)), list(actions)
+    order = _seeded_order(len(actions), seed)
+    donors = np.flatnonzero(np.asarray(has_wrong_B, np.bool_)[order])
+    for place, group in enumerate(order.tolist()):
+        if actions[group] != "condition":
+            continue
+        donor = order[donors[np.searchsorted(donors, place, side="right") % len(donors)]] if len(donors) else group
+        partner_B[group] = donor
+        if donor == group:
+            after[group] = "bare"
+    return partner_B, after
+
+
 def derangement(size: int, seed: int) -> NDArray[np.int64]:
     """Return a seeded permutation of range(size) without fixed points: one cycle through all elements.
 
     A single element has no derangement and stays in place.
     """
-    # NumPy guarantees that the bit stream of PCG64 does not change, but not its permutation method.
-    order = np.argsort(np.random.PCG64(seed).random_raw(size), kind="stable")
+    order = _seeded_order(size, seed)
     partner = np.empty(size, np.int64)
     partner[order] = np.roll(order, -1)
     return partner
 
 
-def _candidates(
+def _seeded_order(size: int, seed: int) -> NDArray[np.int64]:
+    # NumPy guarantees that the bit stream of PCG64 does not change, but not its permutation method.
+    return np.argsort(np.random.PCG64(seed).random_raw(size), kind="stable")
+
+
+def _extreme_candidates(
     rewards_BN: NDArray[np.float64], is_graded_BN: NDArray[np.bool_], strategy: Strategy
 ) -> NDArray[np.bool_]:
-    if strategy == "random":
-        return is_graded_BN
+    """Return the graded drafts with the lowest reward of their group for `worst`, else with the highest."""
     if strategy == "worst":
         wanted_B1 = np.where(is_graded_BN, rewards_BN, np.inf).min(axis=1, keepdims=True)
     else:
         wanted_B1 = np.where(is_graded_BN, rewards_BN, -np.inf).max(axis=1, keepdims=True)
     candidates_BN: NDArray[np.bool_] = (rewards_BN == wanted_B1) & is_graded_BN
+    return candidates_BN
+
+
+def _random_candidates(
+    is_graded_BN: NDArray[np.bool_], is_wrong_BN: NDArray[np.bool_], seeds_B: NDArray[np.int64], strategy: Strategy
+) -> NDArray[np.bool_]:
+    """Return the drafts of each group that one is drawn from."""
+    if strategy == "random":
+        return is_graded_BN
+    is_wrong_BN = is_wrong_BN & is_graded_BN
+    wanted_BN = is_wrong_BN
+    if strategy == "balanced":
+        # The highest bit of a seed is a coin. The remainder that draws among candidates depends on it by 2**-60.
+        shows_wrong_B1 = (seeds_B >= 2**62)[:, None]
+        wanted_BN = np.where(shows_wrong_B1, is_wrong_BN, is_graded_BN & ~is_wrong_BN)
+    candidates_BN: NDArray[np.bool_] = np.where(wanted_BN.any(axis=1, keepdims=True), wanted_BN, is_graded_BN)
     return candidates_BN
 
 

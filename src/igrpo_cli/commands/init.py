@@ -115,6 +115,8 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     for sampling in (config.draft, config.refine, config.eval.sampling()):
         tokenizer.with_all_stops(sampling)  # raises for a stop string that can never occur
     require_context(lengths, problems, config, positions_of(model.directory, policy.trust_remote_code))
+    if config.select.external_in_use is not None:
+        _require_external_drafts(config.select.external_in_use, config, problems)
     place = model.directory.absolute()
     pointed = write_pointer(run_directory, policy.model, model.revision_commit, place, replace=not is_run)
     existing = _existing_problems(run_directory) if is_run else None
@@ -127,6 +129,17 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     left_out = {kind: number for kind, number in counts.items() if kind not in ("rows", "kept") and number}
     console.note(f"{counts['kept']} problems from {loaded.source}" + (f", left out: {left_out}" if left_out else ""))
     return CreatedRun(counts, _prompts(problems[0], config, tokenizer))
+
+
+def _require_external_drafts(location: Path, config: RunConfig, problems: list[Problem]) -> None:
+    """Raise MissingInputError unless each problem that the run will see has an external draft."""
+    from igrpo_cli.problems.external import read_external_drafts, require_external_drafts
+    from igrpo_cli.problems.loading import problems_of_iteration
+
+    number, sampled, seed = len(problems), config.data.problems_sampled, config.run.seed
+    iterations = range(config.num_iterations(number))
+    seen = {index for each in iterations for index in problems_of_iteration(number, each, sampled, seed)}
+    require_external_drafts(read_external_drafts(location), (problems[index].problem_id for index in seen), location)
 
 
 def _prompts(problem: Problem, config: RunConfig, tokenizer: PolicyTokenizer) -> dict[str, str]:

@@ -87,7 +87,7 @@ def sample(session: Session, iteration: int) -> list[StageReport]:
         drafts, refinements = (RolloutStage(session, request, plan, sampler, progress) for plan in plans)
         draft.sample(drafts)
         for shard in request.shards:
-            drafts.wait_for(request.shards if session.config.select.strategy == "shuffled" else [shard])
+            drafts.wait_for(request.shards if session.config.select.reads_all_drafts else [shard])
             drafted = time.monotonic()
             selected.append(perform(session, "select", StageRequest(iteration, (shard,))))
             refine.sample(refinements, [shard])

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards
-from igrpo_cli.records import Selection, SelectionAction, StageReport
+from igrpo_cli.records import EXTERNAL_GROUP, Selection, SelectionAction, StageReport
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.conflicts import require_same_settings
 from igrpo_cli.store.layout import ShardPath
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from igrpo_cli.store.views import CandidateBlock
 
 # numpy and pyarrow are imported where they are needed, so that a command with nothing to do starts fast.
@@ -39,7 +42,7 @@ def run(session: Session, request: StageRequest) -> StageReport:
 
 def selections_of_shard(session: Session, path: ShardPath, counts: Counter[str]) -> Iterator[list[Selection]]:
     """Yield the selections of one shard block by block, and count them in `counts` by action, ties and zero rewards."""
-    if session.config.select.strategy == "shuffled":
+    if session.config.select.reads_all_drafts:
         blocks = _shuffled(session, path, counts)
     else:
         (draft_shard,) = draft_shards(session, path)
@@ -47,6 +50,8 @@ def selections_of_shard(session: Session, path: ShardPath, counts: Counter[str])
             select_drafts(session, path.iteration, block, counts) for block in _draft_blocks(session, draft_shard)
         )
     for selections in blocks:
+        if session.config.select.strategy == "external":
+            selections = _with_external_drafts(session, selections)
         for selection in selections:
             counts[f"action_{selection.action}"] += 1
             counts["ties"] += selection.num_tied > 1
@@ -65,8 +70,10 @@ def select_drafts(session: Session, iteration: int, drafts: CandidateBlock, coun
 
     section = session.config.select
     seeds_B = [derive_seed(session.config.run.seed, "select", iteration, group_id) for group_id in drafts.group_ids]
-    is_graded_BN = drafts.is_graded_BN | (session.config.reward.ungraded == "wrong")
-    choices = choose_drafts(drafts.rewards_BN, drafts.lengths_BN, seeds_B, section.strategy, section.ties, is_graded_BN)
+    is_graded_BN, is_wrong_BN = _is_graded(session, drafts), _is_wrong(session, drafts)
+    choices = choose_drafts(
+        drafts.rewards_BN, drafts.lengths_BN, seeds_B, section.strategy, section.ties, is_graded_BN, is_wrong_BN
+    )
     actions = choose_actions(drafts.rewards_BN, section.strategy, section.all_zero, is_graded_BN)
     counts["all_zero"] += int((~is_rewarded(drafts.rewards_BN, is_graded_BN)).sum())
     texts, answers = drafts.texts(choices.indices)
@@ -89,6 +96,19 @@ def select_drafts(session: Session, iteration: int, drafts: CandidateBlock, coun
     ]
 
 
+def _is_graded(session: Session, drafts: CandidateBlock) -> NDArray[np.bool_]:
+    """Return True [B, N] where a draft counts in the selection."""
+    return drafts.is_graded_BN | (session.config.reward.ungraded == "wrong")
+
+
+def _is_wrong(session: Session, drafts: CandidateBlock) -> NDArray[np.bool_]:
+    """Return True [B, N] for wrong drafts: graded, with accuracy 0, or no reward above 0 if accuracy has no weight."""
+    has_accuracy = bool(session.config.reward.weights.get("accuracy"))
+    outcomes_BN = drafts.accuracies_BN if has_accuracy else drafts.rewards_BN
+    is_wrong_BN: NDArray[np.bool_] = _is_graded(session, drafts) & (outcomes_BN <= 0)
+    return is_wrong_BN
+
+
 def plan(session: Session, iteration: int) -> StagePlan:
     """Return the plan of the selections of an iteration.
 
@@ -106,9 +126,9 @@ def plan(session: Session, iteration: int) -> StagePlan:
 
 
 def draft_shards(session: Session, path: ShardPath) -> tuple[ShardPath, ...]:
-    """Return the draft shards that a selections shard reads: the one of its own groups, or all for `shuffled`."""
+    """Return the draft shards that a selections shard reads: the one of its own groups, or all to exchange drafts."""
     drafts = session.run.shards(path.iteration, "draft", path.num_shards)
-    return drafts if session.config.select.strategy == "shuffled" else (drafts[path.shard],)
+    return drafts if session.config.select.reads_all_drafts else (drafts[path.shard],)
 
 
 def check_inputs(session: Session, path: ShardPath) -> None:
@@ -143,25 +163,31 @@ def _draft_blocks(session: Session, draft_shard: ShardPath) -> Iterator[Candidat
 def _shuffled(session: Session, path: ShardPath, counts: Counter[str]) -> Iterator[list[Selection]]:
     """Yield the selections of one shard, in which each group gets the selected draft of another group.
 
-    This is a control: refinements see a draft, but one that does not belong to their problem.
+    This is a control: refinements see a draft, but one that does not belong to their problem. With `shuffled_wrong` the
+    draft is wrong.
     """
-    from igrpo_cli.algo.selection import partners
+    from igrpo_cli.algo.selection import partners, wrong_partners
 
-    blocks = [
-        (
-            draft_shard.shard,
-            select_drafts(session, path.iteration, block, counts if draft_shard.shard == path.shard else Counter()),
-        )
-        for draft_shard in draft_shards(session, path)
-        for block in _draft_blocks(session, draft_shard)
-    ]
-    own = [selection for _, block in blocks for selection in block]
+    blocks: list[tuple[int, list[Selection]]] = []
+    has_wrong: list[bool] = []
+    for draft_shard in draft_shards(session, path):
+        is_own = draft_shard.shard == path.shard
+        for block in _draft_blocks(session, draft_shard):
+            blocks.append(
+                (draft_shard.shard, select_drafts(session, path.iteration, block, counts if is_own else Counter()))
+            )
+            has_wrong += [bool(is_wrong_N.any()) for is_wrong_N in _is_wrong(session, block)]
+    own = [selection for _, selections in blocks for selection in selections]
+    own_actions = [selection.action for selection in own]
     seed = derive_seed(session.config.run.seed, "shuffle", path.iteration)
-    partner, actions = partners([selection.action for selection in own], seed)
+    if session.config.select.strategy == "shuffled_wrong":
+        partner, actions = wrong_partners(own_actions, has_wrong, seed)
+    else:
+        partner, actions = partners(own_actions, seed)
     position = 0
-    for shard, block in blocks:
-        rows = range(position, position + len(block))
-        position += len(block)
+    for shard, selections in blocks:
+        rows = range(position, position + len(selections))
+        position += len(selections)
         if shard == path.shard:
             yield [_with_draft_of(own[row], own[partner[row]], actions[row]) for row in rows]
 
@@ -176,3 +202,29 @@ def _with_draft_of(selection: Selection, other: Selection, action: SelectionActi
         draft_answer=other.draft_answer,
         draft_reward=other.draft_reward,
     )
+
+
+def _with_external_drafts(session: Session, selections: list[Selection]) -> list[Selection]:
+    """Return the selections with drafts of `select.external`: of several drafts of a problem, a seeded choice."""
+    from igrpo_cli.problems.external import require_external_drafts
+
+    drafts, location = session.external_drafts(), session.config.select.external_in_use
+    assert location is not None
+    require_external_drafts(drafts, [selection.problem_id for selection in selections], location)
+    replaced = []
+    for selection in selections:
+        candidates = drafts[selection.problem_id]
+        seed = derive_seed(session.config.run.seed, "external", selection.iteration, selection.group_id)
+        index = seed % len(candidates)
+        replaced.append(
+            replace(
+                selection,
+                draft_group_id=EXTERNAL_GROUP,
+                draft_sample_id=index,
+                draft=candidates[index],
+                draft_answer="",
+                draft_reward=0.0,
+                num_tied=1,
+            )
+        )
+    return replaced

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from igrpo_cli.algo import AT_RANDOM
 from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.inspection.stories import (
     GroupStory,
@@ -18,7 +19,7 @@ from igrpo_cli.inspection.stories import (
     word_changes,
 )
 from igrpo_cli.pipeline.session import Session, open_session
-from igrpo_cli.records import VERDICTS, Rollout, Selection, Verdict
+from igrpo_cli.records import EXTERNAL_GROUP, VERDICTS, Rollout, Selection, Verdict
 from igrpo_cli.store.layout import command_line
 from igrpo_cli.ui.console import Console, printable
 from igrpo_cli.ui.quoting import Piece, fenced, heading, in_line, markdown_escaped, quoted, shortened
@@ -217,9 +218,11 @@ def selection_sentence(selection: Selection, settings: Mapping[str, Any]) -> str
     """Return which draft was selected and why, or what was done instead. `settings` are those of `[select]`."""
     strategy, reward = settings.get("strategy", "not recorded"), f"reward {selection.draft_reward:g}"
     draft = f"draft {selection.draft_sample_id}"
-    if selection.draft_group_id != selection.group_id:
+    if selection.draft_group_id == EXTERNAL_GROUP:
+        draft, reward = f"external {draft}", "reward not known"
+    elif selection.draft_group_id != selection.group_id:
         draft += f" of group {selection.draft_group_id}"
-    elif selection.num_tied > 1 and strategy != "random":
+    elif selection.num_tied > 1 and strategy not in AT_RANDOM:
         reward = f"{TIES.get(settings.get('ties', ''), 'one')} of {selection.num_tied} with {reward}"
     if settings.get("scores") is not None:
         reward += f" in the scores {settings['scores']}"

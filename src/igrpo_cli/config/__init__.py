@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from igrpo_cli.algo import BY_VERDICT
 from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.config.rewards import JudgeSection, RewardSection
 from igrpo_cli.config.sections import (
@@ -56,13 +57,26 @@ class RunConfig(Section):
         template = self.prompts.refine_template
         if template.count("{problem}") != 1 or template.count("{draft}") != 1:
             raise ValueError("prompts.refine_template must hold {problem} and {draft} exactly once each")
+        self._check_selection()
         return self
+
+    def _check_selection(self) -> None:
+        is_external = self.select.strategy == "external"
+        if is_external and self.select.external is None:
+            raise ValueError('select.strategy = "external" needs select.external: a file of drafts, or another run')
+        if is_external and self.prompts.draft_view == "answer_only":
+            raise ValueError('external drafts have no extracted answer: set prompts.draft_view = "full" or "no_think"')
 
     def stages(self) -> tuple[str, ...]:
         """Return the stages of one iteration, in order."""
         if self.run.method == "grpo":
             return ("draft", "update")
         return ("draft", "select", "refine", "update")
+
+    def num_iterations(self, num_problems: int) -> int:
+        """Return the number of iterations: `run.num_iterations`, or what `data.num_train_epochs` takes."""
+        passes = self.data.num_train_epochs * num_problems
+        return self.run.num_iterations or max(1, round(passes / self.data.problems_sampled))
 
     def blocks(self) -> Blocks:
         """Return the blocks of a stage of training, which has one group for each problem of the iteration."""
@@ -73,7 +87,7 @@ _SAMPLED = ("data.problems_per_iteration", "data.spare_problems")
 _EVALUATED = ("run.cpu_threads", "prompts", "eval", "reward", "judge", "engine")
 STAGE_READS: dict[str, tuple[str, ...]] = {
     "draft": ("run.seed", "run.cpu_threads", *_SAMPLED, "prompts", "draft", "reward", "judge", "engine"),
-    "select": ("run.seed", "select", "reward.ungraded"),
+    "select": ("run.seed", "select", "reward.ungraded", "reward.weights"),
     "refine": ("run.seed", "run.cpu_threads", "prompts", "refine", "reward", "judge", "engine"),
     "scores": ("reward", "judge"),
     "update": (
@@ -100,6 +114,8 @@ def stage_identity(config: RunConfig, stage: str) -> dict[str, dict[str, Any]]:
         section_name, _, key = name.partition(".")
         if section_name == "judge" and "judge" not in config.reward.weights:
             continue  # Without a weight the judge is not called.
+        if (stage, name) == ("select", "reward.weights") and config.select.strategy not in BY_VERDICT:
+            continue  # The weights only decide which drafts are wrong.
         section: Section = getattr(config, section_name)
         values = {key: section.model_dump(mode="json")[key]} if key else section.identity()
         identity.setdefault(section_name, {}).update(values)

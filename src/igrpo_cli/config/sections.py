@@ -10,6 +10,8 @@ Importing this module loads pydantic and nothing heavier.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
@@ -144,11 +146,26 @@ class GenerationSection(SamplingSettings):
     """Completions per problem, at most 32,767: N for drafts, G for refinements."""
 
 
+ExternalPath = Annotated[str, Field(min_length=1), AfterValidator(os.path.abspath)]
+"""A path that stays valid in another working directory."""
+
+
 class SelectSection(Section):
     """The choice of the draft that the refinements of a problem see."""
 
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"external"})
+
     strategy: Strategy = "best"
-    """`best` has the highest reward. Controls: `shuffled` shows another problem's best draft, `none` shows no draft."""
+    """The draft that is shown. `best` has the highest reward, `worst` the lowest, `random` is any draft.
+
+    `wrong` is a random one of the wrong drafts, which are those that are graded and have the accuracy 0, or no reward
+    above 0 where accuracy has no weight. `balanced` draws for each problem whether to show a random wrong or a random
+    right draft. A problem without such a draft shows any of its drafts. `shuffled` shows another problem's best draft,
+    `shuffled_wrong` another problem's wrong draft, `external` a draft from `select.external`, and `none` no draft."""
+    external: ExternalPath | None = None
+    """Drafts for the strategy `external`: a Parquet or JSONL file with the columns `problem_id` and `draft`, or the
+    directory of another run, whose drafts of all iterations count. Of several drafts of a problem each iteration draws
+    one. Manifests record the SHA-256 of the drafts and not their path."""
     ties: Ties = "first"
     """The choice among drafts of equal reward; `random` is seeded."""
     all_zero: AllZero = "keep"
@@ -156,6 +173,16 @@ class SelectSection(Section):
     of the paper does, `bare` refines without draft, `drop` does not refine the problem."""
     scores: str | None = None
     """Use the rewards of this set of scores (`igrpo grade`); unset means the rewards recorded with the drafts."""
+
+    @property
+    def external_in_use(self) -> Path | None:
+        """Return the path of `external` if the strategy reads it, else None."""
+        return Path(self.external) if self.strategy == "external" and self.external is not None else None
+
+    @property
+    def reads_all_drafts(self) -> bool:
+        """Return True if a selection depends on the drafts of the whole iteration."""
+        return self.strategy in ("shuffled", "shuffled_wrong")
 
 
 def checked_endpoint(endpoint: str) -> str:

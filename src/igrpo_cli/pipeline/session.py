@@ -26,6 +26,7 @@ from igrpo_cli.ui.console import Console
 if TYPE_CHECKING:
     from igrpo_cli.engines.base import Engine
     from igrpo_cli.loggers.background import BackgroundTrackers
+    from igrpo_cli.problems.external import ExternalDrafts
     from igrpo_cli.records import Problem
     from igrpo_cli.rewards.grading_pool import GradingPool
     from igrpo_cli.rewards.judge import Judge
@@ -71,6 +72,7 @@ class Session:
         self._scorer: Scorer | None = None
         self._problems: list[Problem] | None = None
         self._chosen: dict[int, list[Problem]] = {}
+        self._external_drafts: ExternalDrafts | None = None
         self._trackers: BackgroundTrackers | None = None
         self._known_lineage: set[str] = set()
         """Ids of policies whose ancestors are known to be those on disk."""
@@ -150,14 +152,27 @@ class Session:
         return self._judge
 
     def stage_identity(self, stage: str) -> dict[str, dict[str, Any]]:
-        """Return the settings that `stage` reads, with the hash of the user's reward functions where they count."""
+        """Return the settings that `stage` reads, with the hashes of reward functions and external drafts in use."""
         from igrpo_cli.rewards.functions import source_sha256
 
         identity = stage_identity(self.config, stage)
         if "reward" in identity and self.config.reward.functions_in_use:
             targets = self._reward_functions()
             identity["reward"]["function_sources"] = {name: source_sha256(target) for name, target in targets.items()}
+        if stage == "select" and self.config.select.external_in_use is not None:
+            from igrpo_cli.problems.external import external_sha256
+
+            identity["select"]["external_sha256"] = external_sha256(self.config.select.external_in_use)
         return identity
+
+    def external_drafts(self) -> ExternalDrafts:
+        """Return the drafts of `select.external`, which are read once. Raises as `read_external_drafts`."""
+        from igrpo_cli.problems.external import read_external_drafts
+
+        if self._external_drafts is None:
+            assert self.config.select.external_in_use is not None
+            self._external_drafts = read_external_drafts(self.config.select.external_in_use)
+        return self._external_drafts
 
     def _reward_functions(self) -> dict[str, str]:
         from igrpo_cli.rewards.functions import resolve_target
@@ -216,11 +231,8 @@ class Session:
 
     def num_iterations(self) -> int:
         """Return the number of iterations of the run: `run.num_iterations`, or what `data.num_train_epochs` takes."""
-        if self.config.run.num_iterations is not None:
-            return self.config.run.num_iterations
-        data = self.config.data
-        passes = data.num_train_epochs * count_problems(self.run.problems())
-        return max(1, round(passes / data.problems_sampled))
+        fixed = self.config.run.num_iterations
+        return self.config.num_iterations(count_problems(self.run.problems())) if fixed is None else fixed
 
     def current_iteration(self) -> int:
         """Return the first iteration without a complete update, or the last one when all are complete."""

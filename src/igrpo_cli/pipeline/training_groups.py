@@ -12,7 +12,7 @@ from igrpo_cli.config.rewards import RewardSection
 from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.pipeline.session import Session
-from igrpo_cli.records import Rollout, Selection, TrainingGroup
+from igrpo_cli.records import EXTERNAL_GROUP, Rollout, Selection, TrainingGroup
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.conflicts import require_same_settings
 from igrpo_cli.store.layout import ShardPath
@@ -58,6 +58,7 @@ class Observations:
                 refinements,
                 {(draft.group_id, draft.sample_id): draft for draft in drafts},
                 {selection.group_id: selection.draft_group_id for selection in self.selections},
+                {each.group_id: each.draft for each in self.selections if each.draft_group_id == EXTERNAL_GROUP},
             ),
         }
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError
-from igrpo_cli.records import Problem, Rollout, Selection
+from igrpo_cli.records import EXTERNAL_GROUP, Problem, Rollout, Selection
 from igrpo_cli.store.layout import ShardPath, command_line
 from igrpo_cli.store.manifest import Manifest
 from igrpo_cli.store.schema import METRICS, PROBLEMS, ROLLOUTS, SCORES, SELECTIONS
@@ -201,6 +201,8 @@ def _check_selection(row: dict[str, Any], known: IterationRows, scores: str | No
     if known.groups.get("draft", {}).get(group_id) != row["problem_id"]:
         yield f"group {group_id} is of the problem {row['problem_id']}, which its drafts are not"
     draft = known.drafts.get(source)
+    if source[0] == EXTERNAL_GROUP:
+        return
     if draft is None:
         yield f"{what}, which does not exist"
     elif (draft[0], _reward_of(source, known, scores)) != (_digest(row["draft"]), row["draft_reward"]):

@@ -59,11 +59,11 @@ def apply_scores(rollouts: Sequence[Rollout], scores: Sequence[Score], path: Pat
     ]
 
 
-_OF_SCORES = ("reward", "verdict", "extracted_answer")
+_OF_SCORES = ("reward", "reward_accuracy", "verdict", "extracted_answer")
 
 
 def with_scores(blocks: Iterator[pa.Table], path: Path) -> Iterator[pa.Table]:
-    """Yield blocks of a rollout shard with the columns `reward`, `verdict` and `extracted_answer` of scores."""
+    """Yield blocks of a rollout shard with the columns `_OF_SCORES` of scores."""
     of_scores = iterate_blocks(path, SCORES, (*_ROW, *_OF_SCORES))
     for block in blocks:
         scores = next(of_scores, None)

@@ -43,6 +43,7 @@ _CANDIDATE_COLUMNS = (
     "completion",
     "completion_ids",
     "reward",
+    "reward_accuracy",
     "extracted_answer",
     "verdict",
 )
@@ -55,6 +56,7 @@ class CandidateBlock:
     group_ids: Sequence[int]
     problem_ids: Sequence[str]
     rewards_BN: NDArray[np.float32]
+    accuracies_BN: NDArray[np.float32]
     is_graded_BN: NDArray[np.bool_]
     """False where the verdict is `ungraded`."""
     lengths_BN: NDArray[np.int64]
@@ -91,6 +93,7 @@ def iterate_candidates(path: Path, scores: Path | None = None) -> Iterator[Candi
             group_ids=group_ids[::num_drafts].tolist(),
             problem_ids=table["problem_id"].take(pa.array(np.arange(0, table.num_rows, num_drafts))).to_pylist(),
             rewards_BN=table["reward"].to_numpy().reshape(-1, num_drafts),
+            accuracies_BN=table["reward_accuracy"].to_numpy().reshape(-1, num_drafts),
             is_graded_BN=pc.not_equal(table["verdict"], "ungraded").to_numpy().reshape(-1, num_drafts),
             lengths_BN=pc.list_value_length(table["completion_ids"]).to_numpy().reshape(-1, num_drafts),
             table=table,
