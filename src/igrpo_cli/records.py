@@ -229,6 +229,8 @@ class TrainingGroup:
     """G flags; False also excludes a completion from the statistics of the group. Empty: all are graded."""
     outcomes: Sequence[float] = ()
     """G values that dynamic sampling compares: the accuracy, or the reward where accuracy has no weight."""
+    baseline: Sequence[float] = ()
+    """Rewards that the advantages are measured against; empty: those of the group."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,3 +68,34 @@ def test_the_order_of_completions_does_not_matter(rewards, seed):
 def test_what_is_no_vector_of_finite_rewards_is_refused(rewards):
     with pytest.raises(ValueError, match="must be"):
         group_advantages(np.array(rewards), "sample_std")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "baseline", "scale", "expected"),
+    [
+        # Mean 0.25, sample deviation 0.5, population deviation sqrt(3)/4 of the baseline.
+        ([1.0, 0.0], [1.0, 0.0, 0.0, 0.0], "sample_std", [0.75 / 0.5001, -0.25 / 0.5001]),
+        ([1.0, 1.0], [1.0, 0.0, 0.0, 0.0], "population_std", [0.75 / (3**0.5 / 4 + 1e-4)] * 2),
+        ([1.0, 1.0], [1.0, 0.0, 0.0, 0.0], "none", [0.75, 0.75]),
+        # Without a deviation of the baseline the difference is not divided.
+        ([1.0, 0.0], [0.0, 0.0, 0.0], "sample_std", [1.0, 0.0]),
+        ([1.0, 0.0], [1.0], "sample_std", [0.0, -1.0]),
+        ([0.1, 0.1], [0.1] * 7, "sample_std", [0.0, 0.0]),
+        ([1.0, 0.0], [], "sample_std", [0.5 / (0.5**0.5 + 1e-4), -0.5 / (0.5**0.5 + 1e-4)]),
+    ],
+)
+def test_advantages_against_other_rewards(rewards, baseline, scale, expected):
+    advantages = group_advantages(np.array(rewards), scale, baseline=baseline)
+    assert advantages.tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_ungraded_completion_has_no_advantage_against_other_rewards_either():
+    found = group_advantages(np.array([1.0, 0.0]), "none", is_graded=np.array([True, False]), baseline=[0.5, 0.0])
+    assert found.tolist() == [0.75, 0.0]
+
+
+@given(rewards=REWARDS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_a_group_measured_against_itself_has_the_advantages_of_a_group(scale, rewards):
+    own = group_advantages(np.array(rewards), scale)
+    assert group_advantages(np.array(rewards), scale, baseline=rewards).tolist() == own.tolist()

@@ -92,3 +92,22 @@ def test_a_length_penalty_needs_its_length(tmp_path):
     result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *sets(weighted))
     assert result.code == 2
     assert "set reward.overlong_cache" in result.stderr
+
+
+@pytest.mark.parametrize("baseline", ["drafts", "pooled"])
+def test_refinements_that_differ_from_their_drafts_have_a_gradient(sampled, baseline):
+    result = igrpo("update", sampled, "--overwrite", *sets(f"update.baseline={baseline}"))
+    assert result.code == 0, result.stderr
+    metrics = metrics_of(sampled)
+    with_gradient = [value for (step, name), value in metrics.items() if name == "groups_with_gradient/refine"]
+    assert len(with_gradient) == 2
+    assert sum(with_gradient) / 2 >= metrics[-1, "refine/groups_with_gradient"]
+    assert igrpo("verify", sampled).code == 0
+
+
+def test_a_baseline_of_refinements_that_are_not_trained_on_is_refused(tmp_path):
+    for settings in (("update.train_on=drafts",), ("run.method=grpo",)):
+        overrides = sets("update.baseline=drafts", *settings)
+        result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *overrides)
+        assert result.code == 2
+        assert "update.baseline" in result.stderr

@@ -148,3 +148,45 @@ def test_a_group_whose_rewarded_completions_are_masked_has_no_variance():
     observations = Observations({"refine": rows}, {"refine": {"temperature": 1.0, "max_completion_length": 7}}, [])
     config = config_of({"dynamic_sampling": True, "mask_truncated_completions": True})
     assert [group.group_id for group in groups_with_advantages(observations, config)] == [1]
+
+
+# Four drafts of each problem, one or four of them right; two refinements.
+DRAFTED = {"draft": ["1000", "1111"], "refine": ["11", "10"]}
+
+
+@pytest.mark.parametrize(
+    ("baseline", "expected"),
+    [
+        # Drafts: mean 0.25 and std 0.5; mean 1 without deviation, so the difference is not divided.
+        ("drafts", [[0.75 / 0.5001] * 2, [0.0, -1.0]]),
+        # Pooled: [1,0,0,0,1,1] has mean 0.5 and std sqrt(0.3); [1,1,1,1,1,0] has mean 5/6 and std sqrt(1/6).
+        ("pooled", [[0.5 / (0.3**0.5 + 1e-4)] * 2, [(1 / 6) / (6**-0.5 + 1e-4), (-5 / 6) / (6**-0.5 + 1e-4)]]),
+        ("group", [[0.0, 0.0], [0.5 / (0.5**0.5 + 1e-4), -0.5 / (0.5**0.5 + 1e-4)]]),
+    ],
+)
+def test_refinements_are_measured_against_the_rewards_that_the_baseline_names(baseline, expected):
+    groups = groups_with_advantages(observed(**DRAFTED), config_of({"baseline": baseline, "train_on": "both"}))
+    first = 0.75 / 0.5001
+    assert [group.advantages for group in groups[:2]] == [pytest.approx([first] + [-first / 3] * 3), [0.0] * 4]
+    assert [group.advantages for group in groups[2:]] == [pytest.approx(each) for each in expected]
+
+
+def test_ungraded_drafts_are_no_baseline():
+    observations = observed(draft=["1000"], refine=["11"])
+    drafts = observations.rollouts["draft"]
+    drafts[1:] = [replace(draft, verdict="ungraded") for draft in drafts[1:]]
+    settings = {"baseline": "drafts", "scale_rewards": "none"}
+    (group,) = groups_with_advantages(observations, config_of(settings))
+    assert group.advantages == [0.0, 0.0]
+    (group,) = groups_with_advantages(observations, config_of(settings, reward={"ungraded": "wrong"}))
+    assert group.advantages == [0.75, 0.75]
+    drafts[0] = replace(drafts[0], verdict="ungraded")
+    (group,) = groups_with_advantages(observations, config_of(settings))
+    assert (group.advantages, group.baseline) == ([0.0, 0.0], ())
+
+
+def test_dynamic_sampling_keeps_equal_rewards_that_differ_from_the_drafts():
+    observations = observed(draft=["1000", "1111", "0000"], refine=["11", "11", "10"])
+    assert chosen(observations, 3, dynamic_sampling=True) == [("refine", 2)]
+    found = chosen(observations, 3, dynamic_sampling=True, baseline="drafts")
+    assert found == [("refine", 0), ("refine", 2)]

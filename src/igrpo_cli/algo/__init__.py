@@ -15,5 +15,6 @@ AT_RANDOM: frozenset[Strategy] = frozenset({"random", "wrong", "balanced", "shuf
 """The strategies that draw among drafts of different rewards."""
 BY_VERDICT: frozenset[Strategy] = frozenset({"wrong", "balanced", "shuffled_wrong"})
 """The strategies that depend on which drafts are wrong."""
+Baseline = Literal["group", "drafts", "pooled"]
 Ties = Literal["first", "random", "shortest"]
 AllZero = Literal["keep", "bare", "drop"]

@@ -91,6 +91,8 @@ def train(session: Session, shard: UnfinishedShard, policy: Policy) -> Manifest:
 def groups_with_advantages(observations: Observations, config: RunConfig) -> list[TrainingGroup]:
     """Return the groups to train on, with an advantage for each completion, normalised within its group.
 
+    `update.baseline` names the rewards that a refinement is compared with instead, for example those of the drafts.
+
     A_j = (R(o_j) - mean) / (std + 1e-4) over the G completions of a group, with the sample standard deviation (ddof 1)
     as in TRL; `update.scale_rewards` names the other choices. If all rewards are equal, the advantages are 0.
     Completions that could not be graded have no advantage and count in neither mean nor std (`reward.ungraded`).
@@ -106,7 +108,7 @@ def groups_with_advantages(observations: Observations, config: RunConfig) -> lis
     groups = []
     for group in observations.groups(section, config.reward):
         rewards_G, is_graded_G = np.array(group.rewards), np.array(group.is_graded)
-        advantages_G = group_advantages(rewards_G, scale_rewards, is_graded=is_graded_G)
+        advantages_G = group_advantages(rewards_G, scale_rewards, is_graded=is_graded_G, baseline=group.baseline)
         groups.append(replace(group, advantages=advantages_G.tolist()))
     if not section.dynamic_sampling:
         return groups

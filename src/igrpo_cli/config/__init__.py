@@ -58,7 +58,15 @@ class RunConfig(Section):
         if template.count("{problem}") != 1 or template.count("{draft}") != 1:
             raise ValueError("prompts.refine_template must hold {problem} and {draft} exactly once each")
         self._check_selection()
+        self._check_update()
         return self
+
+    def _check_update(self) -> None:
+        section = self.update
+        if section.baseline != "group" and section.train_on == "drafts":
+            raise ValueError(
+                f'update.baseline = "{section.baseline}" is for refinements; only drafts are trained on'
+            )
 
     def _check_selection(self) -> None:
         is_external = self.select.strategy == "external"

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
-from igrpo_cli.algo import LossType, LrSchedulerType, ScaleRewards
+from igrpo_cli.algo import Baseline, LossType, LrSchedulerType, ScaleRewards
 from igrpo_cli.config.sections import Dtype, Natural, NonNegative, Positive, PositiveInt, Section, Share
 
 
@@ -39,6 +39,13 @@ class UpdateSection(Section):
     """`refinements` as in the paper, `drafts` as in plain GRPO, or `both`, with two groups per problem.
 
     With `run.method = "grpo"` there are only drafts, and the value is `drafts` whatever a preset says."""
+    baseline: Baseline = "group"
+    """The rewards that the advantage of a refinement is measured against: it is (r - mean) / (std + 1e-4) over them.
+
+    `group` are the refinements of its own group, `drafts` the drafts of its problem (arXiv 2602.02482), and `pooled`
+    both together. A group of equal rewards then has a gradient where it differs from the drafts. If all rewards of the
+    baseline are equal, the difference is not divided. Drafts that could not be graded do not count, and a problem
+    without a graded draft has the baseline `group`. Drafts are always compared within their group."""
     scores: str | None = None
     """Use the rewards of this set of scores (`igrpo grade`); unset means the rewards recorded with the completions."""
     loss_type: LossType = "grpo"

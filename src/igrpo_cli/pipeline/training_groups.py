@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from igrpo_cli.algo import Baseline
 from igrpo_cli.algo.diagnostics import refinement_metrics, rollout_metrics, selection_metrics
 from igrpo_cli.config.rewards import RewardSection
 from igrpo_cli.config.update import UpdateSection
@@ -37,11 +38,15 @@ class Observations:
 
     def groups(self, section: UpdateSection, reward: RewardSection) -> list[TrainingGroup]:
         """Return the groups that `update.train_on` names, without advantages yet: drafts first, in order of group."""
-        return [
+        groups = [
             _training_group(rollouts, self.sampling[stage], section, reward)
             for stage in TRAINED_STAGES[section.train_on]
             for rollouts in _by_group(self.rollouts[stage])
         ]
+        if section.baseline == "group":
+            return groups
+        drafts = {rows[0].group_id: _graded_rewards(rows, reward) for rows in _by_group(self.rollouts["draft"])}
+        return [_with_baseline(group, drafts[group.group_id], section.baseline) for group in groups]
 
     def num_groups(self, train_on: str) -> int:
         """Return the number of groups of the stages that `update.train_on` names, trained on or not."""
@@ -142,10 +147,15 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
 
 
 def _has_variance(group: TrainingGroup) -> bool:
-    """Return True if the graded completions have different outcomes and one with an advantage is not masked."""
+    """Return True if the graded completions have different outcomes and one with an advantage is not masked.
+
+    With a baseline of other rewards, equal outcomes may have an advantage, and the group counts.
+    """
     outcomes = {outcome for outcome, is_graded in zip(group.outcomes, group.is_graded, strict=True) if is_graded}
     in_loss = zip(group.advantages, group.is_masked, strict=True)
-    return len(outcomes) > 1 and any(advantage and not is_masked for advantage, is_masked in in_loss)
+    return (len(outcomes) > 1 or bool(group.baseline)) and any(
+        advantage and not is_masked for advantage, is_masked in in_loss
+    )
 
 
 def _by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
@@ -153,6 +163,18 @@ def _by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     for rollout in rollouts:
         groups[rollout.group_id].append(rollout)
     return list(groups.values())
+
+
+def _graded_rewards(rollouts: Sequence[Rollout], reward: RewardSection) -> list[float]:
+    return [row.reward for row in rollouts if row.verdict != "ungraded" or reward.ungraded == "wrong"]
+
+
+def _with_baseline(group: TrainingGroup, drafts: Sequence[float], baseline: Baseline) -> TrainingGroup:
+    """Return a group of refinements with the rewards of `update.baseline`; drafts keep those of their group."""
+    if group.stage != "refine" or not drafts:
+        return group
+    own = [each for each, is_graded in zip(group.rewards, group.is_graded, strict=True) if is_graded]
+    return replace(group, baseline=[*drafts, *own] if baseline == "pooled" else drafts)
 
 
 def _training_group(

@@ -103,6 +103,9 @@ def batch_metrics(batch: TrainingBatch, tokens: TokenMetrics) -> dict[str, float
         "sampler_mismatch_mean": _mean(mismatch_N),
         "sampler_mismatch_max": float(mismatch_N.max()),
     }
+    if with_baseline := [index for index, group in enumerate(batch.groups) if group.baseline]:
+        # A group of equal rewards has a gradient there, so the metric of the whole step does not show reward variance.
+        metrics["groups_with_gradient/refine"] = float(np.mean([active[index] for index in with_baseline]))
     stages_S = np.array([group.stage for group in batch.groups])[batch.group]
     for stage in np.unique(stages_S[batch.num_tokens > 0]).tolist():
         of_stage_N = (stages_S == stage)[batch.sequence]
