@@ -231,6 +231,8 @@ class TrainingGroup:
     """G values that dynamic sampling compares: the accuracy, or the reward where accuracy has no weight."""
     baseline: Sequence[float] = ()
     """Rewards that the advantages are measured against; empty: those of the group."""
+    loss_weight: float = 1.0
+    """Factor of the loss of each completion."""
 
 
 @dataclass(frozen=True, slots=True)

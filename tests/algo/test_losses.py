@@ -20,12 +20,13 @@ def published(loss_type="grpo", max_importance_weight=None, **settings):
     )
 
 
-def batch(advantages, num_tokens, group_sizes, num_groups=1, max_length=10, masked=()):
+def batch(advantages, num_tokens, group_sizes, num_groups=1, max_length=10, masked=(), weights=None):
     return SequenceBatch(
         advantages=torch.tensor(advantages, dtype=torch.float64),
         num_tokens=tensor(num_tokens),
         group_sizes=tensor(group_sizes),
         max_lengths=torch.full((len(advantages),), max_length),
+        loss_weights=torch.tensor(weights or [1.0] * len(advantages), dtype=torch.float64),
         is_masked=tensor([index in masked for index in range(len(advantages))]),
         num_groups=num_groups,
     )
@@ -51,6 +52,14 @@ def test_two_tokens_of_two_sequences():
     assert output.ratio.tolist() == pytest.approx([0.5, 1.1])
     assert output.clipped.tolist() == [True, False]
     assert output.kl is None
+
+
+def test_a_loss_weight_multiplies_surrogate_and_kl():
+    # Two sequences of one token: A = 1 and ratio 1; KL of exp(log 2) - log 2 - 1 each, with beta 0.5.
+    tokens = logprobs([0, 1], [0.0, 0.0], [0.0, 0.0], reference=[log(2), log(2)])
+    weighted = batch([1.0, 1.0], [1, 1], [2, 2], weights=[3.0, 0.5])
+    kl = 2 - log(2) - 1
+    assert policy_loss(published(beta=0.5), weighted, tokens).loss.item() == pytest.approx(-3.5 * (1 - 0.5 * kl) / 2)
 
 
 @pytest.mark.parametrize(

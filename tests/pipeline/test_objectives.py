@@ -111,3 +111,27 @@ def test_a_baseline_of_refinements_that_are_not_trained_on_is_refused(tmp_path):
         result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *overrides)
         assert result.code == 2
         assert "update.baseline" in result.stderr
+
+
+def test_loss_weights_are_those_of_their_stage(sampled):
+    norms = {}
+    for weights in ("{drafts=1.0, refinements=1.0}", "{drafts=0.0}", "{refinements=0.0}", "{drafts=2.0}"):
+        settings = sets("update.num_minibatches=1", f"update.loss_weights={weights}")
+        assert igrpo("update", sampled, "--overwrite", *settings).code == 0
+        norms[weights] = metrics_of(sampled)[0, "grad_norm"]
+    assert len(set(norms.values())) == 4
+    assert norms["{drafts=0.0}"] > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["update.train_on=refinements", "update.loss_weights={drafts=0.5}"], "needs update.train_on"),
+        (["update.loss_weights={drafts=0, refinements=0}"], "nothing would be trained"),
+        (["update.loss_weights={eval=1}"], "loss_weights"),
+    ],
+)
+def test_loss_weights_without_a_loss_are_refused(tmp_path, settings, message):
+    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *sets(*settings))
+    assert result.code == 2
+    assert message in result.stderr

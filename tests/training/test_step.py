@@ -223,3 +223,11 @@ def test_what_a_step_reports(make_model, groups):
     assert audit.policy_logprob[0] == pytest.approx(logprobs[:5].mean(), abs=1e-6)
     assert audit.entropy[2] == audit.ratio[2] == 0.0
     assert audit.sampler_mismatch[[3, 4]] == pytest.approx([0.5, 0.25], abs=1e-5)
+
+
+@pytest.mark.parametrize(("weight", "factor"), [(0.0, 0.0), (1.0, 1.0), (0.25, 0.25)])
+def test_the_loss_weight_of_a_group_is_a_factor_of_its_gradient(make_model, make_group, weight, factor):
+    group = make_group([4, 4], advantages=[1.0, -1.0])
+    whole = trainer(make_model()).step([group], RATE)
+    part = trainer(make_model()).step([replace(group, loss_weight=weight)], RATE)
+    assert part.metrics["grad_norm"] == pytest.approx(factor * whole.metrics["grad_norm"], rel=1e-5)

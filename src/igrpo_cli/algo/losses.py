@@ -58,6 +58,8 @@ class SequenceBatch:
     """[S] int64, the size G of the group of each sequence."""
     max_lengths: Tensor
     """[S] int64, `max_completion_length` of each sequence."""
+    loss_weights: Tensor
+    """[S] float32, a factor of the objective of each sequence; 1 where all count alike."""
     is_masked: Tensor
     """[S] bool: the sequence is excluded and its tokens are not counted, but it counts in G."""
     num_groups: int
@@ -148,7 +150,7 @@ def token_weights(objective: Objective, sequences: SequenceBatch) -> Tensor:
             divisors_S = total.expand_as(lengths_S)
         case _:
             assert_never(objective.loss_type)
-    weights_S = 1.0 / divisors_S.to(sequences.advantages.dtype)
+    weights_S = sequences.loss_weights / divisors_S.to(sequences.advantages.dtype)
     return weights_S.masked_fill(sequences.is_masked, 0.0)
 
 

@@ -64,9 +64,12 @@ class RunConfig(Section):
     def _check_update(self) -> None:
         section = self.update
         if section.baseline != "group" and section.train_on == "drafts":
-            raise ValueError(
-                f'update.baseline = "{section.baseline}" is for refinements; only drafts are trained on'
-            )
+            raise ValueError(f'update.baseline = "{section.baseline}" is for refinements; only drafts are trained on')
+        weights = [section.loss_weight(stage) for stage in ("draft", "refine")]
+        if weights != [1.0, 1.0] and section.train_on != "both":
+            raise ValueError('update.loss_weights needs update.train_on = "both"')
+        if not any(weights):
+            raise ValueError("update.loss_weights are all 0: nothing would be trained")
 
     def _check_selection(self) -> None:
         is_external = self.select.strategy == "external"

@@ -9,6 +9,8 @@ from pydantic import Field
 from igrpo_cli.algo import Baseline, LossType, LrSchedulerType, ScaleRewards
 from igrpo_cli.config.sections import Dtype, Natural, NonNegative, Positive, PositiveInt, Section, Share
 
+Trained = Literal["drafts", "refinements"]
+
 
 class LossConstants(NamedTuple):
     """Constants of an objective whose defaults depend on `update.loss_type`."""
@@ -46,6 +48,11 @@ class UpdateSection(Section):
     both together. A group of equal rewards then has a gradient where it differs from the drafts. If all rewards of the
     baseline are equal, the difference is not divided. Drafts that could not be graded do not count, and a problem
     without a graded draft has the baseline `group`. Drafts are always compared within their group."""
+    loss_weights: dict[Trained, NonNegative] = Field(default={"drafts": 1.0, "refinements": 1.0})
+    """Weights of the losses of draft groups and of refinement groups under `train_on = "both"`; unset is 1.
+
+    The objective of a completion, KL term included, is multiplied by the weight of its stage and not divided by the sum
+    of the weights."""
     scores: str | None = None
     """Use the rewards of this set of scores (`igrpo grade`); unset means the rewards recorded with the completions."""
     loss_type: LossType = "grpo"
@@ -119,3 +126,7 @@ class UpdateSection(Section):
         low = low if self.epsilon is None else self.epsilon
         high = high if self.epsilon_high is None else self.epsilon_high
         return LossConstants(self.scale_rewards or scale_rewards, low, low if high is None else high)
+
+    def loss_weight(self, stage: str) -> float:
+        """Return the weight of the loss of the groups of a stage, `draft` or `refine`."""
+        return self.loss_weights.get("drafts" if stage == "draft" else "refinements", 1.0)

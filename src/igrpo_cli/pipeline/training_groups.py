@@ -201,4 +201,5 @@ def _training_group(
         max_completion_length=sampling["max_completion_length"],
         is_graded=is_graded,
         outcomes=[rollout.reward_parts["accuracy"] if has_accuracy else rollout.reward for rollout in rollouts],
+        loss_weight=section.loss_weight(first.stage),
     )

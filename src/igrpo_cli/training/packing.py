@@ -45,6 +45,8 @@ class TrainingBatch:
     """[S] `max_completion_length` of each completion."""
     advantages: FloatArray
     """[S]"""
+    loss_weights: FloatArray
+    """[S] factor of the loss of each completion."""
     is_masked: BoolArray
     """[S] True for a completion that is excluded from the objective."""
     first_token: IntArray
@@ -94,6 +96,7 @@ def flatten_groups(groups: Sequence[TrainingGroup], vocab_size: int) -> Training
         group_sizes=np.repeat(sizes, sizes),
         max_lengths=np.repeat([group.max_completion_length for group in groups], sizes),
         advantages=np.concatenate([np.asarray(group.advantages, dtype=np.float32) for group in groups]),
+        loss_weights=np.repeat(np.array([group.loss_weight for group in groups], dtype=np.float32), sizes),
         is_masked=np.concatenate([np.asarray(group.is_masked, dtype=np.bool_) for group in groups]),
         first_token=np.cumsum(num_tokens_S) - num_tokens_S,
         sequence=np.repeat(np.arange(len(completions)), num_tokens_S),

@@ -166,7 +166,7 @@ class PolicyTrainer:
 
     def _plan(self, batch: TrainingBatch) -> _Rows:
         """Return the rows of a batch. A group has a gradient if a completion of it has an advantage or a KL term."""
-        has_gradient_S = ~batch.is_masked
+        has_gradient_S = ~batch.is_masked & (batch.loss_weights != 0)
         if self.reference is None:
             has_gradient_S &= batch.advantages != 0
         is_trained = np.bincount(batch.group, has_gradient_S, minlength=len(batch.groups)) > 0
@@ -241,6 +241,7 @@ class PolicyTrainer:
             num_tokens=self._to_device(batch.num_tokens),
             group_sizes=self._to_device(batch.group_sizes),
             max_lengths=self._to_device(batch.max_lengths),
+            loss_weights=self._to_device(batch.loss_weights),
             is_masked=self._to_device(batch.is_masked),
             num_groups=len(batch.groups),
         )
