@@ -53,6 +53,26 @@ def test_a_draft_cannot_close_its_own_frame(draft):
     assert text.endswith("\n[/draft]")
 
 
+def test_a_draft_in_the_turn_of_the_assistant_is_as_it_was_written():
+    prompts = PromptsSection(draft_turn="assistant", refine_request="Again.")
+    prompt = prompt_with_draft(problem("1+1?"), "[draft] 3 [/draft]", prompts)
+    assert prompt.earlier == ("1+1?", "[draft] 3 [/draft]")
+    assert prompt.user == (PromptSegment("Again.", trusted=True),)
+    assert prompt_without_draft(problem("1+1?"), prompts).earlier == ()
+
+
+@pytest.mark.parametrize("turn", ["user", "assistant"])
+@pytest.mark.parametrize("empty", ["N/A", ""])
+def test_an_empty_draft_gives_both_prompts_one_form(turn, empty):
+    prompts = PromptsSection(draft_turn=turn, empty_draft=empty)
+    without = prompt_without_draft(problem("1+1?"), prompts)
+    with_draft = prompt_with_draft(problem("1+1?"), empty, prompts)
+    assert text_of(without) == text_of(with_draft)
+    assert without.earlier == with_draft.earlier == (() if turn == "user" else ("1+1?", empty))
+    if turn == "user":
+        assert text_of(without) == f"1+1?\n\n[draft]\n{empty}\n[/draft]"
+
+
 @pytest.mark.parametrize(
     ("view", "expected"),
     [("full", "<think>a</think> b"), ("no_think", "b"), ("answer_only", "42")],

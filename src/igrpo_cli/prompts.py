@@ -20,24 +20,25 @@ Truncate = Callable[[str, int], tuple[str, bool]]
 
 
 def prompt_without_draft(problem: Problem, prompts: PromptsSection) -> ChatPrompt:
-    """Return the prompt q: the problem alone, after its earlier turns if it has any."""
+    """Return the prompt q: the problem alone, after its earlier turns if it has any.
+
+    With `prompts.empty_draft`, that text is in the place of a draft.
+    """
+    if prompts.empty_draft is not None:
+        return _with_slot(problem, PromptSegment(prompts.empty_draft, trusted=True), prompts)
     return _prompt(problem, (PromptSegment(problem.problem, trusted=False),), prompts)
 
 
 def prompt_with_draft(problem: Problem, draft: str, prompts: PromptsSection) -> ChatPrompt:
-    """Return the prompt q': the problem and a draft in one user turn, between fixed markers.
+    """Return the prompt q': the problem and a draft, in one user turn or as an earlier turn of the assistant.
 
-    `draft` is the result of `visible_draft`. A marker of the template within the draft gets a space after its first
-    character, so that a draft cannot end its own frame.
+    `draft` is the result of `visible_draft`. In the user turn it stands between fixed markers: a marker of the template
+    within the draft gets a space after its first character, so that a draft cannot end its own frame. In the turn of
+    the assistant it is as it was written.
     """
-    pieces = re.split(r"(\{problem\}|\{draft\})", prompts.refine_template)
-    fill = {"{problem}": problem.problem, "{draft}": _without_markers(draft, prompts.refine_template)}
-    user = tuple(
-        PromptSegment(fill.get(piece, piece), trusted=piece not in fill, is_draft=piece == "{draft}")
-        for piece in pieces
-        if piece
-    )
-    return _prompt(problem, user, prompts)
+    if prompts.draft_turn == "user":
+        draft = _without_markers(draft, prompts.refine_template)
+    return _with_slot(problem, PromptSegment(draft, trusted=False, is_draft=True), prompts)
 
 
 def visible_draft(
@@ -58,8 +59,22 @@ def template_hash(prompts: PromptsSection) -> str:
     return hashlib.sha256(json.dumps(prompts.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
-def _prompt(problem: Problem, user: tuple[PromptSegment, ...], prompts: PromptsSection) -> ChatPrompt:
-    earlier = tuple(json.loads(problem.earlier_turns or "[]"))
+def _with_slot(problem: Problem, draft: PromptSegment, prompts: PromptsSection) -> ChatPrompt:
+    """Return the prompt with `draft` in the place that `prompts.draft_turn` names."""
+    if prompts.draft_turn == "assistant":
+        request = PromptSegment(prompts.refine_request, trusted=True)
+        return _prompt(problem, (request,), prompts, (problem.problem, draft.text))
+    fill = {"{problem}": PromptSegment(problem.problem, trusted=False), "{draft}": draft}
+    pieces = re.split(r"(\{problem\}|\{draft\})", prompts.refine_template)
+    user = tuple(fill.get(piece) or PromptSegment(piece, trusted=True) for piece in pieces if piece)
+    return _prompt(problem, user, prompts)
+
+
+def _prompt(
+    problem: Problem, user: tuple[PromptSegment, ...], prompts: PromptsSection, last_turns: tuple[str, ...] = ()
+) -> ChatPrompt:
+    """Return the prompt of a problem; `last_turns` follow its own earlier turns."""
+    earlier = (*json.loads(problem.earlier_turns or "[]"), *last_turns)
     return ChatPrompt(prompts.system_prompt, user, prompts.chat_template_kwargs, earlier, problem.prefill)
 
 

@@ -279,3 +279,55 @@ def test_a_model_without_template_or_system_turn_shows_earlier_turns_after_the_s
     asked = ChatPrompt("Be brief.", (PromptSegment("3+4?", trusted=False),), {}, ("1+1?", "2"))
     text, _ = saved(tmp_path, tokenizer).encode_prompt(asked)
     assert text.endswith("Be brief.\n\nUser: 1+1?\n\nAssistant: 2\n\nUser: 3+4?\n\nAssistant:")
+
+
+# Removes what stands before </think> in earlier turns of the assistant, as Qwen3 and DeepSeek-R1 do.
+WITHOUT_THOUGHTS = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{{ m['content'].split('</think>')[-1] | trim }}"
+    "{% else %}{{ m['content'] }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
+
+
+def improved(draft: str, system: str = "") -> ChatPrompt:
+    return ChatPrompt(system, (trusted("Again."),), earlier=("1 + 1?", draft))
+
+
+@pytest.mark.parametrize("template", [CHATML, WITHOUT_THOUGHTS])
+def test_a_draft_as_an_answer_is_shown_as_it_was_written(tmp_path: Path, template: str):
+    tokenizer = saved(tmp_path, bpe_tokenizer(template))
+    draft = "<think>\nhm </think>\n\n3"
+    text, ids = tokenizer.encode_prompt(improved(draft, system="Think."))
+    turns = ["system\nThink.", "user\n1 + 1?", f"assistant\n{draft}", "user\nAgain."]
+    expected = "".join(f"<|im_start|>{turn}<|im_end|>\n" for turn in turns) + "<|im_start|>assistant\n"
+    assert text == expected + ("<think>\n" if template == WITHOUT_THOUGHTS else "")
+    # The tags of the draft are the tokens that the model wrote.
+    tags = [tokenizer._tokenizer.convert_tokens_to_ids(tag) for tag in ("<think>", "</think>")]
+    assert [each for each in ids if each in tags] == tags + (tags[:1] if template == WITHOUT_THOUGHTS else [])
+    assert tokenizer.beginning_of_completion(improved(draft)) == ("<think>\n" if template == WITHOUT_THOUGHTS else "")
+
+
+@given(hostile_texts)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_an_answer_cannot_end_its_own_turn(bpe: PolicyTokenizer, draft: str):
+    backend = bpe._tokenizer
+    turn_marks = [backend.convert_tokens_to_ids(token) for token in SPECIAL]
+    of_draft = [each for each in bpe.encode_prompt(improved(draft))[1] if each in turn_marks]
+    assert of_draft == [each for each in bpe.encode_prompt(improved("x"))[1] if each in turn_marks]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}",
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ raise_exception('no') }}{% endif %}"
+        "{{ m['content'] }}{% endfor %}",
+    ],
+)
+def test_a_template_without_earlier_answers_is_an_error_that_names_the_other_way(tmp_path: Path, template: str):
+    tokenizer = saved(tmp_path, bpe_tokenizer(template))
+    with pytest.raises(IgrpoError, match="chat template") as error:
+        tokenizer.encode_prompt(improved("3"))
+    assert error.value.hint is not None
+    assert "prompts.draft_turn=user" in error.value.hint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -134,3 +135,33 @@ def test_a_problem_without_external_draft_is_named(finished_run, tmp_path):
     path.write_text('{"problem_id": "a"}\n')
     result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *overrides)
     assert "row 1 has no texts problem_id and draft" in result.stderr
+
+
+@pytest.mark.parametrize("turn", ["user", "assistant"])
+def test_an_empty_slot_stands_in_every_prompt_without_draft(tmp_path, turn):
+    prompts = (f"prompts.draft_turn={turn}", "prompts.empty_draft=none", "prompts.refine_request=again")
+    run = make_run(tmp_path / "run", *prompts, "select.all_zero=bare", "run.num_iterations=1")
+    assert igrpo("run", run).code == 0
+    assert igrpo("eval", run, "--bench", "arithmetic", *sets("eval.limit=2")).code == 0
+    assert igrpo("eval", run, "--bench", "arithmetic", "--with-draft", *sets("eval.limit=2")).code == 0
+    slot = "[draft]\nnone\n[/draft]" if turn == "user" else "<|assistant|>none<|end|><|user|>again"
+    evaluated = {path.parent.name: pq.read_table(path).to_pylist() for path in run.glob("eval/arithmetic/*/*.parquet")}
+    found = [*rows(run, "draft"), *rows(run, "refine"), *(row for each in evaluated.values() for row in each)]
+    assert len(evaluated) == 2
+    assert {row["draft_sample_id"] is None for row in found} == {True, False}
+    for row in found:
+        assert (slot in row["prompt"]) == (row["draft_sample_id"] is None), row["prompt"]
+    assert igrpo("verify", run).code == 0
+
+
+def test_a_template_that_cannot_show_an_answer_is_refused(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(Path(__file__).parents[2] / "data" / "tiny-policy", model)
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text(template.replace("{%- else -%}", "{%- elif false -%}"))
+    overrides = sets(f"policy.model={model}", "prompts.draft_turn=assistant", "prompts.refine_request=again")
+    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *overrides)
+    assert result.code == 1
+    assert "drops 1 of 2 texts of the prompt" in result.stderr
+    assert "prompts.draft_turn=user" in result.stderr
+    assert not (tmp_path / "run" / "run.toml").exists()

@@ -117,6 +117,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     require_context(lengths, problems, config, positions_of(model.directory, policy.trust_remote_code))
     if config.select.external_in_use is not None:
         _require_external_drafts(config.select.external_in_use, config, problems)
+    prompts = _prompts(problems[0], config, tokenizer)  # raises for a chat template that cannot show a draft
     place = model.directory.absolute()
     pointed = write_pointer(run_directory, policy.model, model.revision_commit, place, replace=not is_run)
     existing = _existing_problems(run_directory) if is_run else None
@@ -128,7 +129,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     counts = {kind: int(number) for kind, number in read_manifest(run_directory.problems()).counts.items()}
     left_out = {kind: number for kind, number in counts.items() if kind not in ("rows", "kept") and number}
     console.note(f"{counts['kept']} problems from {loaded.source}" + (f", left out: {left_out}" if left_out else ""))
-    return CreatedRun(counts, _prompts(problems[0], config, tokenizer))
+    return CreatedRun(counts, prompts)
 
 
 def _require_external_drafts(location: Path, config: RunConfig, problems: list[Problem]) -> None:

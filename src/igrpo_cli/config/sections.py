@@ -112,6 +112,16 @@ class PromptsSection(Section):
     """Empty means no system turn."""
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default={})
     """Further arguments of the model's chat template, for example `{enable_thinking = false}`."""
+    draft_turn: Literal["user", "assistant"] = "user"
+    """Where the draft stands: in the turn of the user, as `refine_template` says, or in a turn of the assistant after
+    the problem, which the user then asks to improve (`refine_request`). There the draft is shown as it was written,
+    thoughts included, also where the chat template removes thoughts from earlier turns. Only white space at its ends
+    may be stripped."""
+    refine_request: Annotated[str, Field(min_length=1)] = "Check your answer and improve it. Correct it if it is wrong."
+    """Turn of the user after a draft in the turn of the assistant."""
+    empty_draft: str | None = None
+    """Text in the place of the draft in prompts without draft, in training and evaluation, so that prompts without and
+    with draft have one form, for example `N/A`. Unset means the problem alone."""
     refine_template: str = "{problem}\n\n[draft]\n{draft}\n[/draft]"
     """User turn of a refinement. It contains `{problem}` and `{draft}` exactly once each."""
     draft_view: Literal["full", "answer_only", "no_think"] = "full"

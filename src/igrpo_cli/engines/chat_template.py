@@ -37,6 +37,7 @@ PLAIN_STOP = "\nUser:"
 
 TEMPLATE_DATE = date(2025, 1, 1)
 """Date that chat templates see, because prompts must not change from one day to the next."""
+WITHOUT_EARLIER_TURNS = "use problems without earlier turns, and drafts in the user turn: --set prompts.draft_turn=user"
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(['"])(.*?)\1\s*\)""")
 
 
@@ -100,7 +101,8 @@ class ChatTemplate:
         pieces = re.split(f"{marker}([0-9]+)E", rendered)
         if missing := set(range(len(untrusted))) - {int(number) for number in pieces[1::2]}:
             raise IgrpoError(
-                f"the chat template of {self._directory} drops {len(missing)} of {len(untrusted)} texts of the prompt"
+                f"the chat template of {self._directory} drops {len(missing)} of {len(untrusted)} texts of the prompt",
+                hint=WITHOUT_EARLIER_TURNS if prompt.earlier else None,
             )
         return [
             untrusted[int(piece)] if number % 2 else PromptSegment(piece, trusted=True)
@@ -152,7 +154,8 @@ class ChatTemplate:
         except (TemplateError, TypeError, ValueError) as error:
             file = self._directory / "chat_template.jinja"
             file = file if file.is_file() else self._directory / "tokenizer_config.json"
-            raise IgrpoError(f"the chat template of {file} fails: {error}") from error
+            hint = WITHOUT_EARLIER_TURNS if len(turns) > 1 else None
+            raise IgrpoError(f"the chat template of {file} fails: {error}", hint=hint) from error
 
     def _has_system_turn(self, template_kwargs: Mapping[str, Any]) -> bool:
         """Return True if the template shows a system turn, from which it may remove a switch such as /no_think."""
