@@ -49,6 +49,8 @@ class RolloutTask:
     prompt: ChatPrompt
     sample_ids: Sequence[int]
     draft_sample_id: int | None = None
+    draft: str | None = None
+    """The whole draft, of which the prompt may show a part; None without draft."""
     draft_truncated: bool = False
     """True where the draft in the prompt was cut to `prompts.max_draft_tokens`."""
 
@@ -320,7 +322,15 @@ def _scoring_inputs(
     max_length = request.job.plan.sampling.max_completion_length
     per_task = zip(request.job.tasks, request.prompts, completions, texts, strict=True)
     return [
-        ScoringInput(task.problem, prompt, text, len(completion.completion_ids), max_length, completion.finish_reason)
+        ScoringInput(
+            task.problem,
+            prompt,
+            text,
+            len(completion.completion_ids),
+            max_length,
+            completion.finish_reason,
+            task.draft,
+        )
         for task, (prompt, _), drawn, texts_of_task in per_task
         for completion, text in zip(drawn, texts_of_task, strict=True)
     ]

@@ -170,7 +170,7 @@ def test_a_reward_of_ones_own_is_drafted_with_and_another_source_is_another_shar
     [
         (["--stage", "update"], "grading a run needs the stage: --stage draft or refine"),
         ([], "grading a run needs the stage"),
-        (["--stage", "draft", "--reward", "acuracy"], "there are accuracy, format, overlong, length, judge"),
+        (["--stage", "draft", "--reward", "acuracy"], "there are accuracy, format, overlong, length, copy, judge"),
         (["--stage", "draft", "--reward", "format=much"], "'much' is no weight"),
         (["--stage", "draft", "--scores", "../up"], "'../up' cannot name a set of scores"),
     ],

@@ -84,5 +84,6 @@ def _task(stage: RolloutStage, selection: Selection) -> RolloutTask:
         prompt=prompt_with_draft(problem, draft, config.prompts),
         sample_ids=sample_ids,
         draft_sample_id=selection.draft_sample_id,
+        draft=selection.draft,
         draft_truncated=truncated,
     )

@@ -52,6 +52,8 @@ class RunConfig(Section):
     def _check_combinations(self) -> RunConfig:
         if "judge" in self.reward.weights and not self.judge.model:
             raise ValueError("reward.weights has judge: set judge.model, and judge.endpoint")
+        if "copy" in self.reward.weights and ("refine" not in self.stages() or self.select.strategy == "none"):
+            raise ValueError("reward.weights has copy, but no completion of this run sees a draft: remove it")
         if self.data.spare_problems and not self.update.dynamic_sampling:
             raise ValueError("data.spare_problems needs update.dynamic_sampling = true")
         template = self.prompts.refine_template

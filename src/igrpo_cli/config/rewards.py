@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from igrpo_cli.config.sections import Natural, NonNegative, Positive, PositiveInt, PublicUrl, Section, Share
 
-REWARD_PARTS = ("accuracy", "format", "overlong", "length", "judge")
+REWARD_PARTS = ("accuracy", "format", "overlong", "length", "copy", "judge")
 """Names of the built-in parts of a reward."""
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -22,7 +22,10 @@ class RewardSection(Section):
     weights: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(
         default_factory=lambda: {"accuracy": 1.0, "format": 1.0}
     )
-    """Weights of the parts `accuracy`, `format`, `overlong`, `length`, `judge` and of `functions`; unset is 0."""
+    """Weights of the parts `accuracy`, `format`, `overlong`, `length`, `copy`, `judge` and of `functions`; unset is 0.
+
+    `copy` is minus the overlap of a refinement with its draft, from 0 to -1 for a copy, and 0 without draft. So a
+    positive weight is a penalty."""
     functions: dict[str, str] = Field(default_factory=dict)
     """Additional parts: name = "module:function", or the name of an entry point of the group `igrpo.rewards`.
 

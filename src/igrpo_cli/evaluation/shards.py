@@ -202,5 +202,5 @@ def _tasks_with_draft(
         truncate = stage.tokenizer.truncate
         shown, truncated = visible_draft(draft.completion, draft.extracted_answer, prompts, truncate)
         prompt = prompt_with_draft(problem, shown, prompts)
-        tasks.append(RolloutTask(group, problem, prompt, sample_ids, draft.sample_id, truncated))
+        tasks.append(RolloutTask(group, problem, prompt, sample_ids, draft.sample_id, draft.completion, truncated))
     return tasks

@@ -12,7 +12,7 @@ from igrpo_cli.errors import UsageError
 from igrpo_cli.pipeline.rollout_stage import UngradedNotes, refuse_ungraded
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards
-from igrpo_cli.records import VERDICTS, Problem, Rollout, Score, StageReport
+from igrpo_cli.records import VERDICTS, Problem, Rollout, Score, Selection, StageReport
 from igrpo_cli.rewards.scorer import ScoringInput, ScoringResult
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.layout import ShardPath
@@ -47,7 +47,9 @@ class ScoreSet:
         from igrpo_cli.store.schema import SCORES
 
         inputs = [self.session.run.problems()]
-        plan = StagePlan("scores", self.path, lambda path: [*inputs, self.rollouts(path.shard)])
+        plan = StagePlan(
+            "scores", self.path, lambda path: [*inputs, self.rollouts(path.shard), *self._selections(path.shard)]
+        )
         stage = StageShards(self.session, request, plan)
         title = self.path(0).data.parent.relative_to(self.session.run.root).as_posix()
         with self.session.console.progress(title, self._num_rows(request), "rows") as progress:
@@ -76,6 +78,23 @@ class ScoreSet:
                 flips.add(old, new)
         return flips
 
+    def _selections(self, shard: int) -> list[ShardPath]:
+        """Return the selections of the shard where the reward depends on drafts."""
+        if self.stage != "refine" or "copy" not in self.session.config.reward.weights:
+            return []
+        return [self.session.run.shard(self.iteration, "select", shard, self.session.config.run.num_shards)]
+
+    def _drafts(self, shard: int) -> dict[int, str]:
+        """Return the draft of each group whose refinements see one; {} where the reward does not depend on it."""
+        from igrpo_cli.store.tables import read_records
+
+        found: dict[int, str] = {}
+        for path in self._selections(shard):
+            open_input(path)
+            chosen = read_records(path.data, Selection)
+            found |= {each.group_id: each.draft for each in chosen if each.action == "condition"}
+        return found
+
     def _num_rows(self, request: StageRequest) -> int:
         """Rows of the requested shards that have no scores of this name yet, as far as they are there."""
         shards = (each for each in request.shards if request.overwrite or not self.path(each).manifest.exists())
@@ -90,9 +109,15 @@ class ScoreSet:
         assert source.sampling is not None
         max_length = int(source.sampling["max_completion_length"])
         problems = {problem.problem_id: problem for problem in self.session.problems()}
+        drafts = self._drafts(path.shard)
         scorer, notes = self.session.scorer(), UngradedNotes(path, self.session.console.note)
         for rollouts in iterate_records(self.rollouts(path.shard).data, Rollout):
-            results = scorer.score([_scoring_input(row, problems[row.problem_id], max_length) for row in rollouts])
+            results = scorer.score(
+                [
+                    _scoring_input(row, problems[row.problem_id], max_length, drafts.get(row.group_id))
+                    for row in rollouts
+                ]
+            )
             for row, result in zip(rollouts, results, strict=True):
                 counts[f"verdict_{result.grade.verdict}"] += 1
                 if result.grade.reason is not None:
@@ -178,8 +203,9 @@ def grade_stage(
     console.data({**report.payload(), **flips.payload()}, f"{heading}\n\n{flips.text()}")
 
 
-def _scoring_input(row: Rollout, problem: Problem, max_length: int) -> ScoringInput:
-    return ScoringInput(problem, row.prompt, row.completion, len(row.completion_ids), max_length, row.finish_reason)
+def _scoring_input(row: Rollout, problem: Problem, max_length: int, draft: str | None) -> ScoringInput:
+    num_tokens = len(row.completion_ids)
+    return ScoringInput(problem, row.prompt, row.completion, num_tokens, max_length, row.finish_reason, draft)
 
 
 def _score(row: Rollout, result: ScoringResult) -> Score:

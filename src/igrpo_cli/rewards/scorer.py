@@ -6,6 +6,7 @@
 | `format` | 1 for one `<think>` and one `<answer>` element | `format_reward` |
 | `overlong` | 0, falling to -1 over the last tokens | `soft_overlong_reward` |
 | `length` | unused share of the allowed length, in [0, 1] | `length_reward` |
+| `copy` | minus the overlap with the draft in the prompt, in [-1, 0]; 0 without draft | `copy_reward` |
 | `judge` | in [0, 1] | a judge model |
 | any other | the value of a function of the user | the grading workers |
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from igrpo_cli.rewards.judge import Judge, JudgeScore
 
 
+_WORD = re.compile(r"\w+|[^\w\s]")
 _CONTENT = r"((?:(?!</?(?:think|answer)>).)+)"
 _FORMAT = re.compile(rf"\s*<think>{_CONTENT}</think>\s*<answer>{_CONTENT}</answer>\s*", re.DOTALL)
 
@@ -42,6 +45,8 @@ class ScoringInput:
     num_tokens: int
     max_completion_length: int
     finish_reason: FinishReason
+    draft: str | None = None
+    """The whole draft of a refinement; None without draft."""
 
     def context(self) -> dict[str, Any]:
         """Return the parameters of the user's functions besides completion, reference and verdict."""
@@ -103,6 +108,8 @@ class Scorer:
             "judge": None if judged is None else judged.score,
             **grade.parts,
         }
+        if "copy" in self._weights:
+            values["copy"] = copy_reward(row.completion, row.draft)
         if self._overlong_cache is not None:
             values["overlong"] = soft_overlong_reward(row.num_tokens, row.max_completion_length, self._overlong_cache)
         if judged is not None and judged.score is None:
@@ -135,6 +142,26 @@ def soft_overlong_reward(length: int, max_length: int, cache: int) -> float:
 def length_reward(length: int, max_length: int) -> float:
     """Return the unused share of the allowed length in tokens: 1 for an empty completion, 0 from `max_length` on."""
     return max(0.0, 1 - length / max_length)
+
+
+def copy_reward(completion: str, draft: str | None) -> float:
+    """Return minus the overlap of a completion with the draft in its prompt, from 0 to -1; 0 without draft.
+
+    Both texts are split into words and single signs. The overlap is 2 c / (a + b), where a and b are the numbers of
+    runs of three in the two texts, and c is the number of runs that they share, a run that occurs twice counted twice.
+    Two marks before and after each text are part of the runs, so a text of one word has three. The overlap is 1 for
+    equal words; it takes a time linear in the length.
+    """
+    if draft is None:
+        return 0.0
+    ours, theirs = _runs(completion), _runs(draft)
+    shared = (ours & theirs).total()
+    return -2 * shared / (ours.total() + theirs.total()) if shared else 0.0
+
+
+def _runs(text: str) -> Counter[tuple[str, ...]]:
+    words = ["", "", *_WORD.findall(text), "", ""]
+    return Counter(zip(words, words[1:], words[2:], strict=False))
 
 
 def _is_visible(text: str) -> bool:
