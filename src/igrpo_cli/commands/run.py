@@ -61,6 +61,7 @@ def unfinished(session: Session) -> list[int]:
 
 def run_iteration(session: Session, iteration: int) -> list[StageReport]:
     """Run all stages of one iteration; complete ones are skipped."""
+    session.enter(iteration)
     if "refine" in session.config.stages():
         reports = sample(session, iteration)
     else:

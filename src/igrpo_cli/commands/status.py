@@ -106,13 +106,14 @@ def _requested_paths(session: Session, status: RunStatus, stage: str, options: S
     """Return the shards to which `--missing` applies. For eval, `--iteration` is that of the policy."""
     if stage == "eval":
         return _eval_paths(session, options)
-    stages = session.config.stages()
+    stages = session.run_config.stages()
     if stage not in stages:
         raise UsageError(
             f'run.method = "{session.config.run.method}" has no stage {stage!r}',
             hint=f"its stages: {', '.join(stages)}; an evaluation: --missing eval --bench aime24",
         )
-    return status.paths_of_stage(session.iteration_or_current(options.iteration), stage)
+    iteration = session.iteration_or_current(options.iteration)
+    return status.paths_of_stage(iteration, stage) if stage in session.run_config.at(iteration).stages() else ()
 
 
 def _eval_paths(session: Session, options: StatusOptions) -> tuple[ShardPath, ...]:

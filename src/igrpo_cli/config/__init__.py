@@ -80,8 +80,22 @@ class RunConfig(Section):
         if is_external and self.prompts.draft_view == "answer_only":
             raise ValueError('external drafts have no extracted answer: set prompts.draft_view = "full" or "no_think"')
 
+    def at(self, iteration: int) -> RunConfig:
+        """Return the settings of one iteration, which differ where solving and refining iterations alternate."""
+        if self.update.train_on != "alternate":
+            return self
+        if iteration % 2:
+            return self._with(update={"train_on": "refinements"})
+        num_drafts = self.draft.num_generations + self.refine.num_generations
+        return self._with(run={"method": "grpo"}, draft={"num_generations": num_drafts}, update={"train_on": "drafts"})
+
+    def _with(self, **changes: dict[str, Any]) -> RunConfig:
+        return self.model_copy(
+            update={name: getattr(self, name).model_copy(update=new) for name, new in changes.items()}
+        )
+
     def stages(self) -> tuple[str, ...]:
-        """Return the stages of one iteration, in order."""
+        """Return the stages of one iteration, in order. Where iterations alternate, `at` says which it has."""
         if self.run.method == "grpo":
             return ("draft", "update")
         return ("draft", "select", "refine", "update")

@@ -37,8 +37,12 @@ class UpdateSection(Section):
 
     WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"keep_optimizer_states", "save_steps"})
 
-    train_on: Literal["refinements", "drafts", "both"] = "refinements"
+    train_on: Literal["refinements", "drafts", "both", "alternate"] = "refinements"
     """`refinements` as in the paper, `drafts` as in plain GRPO, or `both`, with two groups per problem.
+
+    `alternate` (arXiv 2604.01591): iterations 0, 2, 4, … solve and the others refine. A solving iteration is one of
+    plain GRPO: it samples `draft.num_generations` + `refine.num_generations` drafts of each problem and trains on them,
+    without select and refine. A refining iteration trains on refinements.
 
     With `run.method = "grpo"` there are only drafts, and the value is `drafts` whatever a preset says."""
     baseline: Baseline = "group"

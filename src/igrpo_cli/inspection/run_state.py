@@ -70,7 +70,7 @@ class RunStatus:
         complete = [number for number in range(num_iterations) if os.path.exists(run.update(number).manifest)]
         unfinished = sorted(set(range(num_iterations)).difference(complete))
         newest = max(run.policy_iterations(), default=None)
-        states = {stage: self._state(shown, stage) for stage in self._config.stages()}
+        states = {stage: self._state(shown, stage) for stage in self._config.at(shown).stages()}
         chain = read_policy_chain(run)
         costs = self._read_costs(complete)
         faults = [why for state in states.values() for why in state.damaged.values()] + chain.faults
@@ -93,7 +93,7 @@ class RunStatus:
             "scores": {stage: scores for stage in states if (scores := self._scores(shown, stage))},
             "evaluations": [_evaluation(each) for each in read_evaluations(run, num_shards)],
             "curves": self._read_curves(complete),
-            "spent": {stage: asdict(_spent_on(stage, costs)) for stage in states},
+            "spent": {stage: asdict(_spent_on(stage, costs)) for stage in self._config.stages()},
             "projection": None if projection is None else asdict(projection),
             # The states and the costs of the iteration that is shown come from the same manifests.
             "faults": list(dict.fromkeys(faults)),
@@ -144,9 +144,9 @@ class RunStatus:
 
     def _read_costs(self, complete: list[int]) -> dict[int, IterationCosts]:
         """Return the costs of all iterations that have a directory. Complete ones are read once."""
-        stages = self._config.stages()
         costs = {}
         for number in self._run.iterations():
+            stages = self._config.at(number).stages()
             if number in complete and number not in self._complete:
                 self._complete[number], self._curves[number] = read_complete_iteration(self._run, number, stages)
             costs[number] = self._complete.get(number) or iteration_costs(self._run, number, stages)
@@ -251,7 +251,7 @@ def _seconds_covered(spans: Iterable[tuple[float, float]]) -> float:
 
 
 def _spent_on(stage: str, costs: dict[int, IterationCosts]) -> Spent:
-    return sum((each.stages[stage] for each in costs.values()), Spent())
+    return sum((each.stages.get(stage, Spent()) for each in costs.values()), Spent())
 
 
 def _evaluation(each: EvaluationState) -> dict[str, Any]:

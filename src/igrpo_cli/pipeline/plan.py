@@ -6,7 +6,11 @@ from igrpo_cli.config import RunConfig
 
 
 def iteration_arithmetic(config: RunConfig) -> dict[str, int]:
-    """Return the counts of one iteration: prompts, completions, maximum tokens, optimiser steps."""
+    """Return the counts of one iteration: prompts, completions, maximum tokens, optimiser steps.
+
+    Where solving and refining iterations alternate, they are those of a refining one.
+    """
+    config = config.at(1)
     prompts = config.data.problems_sampled
     refines = "refine" in config.stages()
     drafts = prompts * config.draft.num_generations
@@ -28,7 +32,10 @@ def iteration_arithmetic(config: RunConfig) -> dict[str, int]:
 
 
 def describe_arithmetic(config: RunConfig) -> str:
-    """Return the counts of one iteration as two lines of text."""
+    """Return the counts of one iteration as two lines of text, and where iterations alternate those of both kinds."""
+    if config.update.train_on == "alternate":
+        kinds = ((0, "iterations 0, 2, …: "), (1, "iterations 1, 3, …: "))
+        return "\n".join(f"{name}{describe_arithmetic(config.at(iteration))}" for iteration, name in kinds)
     counts = iteration_arithmetic(config)
     draft, refine = config.draft, config.refine
     sampled = f"{counts['prompts']} prompts x {draft.num_generations} drafts"

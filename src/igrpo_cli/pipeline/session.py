@@ -64,6 +64,9 @@ class Session:
     def __init__(self, run: RunDirectory, config: RunConfig, console: Console) -> None:
         self.run = run
         self.config = config
+        """The settings in use, after `enter` those of an iteration."""
+        self.run_config = config
+        """The settings of the whole run."""
         self.console = console
         self._engine: Engine | None = None
         self._engine_policy: str | None = None
@@ -81,6 +84,10 @@ class Session:
         self.warm_trainer: tuple[str, PolicyTrainer] | None = None
         """The id of the policy that the last update of this process published, and its trainer."""
         limit_cpu_threads(config.run.cpu_threads)
+
+    def enter(self, iteration: int) -> None:
+        """Use the settings of an iteration (`RunConfig.at`)."""
+        self.config = self.run_config.at(iteration)
 
     def policy(self, iteration: int) -> Policy:
         """Return the policy that `iteration` samples from. Raises as `read_policy` and `require_lineage`."""
