@@ -199,6 +199,14 @@ class Selection:
     """Mean reward of the N drafts of the group."""
     group_reward_std: float
     """Sample standard deviation (ddof 1) of the rewards of the N drafts; 0 for a single draft."""
+    num_refinements: int | None = None
+    """Number of refinements that `select.allocation` gave the problem; None means `refine.num_generations`."""
+
+    def num_samples(self, num_generations: int) -> int:
+        """Return the number of refinements, where `num_generations` is that of the stage."""
+        if self.action == "drop":
+            return 0
+        return num_generations if self.num_refinements is None else self.num_refinements
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from fractions import Fraction
+from itertools import product
 from typing import Any, get_args
 
 import numpy as np
@@ -15,6 +17,7 @@ from igrpo_cli.algo.selection import (
     Choices,
     Strategy,
     Ties,
+    allocate,
     choose_actions,
     choose_drafts,
     derangement,
@@ -267,3 +270,75 @@ def test_wrong_drafts_are_shared_evenly() -> None:
     few = Counter(wrong_partners(["condition"] * 12, [group in (3, 7) for group in range(12)], 4)[0].tolist())
     assert set(few) == {3, 7}
     assert few.total() == 12
+
+
+@pytest.mark.parametrize(
+    ("is_wrong", "shown"),
+    [
+        ([True, False, True, False], {0, 2}),
+        ([True, False, False, False], {0}),
+        ([True, True, True, False], {3}),
+        ([True] * 4, {0, 1, 2, 3}),
+        ([False] * 4, {0, 1, 2, 3}),
+    ],
+)
+def test_the_opposite_draft_goes_against_the_majority(is_wrong: list[bool], shown: set[int]) -> None:
+    assert set(drawn("opposite", is_wrong)) == shown
+
+
+def test_refinements_go_where_variance_is_likely_by_hand() -> None:
+    # Drafts right of four: 4, 2, 1, 0. Two refinements have variance with probability 50/120, 42/120 and 18/120.
+    right, wrong = [4, 2, 1, 0], [0, 2, 3, 4]
+    assert allocate(right, wrong, 2, 8, 0).tolist() == [0, 2, 0, 0]
+    # A third one of the second group adds 25/120 and a fourth one 14/120; each of three of the third group adds 21/120.
+    assert allocate(right, wrong, 5, 8, 0).tolist() == [0, 3, 2, 0]
+    assert allocate(right, wrong, 6, 8, 0).tolist() == [0, 3, 3, 0]
+    assert allocate(right, wrong, 7, 8, 0).tolist() == [0, 4, 3, 0]
+    # 9/120 each of two of the last group come before the fifth ones of the others, which add 8.6/120 and 8.3/120.
+    assert allocate(right, wrong, 10, 8, 0).tolist() == [0, 4, 4, 2]
+    assert allocate(right, wrong, 100, 8, 0).tolist() == [0, 8, 8, 8]
+    assert allocate([4, 4], [0, 0], 8, 8, 0).tolist() == [0, 0]
+    assert allocate([0], [0], 4, 8, 0).tolist() == [4], "a group without graded drafts may have any solve rate"
+
+
+def variance(right: int, wrong: int, size: int) -> Fraction:
+    """The probability that `size` refinements have reward variance, under the solve rate of the drafts."""
+    a, b, same_right, same_wrong = right + Fraction(1, 2), wrong + Fraction(1, 2), Fraction(1), Fraction(1)
+    for number in range(size):
+        same_right *= (a + number) / (a + b + number)
+        same_wrong *= (b + number) / (a + b + number)
+    return 1 - same_right - same_wrong if size else Fraction(0)
+
+
+SOLVED = st.lists(st.integers(0, 4), min_size=1, max_size=4)
+
+
+@given(SOLVED, st.integers(1, 3), st.integers(2, 5), st.integers(0, 2**63 - 1))
+def test_no_other_allocation_of_the_budget_expects_more_variance(solved: list[int], mean: int, top: int, seed: int):
+    wrong, budget = [4 - right for right in solved], 2 * (mean * len(solved) // 2)
+    found = allocate(solved, wrong, budget, top, seed).tolist()
+    choices = [(0,) if right == 4 else (0, *range(2, top + 1)) for right in solved]
+    best = max(
+        sum(variance(right, 4 - right, size) for right, size in zip(solved, sizes, strict=True))
+        for sizes in product(*choices)
+        if sum(sizes) <= budget
+    )
+    ours = sum(variance(right, 4 - right, size) for right, size in zip(solved, found, strict=True))
+    # A group begins with two refinements, so the last one may have to go elsewhere. One adds at most 25/120.
+    assert best - ours <= Fraction(25, 120)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=40),
+    st.integers(1, 9),
+    st.integers(2, 20),
+    st.integers(0, 2**63 - 1),
+)
+def test_the_average_budget_of_a_problem_is_never_exceeded(drafts: Any, number: int, maximum: int, seed: int) -> None:
+    right, wrong = [each for each, _ in drafts], [each for _, each in drafts]
+    sizes = allocate(right, wrong, number * len(drafts), maximum, seed)
+    assert sizes.sum() <= number * len(drafts)
+    assert set(sizes.tolist()) <= {0, *range(2, maximum + 1)}
+    for size, (num_right, num_wrong) in zip(sizes.tolist(), drafts, strict=True):
+        assert not size or num_wrong or not num_right
+    assert allocate(right, wrong, number * len(drafts), maximum, seed).tolist() == sizes.tolist()

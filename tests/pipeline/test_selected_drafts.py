@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -165,3 +166,75 @@ def test_a_template_that_cannot_show_an_answer_is_refused(tmp_path):
     assert "drops 1 of 2 texts of the prompt" in result.stderr
     assert "prompts.draft_turn=user" in result.stderr
     assert not (tmp_path / "run" / "run.toml").exists()
+
+
+ADAPTIVE = ("select.allocation=adaptive", "refine.num_generations=3", "engine.groups_per_block=3")
+
+
+def test_an_adaptive_run_refines_by_solve_rate_within_the_budget(tmp_path):
+    settings = (*ADAPTIVE, "select.strategy=opposite", "run.num_iterations=1", "data.problems_per_iteration=16")
+    run = run_to_end(make_run(tmp_path / "run", *settings))
+    right, num_drafts = Counter(), Counter()
+    for row in rows(run, "draft"):
+        right[row["group_id"]] += int(row["reward_accuracy"])
+        num_drafts[row["group_id"]] += 1
+    chosen, sampled = rows(run, "select"), Counter(row["group_id"] for row in rows(run, "refine"))
+    assert sum(sampled.values()) <= 3 * len(chosen)
+    assert len({0, *sampled.values()}) > 2, "groups have different sizes"
+    for row in chosen:
+        group = row["group_id"]
+        assert row["num_refinements"] == sampled[group]
+        assert (row["action"] == "drop") == (sampled[group] == 0)
+        if right[group] == num_drafts[group]:
+            assert sampled[group] == 0
+    counts = manifest(run, "select")["counts"]
+    assert counts["refinements"] == sum(sampled.values())
+    metrics = pq.read_table(run / "iteration_0000/update/metrics.parquet").to_pylist()
+    values = {row["name"]: row["value"] for row in metrics if row["step"] == -1}
+    assert values["select/refinements_mean"] == pytest.approx(sum(sampled.values()) / len(chosen))
+    assert 0 < values["refine/groups_with_gradient"] <= 1
+    for command in ("verify", "status", "show", "report"):
+        result = igrpo(command, run)
+        assert result.code == 0, result.stderr
+    before = files_below(run)
+    assert igrpo("run", run).code == 0
+    assert files_below(run) == before
+
+
+def test_an_allocation_does_not_depend_on_the_number_of_shards(tmp_path):
+    found = []
+    for number in (1, 3):
+        settings = (*ADAPTIVE, f"run.num_shards={number}", "select.strategy=shuffled_wrong", "run.num_iterations=1")
+        run = make_run(tmp_path / f"of-{number}", *settings)
+        for stage in ("draft", "select", "refine"):
+            assert igrpo(stage, run).code == 0
+        found.append([rows(run, stage) for stage in ("select", "refine")])
+        assert igrpo("verify", run).code == 0
+    assert found[0] == found[1]
+
+
+def test_verify_finds_a_group_that_has_not_its_number_of_refinements(tmp_path):
+    run = make_run(tmp_path / "run", *ADAPTIVE, "select.strategy=wrong")
+    for stage in ("draft", "select", "refine"):
+        assert igrpo(stage, run).code == 0
+    path = next(run.glob("iteration_0000/refine/*.parquet"))
+    refined = pq.read_table(path)
+    pq.write_table(refined.slice(0, refined.num_rows - 1), path)
+    assert igrpo("verify", run).code != 0
+
+
+def test_where_all_drafts_are_right_each_problem_is_refined(tmp_path):
+    run = make_run(tmp_path / "run", *ADAPTIVE, "run.num_iterations=1")
+    assert igrpo("draft", run).code == 0
+    everyone = sets("reward.weights={length=1.0}", "select.scores=length")
+    assert igrpo("grade", run, "--stage", "draft", "--reward", "length", "--scores", "length").code == 0
+    assert igrpo("select", run, *everyone).code == 0
+    assert {row["num_refinements"] for row in rows(run, "select")} == {3}
+    assert {row["action"] for row in rows(run, "select")} == {"condition"}
+
+
+def test_a_fixed_allocation_leaves_the_number_to_the_stage(finished_run):
+    assert {row["num_refinements"] for row in rows(finished_run, "select")} == {None}
+    identity = manifest(finished_run, "select")["identity"]["config"]
+    assert "refine" not in identity
+    assert "weights" not in identity["reward"]

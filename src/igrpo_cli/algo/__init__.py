@@ -10,10 +10,12 @@ from typing import Literal
 LossType = Literal["grpo", "dapo", "dr_grpo", "gspo", "cispo"]
 ScaleRewards = Literal["sample_std", "population_std", "none"]
 LrSchedulerType = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_min_lr"]
-Strategy = Literal["best", "random", "worst", "wrong", "balanced", "shuffled", "shuffled_wrong", "external", "none"]
-AT_RANDOM: frozenset[Strategy] = frozenset({"random", "wrong", "balanced", "shuffled_wrong"})
+Strategy = Literal[
+    "best", "random", "worst", "wrong", "balanced", "opposite", "shuffled", "shuffled_wrong", "external", "none"
+]
+AT_RANDOM: frozenset[Strategy] = frozenset({"random", "wrong", "balanced", "opposite", "shuffled_wrong"})
 """The strategies that draw among drafts of different rewards."""
-BY_VERDICT: frozenset[Strategy] = frozenset({"wrong", "balanced", "shuffled_wrong"})
+BY_VERDICT: frozenset[Strategy] = frozenset({"wrong", "balanced", "opposite", "shuffled_wrong"})
 """The strategies that depend on which drafts are wrong."""
 Baseline = Literal["group", "drafts", "pooled"]
 Ties = Literal["first", "random", "shortest"]

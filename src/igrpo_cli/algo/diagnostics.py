@@ -56,6 +56,8 @@ def selection_metrics(selections: Sequence[Selection]) -> dict[str, float]:
         "select/bare": _mean([selection.action == "bare" for selection in selections]),
         "select/dropped": _mean([selection.action == "drop" for selection in selections]),
     }
+    if any(each.num_refinements is not None for each in selections):
+        metrics["select/refinements_mean"] = _mean([each.num_refinements or 0 for each in selections])
     # The reward of an external draft is not known.
     rewards = [each.draft_reward for each in selections if each.draft_group_id != EXTERNAL_GROUP]
     return {**metrics, "select/draft_reward_mean": _mean(rewards)} if rewards else metrics

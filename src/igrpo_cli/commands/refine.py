@@ -29,8 +29,9 @@ def run(session: Session, request: StageRequest) -> StageReport:
 def sample(stage: RolloutStage, shards: Iterable[int] | None = None) -> None:
     """Sample G = `refine.num_generations` completions of the prompt with the selected draft, for each problem.
 
-    A group whose selection has the action `drop` gets no refinements. As in `draft.sample`, `open_rollouts` waits for
-    the last blocks, and `shards` are some of the requested shards.
+    `select.allocation = "adaptive"` gives each problem a number of its own. A group whose selection has the action
+    `drop` gets no refinements. As in `draft.sample`, `open_rollouts` waits for the last blocks, and `shards` are some
+    of the requested shards.
     """
     for shard in stage.unfinished(shards):
         selections = read_selections(stage.session, selection_shard(stage.session, shard.path))
@@ -70,7 +71,7 @@ def _task(stage: RolloutStage, selection: Selection) -> RolloutTask:
     """Return the sampling task of one group. Its prompt holds the selected draft, unless the action is `bare`."""
     config = stage.session.config
     problem = stage.session.problems_of_iteration(selection.iteration)[selection.group_id]
-    sample_ids = range(config.refine.num_generations)
+    sample_ids = range(selection.num_samples(config.refine.num_generations))
     if selection.action == "bare":
         prompt = prompt_without_draft(problem, config.prompts)
         return RolloutTask(group_id=selection.group_id, problem=problem, prompt=prompt, sample_ids=sample_ids)

@@ -43,7 +43,7 @@ def run(session: Session, request: StageRequest) -> StageReport:
 def selections_of_shard(session: Session, path: ShardPath, counts: Counter[str]) -> Iterator[list[Selection]]:
     """Yield the selections of one shard block by block, and count them in `counts` by action, ties and zero rewards."""
     if session.config.select.reads_all_drafts:
-        blocks = _shuffled(session, path, counts)
+        blocks = _of_iteration(session, path, counts)
     else:
         (draft_shard,) = draft_shards(session, path)
         blocks = (
@@ -55,6 +55,8 @@ def selections_of_shard(session: Session, path: ShardPath, counts: Counter[str])
         for selection in selections:
             counts[f"action_{selection.action}"] += 1
             counts["ties"] += selection.num_tied > 1
+            if selection.num_refinements is not None:
+                counts["refinements"] += selection.num_refinements
         yield selections
 
 
@@ -64,7 +66,7 @@ def select_drafts(session: Session, iteration: int, drafts: CandidateBlock, coun
     `select.strategy` names other choices than the highest reward, and `select.ties` decides between equal rewards.
     Drafts that could not be graded are not selected (`reward.ungraded`). Where no other draft has a reward above 0,
     `select.all_zero` decides the action: `condition` (refine with a draft in the prompt), `bare` (refine without) or
-    `drop` (do not refine).
+    `drop` (do not refine). With `select.allocation = "adaptive"` it decides where no draft is right.
     """
     from igrpo_cli.algo.selection import choose_actions, choose_drafts, is_rewarded
 
@@ -74,7 +76,8 @@ def select_drafts(session: Session, iteration: int, drafts: CandidateBlock, coun
     choices = choose_drafts(
         drafts.rewards_BN, drafts.lengths_BN, seeds_B, section.strategy, section.ties, is_graded_BN, is_wrong_BN
     )
-    actions = choose_actions(drafts.rewards_BN, section.strategy, section.all_zero, is_graded_BN)
+    outcomes_BN = drafts.rewards_BN if section.allocation == "fixed" else is_graded_BN & ~is_wrong_BN
+    actions = choose_actions(outcomes_BN, section.strategy, section.all_zero, is_graded_BN)
     counts["all_zero"] += int((~is_rewarded(drafts.rewards_BN, is_graded_BN)).sum())
     texts, answers = drafts.texts(choices.indices)
     return [
@@ -160,36 +163,70 @@ def _draft_blocks(session: Session, draft_shard: ShardPath) -> Iterator[Candidat
     require_groups(draft_shard, group_ids, session.config.blocks().groups_of_shard(draft_shard.shard))
 
 
-def _shuffled(session: Session, path: ShardPath, counts: Counter[str]) -> Iterator[list[Selection]]:
-    """Yield the selections of one shard, in which each group gets the selected draft of another group.
+def _of_iteration(session: Session, path: ShardPath, counts: Counter[str]) -> Iterator[list[Selection]]:
+    """Yield the selections of one shard, which depend on the drafts of all shards.
 
-    This is a control: refinements see a draft, but one that does not belong to their problem. With `shuffled_wrong` the
-    draft is wrong.
+    An adaptive allocation shares the refinements of the iteration out. With the strategies `shuffled` and
+    `shuffled_wrong`, which are controls, each group gets the draft of another group.
     """
-    from igrpo_cli.algo.selection import partners, wrong_partners
-
-    blocks: list[tuple[int, list[Selection]]] = []
-    has_wrong: list[bool] = []
+    sizes: list[tuple[int, int]] = []
+    selections: list[Selection] = []
+    num_right_and_wrong: list[tuple[int, int]] = []
     for draft_shard in draft_shards(session, path):
         is_own = draft_shard.shard == path.shard
         for block in _draft_blocks(session, draft_shard):
-            blocks.append(
-                (draft_shard.shard, select_drafts(session, path.iteration, block, counts if is_own else Counter()))
-            )
-            has_wrong += [bool(is_wrong_N.any()) for is_wrong_N in _is_wrong(session, block)]
-    own = [selection for _, selections in blocks for selection in selections]
-    own_actions = [selection.action for selection in own]
-    seed = derive_seed(session.config.run.seed, "shuffle", path.iteration)
+            selections += select_drafts(session, path.iteration, block, counts if is_own else Counter())
+            sizes.append((draft_shard.shard, len(block.group_ids)))
+            num_wrong_B = _is_wrong(session, block).sum(axis=1)
+            num_right_B = _is_graded(session, block).sum(axis=1) - num_wrong_B
+            num_right_and_wrong += zip(num_right_B.tolist(), num_wrong_B.tolist(), strict=True)
+    if session.config.select.allocation == "adaptive":
+        selections = _with_allocation(session, path.iteration, selections, num_right_and_wrong)
+    if session.config.select.strategy in ("shuffled", "shuffled_wrong"):
+        has_wrong = [num_wrong > 0 for _, num_wrong in num_right_and_wrong]
+        selections = _with_exchanged_drafts(session, path.iteration, selections, has_wrong)
+    position = 0
+    for shard, size in sizes:
+        if shard == path.shard:
+            yield selections[position : position + size]
+        position += size
+
+
+def _with_allocation(
+    session: Session, iteration: int, selections: list[Selection], num_right_and_wrong: list[tuple[int, int]]
+) -> list[Selection]:
+    """Return the selections of an iteration with the numbers of refinements; a group without any is dropped."""
+    from igrpo_cli.algo.selection import allocate
+
+    number, maximum = session.config.refine.num_generations, session.config.select.max_refinements
+    open_groups = [row for row, each in enumerate(selections) if each.action != "drop"]
+    right, wrong = zip(*(num_right_and_wrong[row] for row in open_groups), strict=True) if open_groups else ((), ())
+    seed = derive_seed(session.config.run.seed, "allocate", iteration)
+    sizes = allocate(right, wrong, number * len(selections), maximum or max(2, 2 * number), seed).tolist()
+    if not any(sizes):  # All drafts are right. Without refinements there might be nothing to train on.
+        sizes = [number] * len(open_groups)
+    allocated = dict(zip(open_groups, sizes, strict=True))
+    return [
+        replace(each, num_refinements=allocated.get(row, 0), action=each.action if allocated.get(row) else "drop")
+        for row, each in enumerate(selections)
+    ]
+
+
+def _with_exchanged_drafts(
+    session: Session, iteration: int, selections: list[Selection], has_wrong: list[bool]
+) -> list[Selection]:
+    """Return the selections of an iteration, each with the draft of another group."""
+    from igrpo_cli.algo.selection import partners, wrong_partners
+
+    own_actions = [selection.action for selection in selections]
+    seed = derive_seed(session.config.run.seed, "shuffle", iteration)
     if session.config.select.strategy == "shuffled_wrong":
         partner, actions = wrong_partners(own_actions, has_wrong, seed)
     else:
         partner, actions = partners(own_actions, seed)
-    position = 0
-    for shard, selections in blocks:
-        rows = range(position, position + len(selections))
-        position += len(selections)
-        if shard == path.shard:
-            yield [_with_draft_of(own[row], own[partner[row]], actions[row]) for row in rows]
+    return [
+        _with_draft_of(selection, selections[partner[row]], actions[row]) for row, selection in enumerate(selections)
+    ]
 
 
 def _with_draft_of(selection: Selection, other: Selection, action: SelectionAction) -> Selection:

@@ -6,7 +6,6 @@ from typing import Any
 
 from pydantic import model_validator
 
-from igrpo_cli.algo import BY_VERDICT
 from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.config.rewards import JudgeSection, RewardSection
 from igrpo_cli.config.sections import (
@@ -114,7 +113,7 @@ _SAMPLED = ("data.problems_per_iteration", "data.spare_problems")
 _EVALUATED = ("run.cpu_threads", "prompts", "eval", "reward", "judge", "engine")
 STAGE_READS: dict[str, tuple[str, ...]] = {
     "draft": ("run.seed", "run.cpu_threads", *_SAMPLED, "prompts", "draft", "reward", "judge", "engine"),
-    "select": ("run.seed", "select", "reward.ungraded", "reward.weights"),
+    "select": ("run.seed", "select", "reward.ungraded", "reward.weights", "refine.num_generations"),
     "refine": ("run.seed", "run.cpu_threads", "prompts", "refine", "reward", "judge", "engine"),
     "scores": ("reward", "judge"),
     "update": (
@@ -141,8 +140,10 @@ def stage_identity(config: RunConfig, stage: str) -> dict[str, dict[str, Any]]:
         section_name, _, key = name.partition(".")
         if section_name == "judge" and "judge" not in config.reward.weights:
             continue  # Without a weight the judge is not called.
-        if (stage, name) == ("select", "reward.weights") and config.select.strategy not in BY_VERDICT:
+        if (stage, name) == ("select", "reward.weights") and not config.select.reads_verdicts:
             continue  # The weights only decide which drafts are wrong.
+        if (stage, name) == ("select", "refine.num_generations") and config.select.allocation == "fixed":
+            continue
         section: Section = getattr(config, section_name)
         values = {key: section.model_dump(mode="json")[key]} if key else section.identity()
         identity.setdefault(section_name, {}).update(values)

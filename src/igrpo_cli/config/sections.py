@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from igrpo_cli.algo import AllZero, Strategy, Ties
+from igrpo_cli.algo import BY_VERDICT, AllZero, Strategy, Ties
 from igrpo_cli.http_client import WITHOUT_SECRETS, secret_in
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -170,8 +170,9 @@ class SelectSection(Section):
 
     `wrong` is a random one of the wrong drafts, which are those that are graded and have the accuracy 0, or no reward
     above 0 where accuracy has no weight. `balanced` draws for each problem whether to show a random wrong or a random
-    right draft. A problem without such a draft shows any of its drafts. `shuffled` shows another problem's best draft,
-    `shuffled_wrong` another problem's wrong draft, `external` a draft from `select.external`, and `none` no draft."""
+    right draft. `opposite` shows a wrong one where at least half of the drafts are right, else a right one. A problem
+    without such a draft shows any of its drafts. `shuffled` shows another problem's best draft, `shuffled_wrong`
+    another problem's wrong draft, `external` a draft from `select.external`, and `none` no draft."""
     external: ExternalPath | None = None
     """Drafts for the strategy `external`: a Parquet or JSONL file with the columns `problem_id` and `draft`, or the
     directory of another run, whose drafts of all iterations count. Of several drafts of a problem each iteration draws
@@ -184,6 +185,16 @@ class SelectSection(Section):
     scores: str | None = None
     """Use the rewards of this set of scores (`igrpo grade`); unset means the rewards recorded with the drafts."""
 
+    allocation: Literal["fixed", "adaptive"] = "fixed"
+    """`fixed` refines each problem `refine.num_generations` times.
+
+    `adaptive` spends the same budget, `refine.num_generations` times the problems of the iteration, where most groups
+    with reward variance are expected from the solve rate of the drafts: no refinements where all drafts are right, and
+    more where some are than where none is. `strategy` says which draft is shown, and `all_zero` what
+    happens where no draft is right. Where all drafts of all problems are right, the allocation is `fixed`."""
+    max_refinements: Annotated[int, Field(ge=2, le=2**15 - 1)] | None = None
+    """Maximum refinements of a problem with `adaptive`; unset means twice `refine.num_generations`."""
+
     @property
     def external_in_use(self) -> Path | None:
         """Return the path of `external` if the strategy reads it, else None."""
@@ -192,7 +203,12 @@ class SelectSection(Section):
     @property
     def reads_all_drafts(self) -> bool:
         """Return True if a selection depends on the drafts of the whole iteration."""
-        return self.strategy in ("shuffled", "shuffled_wrong")
+        return self.strategy in ("shuffled", "shuffled_wrong") or self.allocation == "adaptive"
+
+    @property
+    def reads_verdicts(self) -> bool:
+        """Return True if a selection depends on which drafts are wrong."""
+        return self.strategy in BY_VERDICT or self.allocation == "adaptive"
 
 
 def checked_endpoint(endpoint: str) -> str:

@@ -40,7 +40,8 @@ def describe_arithmetic(config: RunConfig) -> str:
     draft, refine = config.draft, config.refine
     sampled = f"{counts['prompts']} prompts x {draft.num_generations} drafts"
     if counts["refinements"]:
-        sampled += f" + {counts['prompts']} prompts x {refine.num_generations} refinements"
+        mean = " on average" if config.select.allocation == "adaptive" else ""
+        sampled += f" + {counts['prompts']} prompts x {refine.num_generations} refinements{mean}"
     return (
         f"sample: {sampled} = {counts['completions']:,} completions, "
         f"at most {counts['max_tokens_sampled']:,} tokens\n"

@@ -140,8 +140,9 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
             scored = scores, open_scores(scores, shard)
             require_same_settings(dict([first.setdefault(f"scores of {shard.stage}", scored), scored]))
         rows = read_scored(shard.data, None if scores is None else scores.data)
-        dropped = {each.group_id for each in selections if each.action == "drop"} if shard.stage == "refine" else ()
-        require_whole(shard, manifest, rows, [group_id for group_id in groups if group_id not in dropped])
+        number = manifest.identity.config[shard.stage]["num_generations"]
+        refined = {each.group_id: each.num_samples(number) for each in selections} if shard.stage == "refine" else {}
+        require_whole(shard, rows, {group_id: refined.get(group_id, number) for group_id in groups})
         rollouts[shard.stage] += rows
     return Observations(dict(rollouts), sampling, selections)
 

@@ -7,9 +7,9 @@ they read files block by block, and keep ids, rewards and a digest per draft in 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby, zip_longest
+from itertools import groupby, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -43,6 +43,7 @@ class Chosen:
     problem_id: str
     action: str
     draft_sample_id: int
+    num_refinements: int | None
 
 
 @dataclass
@@ -118,7 +119,9 @@ def read_selections(path: ShardPath, manifest: Manifest, known: IterationRows) -
             if row["iteration"] != path.iteration:
                 yield f"group {group_id} is of iteration {row['iteration']}"
             groups[group_id] = row["problem_id"]
-            known.selections[group_id] = Chosen(row["problem_id"], row["action"], row["draft_sample_id"])
+            known.selections[group_id] = Chosen(
+                row["problem_id"], row["action"], row["draft_sample_id"], row["num_refinements"]
+            )
             if "draft" not in known.unread:
                 yield from _check_selection(row, known, scores)
     yield from _count("rows", rows, manifest.data.rows)
@@ -166,7 +169,9 @@ def _check_group(path: ShardPath, group_id: int, rows: list[dict[str, Any]], kno
     if group_id in known.groups[stage]:
         yield f"group {group_id} stands twice"
     known.groups[stage][group_id] = first["problem_id"]
-    num_samples = known.num_samples.setdefault(stage, len(rows))
+    chosen = known.selections.get(group_id) if stage == "refine" else None
+    allocated = None if chosen is None else chosen.num_refinements
+    num_samples = known.num_samples.setdefault(stage, len(rows)) if allocated is None else allocated
     samples = [row["sample_id"] for row in rows]
     if samples != list(range(num_samples)):
         yield f"group {group_id} has the samples {_listed(samples)} instead of 0 to {num_samples - 1}"
@@ -256,10 +261,9 @@ def require_problems(path: ShardPath, selections: Sequence[Selection], problems:
             )
 
 
-def require_whole(path: ShardPath, manifest: Manifest, rows: Sequence[Rollout], expected: Collection[int]) -> None:
-    """Raise DamagedFileError unless each of the groups `expected` has all of its samples, in order, and no other."""
-    num_samples = manifest.identity.config[path.stage]["num_generations"]
-    wanted = chain.from_iterable(((group_id, sample) for sample in range(num_samples)) for group_id in expected)
+def require_whole(path: ShardPath, rows: Sequence[Rollout], expected: Mapping[int, int]) -> None:
+    """Raise DamagedFileError unless each group has the `expected` number of samples, in order, and no other."""
+    wanted = ((group_id, sample) for group_id, number in expected.items() for sample in range(number))
     what = _first_difference(((row.group_id, row.sample_id) for row in rows), wanted)
     if what is not None:
         raise _damaged(path, what)

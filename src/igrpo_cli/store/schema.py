@@ -100,7 +100,7 @@ SCORES = _schema(
 
 SELECTIONS = _schema(
     "selections",
-    1,
+    2,
     {
         "iteration": pa.int32(),
         "group_id": pa.int32(),
@@ -111,14 +111,16 @@ SELECTIONS = _schema(
         "num_tied": pa.int16(),
         "group_reward_mean": pa.float32(),
         "group_reward_std": pa.float32(),
-        # Nothing here is nullable: a group that is refined bare, or dropped, still records the draft that
+        # These are not nullable: a group that is refined bare, or dropped, still records the draft that
         # would have been chosen (with an empty answer where none was found); `action` says what was done.
         "action": _CHOICE,
         "draft_group_id": pa.int32(),
         "draft_answer": pa.string(),
+        "num_refinements": pa.int16(),
     },
+    nullable=("num_refinements",),
 )
-"""One row per group, in order; see `records.Selection`."""
+"""One row per group, in order; see `records.Selection`. Version 1 had no `num_refinements`."""
 
 METRICS = _schema(
     "metrics",
