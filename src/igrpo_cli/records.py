@@ -241,6 +241,8 @@ class TrainingGroup:
     """Rewards that the advantages are measured against; empty: those of the group."""
     loss_weight: float = 1.0
     """Factor of the loss of each completion."""
+    shaping_gamma: float = 0.0
+    """Above 0, the completions were sampled from another prompt, and p / (p + gamma) replaces the clipped ratio."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,14 @@ def published(loss_type="grpo", max_importance_weight=None, **settings):
     )
 
 
-def batch(advantages, num_tokens, group_sizes, num_groups=1, max_length=10, masked=(), weights=None):
+def batch(advantages, num_tokens, group_sizes, num_groups=1, max_length=10, masked=(), weights=None, gammas=None):
     return SequenceBatch(
         advantages=torch.tensor(advantages, dtype=torch.float64),
         num_tokens=tensor(num_tokens),
         group_sizes=tensor(group_sizes),
         max_lengths=torch.full((len(advantages),), max_length),
         loss_weights=torch.tensor(weights or [1.0] * len(advantages), dtype=torch.float64),
+        shaping_gammas=torch.tensor(gammas or [0.0] * len(advantages), dtype=torch.float64),
         is_masked=tensor([index in masked for index in range(len(advantages))]),
         num_groups=num_groups,
     )
@@ -60,6 +61,17 @@ def test_a_loss_weight_multiplies_surrogate_and_kl():
     weighted = batch([1.0, 1.0], [1, 1], [2, 2], weights=[3.0, 0.5])
     kl = 2 - log(2) - 1
     assert policy_loss(published(beta=0.5), weighted, tokens).loss.item() == pytest.approx(-3.5 * (1 - 0.5 * kl) / 2)
+
+
+def test_a_shaped_completion_has_its_steepest_slope_at_unlikely_tokens():
+    # p / (p + 0.1) of p = 0.1 is 1/2, of p = 0.9 it is 0.9. The ratio of the third sequence is 1, A = 1.
+    tokens = logprobs([0, 1, 2], [log(0.1), log(0.9), log(0.5)], [0.0, 0.0, log(0.5)])
+    output = policy_loss(published(), batch([2.0, -1.0, 1.0], [1] * 3, [3] * 3, gammas=[0.1, 0.1, 0.0]), tokens)
+    assert output.loss.item() == pytest.approx(-(2 * 0.5 - 0.9 + 1) / 3)
+    output.loss.backward()
+    # d/d logprob of p / (p + g) is g p / (p + g)^2: 0.01 / 0.04 and 0.09 / 1.
+    assert tokens.policy_logprobs.grad.tolist() == pytest.approx([-2 * 0.25 / 3, 0.09 / 3, -1 / 3])
+    assert output.clipped.tolist() == [False, False, False]
 
 
 @pytest.mark.parametrize(

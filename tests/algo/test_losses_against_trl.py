@@ -87,6 +87,7 @@ def loss_of_ours(settings, logprobs, advantages, mask):
         group_sizes=torch.full((len(LENGTHS),), GROUP_SIZE),
         max_lengths=torch.full((len(LENGTHS),), MAX_LENGTH),
         loss_weights=torch.ones(len(LENGTHS)),
+        shaping_gammas=torch.zeros(len(LENGTHS)),
         is_masked=lengths == 0,
         num_groups=len(LENGTHS) // GROUP_SIZE,
     )

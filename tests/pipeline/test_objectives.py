@@ -123,15 +123,25 @@ def test_loss_weights_are_those_of_their_stage(sampled):
     assert norms["{drafts=0.0}"] > 0
 
 
+def test_refinements_trained_without_their_draft_have_another_gradient(sampled):
+    norms = []
+    for setting in ("update.shaping_gamma=0.1", "update.refinement_prompt=without_draft"):
+        settings = sets("update.num_minibatches=1", "update.loss_weights={drafts=0.0}", setting)
+        assert igrpo("update", sampled, "--overwrite", *settings).code == 0
+        norms.append(metrics_of(sampled)[0, "grad_norm"])
+    assert 0 < norms[1] != norms[0] > 0
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (["update.train_on=refinements", "update.loss_weights={drafts=0.5}"], "needs update.train_on"),
         (["update.loss_weights={drafts=0, refinements=0}"], "nothing would be trained"),
         (["update.loss_weights={eval=1}"], "loss_weights"),
+        (["run.method=grpo", "update.refinement_prompt=without_draft"], "update.refinement_prompt"),
     ],
 )
-def test_loss_weights_without_a_loss_are_refused(tmp_path, settings, message):
+def test_settings_without_an_effect_are_refused(tmp_path, settings, message):
     result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *sets(*settings))
     assert result.code == 2
     assert message in result.stderr

@@ -171,6 +171,20 @@ def test_refinements_are_measured_against_the_rewards_that_the_baseline_names(ba
     assert [group.advantages for group in groups[2:]] == [pytest.approx(each) for each in expected]
 
 
+def test_refinements_can_be_trained_as_completions_of_the_problem_alone():
+    observations = observed(**DRAFTED)
+    for stage, prompt in (("draft", [1]), ("refine", [1, 2])):
+        observations.rollouts[stage][:] = [replace(row, prompt_ids=prompt) for row in observations.rollouts[stage]]
+    settings = {"train_on": "both", "refinement_prompt": "without_draft", "shaping_gamma": 0.2}
+    groups = groups_with_advantages(observations, config_of(settings))
+    assert [(group.stage, group.prompt_ids, group.shaping_gamma) for group in groups] == [
+        *[("draft", [1], 0.0)] * 2,
+        *[("refine", [1], 0.2)] * 2,
+    ]
+    groups = groups_with_advantages(observations, config_of({"train_on": "both"}))
+    assert [(group.prompt_ids, group.shaping_gamma) for group in groups[2:]] == [([1, 2], 0.0)] * 2
+
+
 def test_ungraded_drafts_are_no_baseline():
     observations = observed(draft=["1000"], refine=["11"])
     drafts = observations.rollouts["draft"]

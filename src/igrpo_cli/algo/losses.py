@@ -60,6 +60,8 @@ class SequenceBatch:
     """[S] int64, `max_completion_length` of each sequence."""
     loss_weights: Tensor
     """[S] float32, a factor of the objective of each sequence; 1 where all count alike."""
+    shaping_gammas: Tensor
+    """[S] float32, the gamma of sequences that were sampled from another prompt; 0 for the others."""
     is_masked: Tensor
     """[S] bool: the sequence is excluded and its tokens are not counted, but it counts in G."""
     num_groups: int
@@ -114,6 +116,13 @@ def policy_loss(objective: Objective, sequences: SequenceBatch, tokens: TokenLog
     else:
         objective_K = torch.minimum(ratio_K * advantages_K, ratio_K.clamp(low, high) * advantages_K)
         clipped_K = ((ratio_K < low) & (advantages_K < 0)) | ((ratio_K > high) & (advantages_K > 0))
+    gammas_K = sequences.shaping_gammas[tokens.sequence]
+    if (gammas_K > 0).any():
+        # Policy shaping (arXiv 2506.03106, eq. 6): no clip, since the old policy did not sample from this prompt.
+        probabilities_K = torch.exp(tokens.policy_logprobs)
+        shaped_K = advantages_K * probabilities_K / (probabilities_K + gammas_K)
+        objective_K = torch.where(gammas_K > 0, shaped_K, objective_K)
+        clipped_K = clipped_K & (gammas_K == 0)
     importance_K = None
     if objective.max_importance_weight is not None:
         importance_K = torch.exp(tokens.old_logprobs - tokens.sampling_logprobs).clamp(

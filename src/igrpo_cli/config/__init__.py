@@ -69,6 +69,8 @@ class RunConfig(Section):
         weights = [section.loss_weight(stage) for stage in ("draft", "refine")]
         if weights != [1.0, 1.0] and section.train_on != "both":
             raise ValueError('update.loss_weights needs update.train_on = "both"')
+        if section.refinement_prompt != "with_draft" and section.train_on == "drafts":
+            raise ValueError("update.refinement_prompt is for refinements; only drafts are trained on")
         if not any(weights):
             raise ValueError("update.loss_weights are all 0: nothing would be trained")
 

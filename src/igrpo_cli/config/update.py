@@ -57,6 +57,14 @@ class UpdateSection(Section):
 
     The objective of a completion, KL term included, is multiplied by the weight of its stage and not divided by the sum
     of the weights."""
+    refinement_prompt: Literal["with_draft", "without_draft"] = "with_draft"
+    """Prompt under which refinements are trained: the one that they were sampled from, or the problem alone.
+
+    `without_draft` is off-policy: what the model finds with a draft it learns to say without one (Critique-GRPO, arXiv
+    2506.03106, where drafts and refinements are one group: see `baseline = "pooled"`)."""
+    shaping_gamma: NonNegative = 0.1
+    """Under `refinement_prompt = "without_draft"`, the objective of a token of probability p is A p / (p + gamma), with
+    its steepest slope at unlikely tokens; 0 uses the clipped ratio as for other completions."""
     scores: str | None = None
     """Use the rewards of this set of scores (`igrpo grade`); unset means the rewards recorded with the completions."""
     loss_type: LossType = "grpo"

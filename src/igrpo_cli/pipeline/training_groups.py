@@ -43,6 +43,14 @@ class Observations:
             for stage in TRAINED_STAGES[section.train_on]
             for rollouts in _by_group(self.rollouts[stage])
         ]
+        if section.refinement_prompt == "without_draft":
+            prompts = {draft.group_id: draft.prompt_ids for draft in self.rollouts["draft"]}
+            groups = [
+                replace(group, prompt_ids=prompts[group.group_id], shaping_gamma=section.shaping_gamma)
+                if group.stage == "refine"
+                else group
+                for group in groups
+            ]
         if section.baseline == "group":
             return groups
         drafts = {rows[0].group_id: _graded_rewards(rows, reward) for rows in _by_group(self.rollouts["draft"])}

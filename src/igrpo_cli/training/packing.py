@@ -47,6 +47,8 @@ class TrainingBatch:
     """[S]"""
     loss_weights: FloatArray
     """[S] factor of the loss of each completion."""
+    shaping_gammas: FloatArray
+    """[S] gamma of completions that were sampled from another prompt, else 0."""
     is_masked: BoolArray
     """[S] True for a completion that is excluded from the objective."""
     first_token: IntArray
@@ -97,6 +99,7 @@ def flatten_groups(groups: Sequence[TrainingGroup], vocab_size: int) -> Training
         max_lengths=np.repeat([group.max_completion_length for group in groups], sizes),
         advantages=np.concatenate([np.asarray(group.advantages, dtype=np.float32) for group in groups]),
         loss_weights=np.repeat(np.array([group.loss_weight for group in groups], dtype=np.float32), sizes),
+        shaping_gammas=np.repeat(np.array([group.shaping_gamma for group in groups], dtype=np.float32), sizes),
         is_masked=np.concatenate([np.asarray(group.is_masked, dtype=np.bool_) for group in groups]),
         first_token=np.cumsum(num_tokens_S) - num_tokens_S,
         sequence=np.repeat(np.arange(len(completions)), num_tokens_S),

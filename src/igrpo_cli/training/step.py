@@ -242,6 +242,7 @@ class PolicyTrainer:
             group_sizes=self._to_device(batch.group_sizes),
             max_lengths=self._to_device(batch.max_lengths),
             loss_weights=self._to_device(batch.loss_weights),
+            shaping_gammas=self._to_device(batch.shaping_gammas),
             is_masked=self._to_device(batch.is_masked),
             num_groups=len(batch.groups),
         )
