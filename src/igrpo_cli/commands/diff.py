@@ -138,11 +138,16 @@ def _require_drafts(*sides: Side) -> None:
     for side in sides:
         if not complete_shards(side.run, side.iteration, "draft"):
             what = f"iteration {side.iteration} of {side.run.root} has no complete draft shard"
-            raise MissingInputError(what, hint=command_line(side.run.root, "draft", f"--iteration {side.iteration}"))
+            hint = command_line(side.run.root, "draft", f"--iteration {side.iteration}")
+            evaluated = command_line(side.run.root, "eval", f"--bench BENCH --compare A {side.iteration}")
+            raise MissingInputError(what, hint=f"{hint}; the last policy is only evaluated: {evaluated}")
 
 
 def _figures(a: IterationFigures, b: IterationFigures) -> dict[str, Any]:
-    names = dict.fromkeys([*a.points, *b.points])
+    # Without beta no KL is measured, and the update records 0.
+    points = [side.points.get("kl") for side in (a, b)]
+    unmeasured = {"kl"} if not any(point is not None and point.value for point in points) else set()
+    names = [name for name in dict.fromkeys([*a.points, *b.points]) if name not in unmeasured]
     return {name: _figure(a.points.get(name), b.points.get(name)) for name in names}
 
 

@@ -95,7 +95,7 @@ def _run_cells(
                 if not is_ours:
                     busy.append(cell)
                 elif not is_complete(root, study, cell):
-                    console.note(f"cell {cells.index(cell)} of {len(cells)}: {cell.name}")
+                    console.note(f"cell {cells.index(cell)} (of 0 to {len(cells) - 1}): {cell.name}")
                     related = [root / each.path for each in cells if each is not cell]
                     _run_cell(study, cell, root, related, request, console)
                     is_waiting = False

@@ -239,7 +239,8 @@ def directory_name(name: str) -> str:
 
 def bench_name(bench: str) -> str:
     """Return the name of `--bench` on disk: the stem of a file, or the name of a benchmark."""
-    return Path(bench).stem if bench.endswith((".jsonl", ".json", ".parquet")) else directory_name(bench)
+    is_file = bench.endswith((".jsonl", ".json", ".parquet", ".csv", ".tsv"))
+    return Path(bench).stem if is_file else directory_name(bench)
 
 
 def parse_shards(text: str, num_shards: int, kind: str = "shard") -> tuple[int, ...]:
