@@ -221,7 +221,7 @@ def test_more_than_the_context_is_refused_with_all_lengths(make_policy: MakePoli
     too_long = SamplingSettings(temperature=1.0, top_p=1.0, top_k=0, max_completion_length=120)
     with pytest.raises(IgrpoError, match=r"12 tokens.*120.*132.*128") as caught:
         sample(engine, GROUPS[1:2], too_long)
-    assert caught.value.hint == "lower max_completion_length to 116"
+    assert caught.value.hint == "lower max_completion_length (in eval: max_gen_toks) to 116"
 
 
 def test_max_model_len_narrows_the_context_and_cannot_widen_it(make_policy: MakePolicy):
