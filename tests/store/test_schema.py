@@ -19,7 +19,8 @@ GOLDEN = {
         draft_reward float | num_tied int16 | group_reward_mean float | group_reward_std float | action {CHOICE}
         draft_group_id int32 | draft_answer string | num_refinements int16 null""",
     "metrics": "iteration int32 | step int32 | name string | value double",
-    "problems": "problem_id string | problem string | answer string | source string",
+    "problems": """
+        problem_id string | problem string | answer string | source string | earlier_turns string | prefill string""",
     "advantages": f"""
         iteration int32 | step int32 | stage {CHOICE} | problem_id string | group_id int32 | sample_id int16
         reward float | advantage float | num_tokens int32 | old_logprob_mean float | policy_entropy_mean float""",
