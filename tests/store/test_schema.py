@@ -34,7 +34,7 @@ def test_columns_types_and_nullability_are_those_agreed_upon(schema):
     assert columns == [
         column.strip() for line in GOLDEN[name].split("\n") for column in line.split("|") if column.strip()
     ]
-    assert schema.metadata[b"igrpo.schema_version"] == (b"2" if name == "selections" else b"1")
+    assert schema.metadata[b"igrpo.schema_version"] == (b"2" if name in ("selections", "problems") else b"1")
 
 
 def test_further_reward_parts_stand_sorted_after_the_format():
