@@ -175,7 +175,11 @@ def _by_group(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
 
 
 def _graded_rewards(rollouts: Sequence[Rollout], reward: RewardSection) -> list[float]:
-    return [row.reward for row in rollouts if row.verdict != "ungraded" or reward.ungraded == "wrong"]
+    return [row.reward for row in rollouts if _is_graded(row, reward)]
+
+
+def _is_graded(rollout: Rollout, reward: RewardSection) -> bool:
+    return rollout.verdict != "ungraded" or reward.ungraded == "wrong"
 
 
 def _with_baseline(group: TrainingGroup, drafts: Sequence[float], baseline: Baseline) -> TrainingGroup:
@@ -190,8 +194,8 @@ def _training_group(
     rollouts: Sequence[Rollout], sampling: Mapping[str, Any], section: UpdateSection, reward: RewardSection
 ) -> TrainingGroup:
     first = rollouts[0]
-    masks_truncated, counts_ungraded = section.mask_truncated_completions, reward.ungraded == "wrong"
-    is_graded = [counts_ungraded or rollout.verdict != "ungraded" for rollout in rollouts]
+    masks_truncated = section.mask_truncated_completions
+    is_graded = [_is_graded(rollout, reward) for rollout in rollouts]
     has_accuracy = bool(reward.weights.get("accuracy"))
     return TrainingGroup(
         stage=first.stage,
