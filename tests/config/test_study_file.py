@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_cli.config.study import read_study
+from igrpo_cli.config.study import read_study, study_file
 from igrpo_cli.errors import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -95,3 +95,13 @@ def test_every_study_of_the_repository_can_be_run(path):
     assert len(study.seeds) >= 5
     assert {cell.config.run.num_iterations for cell in cells} != {None}
     assert path.read_text("utf-8").startswith("# ")
+
+
+def test_a_packaged_study_has_a_name_and_a_file_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert study_file(Path("published")).name == "published.toml"
+    (tmp_path / "published").write_text(FILE)
+    assert study_file(Path("published")) == Path("published")
+    with pytest.raises(UsageError, match="no study file publish") as caught:
+        study_file(Path("publish"))
+    assert "budgets, dapo" in caught.value.hint

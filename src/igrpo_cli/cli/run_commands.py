@@ -281,7 +281,7 @@ def quickstart(
 
 @with_console
 def study(
-    file: Annotated[Path, typer.Argument(metavar="STUDY.toml", help="File with the arms, seeds and settings.")],
+    file: Annotated[Path, typer.Argument(metavar="STUDY", help="File with the arms and seeds, or a packaged study.")],
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="DIR", help="Directory of all its runs.", show_default="runs/NAME"),
@@ -308,12 +308,13 @@ def study(
 ) -> None:
     """Train arms x seeds from one file, and compare the arms.
 
-    Example: igrpo study studies/published.toml --seed 0 --set run.num_iterations=2
+    Example: igrpo study published --seed 0 --set run.num_iterations=1 --set eval.limit=8
     """
     from igrpo_cli.commands import study as command
+    from igrpo_cli.config.study import study_file
 
     request = command.StudyRequest(
-        file=file,
+        file=study_file(file),
         output=output,
         arms=tuple(arms or ()),
         seeds=tuple(seeds or ()),

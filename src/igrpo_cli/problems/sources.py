@@ -150,16 +150,21 @@ PACKAGED_SETS = ("arithmetic",)
 PACKAGED_SPLITS = ("train", "test", "products")
 
 
-def packaged_data() -> Path:
-    """Return the folder of the packaged data: in the installed package, or `data/` of a source checkout.
+def packaged_folder(name: Literal["data", "studies"]) -> Path:
+    """Return a folder of packaged files: in the installed package, or at the top of a source checkout.
 
     Raises `MissingInputError` when neither exists.
     """
     package = Path(__file__).resolve().parents[1]
-    for folder in (package / "data", package.parents[1] / "data"):
+    for folder in (package / name, package.parents[1] / name):
         if folder.is_dir():
             return folder
-    raise MissingInputError("the data of the package is missing", hint="install it again: pip install igrpo-cli")
+    raise MissingInputError(f"the {name} of the package are missing", hint="install it again: pip install igrpo-cli")
+
+
+def packaged_data() -> Path:
+    """Return the folder of the packaged policy and problems. Raises as `packaged_folder`."""
+    return packaged_folder("data")
 
 
 def model_location(model: str) -> str:
