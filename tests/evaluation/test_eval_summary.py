@@ -114,6 +114,25 @@ def test_what_refining_did_by_hand():
         "break_rate": 0.5,
         "copy_rate": 0.5,
     }
+    # Both wrong drafts have a correct sample beside them; one of them was fixed.
+    assert (figures["retry_rate"], figures["fix_gain"]) == (1.0, -0.5)
+
+
+def test_a_fix_counts_against_new_samples_of_the_same_problem():
+    bare = samples(["5", "6", "!4"], ["5", "", "7"], ["!4", "!4", "!4"])
+    refined = [
+        sample(group, index, answer, draft_sample_id=index)
+        for group, row in enumerate((["!4", "5", "5"], ["!4", "!4", "5"], ["5"] * 3))
+        for index, answer in enumerate(row)
+    ]
+    figures = refinement_figures(refined, bare)
+    # Five refinements of wrong drafts, three of them correct. Of the other samples of the first problem a half is
+    # correct, of those of the second none.
+    assert figures["fix_rate"] == pytest.approx(3 / 5)
+    assert figures["retry_rate"] == pytest.approx((2 * 0.5 + 3 * 0.0) / 5)
+    assert figures["fix_gain"] == pytest.approx(0.4)
+    low, high = figures["fix_gain_ci95"]
+    assert (low + high) / 2 == pytest.approx(0.4)
 
 
 def test_one_draft_for_all_refinements_counts_once_for_each():

@@ -14,6 +14,7 @@ from igrpo_cli.algo.estimates import (
     maj_at_k,
     paired_difference,
     pass_at_k,
+    ratio_interval,
 )
 from igrpo_cli.errors import DamagedFileError
 from igrpo_cli.records import VERDICTS, Rollout
@@ -129,6 +130,10 @@ def refinement_figures(refinements: Sequence[Rollout], samples: Sequence[Rollout
     """Return the accuracy of the samples without draft, the difference, and the fix, break and copy rates.
 
     `draft_accuracy` is the accuracy of the graded drafts in the prompts, counted once for each refinement.
+    `retry_rate` is the accuracy of new samples without draft where the draft was wrong: of the other samples of the
+    problem, for each refinement in the fix rate. `fix_gain` is the fix rate minus the retry rate, and `fix_gain_ci95`
+    its interval, clustered by problem. They are left out if refinements share a draft, as drafts that were chosen by
+    what the other samples are would make the comparison unfair. A rate without refinements is left out.
     """
     drafts = {(draft.group_id, draft.sample_id): draft for draft in samples}
     rates = refinement_metrics(refinements, drafts, {draft.group_id: draft.group_id for draft in samples})
@@ -141,6 +146,32 @@ def refinement_figures(refinements: Sequence[Rollout], samples: Sequence[Rollout
         **paired_figures(before, after),
         "draft_accuracy": _mean(shown_correct) if shown_correct else None,
         **{name.removeprefix("refine/"): value for name, value in rates.items()},
+        **_fixed_and_retried(graded(refinements), drafts),
+    }
+
+
+def _fixed_and_retried(
+    refinements: Sequence[Rollout], drafts: Mapping[tuple[int, int], Rollout]
+) -> dict[str, float | list[float] | None]:
+    samples: defaultdict[int, list[Rollout]] = defaultdict(list)
+    for sample in graded(drafts.values()):
+        samples[sample.group_id].append(sample)
+    shown = Counter((row.group_id, row.draft_sample_id) for row in refinements)
+    pairs: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+    for row in refinements if max(shown.values(), default=0) == 1 else ():
+        draft = None if row.draft_sample_id is None else drafts[row.group_id, row.draft_sample_id]
+        others = [each.verdict == "correct" for each in samples[row.group_id] if each is not draft]
+        if draft is not None and draft.verdict not in ("correct", "ungraded") and others:
+            pairs[row.group_id].append((float(row.verdict == "correct"), _mean(others)))
+    if not pairs:
+        return {}
+    fixed, retried = (_mean([pair[side] for group in pairs.values() for pair in group]) for side in (0, 1))
+    gains = [sum(fix - retry for fix, retry in group) for group in pairs.values()]
+    interval = ratio_interval(gains, [len(group) for group in pairs.values()])
+    return {
+        "retry_rate": retried,
+        "fix_gain": fixed - retried,
+        "fix_gain_ci95": None if interval is None else list(interval),
     }
 
 

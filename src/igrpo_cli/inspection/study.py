@@ -47,6 +47,7 @@ TRAINING = (
 HELD_OUT = (
     "eval/copy_rate",
     "eval/fix_rate",
+    "eval/retry_rate",
     "eval/break_rate",
     "eval/entropy_without_draft",
     "eval/entropy_with_draft",

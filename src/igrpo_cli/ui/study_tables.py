@@ -32,6 +32,7 @@ METRIC_LABELS = {
     "refine/sampled_entropy": "entropy with draft, nats per token",
     "eval/copy_rate": "held-out copy rate",
     "eval/fix_rate": "held-out fix rate",
+    "eval/retry_rate": "held-out retry rate",
     "eval/break_rate": "held-out break rate",
     "eval/entropy_without_draft": "held-out entropy without draft, nats per token",
     "eval/entropy_with_draft": "held-out entropy with draft, nats per token",

@@ -145,6 +145,11 @@ def _against_samples(summary: Figures) -> str:
     rates = [
         ("correct drafts", percent(summary["draft_accuracy"]), "of the drafts in the prompts"),
         ("fix rate", percent(summary.get("fix_rate")), "of the refinements of wrong drafts, correct"),
+        *(
+            [("retry rate", percent(summary["retry_rate"]), "of new samples where the draft was wrong, correct")]
+            if "retry_rate" in summary
+            else []
+        ),
         ("break rate", percent(summary.get("break_rate")), "of the refinements of correct drafts, wrong"),
         ("copy rate", percent(summary.get("copy_rate")), "of all refinements, equal to their draft"),
     ]
