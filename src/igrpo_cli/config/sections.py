@@ -180,8 +180,9 @@ class SelectSection(Section):
     ties: Ties = "first"
     """The choice among drafts of equal reward; `random` is seeded."""
     all_zero: AllZero = "keep"
-    """What happens if no draft of a problem has a reward above 0: `keep` shows a draft all the same, as the algorithm
-    of the paper does, `bare` refines without draft, `drop` does not refine the problem."""
+    """What happens if no draft of a problem has a reward above 0 (with `allocation = "adaptive"`: if none is right):
+    `keep` shows a draft all the same, as the algorithm of the paper does, `bare` refines without draft, `drop` does not
+    refine the problem."""
     scores: str | None = None
     """Use the rewards of this set of scores (`igrpo grade`); unset means the rewards recorded with the drafts."""
 

@@ -85,15 +85,21 @@ class PromptLengths:
 def short_enough(lengths: PromptLengths, problems: Sequence[Problem], config: RunConfig) -> list[Problem]:
     """Return the problems whose prompt fits `prompts.max_prompt_length`. Others are an error, or are skipped."""
     limit, kept = config.prompts.max_prompt_length, []
+    too_long: list[tuple[Problem, int]] = []
     for problem in problems:
         num_tokens = lengths.over(problem, limit)
         if num_tokens is None:
             kept.append(problem)
-        elif not config.data.skip_bad_rows:
-            raise IgrpoError(
-                f"{problem.source}: the prompt has {num_tokens} tokens, more than prompts.max_prompt_length = {limit}",
-                hint="raise it with --set, or count and skip such rows: --skip-bad-rows",
-            )
+        else:
+            too_long.append((problem, num_tokens))
+    if too_long and not config.data.skip_bad_rows:
+        first, num_tokens = too_long[0]
+        longest = max(length for _, length in too_long)
+        raise IgrpoError(
+            f"{first.source}: the prompt has {num_tokens} tokens, more than prompts.max_prompt_length = {limit}; "
+            f"{len(too_long)} of {len(problems)} prompts are longer than that",
+            hint=f"--set prompts.max_prompt_length={longest}, or count and skip such rows: --skip-bad-rows",
+        )
     if not kept:
         raise IgrpoError(f"no problem has a prompt of at most prompts.max_prompt_length = {limit} tokens")
     return kept
