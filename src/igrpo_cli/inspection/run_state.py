@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from statistics import fmean
 from typing import Any
 
 from igrpo_cli.config import RunConfig
@@ -18,8 +19,18 @@ from igrpo_cli.store.lineage import unpromoted_policies
 from igrpo_cli.store.manifest import Spent, read_manifest, read_update_figures
 from igrpo_cli.store.policies import Policy, read_policy
 
-CURVES = ("draft/accuracy_mean", "refine/accuracy_mean", "draft/reward_mean", "refine/reward_mean")
-"""Metrics of whole iterations: accuracy and reward without draft (`draft`) and with draft (`refine`) in the prompt."""
+CURVES = (
+    "draft/accuracy_mean",
+    "refine/accuracy_mean",
+    "draft/reward_mean",
+    "refine/reward_mean",
+    "draft/groups_with_gradient",
+    "refine/groups_with_gradient",
+    "refine/copy_rate",
+)
+"""Metrics of whole iterations, without draft (`draft`) and with draft (`refine`) in the prompt."""
+RECENT = 5
+"""Number of the last iterations that `findings` looks at."""
 
 
 @dataclass
@@ -155,6 +166,24 @@ class RunStatus:
     def _read_curves(self, complete: list[int]) -> dict[str, list[float]]:
         found = {name: [self._curves[k][name] for k in complete if name in self._curves[k]] for name in CURVES}
         return {name: values for name, values in found.items() if values}
+
+
+def findings(curves: Mapping[str, Sequence[float]]) -> list[str]:
+    """Return a sentence for each sign that drafts do not help as they could, from the last iterations of `CURVES`.
+
+    docs/when-drafts-help.md says what to set then. Nothing is said of a run with fewer than three iterations.
+    """
+    recent = {name: fmean(values[-RECENT:]) for name, values in curves.items() if len(values) >= 3}
+    copied, varied = recent.get("refine/copy_rate"), recent.get("refine/groups_with_gradient")
+    drafts, refined = recent.get("draft/accuracy_mean"), recent.get("refine/accuracy_mean")
+    found = []
+    if copied is not None and varied is not None and copied >= 0.5 and varied <= 0.5:
+        found.append(
+            f"{copied:.0%} of refinements repeat their draft, and {varied:.0%} of their groups have reward variance"
+        )
+    if drafts is not None and refined is not None and drafts < 0.5 and refined >= 2 * drafts and refined >= 0.05:
+        found.append(f"{refined:.1%} of refinements are right, but {drafts:.1%} of samples without draft")
+    return [f"{each}: see docs/when-drafts-help.md" for each in found]
 
 
 def read_complete_iteration(

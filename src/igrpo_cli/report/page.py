@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from igrpo_cli.inspection.curves import IterationFigures, Point, StageCost
+from igrpo_cli.inspection.run_state import findings
 from igrpo_cli.records import VERDICTS
 from igrpo_cli.report.figures import SECTIONS, Figure
 from igrpo_cli.report.samples import KINDS, Samples
@@ -58,6 +59,14 @@ class ReportedRun:
         """The cost of the whole run by stage."""
         by_stage = {stage: [each.costs[stage] for each in self.iterations if stage in each.costs] for stage in STAGES}
         return {stage: sum(costs, StageCost()) for stage, costs in by_stage.items() if costs}
+
+    @property
+    def findings(self) -> list[str]:
+        """Signs that drafts do not help as they could."""
+        names = {name for each in self.iterations for name in each.points}
+        return findings(
+            {n: [each.points[n].value for each in self.iterations if n in each.points] for n in sorted(names)}
+        )
 
     @property
     def num_groups(self) -> int:
