@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_cli.config.study import read_study, study_file
+from igrpo_cli.commands.study import study_file
+from igrpo_cli.config.study import read_study
 from igrpo_cli.errors import UsageError
 
 ROOT = Path(__file__).parents[2]

@@ -311,10 +311,9 @@ def study(
     Example: igrpo study published --seed 0 --set run.num_iterations=1 --set eval.limit=8
     """
     from igrpo_cli.commands import study as command
-    from igrpo_cli.config.study import study_file
 
     request = command.StudyRequest(
-        file=study_file(file),
+        file=command.study_file(file),
         output=output,
         arms=tuple(arms or ()),
         seeds=tuple(seeds or ()),

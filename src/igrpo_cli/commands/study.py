@@ -15,6 +15,7 @@ from igrpo_cli.config.study import Cell, Study, read_study
 from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.pipeline.plan import iteration_arithmetic
 from igrpo_cli.pipeline.session import open_session
+from igrpo_cli.problems.sources import packaged_folder
 from igrpo_cli.store.layout import RunDirectory, bench_name, format_shards, parse_shards, shell_path
 from igrpo_cli.store.locks import locked
 from igrpo_cli.ui.console import Console, printable
@@ -43,6 +44,22 @@ class StudyRequest:
     only_report: bool = False
     dry_run: bool = False
     as_png: bool = False
+
+
+def study_file(name: Path) -> Path:
+    """Return the file of a study: a path, or a packaged study by its name, as `published`.
+
+    Raises UsageError with the names of the packaged studies for a file that does not exist.
+    """
+    if name.exists():
+        return name
+    packaged = {path.stem: path for path in sorted(packaged_folder("studies").glob("*.toml"))}
+    if str(name) not in packaged:
+        names = ", ".join(packaged)
+        raise UsageError(
+            f"there is no study file {name}", hint=f"docs/studies.md describes the file. Packaged: {names}"
+        )
+    return packaged[str(name)]
 
 
 def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> None:

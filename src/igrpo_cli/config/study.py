@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import apply_overrides, check_config, explain, merge, read_config_file, read_preset
 from igrpo_cli.errors import UsageError
-from igrpo_cli.problems.sources import packaged_folder
 
 MAX_ARMS = 24
 """Arms that can be told apart in a plot: eight colours in three dash patterns."""
@@ -101,22 +100,6 @@ class Study(BaseModel):
         last = config.run.num_iterations
         assert last is not None
         return sorted({*range(0, last, self.eval_every), last})
-
-
-def study_file(name: Path) -> Path:
-    """Return the file of a study: a path, or a packaged study by its name, as `published`.
-
-    Raises UsageError with the names of the packaged studies for a file that does not exist.
-    """
-    if name.exists():
-        return name
-    packaged = {path.stem: path for path in sorted(packaged_folder("studies").glob("*.toml"))}
-    if str(name) not in packaged:
-        names = ", ".join(packaged)
-        raise UsageError(
-            f"there is no study file {name}", hint=f"docs/studies.md describes the file. Packaged: {names}"
-        )
-    return packaged[str(name)]
 
 
 def read_study(path: Path, overrides: Iterable[str] = ()) -> tuple[Study, list[Cell]]:
