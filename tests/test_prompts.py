@@ -74,6 +74,24 @@ def test_an_empty_draft_gives_both_prompts_one_form(turn, empty):
 
 
 @pytest.mark.parametrize(
+    ("verdict", "told"), [("correct", "right"), ("wrong", "wrong"), ("no_answer", "wrong"), ("ungraded", "unknown")]
+)
+def test_the_verdict_on_a_draft_stands_in_the_place_of_the_template(verdict, told):
+    template = "{problem}\n[draft]\n{draft}\n[/draft]\nIt is {verdict}."
+    prompts = PromptsSection(refine_template=template, verdict_texts={"correct": "right"})
+    prompt = prompt_with_draft(problem("1+1?"), "3. {verdict}", prompts, verdict)
+    assert text_of(prompt) == f"1+1?\n[draft]\n3. {{verdict}}\n[/draft]\nIt is {told}."
+    assert (prompts.shows_verdict, PromptsSection().shows_verdict) == (True, False)
+
+
+def test_the_request_after_a_turn_of_the_assistant_tells_the_verdict_too():
+    prompts = PromptsSection(draft_turn="assistant", refine_request="It is {verdict}.")
+    assert text_of(prompt_with_draft(problem("1+1?"), "3", prompts, "no_answer")) == "It is wrong."
+    assert prompts.shows_verdict
+    assert not PromptsSection(draft_turn="user", refine_request="It is {verdict}.").shows_verdict
+
+
+@pytest.mark.parametrize(
     ("view", "expected"),
     [("full", "<think>a</think> b"), ("no_think", "b"), ("answer_only", "42")],
 )

@@ -10,9 +10,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
+from igrpo_cli.config import RunConfig
 from igrpo_cli.config.sections import PromptsSection
-from igrpo_cli.records import ChatPrompt, Problem, PromptSegment
+from igrpo_cli.records import ChatPrompt, Problem, PromptSegment, Selection, Verdict
 from igrpo_cli.thoughts import after_thought
 
 Truncate = Callable[[str, int], tuple[str, bool]]
@@ -29,16 +31,30 @@ def prompt_without_draft(problem: Problem, prompts: PromptsSection) -> ChatPromp
     return _prompt(problem, (PromptSegment(problem.problem, trusted=False),), prompts)
 
 
-def prompt_with_draft(problem: Problem, draft: str, prompts: PromptsSection) -> ChatPrompt:
+def prompt_with_draft(
+    problem: Problem, draft: str, prompts: PromptsSection, verdict: Verdict | None = None
+) -> ChatPrompt:
     """Return the prompt q': the problem and a draft, in one user turn or as an earlier turn of the assistant.
 
     `draft` is the result of `visible_draft`. In the user turn it stands between fixed markers: a marker of the template
     within the draft gets a space after its first character, so that a draft cannot end its own frame. In the turn of
-    the assistant it is as it was written.
+    the assistant it is as it was written. `verdict` is that on the draft, for templates with `{verdict}`.
     """
     if prompts.draft_turn == "user":
         draft = _without_markers(draft, prompts.refine_template)
-    return _with_slot(problem, PromptSegment(draft, trusted=False, is_draft=True), prompts)
+    return _with_slot(problem, PromptSegment(draft, trusted=False, is_draft=True), prompts, verdict)
+
+
+def refined_problem(problem: Problem, selection: Selection, config: RunConfig) -> Problem:
+    """Return the problem with the reference answer that refinements of a selected draft are graded against.
+
+    With `reward.refinements = "verdict"` it is the text for the verdict on the draft, and empty if that could not be
+    graded. A refinement without draft answers the problem itself.
+    """
+    if config.reward.refinements == "answer" or selection.action != "condition":
+        return problem
+    is_graded = selection.draft_verdict != "ungraded"
+    return replace(problem, answer=config.prompts.verdict_text(selection.draft_verdict) if is_graded else "")
 
 
 def visible_draft(
@@ -59,13 +75,20 @@ def template_hash(prompts: PromptsSection) -> str:
     return hashlib.sha256(json.dumps(prompts.model_dump(), sort_keys=True).encode()).hexdigest()
 
 
-def _with_slot(problem: Problem, draft: PromptSegment, prompts: PromptsSection) -> ChatPrompt:
+def _with_slot(
+    problem: Problem, draft: PromptSegment, prompts: PromptsSection, verdict: Verdict | None = None
+) -> ChatPrompt:
     """Return the prompt with `draft` in the place that `prompts.draft_turn` names."""
+    told = prompts.verdict_text(verdict)
     if prompts.draft_turn == "assistant":
-        request = PromptSegment(prompts.refine_request, trusted=True)
+        request = PromptSegment(prompts.refine_request.replace("{verdict}", told), trusted=True)
         return _prompt(problem, (request,), prompts, (problem.problem, draft.text))
-    fill = {"{problem}": PromptSegment(problem.problem, trusted=False), "{draft}": draft}
-    pieces = re.split(r"(\{problem\}|\{draft\})", prompts.refine_template)
+    fill = {
+        "{problem}": PromptSegment(problem.problem, trusted=False),
+        "{draft}": draft,
+        "{verdict}": PromptSegment(told, trusted=True),
+    }
+    pieces = re.split(r"(\{problem\}|\{draft\}|\{verdict\})", prompts.refine_template)
     user = tuple(fill.get(piece) or PromptSegment(piece, trusted=True) for piece in pieces if piece)
     return _prompt(problem, user, prompts)
 

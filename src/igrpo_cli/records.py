@@ -201,6 +201,8 @@ class Selection:
     """Sample standard deviation (ddof 1) of the rewards of the N drafts; 0 for a single draft."""
     num_refinements: int | None = None
     """Number of refinements that `select.allocation` gave the problem; None means `refine.num_generations`."""
+    draft_verdict: Verdict | None = None
+    """Verdict of the grader on the draft; None for an external draft."""
 
     def num_samples(self, num_generations: int) -> int:
         """Return the number of refinements, where `num_generations` is that of the stage."""

@@ -219,3 +219,36 @@ def test_without_results_there_is_nothing_to_report(study_file, tmp_path):
     assert result.code == 3
     assert "has no results yet" in result.stderr
     assert "hint: igrpo study" in result.stderr
+
+
+@pytest.mark.slow
+def test_an_arm_without_evaluations_with_draft_is_compared_in_the_others(tmp_path):
+    arms = """
+[arms.both]
+update.train_on = "both"
+
+[arms.verdicts]
+update.train_on = "both"
+reward.refinements = "verdict"
+select.strategy = "random"
+"""
+    file = tmp_path / "small.toml"
+    head = FILE.partition("[arms.grpo]")[0].replace("num_iterations = 3", "num_iterations = 1")
+    file.write_text(head.replace('"grpo"', '"both"').replace("[0, 1]", "[0]") + arms)
+    command = ("study", file, "--output", tmp_path / "study")
+    plan = igrpo(*command, "--dry-run", "--json").json
+    # 2 policies x 1 or 2 kinds x 6 problems x 2 samples x 40 tokens.
+    assert [cell["max_eval_tokens"] for cell in plan["cells"]] == [1920, 960]
+    result = igrpo(*command, "--json")
+    assert result.code == 0, result.stderr
+    verdicts = result.json["arms"]["verdicts"]
+    assert verdicts["complete"] == [0]
+    assert verdicts["scores"]["final_with_draft"] is None
+    assert verdicts["scores"]["final"]["value"] == verdicts["curves"]["eval/without_draft"][-1]["value"]
+    assert len(verdicts["curves"]["verify/verdict_correct"]) == 1
+    assert "refine/verdict_correct" not in verdicts["curves"]
+    compared = {each["score"] for each in result.json["comparisons"]}
+    assert compared == {"final", "mean", "equal_tokens"}
+    text = igrpo(*command, "--report", "--markdown").stdout
+    assert "| accuracy of verdicts on drafts | verdicts |" in text
+    assert igrpo(*command, "--dry-run", "--json").json["open_cells"] == ""

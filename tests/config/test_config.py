@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 
 import pytest
+from pydantic import ValidationError
 
 from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import (
@@ -193,3 +194,43 @@ def test_toml_beyond_what_python_reads_is_not_valid(tmp_path, value):
     with pytest.raises(UsageError, match=r"large\.toml is not valid TOML"):
         read_toml(path)
     assert parse_override(f"draft.temperature={value}") == ("draft", "temperature", value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"select": {"strategy": "shuffled"}}, "graded drafts of the same problem"),
+        ({"select": {"strategy": "none"}}, "graded drafts of the same problem"),
+        ({"prompts": {"empty_draft": "N/A"}}, "unset prompts.empty_draft"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["stated", "shown"])
+def test_a_verdict_needs_a_graded_draft_in_every_prompt_with_draft(settings, message, kind):
+    if kind == "stated":
+        settings = {**settings, "reward": {"refinements": "verdict"}}
+    else:
+        template = {"refine_template": "{problem}{draft}{verdict}"}
+        settings = {**settings, "prompts": {**settings.get("prompts", {}), **template}}
+    with pytest.raises(ValidationError, match=message):
+        RunConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts": {"refine_template": "{problem}{draft}{verdict}"}}, "remove {verdict}"),
+        ({"prompts": {"verdict_texts": {"correct": "wrong"}}}, "different texts"),
+        ({"run": {"method": "grpo"}}, "no completion of this run sees a draft"),
+        ({"update": {"baseline": "pooled"}}, "rewards no answers"),
+        ({"update": {"refinement_prompt": "without_draft"}}, "rewards no answers"),
+    ],
+)
+def test_settings_that_make_no_sense_of_verifications_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        RunConfig(reward={"refinements": "verdict"}, **settings)
+
+
+def test_an_evaluation_with_draft_needs_answers_without_the_reference():
+    assert RunConfig().evaluates_with_draft
+    assert not RunConfig(reward={"refinements": "verdict"}).evaluates_with_draft
+    assert not RunConfig(prompts={"refine_template": "{problem}{draft}{verdict}"}).evaluates_with_draft

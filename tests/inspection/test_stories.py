@@ -41,6 +41,12 @@ def test_fixed_broken_and_without_gradient(run):
     assert told == [(True, False, True), (False, True, True), (False, False, False), (False, False, True)]
 
 
+def test_a_verification_neither_fixes_nor_breaks_its_draft(run):
+    make_iteration(run, 0, FIXED, BROKEN, config={"select": SELECT, "reward": {"refinements": "verdict"}})
+    for story in read_stories(run, 0):
+        assert (story.is_fixed, story.is_broken, story.has_verifications) == (False, False, True)
+
+
 def test_a_draft_of_another_group_is_judged_by_its_own_verdict(run):
     shuffled = Group(["5", "5"], ["!4", "5"], selected=1, shown_group=0)
     make_iteration(run, 0, Group(["5", "!4"], ["!4"]), shuffled, num_shards=2)

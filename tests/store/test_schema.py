@@ -17,7 +17,7 @@ GOLDEN = {
     "selections": f"""
         iteration int32 | group_id int32 | problem_id string | draft_sample_id int16 | draft string
         draft_reward float | num_tied int16 | group_reward_mean float | group_reward_std float | action {CHOICE}
-        draft_group_id int32 | draft_answer string | num_refinements int16 null""",
+        draft_group_id int32 | draft_answer string | num_refinements int16 null | draft_verdict {CHOICE} null""",
     "metrics": "iteration int32 | step int32 | name string | value double",
     "problems": """
         problem_id string | problem string | answer string | source string | earlier_turns string | prefill string""",
@@ -34,7 +34,8 @@ def test_columns_types_and_nullability_are_those_agreed_upon(schema):
     assert columns == [
         column.strip() for line in GOLDEN[name].split("\n") for column in line.split("|") if column.strip()
     ]
-    assert schema.metadata[b"igrpo.schema_version"] == (b"2" if name in ("selections", "problems") else b"1")
+    versions = {"selections": b"3", "problems": b"2"}
+    assert schema.metadata[b"igrpo.schema_version"] == versions.get(name, b"1")
 
 
 def test_further_reward_parts_stand_sorted_after_the_format():

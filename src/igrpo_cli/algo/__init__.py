@@ -17,6 +17,8 @@ AT_RANDOM: frozenset[Strategy] = frozenset({"random", "wrong", "balanced", "oppo
 """The strategies that draw among drafts of different rewards."""
 BY_VERDICT: frozenset[Strategy] = frozenset({"wrong", "balanced", "opposite", "shuffled_wrong"})
 """The strategies that depend on which drafts are wrong."""
+WITHOUT_VERDICT: frozenset[Strategy] = frozenset({"shuffled", "shuffled_wrong", "external", "none"})
+"""The strategies that show no draft with a verdict for the problem: a draft of another problem or source, or none."""
 Baseline = Literal["group", "drafts", "pooled"]
 Ties = Literal["first", "random", "shortest"]
 AllZero = Literal["keep", "bare", "drop"]

@@ -167,6 +167,8 @@ def _config_of_model(model: str, sets: list[str]) -> RunConfig:
 def _evaluations(session: Session, request: EvalRequest, benches: Sequence[str]) -> list[Evaluation]:
     from igrpo_cli.problems.sources import default_repeats
 
+    if request.with_draft:
+        _require_answers(session.config)
     section = session.config.eval
     problems = [_problems(session, request, bench) for bench in benches]
     policy, model = _policy(session, request)
@@ -181,6 +183,19 @@ def _evaluations(session: Session, request: EvalRequest, benches: Sequence[str])
         )
         for bench, problems_of_bench in zip(benches, problems, strict=True)
     ]
+
+
+def _require_answers(config: RunConfig) -> None:
+    """Raise UsageError where the refinements of an evaluation with draft would not be the policy's own answers."""
+    if config.evaluates_with_draft:
+        return
+    told = "the prompt tells the verdict of the grader on the draft ({verdict}), which needs the reference answer"
+    asked = 'refinements state a verdict on their draft (reward.refinements = "verdict"), not an answer'
+    raise UsageError(
+        f"there is no evaluation with draft: {told if config.prompts.shows_verdict else asked}",
+        hint="evaluate without --with-draft; or, to measure refinements of another prompt, add "
+        "--set reward.refinements=answer --set 'prompts.refine_template=…'",
+    )
 
 
 def _problems(session: Session, request: EvalRequest, bench: str) -> list[Problem]:

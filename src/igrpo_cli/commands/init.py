@@ -147,7 +147,7 @@ def _prompts(problem: Problem, config: RunConfig, tokenizer: PolicyTokenizer) ->
     """Return the prompts of a problem as the model reads them: without draft, and with a short one if it is refined."""
     prompts = {"without draft": prompt_without_draft(problem, config.prompts)}
     if "refine" in config.stages() and config.select.strategy != "none":
-        prompts["with a draft"] = prompt_with_draft(problem, SHOWN_DRAFT, config.prompts)
+        prompts["with a draft"] = prompt_with_draft(problem, SHOWN_DRAFT, config.prompts, "wrong")
     return {name: tokenizer.encode_prompt(prompt)[0] for name, prompt in prompts.items()}
 
 

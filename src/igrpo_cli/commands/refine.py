@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from igrpo_cli.pipeline.rollout_stage import RolloutPlan, RolloutStage, open_rollouts, training_plan
 from igrpo_cli.pipeline.session import Session, StageRequest
-from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft, visible_draft
+from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft, refined_problem, visible_draft
 from igrpo_cli.records import Selection, StageReport
 from igrpo_cli.rollouts import RolloutTask
 from igrpo_cli.store.completion import open_input
@@ -81,8 +81,9 @@ def _task(stage: RolloutStage, selection: Selection) -> RolloutTask:
     )
     return RolloutTask(
         group_id=selection.group_id,
-        problem=problem,
-        prompt=prompt_with_draft(problem, draft, config.prompts),
+        # With `reward.refinements = "verdict"`, the reference answer is the verdict on the draft.
+        problem=refined_problem(problem, selection, config),
+        prompt=prompt_with_draft(problem, draft, config.prompts, selection.draft_verdict),
         sample_ids=sample_ids,
         draft_sample_id=selection.draft_sample_id,
         draft=selection.draft,

@@ -79,7 +79,7 @@ def select_drafts(session: Session, iteration: int, drafts: CandidateBlock, coun
     outcomes_BN = drafts.rewards_BN if section.allocation == "fixed" else is_graded_BN & ~is_wrong_BN
     actions = choose_actions(outcomes_BN, section.strategy, section.all_zero, is_graded_BN)
     counts["all_zero"] += int((~is_rewarded(drafts.rewards_BN, is_graded_BN)).sum())
-    texts, answers = drafts.texts(choices.indices)
+    texts, answers, verdicts = drafts.chosen(choices.indices)
     return [
         Selection(
             iteration=iteration,
@@ -94,6 +94,7 @@ def select_drafts(session: Session, iteration: int, drafts: CandidateBlock, coun
             num_tied=int(choices.num_tied[row]),
             group_reward_mean=float(choices.reward_mean[row]),
             group_reward_std=float(choices.reward_std[row]),
+            draft_verdict=verdicts[row],
         )
         for row, group_id in enumerate(drafts.group_ids)
     ]
@@ -238,6 +239,7 @@ def _with_draft_of(selection: Selection, other: Selection, action: SelectionActi
         draft=other.draft,
         draft_answer=other.draft_answer,
         draft_reward=other.draft_reward,
+        draft_verdict=other.draft_verdict,
     )
 
 
@@ -262,6 +264,7 @@ def _with_external_drafts(session: Session, selections: list[Selection]) -> list
                 draft_answer="",
                 draft_reward=0.0,
                 num_tied=1,
+                draft_verdict=None,
             )
         )
     return replaced

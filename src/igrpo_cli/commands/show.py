@@ -244,7 +244,8 @@ def _outcome(story: GroupStory) -> Iterator[str]:
     if story.draft_verdict is not None:
         yield f"the selected one: {_words(story.draft_verdict)}"
     if story.refinements:
-        yield f"{_correct(story.refinements)} refinements correct"
+        which = "verdicts on it" if story.has_verifications else "refinements"
+        yield f"{_correct(story.refinements)} {which} correct"
     if story.is_fixed:
         yield "fixed"
     if story.is_broken:

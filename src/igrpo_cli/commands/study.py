@@ -135,15 +135,15 @@ def _run_cell(
         session.related_runs = tuple(related)
 
         def evaluate(policy: int) -> None:
-            for with_draft in (False, True):
-                kind = cell.config.eval.selection if with_draft else None
+            for kind in cell.evaluations:
                 if session.run.eval_summary(bench_name(study.eval_bench), policy, conditioned=kind).exists():
                     continue
+                has_draft = kind is not None
                 wanted = evaluation.EvalRequest(
-                    path, study.eval_bench, iteration=policy, with_draft=with_draft, bench_dir=request.bench_dir
+                    path, study.eval_bench, iteration=policy, with_draft=has_draft, bench_dir=request.bench_dir
                 )
                 figures, _ = evaluation.evaluate(session, wanted)
-                prompts = "with draft" if with_draft else "without draft"
+                prompts = "with draft" if has_draft else "without draft"
                 console.note(f"policy {policy}: {100 * (figures['avg_at_k'] or 0):.1f} % {prompts}")
 
         todo = unfinished(session)
@@ -189,7 +189,7 @@ def _print_plan(study: Study, cells: Sequence[Cell], root: Path, request: StudyR
                 "iterations": last,
                 "iterations_done": sum(run.update(each).manifest.exists() for each in range(last)),
                 "max_tokens_sampled": last * iteration_arithmetic(cell.config)["max_tokens_sampled"],
-                "max_eval_tokens": len(policies) * 2 * evaluated * section.max_gen_toks,
+                "max_eval_tokens": len(policies) * len(cell.evaluations) * evaluated * section.max_gen_toks,
             }
         )
     open_cells = format_shards(number for number, plan in enumerate(plans) if not plan["complete"])

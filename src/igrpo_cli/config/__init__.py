@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import model_validator
 
+from igrpo_cli.algo import WITHOUT_VERDICT
 from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.config.rewards import JudgeSection, RewardSection
 from igrpo_cli.config.sections import (
@@ -60,6 +61,7 @@ class RunConfig(Section):
             raise ValueError("prompts.refine_template must hold {problem} and {draft} exactly once each")
         self._check_selection()
         self._check_update()
+        self._check_verdicts()
         return self
 
     def _check_update(self) -> None:
@@ -80,6 +82,36 @@ class RunConfig(Section):
             raise ValueError('select.strategy = "external" needs select.external: a file of drafts, or another run')
         if is_external and self.prompts.draft_view == "answer_only":
             raise ValueError('external drafts have no extracted answer: set prompts.draft_view = "full" or "no_think"')
+
+    def _check_verdicts(self) -> None:
+        """Check the settings of a run whose refinements state the verdict on their draft, or see it."""
+        is_stated, is_shown = self.reward.refinements == "verdict", self.prompts.shows_verdict
+        if not is_stated and not is_shown:
+            return
+        what = 'reward.refinements = "verdict"' if is_stated else "{verdict} in the prompt"
+        if is_stated and is_shown:
+            raise ValueError(f"{what} asks for the verdict that {{verdict}} in the prompt tells: remove {{verdict}}")
+        if is_stated and "refine" not in self.stages():
+            raise ValueError(f"{what}, but no completion of this run sees a draft: remove it")
+        if "refine" in self.stages() and self.select.strategy in WITHOUT_VERDICT:
+            raise ValueError(
+                f'{what} needs graded drafts of the same problem, and select.strategy = "{self.select.strategy}" '
+                "shows none: set another one, for example random"
+            )
+        if self.prompts.empty_draft is not None:
+            raise ValueError(f"{what} is for prompts with a draft only: unset prompts.empty_draft")
+        if is_stated and (self.update.refinement_prompt, self.update.baseline) != ("with_draft", "group"):
+            raise ValueError(
+                f'{what} rewards no answers to the problem: set update.refinement_prompt = "with_draft" and '
+                'update.baseline = "group"'
+            )
+        if is_stated and self.prompts.verdict_text("correct") == self.prompts.verdict_text("wrong"):
+            raise ValueError(f"{what} needs different texts for correct and wrong in prompts.verdict_texts")
+
+    @property
+    def evaluates_with_draft(self) -> bool:
+        """Return True if an evaluation with draft measures answers that the policy finds without the reference."""
+        return self.reward.refinements == "answer" and not self.prompts.shows_verdict
 
     def at(self, iteration: int) -> RunConfig:
         """Return the settings of one iteration, which differ where solving and refining iterations alternate."""
@@ -117,7 +149,7 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
     "draft": ("run.seed", "run.cpu_threads", *_SAMPLED, "prompts", "draft", "reward", "judge", "engine"),
     "select": ("run.seed", "select", "reward.ungraded", "reward.weights", "refine.num_generations"),
     "refine": ("run.seed", "run.cpu_threads", "prompts", "refine", "reward", "judge", "engine"),
-    "scores": ("reward", "judge"),
+    "scores": ("reward", "judge", "prompts.verdict_texts"),
     "update": (
         "run.seed",
         "run.cpu_threads",
@@ -139,6 +171,8 @@ def stage_identity(config: RunConfig, stage: str) -> dict[str, dict[str, Any]]:
     """Return the settings that `stage` depends on, as {section: {key: value}}; unset keys are None."""
     identity: dict[str, dict[str, Any]] = {}
     for name in STAGE_READS[stage]:
+        if (stage, name) == ("scores", "prompts.verdict_texts") and config.reward.refinements == "answer":
+            continue
         section_name, _, key = name.partition(".")
         if section_name == "judge" and "judge" not in config.reward.weights:
             continue  # Without a weight the judge is not called.

@@ -26,6 +26,14 @@ class RewardSection(Section):
 
     `copy` is minus the overlap of a refinement with its draft, from 0 to -1 for a copy, and 0 without draft. So a
     positive weight is a penalty."""
+    refinements: Literal["answer", "verdict"] = "answer"
+    """What refinements are rewarded for.
+
+    `answer` is the answer to the problem. `verdict` is the right verdict on the draft in the prompt, as in
+    Self-Verification (RISE, arXiv 2505.13445): the answer of the refinement is compared with the text of
+    `prompts.verdict_texts` for the verdict of the grader on the draft, as with a reference answer. So `accuracy` and
+    `verdict` of such a completion, a verification, say whether it judges the draft right. A draft that could not be
+    graded makes its verifications `ungraded`, and a refinement without draft is rewarded for its answer."""
     functions: dict[str, str] = Field(default_factory=dict)
     """Additional parts: name = "module:function", or the name of an entry point of the group `igrpo.rewards`.
 

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from igrpo_cli.algo import BY_VERDICT, AllZero, Strategy, Ties
 from igrpo_cli.http_client import WITHOUT_SECRETS, secret_in
+from igrpo_cli.records import Verdict
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Samples = Annotated[int, Field(ge=1, le=2**15 - 1)]
@@ -105,6 +106,10 @@ class PolicySection(Section):
     """Dtype of published policies. Training always keeps float32 weights with the optimiser state."""
 
 
+JudgedAs = Literal["correct", "wrong", "ungraded"]
+VERDICT_TEXTS: dict[JudgedAs, str] = {"correct": "correct", "wrong": "wrong", "ungraded": "unknown"}
+
+
 class PromptsSection(Section):
     """How prompts are built from problems and drafts. Both stages have the same system prompt, as in the paper."""
 
@@ -123,13 +128,32 @@ class PromptsSection(Section):
     """Text in the place of the draft in prompts without draft, in training and evaluation, so that prompts without and
     with draft have one form, for example `N/A`. Unset means the problem alone."""
     refine_template: str = "{problem}\n\n[draft]\n{draft}\n[/draft]"
-    """User turn of a refinement. It contains `{problem}` and `{draft}` exactly once each."""
+    """User turn of a refinement. It contains `{problem}` and `{draft}` exactly once each.
+
+    `{verdict}`, here or in `refine_request`, stands for the verdict of the grader on the draft, as in Critique-GRPO
+    with indicative critiques (arXiv 2506.03106). It is not required. It needs the reference answer, so such a run has
+    no evaluation with draft."""
+    verdict_texts: dict[JudgedAs, Annotated[str, Field(min_length=1)]] = Field(default=VERDICT_TEXTS)
+    """Texts for the verdict on a draft: those that stand for `{verdict}`, and the answers that `reward.refinements =
+    "verdict"` asks for. `wrong` also stands for `no_answer`. A text that is not set has its default."""
     draft_view: Literal["full", "answer_only", "no_think"] = "full"
     """Part of the draft that the prompt shows: all of it, its extracted answer, or the text after its thought."""
     max_draft_tokens: PositiveInt = 4096
     """Maximum tokens of a draft in a prompt. A longer draft is cut to its first tokens, and the cuts are counted."""
     max_prompt_length: PositiveInt = 1024
     """Maximum tokens of a prompt without draft. `igrpo init` refuses a longer problem, or skips and counts it."""
+
+    @property
+    def shows_verdict(self) -> bool:
+        """Return True if a prompt with draft holds the verdict on it."""
+        return "{verdict}" in (self.refine_template if self.draft_turn == "user" else self.refine_request)
+
+    def verdict_text(self, verdict: Verdict | None) -> str:
+        """Return the text for a verdict on a draft; None is one that is not known."""
+        texts = {**VERDICT_TEXTS, **self.verdict_texts}
+        if verdict is None or verdict == "ungraded":
+            return texts["ungraded"]
+        return texts["correct" if verdict == "correct" else "wrong"]
 
 
 class SamplingSettings(Section):

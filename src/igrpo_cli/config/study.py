@@ -34,6 +34,11 @@ class Cell:
         return Path(self.arm) / f"seed-{self.seed}"
 
     @property
+    def evaluations(self) -> tuple[str | None, ...]:
+        """The evaluations of a policy: without draft (None), and with draft (`eval.selection`) if the arm has one."""
+        return (None, self.config.eval.selection) if self.config.evaluates_with_draft else (None,)
+
+    @property
     def lock(self) -> Path:
         """The file that the process working on the cell holds a lock on."""
         return Path(self.arm) / f".seed-{self.seed}.lock"

@@ -73,7 +73,7 @@ class StageCost:
         return StageCost(*(getattr(self, name) + getattr(other, name) for name in StageCost.__slots__))
 
 
-@dataclass(frozen=True)
+@dataclass
 class IterationFigures:
     """The figures and costs of one iteration."""
 
@@ -84,6 +84,8 @@ class IterationFigures:
     """Costs by stage."""
     unreadable: list[str] = field(default_factory=list)
     """A sentence for each file that is damaged or missing."""
+    has_verifications: bool = False
+    """True if the refinements are rewarded for the verdict on their draft. Their figures are `verify/…`."""
 
 
 def read_curves(run: RunDirectory) -> Iterator[IterationFigures]:
@@ -212,12 +214,13 @@ def _read_rollouts(run: RunDirectory, found: IterationFigures) -> None:
     drafts = _read_stage(run, found, "draft", read_rollout_columns)
     selections = _read_stage(run, found, "select", read_selection_columns)
     refinements = _read_stage(run, found, "refine", read_rollout_columns)
-    for stage, rollouts in (("draft", drafts), ("refine", refinements)):
+    prefix = "verify" if found.has_verifications else "refine"
+    for stage, rollouts in (("draft", drafts), (prefix, refinements)):
         found.points.update(stage_points(rollouts, stage) if rollouts else {})
     if selections:
         tied = selections.num_tied > 1
         found.points["select/ties"] = _share(np.arange(len(tied)), tied)
-    if drafts and selections and refinements:
+    if drafts and selections and refinements and not found.has_verifications:
         found.points.update(refinement_points(drafts, selections, refinements))
 
 
@@ -232,7 +235,9 @@ def _read_stage(
         if "json" not in suffixes:
             continue
         try:
-            _add_cost(found, stage, read_manifest(path))
+            manifest = read_manifest(path)
+            _add_cost(found, stage, manifest)
+            found.has_verifications |= manifest.holds_verifications
             parts.append(read(path.data))
         except (DamagedFileError, MissingInputError) as error:
             found.unreadable.append(error.message)

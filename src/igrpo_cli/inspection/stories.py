@@ -47,6 +47,8 @@ class GroupStory:
 
     With the strategy `shuffled`, the draft belongs to another group.
     """
+    has_verifications: bool = False
+    """True if the refinements are rewarded for the verdict on their draft, and not for their answer."""
 
     @property
     def completions(self) -> list[Rollout]:
@@ -61,13 +63,13 @@ class GroupStory:
     @property
     def is_fixed(self) -> bool:
         """True if the draft in the prompt is graded and not correct, and some refinement is correct."""
-        was_wrong = self.draft_verdict not in (None, "correct", "ungraded")
+        was_wrong = self.draft_verdict not in (None, "correct", "ungraded") and not self.has_verifications
         return was_wrong and any(refinement.verdict == "correct" for refinement in self.refinements)
 
     @property
     def is_broken(self) -> bool:
         """True if the draft in the prompt is correct and some graded refinement is not."""
-        was_right = self.draft_verdict == "correct"
+        was_right = self.draft_verdict == "correct" and not self.has_verifications
         return was_right and any(refinement.verdict not in ("correct", "ungraded") for refinement in self.refinements)
 
     @property
@@ -96,6 +98,7 @@ def read_stories(
     shards = {stage: complete_shards(run, iteration, stage) for stage in ("draft", "select", "refine")}
     verdicts = _verdicts(shards["draft"])
     advantages = _advantages(run, iteration)
+    has_verifications = any(read_manifest(shard).holds_verifications for shard in shards["refine"])
     streams = [_rows(shards[stage], record) for stage, record in _RECORDS.items()]
     for group_id, rows in groupby(merge(*streams, key=attrgetter("group_id")), attrgetter("group_id")):
         found: defaultdict[str, list[Any]] = defaultdict(list)
@@ -113,6 +116,7 @@ def read_stories(
             refinements=found["refine"],
             advantages=advantages.get(group_id, {}),
             draft_verdict=None if selection is None else _verdict_shown(selection, verdicts),
+            has_verifications=has_verifications,
         )
 
 

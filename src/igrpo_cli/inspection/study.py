@@ -37,6 +37,8 @@ TRAINING = (
     "refine/verdict_correct",
     "draft/groups_with_gradient",
     "refine/groups_with_gradient",
+    "verify/verdict_correct",
+    "verify/groups_with_gradient",
     "refine/copy_rate",
     "refine/fix_rate",
     "refine/break_rate",
@@ -52,7 +54,7 @@ HELD_OUT = (
     "eval/entropy_without_draft",
     "eval/entropy_with_draft",
 )
-"""Metrics of the evaluations, by policy. All arms have them, also those that never train with a draft."""
+"""Metrics of the evaluations, by policy. Also arms that never train with a draft have them."""
 SCORES = {
     "final": (WITHOUT_DRAFT, "last policy, without draft"),
     "final_with_draft": (WITH_DRAFT, "last policy, with draft"),
@@ -69,7 +71,7 @@ class CellResults:
 
     cell: Cell
     correct: dict[str, dict[int, NDArray[np.float64]]]
-    """{curve: {policy: share of correct samples by problem, NaN where none was graded}}."""
+    """{curve: {policy: share of correct samples by problem, NaN where none was graded}}, as far as the arm has it."""
     held_out: dict[str, dict[int, float]]
     """{one of `HELD_OUT`: {policy: value}}."""
     spent: dict[str, list[float]]
@@ -80,7 +82,7 @@ class CellResults:
     """Hash of the problems of the evaluations."""
 
     def is_complete(self, study: Study) -> bool:
-        """Return True if every policy that the study evaluates has been evaluated without and with draft."""
+        """Return True if every policy that the study evaluates has all evaluations of the arm."""
         return all([*found] == study.evaluated(self.cell.config) for found in self.correct.values())
 
     def score(self, name: str, budget: float) -> NDArray[np.float64]:
@@ -157,7 +159,7 @@ class StudyResults:
         return next(arm for arm in self.arms if arm.name == name)
 
     def score(self, arm: str, name: str) -> Point | None:
-        """Return one of `SCORES` of an arm over its complete seeds; None without any."""
+        """Return one of `SCORES` of an arm over its complete seeds; None without any, or without such evaluations."""
         scores_SP = self._scores(self.arm(arm).complete, name)
         return None if scores_SP is None else _accuracy(scores_SP)
 
@@ -214,7 +216,7 @@ class StudyResults:
 
     def _scores(self, cells: Sequence[CellResults], name: str) -> NDArray[np.float64] | None:
         """Return one of `SCORES` as [S, P], without the problems that some seed has no graded sample of."""
-        if not cells or self.budget is None:
+        if not cells or self.budget is None or any(SCORES[name][0] not in cell.correct for cell in cells):
             return None
         scores_SP = np.array([cell.score(name, self.budget) for cell in cells])
         scores_SP = scores_SP[:, np.isfinite(scores_SP).all(axis=0)]
@@ -236,7 +238,7 @@ def read_study_results(root: Path, study: Study, cells: Sequence[Cell]) -> Study
 def is_complete(root: Path, study: Study, cell: Cell) -> bool:
     """Return True if the run has its last update and all evaluations, from the existence of their records alone."""
     run, policies = RunDirectory(root / cell.path), study.evaluated(cell.config)
-    bench, kinds = bench_name(study.eval_bench), (None, cell.config.eval.selection)
+    bench, kinds = bench_name(study.eval_bench), cell.evaluations
     return run.update(policies[-1] - 1).manifest.exists() and all(
         run.eval_summary(bench, policy, conditioned=kind).exists() for policy in policies for kind in kinds
     )
@@ -245,9 +247,10 @@ def is_complete(root: Path, study: Study, cell: Cell) -> bool:
 def _read_cell(root: Path, study: Study, cell: Cell) -> CellResults | None:
     """Return what a run has so far; None if it has no evaluation and no complete iteration."""
     run, bench = RunDirectory(root / cell.path), bench_name(study.eval_bench)
-    correct: dict[str, dict[int, NDArray[np.float64]]] = {WITHOUT_DRAFT: {}, WITH_DRAFT: {}}
+    evaluations = dict(zip((WITHOUT_DRAFT, WITH_DRAFT), cell.evaluations, strict=False))
+    correct: dict[str, dict[int, NDArray[np.float64]]] = {curve: {} for curve in evaluations}
     held_out: dict[str, dict[int, float]] = {name: {} for name in HELD_OUT}
-    for curve, selection in ((WITHOUT_DRAFT, None), (WITH_DRAFT, cell.config.eval.selection)):
+    for curve, selection in evaluations.items():
         for policy in study.evaluated(cell.config):
             summary = run.eval_summary(bench, policy, conditioned=selection)
             if not summary.exists():
@@ -316,17 +319,16 @@ def _require_same_problems(root: Path, found: Sequence[CellResults]) -> None:
 def _curves(cells: Sequence[CellResults]) -> Iterator[tuple[str, list[tuple[int, Point]]]]:
     """Yield the curves of an arm. A point is over the seeds that have it so far."""
     for curve in (WITHOUT_DRAFT, WITH_DRAFT):
-        policies = sorted({policy for cell in cells for policy in cell.correct[curve]})
+        of_cells = [cell.correct[curve] for cell in cells if curve in cell.correct]
         points = []
-        for policy in policies:
-            correct_SP = np.array([cell.correct[curve][policy] for cell in cells if policy in cell.correct[curve]])
+        for policy in sorted({policy for correct in of_cells for policy in correct}):
+            correct_SP = np.array([correct[policy] for correct in of_cells if policy in correct])
             correct_SP = correct_SP[:, np.isfinite(correct_SP).all(axis=0)]
             points += [(policy, _accuracy(correct_SP))] if correct_SP.size else []
         yield curve, points
     by_name = {name: [cell.held_out[name] for cell in cells] for name in HELD_OUT}
     for name in TRAINING:
-        of_cells = [enumerate(cell.metrics) for cell in cells]
-        by_name[name] = [{at: each[name] for at, each in metrics if name in each} for metrics in of_cells]
+        by_name[name] = [{at: each[name] for at, each in enumerate(cell.metrics) if name in each} for cell in cells]
     for name, values in by_name.items():
         places = sorted({at for each in values for at in each})
         if places:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft
-from igrpo_cli.records import ChatPrompt, Problem
+from igrpo_cli.records import VERDICTS, ChatPrompt, Problem
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -42,7 +42,9 @@ class PromptLengths:
     @cached_property
     def added_by_a_draft(self) -> int:
         """Number of tokens by which the markers make a prompt with draft longer, the draft itself aside."""
-        with_draft = self._count(prompt_with_draft(self._shortest, "1", self._prompts))
+        with_draft = max(
+            self._count(prompt_with_draft(self._shortest, "1", self._prompts, verdict)) for verdict in VERDICTS
+        )
         return max(with_draft - self._count(prompt_without_draft(self._shortest, self._prompts)), 0)
 
     @cached_property

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import UsageError
 from igrpo_cli.pipeline.rollout_stage import UngradedNotes, refuse_ungraded
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards
+from igrpo_cli.prompts import refined_problem
 from igrpo_cli.records import VERDICTS, Problem, Rollout, Score, Selection, StageReport
 from igrpo_cli.rewards.scorer import ScoringInput, ScoringResult
 from igrpo_cli.store.completion import open_input
@@ -80,19 +82,20 @@ class ScoreSet:
 
     def _selections(self, shard: int) -> list[ShardPath]:
         """Return the selections of the shard where the reward depends on drafts."""
-        if self.stage != "refine" or "copy" not in self.session.config.reward.weights:
+        reward = self.session.config.reward
+        if self.stage != "refine" or ("copy" not in reward.weights and reward.refinements == "answer"):
             return []
         return [self.session.run.shard(self.iteration, "select", shard, self.session.config.run.num_shards)]
 
-    def _drafts(self, shard: int) -> dict[int, str]:
-        """Return the draft of each group whose refinements see one; {} where the reward does not depend on it."""
+    def _shown(self, shard: int) -> dict[int, Selection]:
+        """Return the selection of each group whose refinements see a draft; {} if no reward depends on drafts."""
         from igrpo_cli.store.tables import read_records
 
-        found: dict[int, str] = {}
+        found: dict[int, Selection] = {}
         for path in self._selections(shard):
             open_input(path)
             chosen = read_records(path.data, Selection)
-            found |= {each.group_id: each.draft for each in chosen if each.action == "condition"}
+            found |= {each.group_id: each for each in chosen if each.action == "condition"}
         return found
 
     def _num_rows(self, request: StageRequest) -> int:
@@ -109,12 +112,12 @@ class ScoreSet:
         assert source.sampling is not None
         max_length = int(source.sampling["max_completion_length"])
         problems = {problem.problem_id: problem for problem in self.session.problems()}
-        drafts = self._drafts(path.shard)
+        shown, config = self._shown(path.shard), self.session.config
         scorer, notes = self.session.scorer(), UngradedNotes(path, self.session.console.note)
         for rollouts in iterate_records(self.rollouts(path.shard).data, Rollout):
             results = scorer.score(
                 [
-                    _scoring_input(row, problems[row.problem_id], max_length, drafts.get(row.group_id))
+                    _scoring_input(row, problems[row.problem_id], max_length, shown.get(row.group_id), config)
                     for row in rollouts
                 ]
             )
@@ -203,8 +206,12 @@ def grade_stage(
     console.data({**report.payload(), **flips.payload()}, f"{heading}\n\n{flips.text()}")
 
 
-def _scoring_input(row: Rollout, problem: Problem, max_length: int, draft: str | None) -> ScoringInput:
-    num_tokens = len(row.completion_ids)
+def _scoring_input(
+    row: Rollout, problem: Problem, max_length: int, selection: Selection | None, config: RunConfig
+) -> ScoringInput:
+    num_tokens, draft = len(row.completion_ids), None
+    if selection is not None:
+        problem, draft = refined_problem(problem, selection, config), selection.draft
     return ScoringInput(problem, row.prompt, row.completion, num_tokens, max_length, row.finish_reason, draft)
 
 

@@ -35,6 +35,8 @@ class Observations:
     sampling: dict[str, Mapping[str, Any]]
     """Sampling settings by stage, as recorded with the shards."""
     selections: list[Selection]
+    has_verifications: bool = False
+    """True if the refinements are rewarded for the verdict on their draft."""
 
     def groups(self, section: UpdateSection, reward: RewardSection) -> list[TrainingGroup]:
         """Return the groups that `update.train_on` names, without advantages yet: drafts first, in order of group."""
@@ -61,11 +63,16 @@ class Observations:
         return sum(len(_by_group(self.rollouts[stage])) for stage in TRAINED_STAGES[train_on])
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics of the whole iteration: `draft/…` without draft in the prompt, `refine/…` with one."""
+        """Return the metrics of the whole iteration: `draft/…` without draft in the prompt, `refine/…` with one.
+
+        Refinements that judge their draft have the metrics `verify/…` instead.
+        """
         drafts, refinements = self.rollouts["draft"], self.rollouts.get("refine", [])
+        metrics = {**rollout_metrics(drafts, "draft"), **selection_metrics(self.selections)}
+        if self.has_verifications:
+            return {**metrics, **rollout_metrics(refinements, "verify")}
         return {
-            **rollout_metrics(drafts, "draft"),
-            **selection_metrics(self.selections),
+            **metrics,
             **rollout_metrics(refinements, "refine"),
             **refinement_metrics(
                 refinements,
@@ -126,6 +133,7 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
     rollouts: defaultdict[str, list[Rollout]] = defaultdict(list)
     selections: list[Selection] = []
     sampling: dict[str, Mapping[str, Any]] = {}
+    has_verifications = False
     first: dict[str, tuple[ShardPath, Manifest]] = {}
     for shard in _observed(session, iteration):
         manifest, groups = open_input(shard), session.config.blocks().groups_of_shard(shard.shard)
@@ -143,6 +151,7 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
             continue
         assert manifest.sampling is not None
         sampling[shard.stage] = manifest.sampling
+        has_verifications |= manifest.holds_verifications
         scores = _scores_of(session, shard)
         if scores is not None:
             scored = scores, open_scores(scores, shard)
@@ -152,7 +161,7 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
         refined = {each.group_id: each.num_samples(number) for each in selections} if shard.stage == "refine" else {}
         require_whole(shard, rows, {group_id: refined.get(group_id, number) for group_id in groups})
         rollouts[shard.stage] += rows
-    return Observations(dict(rollouts), sampling, selections)
+    return Observations(dict(rollouts), sampling, selections, has_verifications)
 
 
 def _has_variance(group: TrainingGroup) -> bool:

@@ -114,6 +114,8 @@ class Scorer:
             values["overlong"] = soft_overlong_reward(row.num_tokens, row.max_completion_length, self._overlong_cache)
         if judged is not None and judged.score is None:
             grade = replace(grade, verdict="ungraded", reason=judged.reason)
+        if not row.problem.answer:
+            grade = replace(grade, reason="its draft could not be graded")
         parts = {"accuracy": float(grade.verdict == "correct"), "format": values["format"] or 0.0}
         parts |= {name: values.get(name) or 0.0 for name in self._weights if name not in parts}
         return ScoringResult(grade, parts, weighted_reward(parts, self._weights))

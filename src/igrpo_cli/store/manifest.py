@@ -146,6 +146,12 @@ class Manifest:
         object.__setattr__(self, "outputs", tuple(self.outputs))
 
     @property
+    def holds_verifications(self) -> bool:
+        """True for refinements that are rewarded for the verdict on their draft (`reward.refinements`)."""
+        is_refine = self.identity.stage == "refine"
+        return is_refine and self.identity.config.get("reward", {}).get("refinements") == "verdict"
+
+    @property
     def lasting_outputs(self) -> tuple[FileHash, ...]:
         """`outputs` without the optimiser state, which is removed once newer ones are there."""
         state = RunDirectory(Path()).update(self.identity.iteration).optimizer

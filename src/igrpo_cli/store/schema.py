@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "stage": ROLLOUT_STAGES,
     "finish_reason": FINISH_REASONS,
     "verdict": VERDICTS,
+    "draft_verdict": VERDICTS,
     "action": SELECTION_ACTIONS,
 }
 """The only values of each dictionary column."""
@@ -100,7 +101,7 @@ SCORES = _schema(
 
 SELECTIONS = _schema(
     "selections",
-    2,
+    3,
     {
         "iteration": pa.int32(),
         "group_id": pa.int32(),
@@ -117,10 +118,11 @@ SELECTIONS = _schema(
         "draft_group_id": pa.int32(),
         "draft_answer": pa.string(),
         "num_refinements": pa.int16(),
+        "draft_verdict": _CHOICE,
     },
-    nullable=("num_refinements",),
+    nullable=("num_refinements", "draft_verdict"),
 )
-"""One row per group, in order; see `records.Selection`. Version 1 had no `num_refinements`."""
+"""One row per group, in order; see `records.Selection`. Versions 1 and 2 had no `draft_verdict`."""
 
 METRICS = _schema(
     "metrics",

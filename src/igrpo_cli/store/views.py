@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pyarrow.fs import LocalFileSystem
 
 from igrpo_cli.errors import DamagedFileError
-from igrpo_cli.records import VERDICTS
+from igrpo_cli.records import VERDICTS, Verdict
 from igrpo_cli.store.layout import RunDirectory, ShardPath, shards_in
 from igrpo_cli.store.schema import (
     ADVANTAGES,
@@ -63,11 +63,13 @@ class CandidateBlock:
     """Tokens of each draft."""
     table: pa.Table
 
-    def texts(self, indices_B: NDArray[np.int64]) -> tuple[list[str], list[str | None]]:
-        """Return completion and extracted answer of one draft per group; other drafts are not decoded."""
+    def chosen(self, indices_B: NDArray[np.int64]) -> tuple[list[str], list[str | None], list[Verdict]]:
+        """Return completion, extracted answer and verdict of one draft per group; other drafts are not decoded."""
         rows = indices_B + np.arange(len(self.group_ids)) * self.rewards_BN.shape[1]
-        chosen = self.table.select(["completion", "extracted_answer"]).take(pa.array(rows))
-        return chosen["completion"].to_pylist(), chosen["extracted_answer"].to_pylist()
+        names = ("completion", "extracted_answer", "verdict")
+        chosen = self.table.select(names).take(pa.array(rows))
+        completions, answers, verdicts = (chosen[name].to_pylist() for name in names)
+        return completions, answers, verdicts
 
 
 def iterate_candidates(path: Path, scores: Path | None = None) -> Iterator[CandidateBlock]:

@@ -25,6 +25,8 @@ METRIC_LABELS = {
     "refine/verdict_correct": "accuracy of refinements",
     "draft/groups_with_gradient": "draft groups with reward variance",
     "refine/groups_with_gradient": "refinement groups with reward variance",
+    "verify/verdict_correct": "accuracy of verdicts on drafts",
+    "verify/groups_with_gradient": "verification groups with reward variance",
     "refine/copy_rate": "copy rate",
     "refine/fix_rate": "fix rate",
     "refine/break_rate": "break rate",
