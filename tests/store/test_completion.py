@@ -22,7 +22,7 @@ from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import FileHash
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.tables import read_records, write_rows
-from sample_run import draft_shard, group, identity_of, manifest_of, publish
+from sample_run import draft_shard, group, identity_of, make_run, manifest_of, publish
 
 FORK = multiprocessing.get_context("fork")
 
@@ -270,3 +270,11 @@ def test_a_shard_of_another_identity_or_a_damaged_one_is_not_copied(run):
     assert adopt_shard(path, identity, [other.root]) is None
     assert not path.manifest.exists()
     assert not path.data.exists()
+
+
+def test_an_update_is_not_copied_because_it_has_more_files_than_its_data(run):
+    theirs = make_run(run.root / "other").update(0).shard
+    path = RunDirectory(run.root / "mine").update(0).shard
+    manifest = open_input(theirs)
+    assert adopt_shard(path, manifest.identity, [theirs.root]) is None
+    assert not path.manifest.parent.exists()

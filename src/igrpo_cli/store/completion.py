@@ -98,7 +98,8 @@ def adopt_shard(path: ShardPath, identity: Identity, roots: Iterable[Path]) -> M
     """Copy the shard from another run that has a complete one of the same identity; return its manifest.
 
     Equal identities ask for the same rows, so nothing is made twice. The copy keeps the manifest: who made the shard,
-    and what it took. `roots` are the run directories to look in. None if no shard there is complete and intact.
+    and what it took. `roots` are the run directories to look in. None if no shard there is complete and intact. An
+    update is never copied: it has more files than its data, and trains a policy of its own run.
     """
     found = next(filter(None, (_same_shard(path, identity, root) for root in roots)), None)
     if found is None:
@@ -116,7 +117,10 @@ def _same_shard(path: ShardPath, identity: Identity, root: Path) -> tuple[Manife
     data, file = (root / each.relative_to(path.root) for each in (path.data, path.manifest))
     other = replace(path, root=root, data=data, manifest=file)
     try:
-        if not file.exists() or identity_differences(read_manifest(other).identity, identity):
+        if not file.exists():
+            return None
+        manifest = read_manifest(other)
+        if manifest.outputs or identity_differences(manifest.identity, identity):
             return None
         return open_input(other), data.read_bytes()
     except (IgrpoError, OSError):
