@@ -59,6 +59,17 @@ def test_overrides_apply_to_all_arms_and_a_config_file_lies_next_to_the_study(tm
     assert {(cell.config.update.learning_rate, cell.config.draft.num_generations) for cell in cells} == {(0.5, 2)}
 
 
+def test_the_seed_of_an_override_or_a_config_file_is_refused_because_the_study_sets_it(tmp_path):
+    file = written(tmp_path, FILE)
+    with pytest.raises(UsageError, match=r"--set: run\.seed is set by the study") as caught:
+        read_study(file, ["run.seed=7"])
+    assert caught.value.hint == "use the key seeds of the study file"
+    (tmp_path / "base.toml").write_text("[run]\nseed = 5\n")
+    file = written(tmp_path, FILE.replace('preset = "quickstart"', 'config = "base.toml"'))
+    with pytest.raises(UsageError, match=r"base\.toml: run\.seed is set by the study"):
+        read_study(file)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -71,6 +82,10 @@ def test_overrides_apply_to_all_arms_and_a_config_file_lies_next_to_the_study(tm
         ("eval_every", 'baseline = "grpo8"\neval_every', "baseline: 'grpo8' is not an arm; there are grpo, published"),
         ("[3, 1]", "[3, 3]", "a seed is named twice"),
         ("[3, 1]", "[]", "seeds"),
+        ("[3, 1]", f"[3, {2**63}]", f"seeds.1 = {2**63}"),
+        ("[arms.grpo]", "[arms.'study.html']", "'study.html' cannot name an arm.* the results in study.html"),
+        ("[arms.grpo]", "[arms.Figures]", "'Figures' cannot name an arm.* the results in figures"),
+        ("[arms.grpo]", "[arms.Published]", "'published' cannot name an arm.* the arm 'Published'"),
         ('"small"', '"a/b"', "name = 'a/b'"),
         ("[arms.grpo]", "[arms.'a b']", "arms"),
         ("quickstart", "quikstart", "did you mean quickstart"),

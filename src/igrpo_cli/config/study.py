@@ -17,6 +17,10 @@ MAX_ARMS = 24
 """Arms that can be told apart in a plot: eight colours in three dash patterns."""
 OWN_KEYS = {"run.seed": "seeds"}
 """Settings that the study sets itself, with the key of the study that decides them."""
+PAGE, FIGURES = "study.html", "figures"
+"""Names of the results in the directory of a study, next to the folders of the arms."""
+MAX_SEED = 2**63 - 1
+"""The largest integer of TOML. `run.toml` and manifests store the seed."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+@=-]{0,99}$")]
 
 
@@ -60,7 +64,7 @@ class Study(BaseModel):
     """Preset that the settings of all arms begin with."""
     config: str | None = None
     """Settings file that overrides the preset, as `igrpo init --config`; relative to the file of the study."""
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0, le=MAX_SEED)]], Field(min_length=1)]
     """Seeds of training (`run.seed`). Every arm is trained once with each of them."""
     baseline: str | None = None
     """Arm that the others are compared with; unset means the first one."""
@@ -72,7 +76,8 @@ class Study(BaseModel):
     """Accuracy without draft for the table of tokens and seconds until an arm reaches it; unset means the final
     accuracy of the baseline."""
     keep_policies: Literal["all", "evaluated"] = "all"
-    """Policies that a complete run keeps on disk. `evaluated` removes the others, the last two aside."""
+    """Policies that a complete run keeps on disk. `evaluated` removes the others, the last two aside: they cannot be
+    evaluated later."""
     reported: dict[Name, float] = Field(default_factory=dict)
     """Accuracies in % that a paper reports for some of the arms, shown next to those of the study."""
     set: dict[str, Any] = Field(default_factory=dict)
@@ -93,6 +98,12 @@ class Study(BaseModel):
         for key, arm in [*named, *(("reported", arm) for arm in self.reported)]:
             if arm not in self.arms:
                 raise ValueError(f"{key}: {arm!r} is not an arm; there are {', '.join(self.arms)}")
+        # Some file systems do not tell upper from lower case.
+        taken = {name.casefold(): f"the name of the results in {name}" for name in (PAGE, FIGURES)}
+        for arm in self.arms:
+            if other := taken.get(arm.casefold()):
+                raise ValueError(f"arms: {arm!r} cannot name an arm: apart from case it is {other}")
+            taken[arm.casefold()] = f"the arm {arm!r}"
         return self
 
     @property
@@ -118,9 +129,13 @@ def read_study(path: Path, overrides: Iterable[str] = ()) -> tuple[Study, list[C
         raise UsageError(explain(error, str(path), Study), hint="docs/studies.md describes the file") from None
     base = read_preset(study.preset) if study.preset else {}
     if study.config is not None:
-        base = merge(base, read_config_file(path.parent / study.config))
+        file = path.parent / study.config
+        settings_of_file = read_config_file(file)
+        _refuse_own_keys(settings_of_file, str(file))
+        base = merge(base, settings_of_file)
     common = _with(base, study.set, f"{path} [set]")
     overrides = list(overrides)
+    _refuse_own_keys(apply_overrides({}, overrides), "--set")
     settings = {}
     for arm, table in study.arms.items():
         where = f"{path} [arms.{arm}]"
@@ -156,8 +171,15 @@ def _with(settings: Mapping[str, Any], table: Mapping[str, Any], where: str) -> 
         values = {key: value} if key else value
         if not isinstance(values, dict):
             raise UsageError(f"{where}: {name} is not section.key", hint="for example update.train_on = 'both'")
-        for key in values:
-            if own := OWN_KEYS.get(f"{section}.{key}"):
-                raise UsageError(f"{where}: {section}.{key} is set by the study", hint=f"use the key {own}")
+        _refuse_own_keys({section: values}, where)
         merged = merge(merged, {section: values})
     return merged
+
+
+def _refuse_own_keys(settings: Mapping[str, Any], where: str) -> None:
+    """Raise UsageError for a setting that would have no effect, because the study sets it itself."""
+    for name, own in OWN_KEYS.items():
+        section, _, key = name.partition(".")
+        values = settings.get(section)
+        if isinstance(values, Mapping) and key in values:
+            raise UsageError(f"{where}: {name} is set by the study", hint=f"use the key {own} of the study file")
