@@ -190,18 +190,18 @@ class StudyResults:
         `seeds` is the number of its seeds that reach it at all.
         """
         results, target = self.arm(arm), self.target
-        if target is None or not results.complete:
+        policies = [*results.complete[0].correct[WITHOUT_DRAFT]] if results.complete else []
+        # Of each policy the problems that all seeds have, as in the curves and in `target`.
+        known = {each: _of_all_seeds(results.complete, WITHOUT_DRAFT, each) for each in policies}
+        policies = [each for each in policies if known[each].size]
+        if target is None or not policies:
             return {"tokens": None, self.seconds: None, "seeds": None}
-        curves = [
-            (cell, [*(by := cell.correct[WITHOUT_DRAFT])], [float(np.nanmean(each)) for each in by.values()])
-            for cell in results.complete
-        ]
-        mean_T = np.mean([values for _, _, values in curves], axis=0)
+        values_ST = np.array([known[each].mean(axis=1) for each in policies]).T
         cost: dict[str, float | None] = {}
         for axis in ("tokens", self.seconds):
-            spent_T = np.mean([[cell.spent[axis][each] for each in policies] for cell, policies, _ in curves], axis=0)
-            cost[axis] = first_crossing(spent_T, mean_T, target)
-        reached = sum(first_crossing(policies, values, target) is not None for _, policies, values in curves)
+            spent_T = np.mean([[cell.spent[axis][each] for each in policies] for cell in results.complete], axis=0)
+            cost[axis] = first_crossing(spent_T, values_ST.mean(axis=0), target)
+        reached = sum(first_crossing(policies, values_T, target) is not None for values_T in values_ST)
         return {**cost, "seeds": reached}
 
     def _compare(self, arm: ArmResults, name: str) -> Comparison | None:
@@ -319,11 +319,9 @@ def _require_same_problems(root: Path, found: Sequence[CellResults]) -> None:
 def _curves(cells: Sequence[CellResults]) -> Iterator[tuple[str, list[tuple[int, Point]]]]:
     """Yield the curves of an arm. A point is over the seeds that have it so far."""
     for curve in (WITHOUT_DRAFT, WITH_DRAFT):
-        of_cells = [cell.correct[curve] for cell in cells if curve in cell.correct]
         points = []
-        for policy in sorted({policy for correct in of_cells for policy in correct}):
-            correct_SP = np.array([correct[policy] for correct in of_cells if policy in correct])
-            correct_SP = correct_SP[:, np.isfinite(correct_SP).all(axis=0)]
+        for policy in sorted({policy for cell in cells for policy in cell.correct.get(curve, {})}):
+            correct_SP = _of_all_seeds(cells, curve, policy)
             points += [(policy, _accuracy(correct_SP))] if correct_SP.size else []
         yield curve, points
     by_name = {name: [cell.held_out[name] for cell in cells] for name in HELD_OUT}
@@ -333,6 +331,12 @@ def _curves(cells: Sequence[CellResults]) -> Iterator[tuple[str, list[tuple[int,
         places = sorted({at for each in values for at in each})
         if places:
             yield name, [(at, _mean_over_seeds(name, [each[at] for each in values if at in each])) for at in places]
+
+
+def _of_all_seeds(cells: Sequence[CellResults], curve: str, policy: int) -> NDArray[np.float64]:
+    """Return the accuracy of a policy as [S, P], over the seeds that have it and the problems that all of them have."""
+    correct_SP = np.array([cell.correct[curve][policy] for cell in cells if policy in cell.correct[curve]])
+    return correct_SP[:, np.isfinite(correct_SP).all(axis=0)]
 
 
 def _mean_over_seeds(name: str, values_S: Sequence[float]) -> Point:
