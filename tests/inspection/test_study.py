@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.study import Cell, Study
 from igrpo_cli.inspection.study import WITH_DRAFT, WITHOUT_DRAFT, ArmResults, CellResults, StudyResults
@@ -35,3 +37,12 @@ def test_the_baseline_reaches_its_own_final_accuracy_where_a_seed_has_ungraded_p
 def test_a_policy_without_a_problem_that_all_seeds_have_is_left_out_of_the_cost():
     results = results_of({"base": [[[0, NAN], [0, 0], [1, 1]], [[NAN, 0], [0, 0], [1, 1]]]})
     assert results.cost_of_target("base") == {"tokens": 20.0, "gpu_seconds": 20.0, "seeds": 2}
+
+
+def test_p_values_are_corrected_for_all_arms_of_the_file_and_not_only_for_those_with_results():
+    better = [[[0.5, 0, 0.5, 0], [1, 0, 1, 0.5]], [[0.5, 0, 0.5, 0], [1, 0.5, 1, 0.5]]]
+    worse = [[[0.5, 0, 0.5, 0], [0.5, 0, 0.5, 0]], [[0.5, 0, 0.5, 0], [0.5, 0, 1, 0]]]
+    comparisons = results_of({"base": worse, "best": better, "late": [], "later": []}).comparisons
+    final = next(each for each in comparisons if each.score == "final")
+    assert final.arm == "best"
+    assert final.corrected == pytest.approx(min(1, 3 * final.p_value))

@@ -110,7 +110,7 @@ class Comparison:
     difference: Point
     p_value: float | None
     corrected: float | None = None
-    """The p-value corrected for the number of arms in this score (`algo.crossed.holm`)."""
+    """The p-value corrected for the number of arms of the study, with or without results (`algo.crossed.holm`)."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,9 @@ class StudyResults:
         for name in SCORES:
             of_score = [self._compare(arm, name) for arm in self.arms if arm.name != self.study.reference]
             known = [each for each in of_score if each is not None]
-            corrected = iter(holm([each.p_value for each in known if each.p_value is not None]))
+            p_values = [each.p_value for each in known if each.p_value is not None]
+            # Arms without a result yet are of the family, too. With p = 1 they come last.
+            corrected = iter(holm(p_values + [1.0] * (len(self.arms) - 1 - len(p_values))))
             found += [
                 Comparison(
                     each.arm,

@@ -65,7 +65,7 @@ def study_tables(results: StudyResults) -> list[StudyTable]:
         StudyTable(
             f"Differences from {baseline}",
             "In percentage points (95 % interval), paired by seed and problem. p is two-sided and corrected for the "
-            f"number of arms with the same accuracy (Holm).{warning}",
+            f"{len(results.arms) - 1} arms of the study other than {baseline} (Holm).{warning}",
             [*_differences(results)],
         ),
         StudyTable(f"Cost of {_percent(results.target)} without draft", "Mean curve over seeds.", [*_costs(results)]),
