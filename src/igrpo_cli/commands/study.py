@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from igrpo_cli.commands import eval as evaluation
 from igrpo_cli.commands.init import create_run, require_same_settings
 from igrpo_cli.commands.run import run_iteration, unfinished
-from igrpo_cli.config.study import Cell, Study, read_study
-from igrpo_cli.errors import MissingInputError, UsageError
+from igrpo_cli.config.files import write_config
+from igrpo_cli.config.study import FIGURES, PAGE, Cell, Study, read_study
+from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.pipeline.plan import iteration_arithmetic
 from igrpo_cli.pipeline.session import open_session
 from igrpo_cli.problems.sources import packaged_folder
@@ -70,12 +72,39 @@ def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> N
     elsewhere = f"undo the change in {request.file}, or use another directory: --output {shell_path(root)}-2"
     for cell in cells:
         require_same_settings(RunDirectory(root / cell.path), cell.config, elsewhere)
+    if not request.only_report:
+        _require_policies(study, chosen, root)
     if request.dry_run:
         _print_plan(study, cells, root, request, console)
         return
     if not request.only_report:
         _run_cells(study, cells, chosen, root, request, console)
     _report(study, cells, root, request, console, markdown=markdown)
+
+
+def _require_policies(study: Study, cells: Sequence[Cell], root: Path) -> None:
+    """Raise ConflictError for policies that are still to be evaluated and were removed (`keep_policies`)."""
+    bench = bench_name(study.eval_bench)
+    removed: list[tuple[str, str]] = []
+    for cell in cells:
+        run, kinds = RunDirectory(root / cell.path), cell.evaluations
+        wanted = (each for each in study.evaluated(cell.config)[1:] if run.update(each - 1).manifest.exists())
+        gone = [
+            policy
+            for policy in wanted
+            # A policy is moved from its update to its place, so this order does not miss it.
+            if not (run.update(policy - 1).policy.is_dir() or run.policy(policy).is_dir())
+            and not all(run.eval_summary(bench, policy, conditioned=kind).exists() for kind in kinds)
+        ]
+        removed += [(cell.name, format_shards(gone))] if gone else []
+    if removed:
+        name, policies = removed[0]
+        others = f", and of {len(removed) - 1} more cells" if len(removed) > 1 else ""
+        raise ConflictError(
+            f"the policies {policies} of {name}{others} cannot be evaluated: they were removed, because "
+            f"keep_policies = 'evaluated' keeps only those that were evaluated then, and the last two",
+            hint=f"give eval_every the value it had, or train again: --output {shell_path(root)}-2",
+        )
 
 
 def _chosen(study: Study, cells: Sequence[Cell], request: StudyRequest) -> list[Cell]:
@@ -101,9 +130,7 @@ def _run_cells(
     The lock of a process that dies is free, so its cell is continued here. Two processes that work on one cell would
     still write the same files.
     """
-    from igrpo_cli.inspection.study import is_complete
-
-    todo = [cell for cell in chosen if not is_complete(root, study, cell)]
+    todo = [cell for cell in chosen if not _is_complete(root, study, cell)]
     is_waiting = False
     while todo:
         busy = []
@@ -111,12 +138,12 @@ def _run_cells(
             with locked(root / cell.lock) as is_ours:
                 if not is_ours:
                     busy.append(cell)
-                elif not is_complete(root, study, cell):
+                elif not _is_complete(root, study, cell):
                     console.note(f"cell {cells.index(cell)} (of 0 to {len(cells) - 1}): {cell.name}")
                     related = [root / each.path for each in cells if each is not cell]
                     _run_cell(study, cell, root, related, request, console)
                     is_waiting = False
-        todo = [cell for cell in busy if not is_complete(root, study, cell)]
+        todo = [cell for cell in busy if not _is_complete(root, study, cell)]
         if todo:
             if not is_waiting:
                 console.note(f"waiting for other processes: {', '.join(cell.name for cell in todo)}")
@@ -124,19 +151,39 @@ def _run_cells(
             time.sleep(POLL_SECONDS)
 
 
+def _is_complete(root: Path, study: Study, cell: Cell) -> bool:
+    """Return True if the run has its settings, problems, updates and evaluations, from the existence of files alone."""
+    run, policies, bench = RunDirectory(root / cell.path), study.evaluated(cell.config), bench_name(study.eval_bench)
+    problems = (run.problems(), run.eval_problems(bench))
+    kinds = cell.evaluations
+    return (
+        run.run_toml.exists()
+        and all(path.data.exists() and path.manifest.exists() for path in problems)
+        and all(_is_updated(run, iteration) for iteration in range(policies[-1]))
+        and all(run.eval_summary(bench, policy, conditioned=kind).exists() for policy in policies for kind in kinds)
+    )
+
+
+def _is_updated(run: RunDirectory, iteration: int) -> bool:
+    """Return True if the update of an iteration has its manifest and its metrics."""
+    update = run.update(iteration)
+    return update.manifest.exists() and update.metrics.exists()
+
+
 def _run_cell(
     study: Study, cell: Cell, root: Path, related: Sequence[Path], request: StudyRequest, console: Console
 ) -> None:
     """Train one arm with one seed, and evaluate its policies as they come."""
-    path, policies = root / cell.path, study.evaluated(cell.config)
+    path, policies, bench = root / cell.path, study.evaluated(cell.config), bench_name(study.eval_bench)
     create_run(path, cell.config, console)
     with open_session(path, [], console) as session:
         session.require_trackers()
         session.related_runs = tuple(related)
+        problems = session.run.eval_problems(bench)
 
         def evaluate(policy: int) -> None:
             for kind in cell.evaluations:
-                if session.run.eval_summary(bench_name(study.eval_bench), policy, conditioned=kind).exists():
+                if problems.data.exists() and session.run.eval_summary(bench, policy, conditioned=kind).exists():
                     continue
                 has_draft = kind is not None
                 wanted = evaluation.EvalRequest(
@@ -147,6 +194,8 @@ def _run_cell(
                 console.note(f"policy {policy}: {100 * (figures['avg_at_k'] or 0):.1f} % {prompts}")
 
         todo = unfinished(session)
+        lost = [each for each in range(todo[0] if todo else policies[-1]) if not _is_updated(session.run, each)]
+        todo = [*range(lost[0], policies[-1])] if lost else todo
         reached = todo[0] if todo else policies[-1]
         for policy in (each for each in policies if each <= reached):
             evaluate(policy)
@@ -169,7 +218,6 @@ def _remove_policies(run: RunDirectory, keep: Sequence[int]) -> None:
 
 def _print_plan(study: Study, cells: Sequence[Cell], root: Path, request: StudyRequest, console: Console) -> None:
     """Print all cells: what is complete, and the most tokens that the others still sample."""
-    from igrpo_cli.inspection.study import is_complete
     from igrpo_cli.problems.loading import load_problems
     from igrpo_cli.problems.sources import default_repeats, resolve_bench
 
@@ -185,7 +233,7 @@ def _print_plan(study: Study, cells: Sequence[Cell], root: Path, request: StudyR
                 "arm": cell.arm,
                 "seed": cell.seed,
                 "run": str(root / cell.path),
-                "complete": is_complete(root, study, cell),
+                "complete": _is_complete(root, study, cell),
                 "iterations": last,
                 "iterations_done": sum(run.update(each).manifest.exists() for each in range(last)),
                 "max_tokens_sampled": last * iteration_arithmetic(cell.config)["max_tokens_sampled"],
@@ -212,11 +260,16 @@ def _report(
     from igrpo_cli.store.atomic import publish_bytes
     from igrpo_cli.ui.study_tables import study_text
 
-    results = read_study_results(root, study, cells)
-    if not any(arm.cells for arm in results.arms):
-        raise MissingInputError(f"{root} has no results yet", hint=f"igrpo study {shell_path(request.file)}")
-    page, folder = root / "study.html", root / "figures"
-    publish_bytes(page, render_study(results, request.file.read_text("utf-8")).encode(), replace=True)
+    try:
+        results = read_study_results(root, study, cells)
+        if not any(arm.cells for arm in results.arms):
+            raise MissingInputError(f"{root} has no results yet")
+    except MissingInputError as error:
+        error.hint = error.hint or _command(request)
+        raise
+    page, folder, source = root / PAGE, root / FIGURES, request.file.read_text("utf-8")
+    settings = {cell.arm: write_config(cell.config).decode() for cell in cells if cell.seed == study.seeds[0]}
+    publish_bytes(page, render_study(results, source, request.sets, settings).encode(), replace=True)
     figures = []
     for name, content in figure_files(results, as_png=request.as_png).items():
         publish_bytes(folder / name, content, replace=True)
@@ -226,6 +279,13 @@ def _report(
     missing = len(cells) - sum(len(arm.complete) for arm in results.arms)
     left = f"\n{missing} of {len(cells)} cells are not complete" if missing else ""
     console.data(payload, f"{study_text(results, markdown=markdown)}\n\n{written}{left}")
+
+
+def _command(request: StudyRequest) -> str:
+    """Return the command that makes what is missing."""
+    flags = [f"--output {shell_path(request.output)}"] if request.output else []
+    flags += [f"--set {shlex.quote(text)}" for text in request.sets]
+    return " ".join(["igrpo study", shell_path(request.file), *flags])
 
 
 def _payload(results: StudyResults) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 from igrpo_cli.algo.crossed import crossed_difference, crossed_interval, first_crossing, holm, mean_weights, weights_at
 from igrpo_cli.algo.estimates import clustered_interval, ratio_interval
 from igrpo_cli.config.study import Cell, Study
-from igrpo_cli.errors import ConflictError
+from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.inspection.curves import Point, read_metrics
 from igrpo_cli.inspection.run_state import read_complete_iteration
-from igrpo_cli.store.checksummed_json import read_summary
-from igrpo_cli.store.layout import RunDirectory, bench_name
-from igrpo_cli.store.manifest import read_manifest
+from igrpo_cli.store.checksummed_json import read_summary, require_unedited, summary_hint
+from igrpo_cli.store.completion import input_hash, open_input
+from igrpo_cli.store.conflicts import require_same_settings
+from igrpo_cli.store.layout import RunDirectory, ShardPath, bench_name
+from igrpo_cli.store.lineage import require_current
 from igrpo_cli.store.views import RolloutColumns, concatenated, read_rollout_columns
 
 WITHOUT_DRAFT, WITH_DRAFT = "eval/without_draft", "eval/with_draft"
@@ -82,8 +85,9 @@ class CellResults:
     """Hash of the problems of the evaluations."""
 
     def is_complete(self, study: Study) -> bool:
-        """Return True if every policy that the study evaluates has all evaluations of the arm."""
-        return all([*found] == study.evaluated(self.cell.config) for found in self.correct.values())
+        """Return True if all iterations are complete and all evaluations of the arm exist."""
+        policies = study.evaluated(self.cell.config)
+        return len(self.metrics) == policies[-1] and all([*found] == policies for found in self.correct.values())
 
     def score(self, name: str, budget: float) -> NDArray[np.float64]:
         """Return one of `SCORES` by problem."""
@@ -120,7 +124,7 @@ class ArmResults:
     name: str
     cells: list[CellResults]
     complete: list[CellResults]
-    """The cells of which every evaluation exists. Scores and comparisons use only these."""
+    """The cells with all updates and evaluations. Scores and comparisons use only these."""
     curves: dict[str, list[tuple[int, Point]]] = field(default_factory=dict)
     """Accuracy by policy, and metrics by iteration, with 95 % intervals."""
     spent: dict[str, list[float]] = field(default_factory=dict)
@@ -237,56 +241,77 @@ def read_study_results(root: Path, study: Study, cells: Sequence[Cell]) -> Study
     return StudyResults(study, arms)
 
 
-def is_complete(root: Path, study: Study, cell: Cell) -> bool:
-    """Return True if the run has its last update and all evaluations, from the existence of their records alone."""
-    run, policies = RunDirectory(root / cell.path), study.evaluated(cell.config)
-    bench, kinds = bench_name(study.eval_bench), cell.evaluations
-    return run.update(policies[-1] - 1).manifest.exists() and all(
-        run.eval_summary(bench, policy, conditioned=kind).exists() for policy in policies for kind in kinds
-    )
-
-
 def _read_cell(root: Path, study: Study, cell: Cell) -> CellResults | None:
-    """Return what a run has so far; None if it has no evaluation and no complete iteration."""
-    run, bench = RunDirectory(root / cell.path), bench_name(study.eval_bench)
+    """Return what a run has so far; None if it has no evaluation and no complete iteration.
+
+    Raises MissingInputError, DamagedFileError and ConflictError for files that are not as they were written.
+    """
+    run, bench, policies = RunDirectory(root / cell.path), bench_name(study.eval_bench), study.evaluated(cell.config)
     evaluations = dict(zip((WITHOUT_DRAFT, WITH_DRAFT), cell.evaluations, strict=False))
     correct: dict[str, dict[int, NDArray[np.float64]]] = {curve: {} for curve in evaluations}
     held_out: dict[str, dict[int, float]] = {name: {} for name in HELD_OUT}
     for curve, selection in evaluations.items():
-        for policy in study.evaluated(cell.config):
+        for policy in policies:
             summary = run.eval_summary(bench, policy, conditioned=selection)
             if not summary.exists():
                 continue
             shards = range(cell.config.run.num_shards)
             paths = [run.eval_shard(bench, policy, each, len(shards), conditioned=selection) for each in shards]
-            rollouts = concatenated([read_rollout_columns(path.data) for path in paths])
+            rollouts, figures = _read_evaluation(run, paths, summary)
             correct[curve][policy] = _correct_by_problem(rollouts)
             entropy = -float(rollouts.logprob_sum.sum()) / max(int(rollouts.num_tokens.sum()), 1)
             held_out[curve.replace("/", "/entropy_")][policy] = entropy
             if selection is not None:
-                figures = read_summary(summary)
                 rates = {name: figures.get(name.partition("/")[2]) for name in HELD_OUT if name.endswith("rate")}
                 for name in (name for name, rate in rates.items() if rate is not None):
                     held_out[name][policy] = figures[name.partition("/")[2]]
-    spent, metrics = _read_training(run, cell, study.evaluated(cell.config)[-1])
-    if not metrics and not correct[WITHOUT_DRAFT]:
+    newest = max((policy for found in correct.values() for policy in found), default=0)
+    spent, metrics = _read_training(run, cell, newest)
+    if not metrics and not any(correct.values()):
         return None
-    problems = run.eval_problems(bench)
-    sha256 = read_manifest(problems).data.sha256 if problems.manifest.exists() else None
+    if not run.run_toml.exists():
+        raise MissingInputError(f"{run.run_toml} does not exist, though the run has results")
+    require_unedited(run.run_toml)
+    open_input(run.problems())
+    sha256 = open_input(run.eval_problems(bench)).data.sha256 if any(correct.values()) else None
     return CellResults(cell, correct, held_out, spent, metrics, sha256)
 
 
-def _read_training(
-    run: RunDirectory, cell: Cell, iterations: int
-) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
-    """Return what was spent before each policy, and the metrics of each complete iteration."""
+def _read_evaluation(
+    run: RunDirectory, paths: Sequence[ShardPath], summary: Path
+) -> tuple[RolloutColumns, dict[str, Any]]:
+    """Return the rollouts of an evaluation and its summary, after checking that they belong together."""
+    manifests = {path: open_input(path) for path in paths}
+    require_same_settings(manifests)
+    require_current(run, [input_hash(path, manifest) for path, manifest in manifests.items()])
+    figures = read_summary(summary)
+    if figures.get("shards") != [manifest.data.sha256 for manifest in manifests.values()]:
+        raise DamagedFileError(f"{summary} is of other shards than those next to it", hint=summary_hint(summary))
+    return concatenated([read_rollout_columns(path.data) for path in paths]), figures
+
+
+def _read_training(run: RunDirectory, cell: Cell, newest: int) -> tuple[dict[str, list[float]], list[dict[str, float]]]:
+    """Return what was spent before each policy, and the metrics of each complete iteration, at least up to `newest`.
+
+    Raises MissingInputError and DamagedFileError, naming the command that makes it again, for an update that later work
+    follows from.
+    """
     costs, metrics = [], []
-    for iteration in range(iterations):
+    updated = [each for each in run.iterations() if run.update(each).manifest.exists()]
+    for iteration in range(max([newest - 1, *updated]) + 1):
+        update = run.update(iteration)
+        gone = next((file for file in (update.manifest, update.metrics) if not file.exists()), None)
+        if gone is not None:
+            message = f"{gone} does not exist, though the run has been trained further"
+            raise MissingInputError(message, hint=_remake(run, iteration, update.shard.command))
+        found, _ = read_complete_iteration(run, iteration, cell.config.stages())
+        if found.unreadable:
+            hint = _remake(run, iteration, update.shard.overwrite_command)
+            raise DamagedFileError(found.unreadable[0], hint=hint)
         recorded = read_metrics(run, iteration)
-        if recorded is None:
-            break
+        assert recorded is not None
         metrics.append(recorded.whole)
-        costs.append(read_complete_iteration(run, iteration, cell.config.stages())[0].stages)
+        costs.append(found.stages)
     # An update trains on tokens that are already counted.
     sampled = [{stage: spent for stage, spent in stages.items() if stage != "update"} for stages in costs]
     spent = {
@@ -294,6 +319,14 @@ def _read_training(
         for axis, counted in (("tokens", sampled), ("seconds", costs), ("gpu_seconds", costs))
     }
     return spent, metrics
+
+
+def _remake(run: RunDirectory, iteration: int, command: str) -> str:
+    """Return `command` where the policy that the update began from is there, and else what to do instead."""
+    if run.policy(iteration).is_dir():
+        return command
+    again = f"remove {run.root} and train the cell again"
+    return f"restore the file, or {again}: policy {iteration}, which the update began from, was removed"
 
 
 def _correct_by_problem(rollouts: RolloutColumns) -> NDArray[np.float64]:
@@ -337,7 +370,7 @@ def _curves(cells: Sequence[CellResults]) -> Iterator[tuple[str, list[tuple[int,
 
 def _of_all_seeds(cells: Sequence[CellResults], curve: str, policy: int) -> NDArray[np.float64]:
     """Return the accuracy of a policy as [S, P], over the seeds that have it and the problems that all of them have."""
-    correct_SP = np.array([cell.correct[curve][policy] for cell in cells if policy in cell.correct[curve]])
+    correct_SP = np.array([cell.correct[curve][policy] for cell in cells if policy in cell.correct.get(curve, {})])
     return correct_SP[:, np.isfinite(correct_SP).all(axis=0)]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from igrpo_cli.inspection.study import HELD_OUT, SHARES, TRAINING, WITH_DRAFT, WITHOUT_DRAFT, StudyResults
@@ -28,8 +29,12 @@ class StudyFigure:
     """A row of labels, then a row for each policy or iteration."""
 
 
-def render_study(results: StudyResults, source: str) -> str:
-    """Return the page. `source` is the text of the file of the study. The same results give the same bytes."""
+def render_study(results: StudyResults, source: str, overrides: Sequence[str], settings: Mapping[str, str]) -> str:
+    """Return the page. The same results give the same bytes.
+
+    `source` is the text of the file of the study, `overrides` are those of the command line, and `settings` are the
+    texts of run.toml by arm.
+    """
     return render_template(
         "study.html",
         study=results.study,
@@ -39,6 +44,8 @@ def render_study(results: StudyResults, source: str) -> str:
         complete=sum(len(arm.complete) for arm in results.arms),
         cells=len(results.study.arms) * len(results.study.seeds),
         source=source,
+        overrides=" ".join(f"--set {shlex.quote(each)}" for each in overrides),
+        settings=settings,
     )
 
 
