@@ -13,6 +13,7 @@ from igrpo_cli.problems.sources import (
     TRAINING_SETS,
     ProblemSource,
     default_repeats,
+    model_location,
     packaged_data,
     resolve_bench,
     resolve_training,
@@ -95,14 +96,27 @@ def test_unusual_names_are_errors_too(name: str, tmp_path: Path) -> None:
         resolve_bench(name, tmp_path)
 
 
-def test_the_packaged_set_has_a_split_for_each_use() -> None:
-    folder = packaged_data() / "arithmetic"
-    assert resolve_training("arithmetic").location == folder / "train.jsonl"
-    assert resolve_bench("arithmetic").location == folder / "test.jsonl"
-    assert resolve_bench("builtin:arithmetic/train").location == folder / "train.jsonl"
-    with pytest.raises(MissingInputError, match="no packaged set builtin:arithmetic/dev") as missing:
-        resolve_bench("builtin:arithmetic/dev")
+@pytest.mark.parametrize("name", ["arithmetic", "columns"])
+def test_a_packaged_set_has_a_split_for_each_use(name: str) -> None:
+    folder = packaged_data() / name
+    assert resolve_training(name).location == folder / "train.jsonl"
+    assert resolve_bench(name).location == folder / "test.jsonl"
+    assert resolve_bench(f"builtin:{name}/train").location == folder / "train.jsonl"
+
+
+@pytest.mark.parametrize("name", ["arithmetic/dev", "columns/products", "none/train", "columns"])
+def test_an_unknown_packaged_split_is_an_error_that_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(MissingInputError, match=f"no packaged set builtin:{name}") as missing:
+        resolve_bench(f"builtin:{name}")
     assert "builtin:arithmetic/test" in (missing.value.hint or "")
+    assert "builtin:columns/train" in (missing.value.hint or "")
+    assert "builtin:columns/products" not in (missing.value.hint or "")
+
+
+@pytest.mark.parametrize(("name", "folder"), [("tiny", "tiny-policy"), ("columns", "columns-policy")])
+def test_a_packaged_policy_has_a_name(name: str, folder: str) -> None:
+    assert model_location(name) == str(packaged_data() / folder)
+    assert model_location(f"org/{name}") == f"org/{name}"
 
 
 def test_aime_gets_64_samples_and_the_others_8() -> None:

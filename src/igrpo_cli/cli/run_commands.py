@@ -55,7 +55,7 @@ Comparison = Annotated[
 @with_console
 def init(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to create.")],
-    preset: Annotated[str | None, typer.Option("--preset", help="quickstart, smollm2 or paper.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="quickstart, columns, smollm2 or paper.")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="TOML file that overrides the preset.")
     ] = None,

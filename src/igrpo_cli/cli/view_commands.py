@@ -204,7 +204,7 @@ def sql(
 def doctor(
     run: Run = HERE,
     model: Annotated[
-        str | None, typer.Option("--model", help="Check this model instead: a folder, a Hub id, or `tiny`.")
+        str | None, typer.Option("--model", help="Check this model instead: a folder, a Hub id, `tiny` or `columns`.")
     ] = None,
     *,
     console: Console,

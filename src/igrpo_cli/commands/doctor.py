@@ -59,7 +59,7 @@ class Check:
 def run(path: Path, model: str | None, console: Console) -> None:
     """Print the results. Raises IgrpoError (exit 1) when something that every run needs does not work.
 
-    With `model` (a directory, a Hub id or `tiny`) only that model is checked.
+    With `model` (a directory, a Hub id, `tiny` or `columns`) only that model is checked.
     """
     with console.activity("checking what a run needs"):
         checks = list(_checks(path) if model is None else _model_checks(model))

@@ -97,7 +97,7 @@ class PolicySection(Section):
     """The initial policy, which is also the reference of the KL term."""
 
     model: str = "tiny"
-    """`tiny` (packaged), a Hugging Face model directory, or a Hub id."""
+    """`tiny` or `columns` (packaged), a Hugging Face model directory, or a Hub id."""
     revision: str | None = None
     """Branch, tag or commit of a Hub model."""
     trust_remote_code: bool = False

@@ -146,8 +146,10 @@ TRAINING_SETS: dict[str, NamedSet] = _table(
 """Training sets by name. The column `solution` of `dapo` holds only the final answer."""
 
 PREFIX = "builtin:"
-PACKAGED_SETS = ("arithmetic",)
-PACKAGED_SPLITS = ("train", "test", "products")
+PACKAGED_SETS = {"arithmetic": ("train", "test", "products"), "columns": ("train", "test")}
+"""The splits of each packaged set."""
+PACKAGED_POLICIES = {"tiny": "tiny-policy", "columns": "columns-policy"}
+"""The folder of each packaged policy by its name in `policy.model`."""
 
 
 def packaged_folder(name: Literal["data", "studies"]) -> Path:
@@ -163,23 +165,24 @@ def packaged_folder(name: Literal["data", "studies"]) -> Path:
 
 
 def packaged_data() -> Path:
-    """Return the folder of the packaged policy and problems. Raises as `packaged_folder`."""
+    """Return the folder of the packaged policies and problems. Raises as `packaged_folder`."""
     return packaged_folder("data")
 
 
 def model_location(model: str) -> str:
-    """Return the model directory or Hub id for `model`; `tiny` means the packaged policy."""
-    return str(packaged_data() / "tiny-policy") if model == "tiny" else model
+    """Return the model directory or Hub id for `model`; `tiny` and `columns` are packaged policies."""
+    folder = PACKAGED_POLICIES.get(model)
+    return model if folder is None else str(packaged_data() / folder)
 
 
 def packaged_problems(name: str) -> Path:
-    """Return the file of a packaged set: `arithmetic/train`, `arithmetic/test` or `arithmetic/products`.
+    """Return the file of a packaged set, for example `arithmetic/train` or `columns/test`.
 
     Raises `MissingInputError` for any other name.
     """
     set_name, _, split = name.partition("/")
-    if set_name not in PACKAGED_SETS or split not in PACKAGED_SPLITS:
-        known = [f"{PREFIX}{known}/{split}" for known in PACKAGED_SETS for split in PACKAGED_SPLITS]
+    if split not in PACKAGED_SETS.get(set_name, ()):
+        known = [f"{PREFIX}{known}/{split}" for known, splits in PACKAGED_SETS.items() for split in splits]
         raise MissingInputError(f"there is no packaged set {PREFIX}{name}", hint=f"there are {', '.join(known)}")
     path = packaged_data() / set_name / f"{split}.jsonl"
     if not path.is_file():
