@@ -148,3 +148,10 @@ def test_the_table_agrees_with_the_list_of_sources() -> None:
             assert source.wrong_columns == tuple(facts.get("incorrect", ()))
         else:
             assert (source.problem_column, source.answer_column) == (None, None), "found from the data"
+
+
+def test_a_run_directory_does_not_hide_the_set_that_it_is_named_after(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "columns").mkdir()
+    (tmp_path / "columns/run.toml").touch()
+    assert resolve_bench("columns").location == packaged_problems("columns/test")

@@ -203,7 +203,7 @@ TRAINING_HINT = "--set data.train=PATH of a JSONL or Parquet file, or of a folde
 def resolve_bench(name_or_path: str, bench_dir: Path | None = None) -> ProblemSource:
     """Return the source of the benchmark `name_or_path`: the first of these that exists.
 
-    1. a path
+    1. a path that is no run directory
     2. in `bench_dir`, the file `<name>` or `<name>_test` (`.jsonl`, `.json`, `.parquet`), or the folder `<name>`
     3. the test split of a packaged set
     4. a named benchmark on the Hub
@@ -229,7 +229,7 @@ def _resolve(name: str, table: Mapping[str, NamedSet], folder: Path | None, use:
     if name.startswith(PREFIX):
         return ProblemSource(packaged_problems(name.removeprefix(PREFIX)))
     path = os.path.expanduser(name)
-    if os.path.exists(path):
+    if os.path.exists(path) and not os.path.exists(os.path.join(path, "run.toml")):
         return _local(Path(path), use)
     found = _below(folder, name, use) if folder is not None else None
     if found is not None:
