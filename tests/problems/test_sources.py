@@ -154,4 +154,4 @@ def test_a_run_directory_does_not_hide_the_set_that_it_is_named_after(tmp_path, 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "columns").mkdir()
     (tmp_path / "columns/run.toml").touch()
-    assert resolve_bench("columns").location == packaged_problems("columns/test")
+    assert resolve_bench("columns") == resolve_bench("builtin:columns/test")
