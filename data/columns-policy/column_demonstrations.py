@@ -1,7 +1,7 @@
 """Draw the demonstrations of the policy for columns: sums with random wrong digits, without or with a draft.
 
-A completion is `<think>SUM</think><answer>SUM</answer>`. Each digit is drawn on its own, so a sum of 16 digits is rarely
-right without a draft. A draft holds work: most of its digits are right, and most of its wrong digits are repaired.
+A completion is `<think>SUM</think><answer>SUM</answer>`. Each digit is drawn on its own, so a sum of 16 digits is
+rarely right without a draft. A draft holds work: most of its digits are right, and most wrong ones are repaired.
 """
 
 from __future__ import annotations
