@@ -29,7 +29,7 @@ MAX_CHARACTERS = 4_096
 
 _SPAN = r"(?<!\\)\$\$[^$]+\$\$|(?<!\\)\$(?:\\.|[^$\n\\])+\$|\\\([^\n]+?\\\)|\\\[.+?\\\]"
 _NUMBER = (
-    r"(?<![\w.\\/^*+−-])[-+−]?(?:\\?\$|[€£])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
+    r"(?<![\w.\\/^*+−–-])[-+−–]?(?:\\?\$|[€£])?(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
     r"(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?(?:\s*(?:\\?%|percent\b))?"
 )
 _ITEM = rf"(?:(?<![\w\\])[A-Za-z](?:_?\d|[A-Z])?\s*=\s*)?(?:{_SPAN}|{_NUMBER})"
@@ -80,7 +80,7 @@ _DENIED_BEFORE = re.compile(
 _CHANGED_AFTER = re.compile(
     rf"[\s$)*-]{{0,4}}(?:{SCALING}(?!-[a-z]+ [a-z]|\s+(?:year|month|week|day|hour|minute)s?\b)|[a-z]+['’]s\s+dozen"
     r"|or\s+(?:more|less|fewer|so|above|below|higher|lower)\b"
-    r"|\?|[,+]?\s*(?:\.\.\.|…|\\[lc]?dots\b)|(?:squared|cubed|factorial)\b|(?:is|are|was|were)(?:n['’]t|\s+(?:not|never|wrong|incorrect|false))\b)[^.,;\n]*",
+    r"|[-−–]\d|\?|[,+]?\s*(?:\.\.\.|…|\\[lc]?dots\b)|(?:squared|cubed|factorial)\b|(?:is|are|was|were)(?:n['’]t|\s+(?:not|never|wrong|incorrect|false))\b)[^.,;\n]*",
     re.IGNORECASE,
 )
 _WINDOW = 60

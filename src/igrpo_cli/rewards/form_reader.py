@@ -41,8 +41,9 @@ _INFINITE = re.compile(r"([-+]?)\s*(?:\\infty|infinity|oo)")
 _NUMERAL = re.compile(
     r"\(?\s*([0-9A-Fa-f]*\d[0-9A-Fa-f]*|[A-F]+)\s*\)?\s*_\s*(?:\{\s*(?:\\text\s*\{)?(\w+)\}?\s*\}|(\d))"
 )
+_DECIMAL = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _RATIO = re.compile(
-    r"(\d+(?:\.\d+)?(?:\s*:\s*\d+(?:\.\d+)?){1,3})(?:\s|\\[,; ]|~)*(?:\\text\s*\{)?\s*([ap]\.?\s*m\b\.?)?\s*\}?", re.I
+    rf"({_DECIMAL}(?:\s*:\s*{_DECIMAL}){{1,3}})(?:\s|\\[,; ]|~)*(?:\\text\s*\{{)?\s*([ap]\.?\s*m\b\.?)?\s*\}}?", re.I
 )
 _BUILDER = re.compile(
     r"\\\{\s*([A-Za-z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\\vert|\||:)(?![:\d])(.*)\\\}", re.S
@@ -59,7 +60,7 @@ _QUANTIFIER = re.compile(
 _MATRIX = re.compile(r"\\begin\s*\{([pbB]?matrix|array)\}\s*(?:\{[lcr|]*\})?(.*)\\end\s*\{\1\}", re.S)
 _BRACKET = re.compile(r"[(\[]|\\\{")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
-_OUTER_SPACE = re.compile(r"^(?:\s|\\[,;: ]|~)+|(?:\s|\\[,;: ]|~)+$")
+_OUTER_SPACE = re.compile(r"^(?:\s|\\[,;: ]|~)+|(?:\s|\\[,;: ]|~|\.)+$")
 _UNION = re.compile(r"\\cup(?![a-z])")
 _EMPTY_TEXTS = frozenset([r"\emptyset", r"\{\}", r"\{ \}"])
 
@@ -79,7 +80,7 @@ def num_parts(text: str) -> int:
 
 
 def _read(text: str, depth: int) -> Form | None:
-    text = _OUTER_SPACE.sub("", text).strip(" .")
+    text = _OUTER_SPACE.sub("", text)  # not a point at the start: .5 is no 5
     if depth > _MAX_DEPTH or not text or r"\text" in text:
         numeral = _NUMERAL.fullmatch(text)
         time = _RATIO.fullmatch(text)

@@ -145,7 +145,7 @@ def tidy(text: str) -> str:
     text = _SIGN_CHAIN.sub(lambda chain: "-" if chain[0].count("-") % 2 else "+", text)
     text = _GLUED.sub(r" \1 ", text)
     text = _SPACE.sub(" ", _LEAD.sub("", text))
-    return text.rstrip("\\ ").rstrip(" .,;*`").lstrip(" *`")
+    return text.rstrip("\\ .,;*`").lstrip(" *`")
 
 
 def _without_fonts(text: str) -> str:
