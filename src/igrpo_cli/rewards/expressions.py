@@ -43,6 +43,9 @@ _CLOSING = {"(": ")", "{": "}", "[": "]", "|": "|", r"\lvert": r"\rvert", r"\lfl
 _ENCLOSED = {"|": "abs", r"\lvert": "abs", r"\lfloor": "floor", r"\lceil": "ceil"}
 
 
+_DEGREE: Tree = ("frac", ("constant", "pi"), ("num", Fraction(180), False))
+
+
 class _UnreadableError(Exception):
     """The text is no formula that this reader knows."""
 
@@ -79,8 +82,8 @@ def _tokens(text: str) -> list[tuple[str, str]]:
 
 
 def _refuse_two_numbers(tokens: list[tuple[str, str]]) -> None:
-    """Refuse `1 2`; the first number of `\\log_2 8` is a subscript."""
-    if len(tokens) < 2 or tokens[-2][1] != "_":
+    """Refuse `1 2`; the first number of `\\log_2 8` is a subscript, and that of `\\sin^2 8` an exponent."""
+    if len(tokens) < 2 or tokens[-2][1] not in ("_", "^"):
         raise _UnreadableError
 
 
@@ -126,6 +129,7 @@ class _Reader:
         self._tokens = tokens
         self._next = 0
         self._num_open_bars = 0
+        self._num_functions = 0  # around the next token
         self._symbol = ("", -1)  # the last symbol and where it ended
 
     def at_end(self) -> bool:
@@ -197,9 +201,11 @@ class _Reader:
 
     def _power(self, depth: int) -> Tree:
         base = self._postfix(self._primary(depth))
+        if self._num_functions and self._take_degree():
+            base = ("mul", base, _DEGREE)
         if self._text() in ("^", "**"):
             self._take()
-            if self._text() == r"\circ":  # degrees
+            if self._text() == r"\circ":  # a unit
                 raise _UnreadableError
             is_braced = self._text() == "{"
             sign = self._take()[1] if self._text() == "-" else ""
@@ -210,6 +216,13 @@ class _Reader:
             if self._text() in ("^", "**"):
                 raise _UnreadableError
         return base
+
+    def _take_degree(self) -> bool:
+        """Take `^\\circ` or `^{\\circ}`, if it comes next."""
+        texts = [text for _, text in self._tokens[self._next : self._next + 4]]
+        length = 2 if texts[:2] == ["^", r"\circ"] else 4 if texts == ["^", "{", r"\circ", "}"] else 0
+        self._next += length
+        return bool(length)
 
     def _postfix(self, tree: Tree) -> Tree:
         while self._text() == "!":
@@ -297,7 +310,9 @@ class _Reader:
         if self._text() == "^":
             self._take()
             power = self._argument(depth)
+        self._num_functions += 1
         argument = self._applied(depth)
+        self._num_functions -= 1
         if power == ("neg", ("num", Fraction(1), False)):
             inverse = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}.get(name)
             if inverse is None:

@@ -26,12 +26,20 @@ _LETTER_UNIT = re.compile(
 )
 _DEGREES = re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\s*\{\s*)?\s*[CFK]?\s*\}?$")
 _ANGLE = re.compile(r"\\?(?:sin|cos|tan|cot|sec|csc)(?![a-z])|\\circ.*\\circ")
+_DEGREES_IN_FUNCTION = re.compile(
+    r"\\?(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|exp)h?(?![a-z])[^,;=<>]*(?:\^\s*\{?\s*\\circ|degrees?\b|\\deg(?![a-z]))"
+)
 _PERCENT = re.compile(
     r"\s*(?:\\text\w*\s*\{\s*)?(?<![A-Za-z])(?:percent|per cent|pct|percentage)\b\s*\}?"
     r"|\s*(?:\\text\s*\{\s*)?\\?%\s*\}?$"
 )
 _CURRENCY = re.compile(r"^([-+]?)\s*(?:\\\$|[$€£¥₹₽₩]|\\(?:pounds|yen|euro)(?![a-z]))\s*|\s*(?:\\\$|[€£¥₹₽₩])$")
 _QUANTITY = re.compile(r"\s*(?:,|and\b)?\s*(-?\d[\d.,/]*)\s*([A-Za-z]{1,}\.?)(?![A-Za-z])")
+
+
+def has_degrees_in_function(text: str) -> bool:
+    """Return True for `\\sin 30^\\circ`, where degrees are no unit that can be left out."""
+    return _DEGREES_IN_FUNCTION.search(text) is not None
 
 
 def with_percent_sign(text: str) -> str:
