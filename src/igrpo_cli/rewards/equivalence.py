@@ -23,7 +23,7 @@ from igrpo_cli.rewards.expressions import is_echo, read_formula
 from igrpo_cli.rewards.form_reader import LABEL, read_form
 from igrpo_cli.rewards.forms import EMPTY_SET, Form, Formula, Group, Infinity, Numeral, Ratio, TruthValue
 from igrpo_cli.rewards.notation import canonical, changing_words, is_blank, is_open, is_word, split, tidy
-from igrpo_cli.rewards.plain_numbers import is_decimal, is_unevaluated, numbers_agree, read_number
+from igrpo_cli.rewards.plain_numbers import is_decimal, is_unevaluated, numbers_agree, read_name_in_digits, read_number
 from igrpo_cli.rewards.units import has_degrees_in_function, quantities, with_percent_sign, without_unit
 from igrpo_cli.rewards.values import UndecidedError, formula_order, formulas_agree, read_value, symbols
 
@@ -38,6 +38,7 @@ _COMMENT = re.compile(r"(.*[\w}.])\s+\(([^()]*)\)")
 _PARTS = (",", ";", "and", "or", r"\land", r"\lor")
 _OTHER_RELATIONS = (r"\approx", "<", ">", r"\leq", r"\geq", r"\neq", r"\equiv", r"\to")
 _GROUPS_OF_DIGITS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_JOINED = re.compile(r"\d\)?(?:[-/. ]|\\%-)")
 _DECIMAL = re.compile(r"-?\d*\.(\d+)")
 _OPERATION = re.compile(
     r"^\\(?:sum|prod|i*int|lim|max|min|sup|inf|gcd|lcm|deg|det|dim|operatorname|text|mathrm|binom|log|Pr)(?![a-z])"
@@ -68,6 +69,9 @@ def are_equal(answer: str, reference: str) -> bool:
     if changing_words(answer) != changing_words(reference):
         return False
     answer, reference = with_percent_sign(_without_working(answer)), with_percent_sign(reference)
+    names = [_name_in_digits(text) for text in (answer, reference)]
+    if any(names):
+        return names[0] == names[1]
     if "=" in answer and _is_misstated(answer, is_equation=bool(_EQUALS.search(reference))):
         return False
     equal = _numbers_are_equal(answer, reference)
@@ -78,6 +82,11 @@ def are_equal(answer: str, reference: str) -> bool:
     if equal is None and any(map(has_degrees_in_function, (answer, reference))):  # math-verify takes them for radians
         return False
     return _symbolically_equal(_as_latex(answer), _as_latex(reference)) if equal is None else equal
+
+
+def _name_in_digits(text: str) -> list[str] | None:
+    plain = without_unit(text).rstrip("\\%").strip("()") if _JOINED.search(text) else ""
+    return read_name_in_digits(plain)
 
 
 def _without_working(answer: str) -> str:

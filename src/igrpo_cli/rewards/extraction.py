@@ -80,7 +80,7 @@ _DENIED_BEFORE = re.compile(
 _CHANGED_AFTER = re.compile(
     rf"[\s$)*-]{{0,4}}(?:{SCALING}(?!-[a-z]+ [a-z]|\s+(?:year|month|week|day|hour|minute)s?\b)|[a-z]+['’]s\s+dozen"
     r"|or\s+(?:more|less|fewer|so|above|below|higher|lower)\b"
-    r"|[-−–]\d|\?|[,+]?\s*(?:\.\.\.|…|\\[lc]?dots\b)|(?:squared|cubed|factorial)\b|(?:is|are|was|were)(?:n['’]t|\s+(?:not|never|wrong|incorrect|false))\b)[^.,;\n]*",
+    r"|[-−–/]\d|\?|[,+]?\s*(?:\.\.\.|…|\\[lc]?dots\b)|(?:squared|cubed|factorial)\b|(?:is|are|was|were)(?:n['’]t|\s+(?:not|never|wrong|incorrect|false))\b)[^.,;\n]*",
     re.IGNORECASE,
 )
 _WINDOW = 60

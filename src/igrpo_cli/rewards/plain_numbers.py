@@ -25,6 +25,25 @@ _NUMBER = re.compile(
 _OPERAND = r"[(\s]*[-+]?\s*\d[\d,.]*[)\s]*"
 _ARITHMETIC = re.compile(rf"{_OPERAND}(?:(?:[-+*/]|\\(?:times|cdot|div)(?![a-z])){_OPERAND}|\({_OPERAND})+")
 
+_DAY = r"0?\d|[12]\d|3[01]"
+_DATE = re.compile(rf"(\d{{4}})([-/.])({_DAY})\2({_DAY})|({_DAY})([-/.])({_DAY})\6(\d{{4}})")
+_PHONE = re.compile(r"\+?\d{0,3}[-. ]?\(?\d{3}\)?[-. ]\d{3}[-. ]\d{4}")
+_RANGE = re.compile(r"\d+(?:\.\d+)?(?:--?\d+(?:\.\d+)?)+|[12]\d{3} --? [12]\d{3}")
+
+
+def read_name_in_digits(text: str) -> list[str] | None:
+    """Return the digits of a date, a phone number, a range or a score (`10-20`); None for what may be computed.
+
+    Spaces make a difference of `10 - 20`, except between ascending years. A date is the same with zeros before day or month.
+    """
+    if date := _DATE.fullmatch(text):
+        return ["date", *(part.lstrip("0") for part in date.groups() if part and part not in "-/.")]
+    digits = re.findall(r"\d[\d.]*", text)
+    is_difference = " " in text and digits != sorted(digits)
+    if _PHONE.fullmatch(text) or (_RANGE.fullmatch(text) and not is_difference):
+        return digits
+    return None
+
 
 def read_number(text: str) -> Fraction | None:
     """Return the exact value of `text` if it is a plain number, otherwise None.
