@@ -25,7 +25,7 @@ def test_anything_else_is_none(reference):
     ("answer", "reference", "verdict"),
     [
         ("B", "B", "correct"),
-        ("b", "B", "correct"),
+        ("b", "B", "wrong"),
         ("(B)", "B", "correct"),
         ("B) 42", "B", "wrong"),
         ("(B) 42", "B", "wrong"),

@@ -22,7 +22,7 @@ from igrpo_cli.rewards.comparison import echoes_question, forms_agree, is_true_o
 from igrpo_cli.rewards.expressions import is_echo, read_formula
 from igrpo_cli.rewards.form_reader import LABEL, read_form
 from igrpo_cli.rewards.forms import EMPTY_SET, Form, Formula, Group, Infinity, Numeral, Ratio, TruthValue
-from igrpo_cli.rewards.notation import canonical, changing_words, is_blank, is_open, is_word, split, tidy
+from igrpo_cli.rewards.notation import canonical, changing_words, differ_in_case, is_blank, is_open, is_word, split, tidy
 from igrpo_cli.rewards.plain_numbers import is_decimal, is_unevaluated, numbers_agree, read_name_in_digits, read_number
 from igrpo_cli.rewards.units import has_degrees_in_function, quantities, with_percent_sign, without_unit
 from igrpo_cli.rewards.values import UndecidedError, formula_order, formulas_agree, read_value, symbols
@@ -80,6 +80,8 @@ def are_equal(answer: str, reference: str) -> bool:
     if equal is None:
         equal = _forms_are_equal(answer, reference)
     if equal is None and any(map(has_degrees_in_function, (answer, reference))):  # math-verify takes them for radians
+        return False
+    if equal is None and differ_in_case(answer, reference):  # math-verify reads some capitals as small letters
         return False
     return _symbolically_equal(_as_latex(answer), _as_latex(reference)) if equal is None else equal
 

@@ -28,7 +28,7 @@ _PLAIN_FUNCTIONS = {
 }
 _GREEK = re.compile(
     "alpha|beta|gamma|delta|(?:var)?epsilon|zeta|eta|(?:var)?theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon"
-    "|(?:var)?phi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Sigma|Upsilon|Phi|Psi|Omega|ell|hbar"
+    "|(?:var)?phi|chi|psi|omega|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega|ell|hbar"
 )
 _CALLED = frozenset(["f", "g", "h", "F", "G", "H", "P", r"\phi", r"\psi", r"\Gamma", r"\Phi"])
 _TOKEN = re.compile(

@@ -83,6 +83,7 @@ _SPACE_OUTSIDE_NUMBERS = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _EMPTY = re.compile(r"\\(?:boxed|fbox|framebox|quad|qquad)(?![a-zA-Z])|\\[,;:! ]")
 _MIN_WORD_LETTERS = 3
+_NAME = re.compile(r"\\[A-Za-z]+|(?<![A-Za-z\\])[A-Za-z]{1,2}(?![A-Za-z])")
 
 _WORD = re.compile(r"[A-Za-z]+(?:'t)?")
 _CHANGING = re.compile(
@@ -172,7 +173,15 @@ def canonical(text: str) -> str:
     text = _INVISIBLE.sub("", _FRACTION.sub(r"\\frac", _TEXT.sub(r"\1", text)))
     text = _SPACE_OUTSIDE_NUMBERS.sub("", _LATEX_SPACE.sub(" ", text)).rstrip(".")
     letters = text.strip("()")
-    return letters.casefold() if letters.isalpha() else text
+    if not letters.isalpha():
+        return text
+    return letters if len(letters) < _MIN_WORD_LETTERS and letters.casefold() != "no" else letters.casefold()
+
+
+def differ_in_case(first: str, second: str) -> bool:
+    """Return True if a name of one tidy text stands in the other only in another case, as `n` and `N` or `\\pi` and `\\Pi`."""
+    ours, theirs = (set(_NAME.findall(text)) for text in (first, second))
+    return not {name.casefold() for name in ours - theirs}.isdisjoint(name.casefold() for name in theirs - ours)
 
 
 def is_word(spelling: str) -> bool:
