@@ -25,7 +25,7 @@ from igrpo_cli.rewards.forms import EMPTY_SET, Form, Formula, Group, Infinity, N
 from igrpo_cli.rewards.notation import canonical, changing_words, differ_in_case, is_blank, is_open, is_word, split, tidy
 from igrpo_cli.rewards.plain_numbers import is_decimal, is_unevaluated, numbers_agree, read_name_in_digits, read_number
 from igrpo_cli.rewards.units import has_degrees_in_function, quantities, with_percent_sign, without_unit
-from igrpo_cli.rewards.values import UndecidedError, formula_order, formulas_agree, read_value, symbols
+from igrpo_cli.rewards.values import TooLargeError, UndecidedError, formula_order, formulas_agree, read_value, symbols
 
 _EQUALS = re.compile(r"(?<![\\<>!])=")
 _LISTED = re.compile(r"[,;]|\b(?:and|or)\b")
@@ -38,6 +38,12 @@ _COMMENT = re.compile(r"(.*[\w}.])\s+\(([^()]*)\)")
 _PARTS = (",", ";", "and", "or", r"\land", r"\lor")
 _OTHER_RELATIONS = (r"\approx", "<", ">", r"\leq", r"\geq", r"\neq", r"\equiv", r"\to")
 _GROUPS_OF_DIGITS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_LARGE = re.compile(
+    r"\d{6}\s*!|\\(?:sum|prod)(?![a-z])[^=]*=[^=]*?\^\s*\{?\s*(?:\d{5}|\d+\s*\^)"
+    r"|\\i*int(?![a-z]).*([a-z])\s*\^\s*[{(]?\s*\1|(?:\^\s*\w\s*){6}|(?:\^\s*\{[^{}]*){6}"
+    r"|[3-9]\d*\s*(?:\^\s*\{?\s*\d+\s*){2}\^"
+)
+_MAX_DEPTH = 32
 _JOINED = re.compile(r"\d\)?(?:[-/. ]|\\%-)")
 _DECIMAL = re.compile(r"-?\d*\.(\d+)")
 _OPERATION = re.compile(
@@ -77,6 +83,8 @@ def are_equal(answer: str, reference: str) -> bool:
     equal = _numbers_are_equal(answer, reference)
     if equal is None and (ours_listed := quantities(answer)) and (theirs_listed := quantities(reference)):
         return ours_listed == theirs_listed
+    if equal is None and (_is_too_large(answer) or _is_too_large(reference)):
+        raise TooLargeError
     if equal is None:
         equal = _forms_are_equal(answer, reference)
     if equal is None and any(map(has_degrees_in_function, (answer, reference))):  # math-verify takes them for radians
@@ -84,6 +92,15 @@ def are_equal(answer: str, reference: str) -> bool:
     if equal is None and differ_in_case(answer, reference):  # math-verify reads some capitals as small letters
         return False
     return _symbolically_equal(_as_latex(answer), _as_latex(reference)) if equal is None else equal
+
+
+def _is_too_large(text: str) -> bool:
+    """Return True for what would take math-verify seconds: deep brackets, factorials, long sums, integrals of `x^x`."""
+    depth = deepest = 0
+    for sign in text:
+        depth += (sign in "([{") - (sign in ")]}")
+        deepest = max(depth, deepest)
+    return deepest > _MAX_DEPTH or _LARGE.search(text) is not None
 
 
 def _name_in_digits(text: str) -> list[str] | None:
@@ -217,6 +234,8 @@ def _say_nothing(pair: Iterable[Form]) -> bool:
 def _agree(answer: Form, reference: Form) -> bool | None:
     try:
         return not echoes_question(answer, reference) and forms_agree(answer, reference)
+    except TooLargeError:
+        raise
     except UndecidedError:
         return None
 

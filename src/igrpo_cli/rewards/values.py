@@ -20,6 +20,8 @@ Value = Any
 
 _MAX_BITS = 100_000
 _MAX_FACTORIAL = 5_000
+_HUGE_BITS = 5_000_000  # sympy takes seconds from here
+_HUGE_FACTORIAL = 50_000
 _MAX_DIGITS = 3_000
 _SPARE_DIGITS = 40
 _POINTS = (
@@ -32,6 +34,10 @@ _POINTS = (
 
 class UndecidedError(Exception):
     """A value is too large to compute, or not defined at a point."""
+
+
+class TooLargeError(UndecidedError):
+    """A number is so large that no program can be expected to compute it."""
 
 
 class UndefinedValueError(UndecidedError):
@@ -318,7 +324,7 @@ def _exact_result(name: str, values: list[Fraction]) -> Fraction | None:
     whole = [int(value) for value in values if value.denominator == 1 and value >= 0]
     if name in ("factorial", "binom") and len(whole) == len(values):
         if max(whole) > _MAX_FACTORIAL:
-            raise UndecidedError
+            raise TooLargeError if name == "factorial" and whole[0] > _HUGE_FACTORIAL else UndecidedError
         return Fraction(math.factorial(whole[0]) if name == "factorial" else math.comb(*whole))
     return None
 
@@ -343,7 +349,7 @@ def _exact_power(base: Fraction, exponent: Fraction) -> Fraction | None:
     if abs(exponent) * bits > _MAX_BITS:
         if abs(base) == 1 and exponent.denominator == 1:
             return base if exponent.numerator % 2 else Fraction(1)
-        raise UndecidedError
+        raise TooLargeError if abs(exponent) * bits > _HUGE_BITS else UndecidedError
     if exponent.denominator == 1:
         return Fraction(base ** int(exponent))
     if base < 0 or exponent.denominator > 64:
