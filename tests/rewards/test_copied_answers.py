@@ -69,3 +69,32 @@ def test_the_setting_reaches_the_grading_workers(refuses, accuracy):
     with GradingPool(section) as pool:
         (result,) = Scorer(pool, {"accuracy": 1.0}).score([row])
     assert result.parts["accuracy"] == accuracy
+
+
+@pytest.mark.parametrize(
+    ("problem", "answer", "reference"),
+    [
+        (r"What is $\binom{8}{4}$?", r"{8 \choose 4}", "70"),
+        (r"What is ${8 \choose 4}$?", r"\binom84", "70"),
+        (r"Reduce $\frac{6}{8}$.", "6/8", r"\frac{3}{4}"),
+        (r"Reduce $\frac{6}{8}$.", r"\frac68", r"\frac{3}{4}"),
+        (r"Reduce $\frac{6}{8}$.", r"{6 \over 8}", r"\frac{3}{4}"),
+        ("Reduce 6/8.", r"\frac{6}{8}", r"\frac{3}{4}"),
+    ],
+)
+def test_a_copy_in_another_spelling_is_wrong(problem, answer, reference):
+    assert grade_answer(rf"\boxed{{{answer}}}", reference, problem=problem).verdict == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("problem", "answer", "reference"),
+    [
+        (r"Reduce $\frac{6}{8}$.", "3/4", r"\frac{3}{4}"),
+        (r"Reduce $\frac{6}{8}$.", "0.75", r"\frac{3}{4}"),
+        ("Which is larger, 1/2 or 1/3?", "1/2", r"\frac{1}{2}"),
+        ("Which is larger, 1/2 or 1/3?", r"\frac12", "1/2"),
+        (r"Compute $\frac{16}{8}$.", "6/8", r"\frac{3}{4}"),
+    ],
+)
+def test_a_right_answer_is_no_copy_in_another_spelling(problem, answer, reference):
+    assert grade_answer(rf"\boxed{{{answer}}}", reference, problem=problem).verdict == "correct"

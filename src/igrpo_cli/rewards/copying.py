@@ -14,6 +14,8 @@ from igrpo_cli.rewards.units import with_percent_sign, without_unit
 
 _MARKS = re.compile(r"[{}\s*`]|\\(?:left|right|displaystyle|limits|cdot|times)(?![a-zA-Z])|\\[,;:! ()\[\]]|\$")
 _EQUALS = re.compile(r"(?<![\\<>!])=")
+_OVER = re.compile(r"\{\s*([^{}]*?)\s*\\(choose|over)(?![a-z])\s*([^{}]*?)\s*\}")
+_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 _SIGNS = re.compile(r"\\(?:cdot|times|ast)(?![a-zA-Z])")
 
 
@@ -37,6 +39,9 @@ def is_copied(answer: str, problem: str, reference: str) -> bool:
 def _is_same(answer: str, reference: str) -> bool:
     """Return True if two equal answers have the same notation: the same numbers in the same operations."""
     texts = [without_unit(with_percent_sign(text)) for text in (answer, reference)]
+    bare = [_bare(text).removeprefix("(").removesuffix(")") for text in texts]
+    if bare[0] == bare[1]:
+        return True
     numbers: list[Fraction | None] = [read_number(text) for text in texts]
     if None not in numbers and "/" not in texts[0] + texts[1]:
         return numbers[0] == numbers[1]
@@ -45,7 +50,9 @@ def _is_same(answer: str, reference: str) -> bool:
 
 
 def _bare(text: str) -> str:
-    """Return `text` without spaces, braces and delimiters, with one spelling of multiplication."""
+    """Return `text` without spaces, braces and delimiters, with one spelling of products, fractions and binomials."""
+    text = _OVER.sub(lambda match: f"\\{'binom' if match[2] == 'choose' else 'frac'}{{{match[1]}}}{{{match[3]}}}", text)
+    text = _FRACTION.sub(lambda match: f"({match[1] or match[2]}/{match[3] or match[4]})", text)
     return _MARKS.sub("", canonical(_SIGNS.sub("*", text)).replace("dbinom", "binom"))
 
 
