@@ -207,6 +207,8 @@ def _equals_group(answer: Form, reference: Form) -> bool:
         is_tuple = reference.opening == "(" and reference.closing == ")"
         has_infinity = any(isinstance(item, Infinity) for item in (*ours, *theirs))
         return is_tuple and not has_infinity and _all_agree(ours, theirs)
+    if answer.opening == reference.opening == r"\cup":  # of sets that are only named
+        return _any_order_agrees(ours, theirs)
     same_brackets = (answer.opening, answer.closing) == (reference.opening, reference.closing)
     return same_brackets and _all_agree(ours, theirs)
 

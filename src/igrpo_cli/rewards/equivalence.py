@@ -22,7 +22,16 @@ from igrpo_cli.rewards.comparison import echoes_question, forms_agree, is_true_o
 from igrpo_cli.rewards.expressions import is_echo, read_formula
 from igrpo_cli.rewards.form_reader import LABEL, read_form
 from igrpo_cli.rewards.forms import EMPTY_SET, Form, Formula, Group, Infinity, Numeral, Ratio, TruthValue
-from igrpo_cli.rewards.notation import canonical, changing_words, differ_in_case, is_blank, is_open, is_word, split, tidy
+from igrpo_cli.rewards.notation import (
+    canonical,
+    changing_words,
+    differ_in_case,
+    is_blank,
+    is_open,
+    is_word,
+    split,
+    tidy,
+)
 from igrpo_cli.rewards.plain_numbers import is_decimal, is_unevaluated, numbers_agree, read_name_in_digits, read_number
 from igrpo_cli.rewards.units import has_degrees_in_function, quantities, with_percent_sign, without_unit
 from igrpo_cli.rewards.values import TooLargeError, UndecidedError, formula_order, formulas_agree, read_value, symbols
@@ -33,6 +42,7 @@ _E_NOTATION = re.compile(r"(\d)[eE]([-+]?\d+)")
 _UNIT = re.compile(r"(?<=\d)\s+((?!(?:pi|i|e)\b)[A-Za-z]{2,}(?:[ -][A-Za-z]+)*)$")
 _CONSTANT_FUNCTION = re.compile(r"(?<![A-Za-z\\])([A-Za-z])\([a-z]\)(?=\s*=\s*-?[\d.]+\s*(?:,|;|and\b|or\b|$))")
 _PRIME = re.compile(r"'|\\prime(?![a-z])")
+_PRIMED_CALL = re.compile(r"^\s*[A-Za-z](?:'|\^\s*\{?\s*\\prime\s*\}?)+\s*\([a-z]\)\s*=")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 _COMMENT = re.compile(r"(.*[\w}.])\s+\(([^()]*)\)")
 _PARTS = (",", ";", "and", "or", r"\land", r"\lor")
@@ -199,7 +209,11 @@ def _numbers_are_equal(answer: str, reference: str) -> bool | None:
 
 def _forms_are_equal(answer: str, reference: str) -> bool | None:
     """Compare the forms of two texts, with and without their units; None if it takes math-verify."""
-    if len(_PRIME.findall(answer)) != len(_PRIME.findall(reference)) or answer.count(r"\approx") > 1:
+    bare = [
+        _PRIMED_CALL.sub("", each) if "=" not in other else each
+        for each, other in ((answer, reference), (reference, answer))
+    ]
+    if len(_PRIME.findall(bare[0])) != len(_PRIME.findall(bare[1])) or answer.count(r"\approx") > 1:
         return False
     ours = _forms(answer, without_unit(answer))
     theirs = _forms(reference, without_unit(reference, is_reference=True))

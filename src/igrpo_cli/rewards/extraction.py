@@ -42,13 +42,13 @@ _DISPLAY = re.compile(rf"\s*(\$\$[^$]+\$\$|\\\[.+?\\\]|{_SPAN_OF_LINES})", re.DO
 _FINAL_HEADING = r"(?m:^[#>* \t]*(?:the[ \t]+)?final[ \t]+answer[ \t]*[*:.]*[ \t]*$)"
 _HEADING = r"(?m:^[#>* \t]*(?:the[ \t]+)?(?:final[ \t]+)?answer[ \t]*[*:.]*[ \t]*$)"
 _MARK = re.compile(
-    r"\banswers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])[\s*:]*"
+    r"\banswers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])[\s*:]*|答案\W{0,4}(?:[是为為]|(?<=[:：=]))[\s*:：]*"
     r"|####(?!#)(?=\s*(?:[-+−]?\s*[\d$\\√π.€£¥]|[A-Za-z]\s*=|\([-\d\\]))(?!\s*\d+[.)]\s+[A-Za-z])"
     rf"|{_HEADING}",
     re.IGNORECASE,
 )
 _FINAL_MARK = re.compile(r"\bfinal\s+answers?\b\W{0,4}(?:\b(?:is|are)\b|[:=])|" + _FINAL_HEADING, re.IGNORECASE)
-_SENTENCE_END = re.compile(r"(?<![\\.])[.!](?=\s|$)|(?<=\?)(?=\s|$)")
+_SENTENCE_END = re.compile(r"(?<![\\.])[.!](?=\s|$)|(?<=\?)(?=\s|$)|。")
 _NO_RETRACTION = r"(?!\s+(?i:or|and|no|not|nope|wait|actually|maybe|perhaps|possibly|alternatively|hmm|but|sorry)\b)"
 _SENTENCE_END_OF_CHOICE = re.compile(rf"(?:{_SENTENCE_END.pattern}){_NO_RETRACTION}")
 

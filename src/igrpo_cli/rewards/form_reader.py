@@ -7,6 +7,7 @@ it does not know; math-verify may read that.
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 from itertools import product
 
@@ -52,11 +53,12 @@ LABEL = re.compile(
     r"[A-Za-z]'*|[A-Za-z]?[A-Z]{1,3}'*|\\[A-Za-z]+|[A-Za-z]\s*_\s*\{?\w+\}?|\|[A-Za-z]{1,2}\||\\angle\s*[A-Z]{1,3}"
     r"|\\frac\s*\{\s*d\s*[a-z]\s*\}\s*\{\s*d\s*[a-z]\s*\}|\\log\s*_\s*\{?\w+\}?\s*[a-z]"
 )
-_CALL = re.compile(r"([A-Za-z])\s*\(\s*([a-z])\s*\)")
+_CALL = re.compile(r"([A-Za-z]'*)\s*\(\s*([a-z])\s*\)")
 _TUPLE_LABEL = re.compile(r"\(\s*[A-Za-z](?:_\{?\w\}?)?(?:\s*,\s*[A-Za-z](?:_\{?\w\}?)?)+\s*\)")
 _QUANTIFIER = re.compile(
     r"(?:,|\\text\s*\{)?\s*,?\s*(?:for (?:all|every|any|each)(?: real| positive| integers?)?\b[^,;=<>]*|\\forall\b.*)$"
 )
+_REALS = re.compile(r"(?:\\mathbb\s*\{?\s*R\s*\}?|\\R|\\Reals)(?:\s*[\^_]\s*\{?\s*([-+])\s*\}?)?")
 _MATRIX = re.compile(r"\\begin\s*\{([pbB]?matrix|array)\}\s*(?:\{[lcr|]*\})?(.*)\\end\s*\{\1\}", re.S)
 _BRACKET = re.compile(r"[(\[]|\\\{")
 _THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])")
@@ -118,14 +120,16 @@ def _special(text: str, depth: int) -> Form | _Unknown | None:
     if match := _BUILDER.fullmatch(text):
         form = _read(re.sub(rf",?\s*{match[1]}\s*\\in\s*\\mathbb\s*\{{?R\}}?\s*,?", "", match[2]), depth + 1)
         return form if isinstance(form, Region) and form.unknown == match[1] else _Unknown()
-    if re.fullmatch(r"\\mathbb\s*\{?\s*R\s*\}?|\\R|\\Reals", text):
-        return Region((Piece(Infinity(-1), Infinity(1), True, True),), None)
+    if match := _REALS.fullmatch(text):
+        zero = Formula(("num", Fraction(0), False))
+        low, high = (zero if match[1] == "+" else Infinity(-1)), (zero if match[1] == "-" else Infinity(1))
+        return Region((Piece(low, high, True, True),), None)
     return None
 
 
 def _numeral(match: re.Match[str]) -> Numeral | None:
-    names = {"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"}
-    names |= {"ten": "10", "twelve": "12", "sixteen": "16"}
+    words = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "twelve", "sixteen")
+    names = dict(zip(words, map(str, (*range(2, 11), 12, 16)), strict=True))
     base = names.get(match[2] or match[3], match[2] or match[3])
     return Numeral(match[1].upper().lstrip("0") or "0", base) if base.isdigit() else None
 
@@ -154,7 +158,8 @@ def _listed(text: str, depth: int) -> Form | _Unknown | None:
     if _UNION.search(text):
         parts, signs = split(text, (r"\cup",))
         if signs:
-            return _union([_read(part.replace(r"x \in", ""), depth + 1) for part in _without_membership(parts)])
+            parts[0] = re.sub(r"^\s*[A-Za-z]\s*\\in(?![a-z])", "", parts[0])
+            return _union([_read(part.replace(r"x \in", ""), depth + 1) for part in parts])
     if r"\setminus" in text and len(parts := split(text, (r"\setminus",))[0]) == 2:
         return _difference(*(_read(part, depth + 1) for part in parts))
     for separators in ((";",), ("or", r"\lor"), ("and", r"\land"), (",",)):
@@ -173,10 +178,6 @@ def _listed(text: str, depth: int) -> Form | _Unknown | None:
             return _Unknown()
         return _list_of([_read(part, depth + 1) for part in parts], signs)
     return None
-
-
-def _without_membership(parts: list[str]) -> list[str]:
-    return [re.sub(r"^\s*[A-Za-z]\s*\\in(?![a-z])", "", parts[0]), *parts[1:]]
 
 
 def _list_of(forms: list[Form | None], signs: list[str]) -> Form | _Unknown:
@@ -222,7 +223,7 @@ def _union(forms: list[Form | None]) -> Form | _Unknown:
     for form in forms:
         region = as_region(form) if form is not None else None
         if region is None:
-            return _Unknown()
+            return _Unknown() if None in forms else Group(r"\cup", "", tuple(form for form in forms if form))
         pieces += region.pieces
         unknowns.add(region.unknown)
     return Region(tuple(pieces), unknowns.pop()) if len(unknowns) == 1 else _Unknown()

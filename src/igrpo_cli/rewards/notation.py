@@ -75,6 +75,9 @@ _SEPARATED = re.compile(r"\d|\b(?:and|or)\b", re.IGNORECASE)
 _GLUED = re.compile(r"(?<=\d)(or|and)(?=[A-Z\d(\\-])")
 _SPACE = re.compile(r"\s+")
 # One sign at a time, math-verify takes seconds for a long chain: then the load of the machine would decide.
+_INTERVAL = re.compile(r"([\[\](])([^\[\]()]+,[^\[\]()]+)([\[\])])")
+_INTERVALS = re.compile(rf"\s*{_INTERVAL.pattern}(?:\s*\\cup\s*{_INTERVAL.pattern})*[\s.]*")
+_ZERO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
 _SIGN_CHAIN = re.compile(r"[-+](?:\s*[-+]){2,}")
 
 _INVISIBLE = re.compile(r"\\(?:left|right|displaystyle|limits)(?![a-zA-Z])|\\!")
@@ -136,10 +139,10 @@ def tidy(text: str) -> str:
     """Return `text` on one line, with LaTeX for Unicode signs, without delimiters, fonts and final punctuation."""
     if text.isascii() and text.isalnum():
         return text
-    text = _DELIMITER.sub(" ", text.translate(_AS_LATEX))
+    text = _DELIMITER.sub(" ", text.translate(_AS_LATEX).strip(_ZERO_WIDTH))
     if r"\begin" not in text:  # where a doubled backslash is the end of a row
         text = _ESCAPED_TWICE.sub("", text)
-    text = _without_fonts(_ROW_GAP.sub(r"\1", _THOUSANDS.sub("", text)))
+    text = _with_plain_brackets(_without_fonts(_ROW_GAP.sub(r"\1", _THOUSANDS.sub("", text))))
     for pattern, spelling in _SPELLINGS:
         text = pattern.sub(spelling, text)
     text = _TEXT.sub(lambda match: f" {match[1]} " if _SEPARATED.search(match[1]) else match[0], text)
@@ -147,6 +150,13 @@ def tidy(text: str) -> str:
     text = _GLUED.sub(r" \1 ", text)
     text = _SPACE.sub(" ", _LEAD.sub("", text))
     return text.rstrip("\\ .,;*`").lstrip(" *`")
+
+
+def _with_plain_brackets(text: str) -> str:
+    """Return `[0, 1)` for `[0, 1[`, if a text is one interval or a union of them."""
+    if not _INTERVALS.fullmatch(text):
+        return text
+    return _INTERVAL.sub(lambda match: match[1].replace("]", "(") + match[2] + match[3].replace("[", ")"), text)
 
 
 def _without_fonts(text: str) -> str:
@@ -179,7 +189,7 @@ def canonical(text: str) -> str:
 
 
 def differ_in_case(first: str, second: str) -> bool:
-    """Return True if a name of one tidy text stands in the other only in another case, as `n` and `N` or `\\pi` and `\\Pi`."""
+    """Return True if a name of one tidy text stands in the other in another case: `n` and `N`, `\\pi` and `\\Pi`."""
     ours, theirs = (set(_NAME.findall(text)) for text in (first, second))
     return not {name.casefold() for name in ours - theirs}.isdisjoint(name.casefold() for name in theirs - ours)
 

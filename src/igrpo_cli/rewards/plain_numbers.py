@@ -34,7 +34,7 @@ _RANGE = re.compile(r"\d+(?:\.\d+)?(?:--?\d+(?:\.\d+)?)+|[12]\d{3} --? [12]\d{3}
 def read_name_in_digits(text: str) -> list[str] | None:
     """Return the digits of a date, a phone number, a range or a score (`10-20`); None for what may be computed.
 
-    Spaces make a difference of `10 - 20`, except between ascending years. A date is the same with zeros before day or month.
+    Spaces make a difference of `10 - 20`, except between ascending years. A date may have zeros before day or month.
     """
     if date := _DATE.fullmatch(text):
         return ["date", *(part.lstrip("0") for part in date.groups() if part and part not in "-/.")]
