@@ -20,7 +20,7 @@ import re
 from typing import NamedTuple
 
 from igrpo_cli.rewards.choices import named_choice, stated_choice
-from igrpo_cli.rewards.notation import SCALING
+from igrpo_cli.rewards.notation import NUMERAL, SCALING
 from igrpo_cli.rewards.transcripts import first_turn, with_braced_boxes, without_markdown
 from igrpo_cli.thoughts import after_thought
 
@@ -60,6 +60,26 @@ _CORRECTION = re.compile(
     r"\b(?:not|wrong|wait|no|actually|instead|but|correct(?:ion)?|mistake|however|rather|oops|sorry|should)\b",
     re.IGNORECASE,
 )
+_DELIMITERS = re.compile(r"^(?:\$\$?|\\[(\[])|(?:\$\$?|\\[)\]])$")
+_BOUNDARY = re.compile(
+    r"[=<>,;&:]|\\(?:approx|leq?|geq?|equiv|implies|iff|[Rr]ightarrow|to|therefore|because|quad|qquad|mid)(?![a-z])"
+    r"|\\\\|\\[,;: !]?text\w*\s*\{[^{}]*\}|\\begin\{\w+\*?\}|\\end\{\w+\*?\}"
+)
+_FACTOR_BEFORE = re.compile(
+    r"(?:[-+−/*^]|\\(?:cdot|times|div|pm|mp|pi|sqrt)|(?<!\\)[\d.]|(?<![A-Za-z\\])[A-Za-z]|\\[dt]?frac\s*\{[^{}]*\}\s*\{[^{}]*\})"
+    r"\s*(?:(?:\\left)?\(\s*)?$|(?:\\(?:[dtc]?frac\s*(?:\{[^{}]*\}\s*)?|[dt]?binom\s*(?:\{[^{}]*\}\s*)?"
+    r"|sqrt\s*(?:\[[^\]]*\]\s*)?)|[\^_]\s*)\{[^{}]*$"
+)
+_NO_ORDINAL = r"(?!\s*\{?\s*(?:\\circ|\\prime|\\text|\\mathrm|\\dagger|\\ast|\*|(?:th|st|nd|rd)\b))"
+_FACTOR_AFTER = re.compile(
+    rf"\s*(?:(?:\\right)?\)\s*)?(?:\^{_NO_ORDINAL}|_\s*\{{?\s*\d|[-+−/*!]|\\(?:cdot|times|div|pm|mp|pi|sqrt)(?![a-z]))"
+)
+_SIGN_BEFORE = re.compile(r"(?:(?<=\s)|^|(?<==))(?:[^\s=$]*(?:\\(?:cdot|times|div)\s*|[*/^]|\d)|[-−])$")
+_SIGN_AFTER = re.compile(
+    rf"(?:\^{_NO_ORDINAL}(?:\{{[^{{}}]*\}}|[\w-])|[-+*/]\d[\d.]*|\s*\\(?:times|cdot|div)\s*[\w.]+(?:\s*\^\s*(?:\{{[^{{}}]*\}}|\w))?)+"
+)
+_NUMERAL_AFTER = re.compile(rf"(?:[ \t]|\\[,; ]|~){{0,3}}(?:\\text\s*\{{\s*)?({NUMERAL})\b")
+_SIMPLE = re.compile(r"[-+]?[\w.]+")
 _LABEL = re.compile(r"([A-Za-z](?:_\{?\w+\}?)?|\\[a-z]+(?:_\{?\w+\}?)?)\s*=\s*$")
 
 _COMMAND_WORDS = re.compile(r"\\(?:text\w*|mbox|math\w+|operatorname|begin|end)\s*\{[^{}]*\}")
@@ -98,7 +118,8 @@ def extract_answer(completion: str, max_characters: int = MAX_CHARACTERS, num_pa
     scope = without_markdown(scope)
     boxes = _last_boxes(scope, num_parts)
     if boxes:
-        return _final_statement(scope[boxes.end :][-max_characters:]) or boxes.content or None
+        stated = _final_statement(scope[boxes.end :][-max_characters:])
+        return stated or _with_neighbours(scope, boxes) or None
     if not is_tagged:
         return _from_prose(scope[-max_characters:])
     if len(scope) > max_characters or _num_words(scope) == 0:
@@ -240,6 +261,31 @@ def _is_separator(gap: str) -> bool:
     words = _WORDS.findall(_SEPARATOR_COMMAND.sub(" ", gap))
     others = [word for word in words if word.lower() not in ("and", "or")]
     return not others or ("or" in words and len(others) <= _MAX_HEDGES)
+
+
+def _with_neighbours(text: str, box: _Box) -> str:
+    """Return the content of a box with the sign, factors, powers or numeral that touch it: `2 \\cdot \\boxed{3}^2`.
+
+    In a formula, what touches it extends to the next relation or comma. Outside, only signs without spaces touch.
+    """
+    if not box.content or len(_outer_boxes(text[box.start : box.end])) != 1:
+        return box.content
+    start, end = max(box.start - MAX_CHARACTERS, 0), box.end + MAX_CHARACTERS
+    around = next(
+        (span.span() for span in _SPANS.finditer(text, start, end) if span.start() < box.start < span.end()), None
+    )
+    before, after = text[start : box.start].rpartition("\n")[2], text[box.end : end].partition("\n")[0]
+    if around:
+        before = _BOUNDARY.split(_DELIMITERS.sub("", text[around[0] : box.start]))[-1]
+        after = _BOUNDARY.split(_DELIMITERS.sub("", text[box.end : around[1]]))[0]
+        touches = _FACTOR_BEFORE.search(before) or _FACTOR_AFTER.match(text, box.end)
+        before, after = (before, after) if touches else ("", "")
+    else:
+        sign, factor = _SIGN_BEFORE.search(before), _SIGN_AFTER.match(after)
+        before, after = sign[0] if sign else "", factor[0] if factor else ""
+    numeral = _NUMERAL_AFTER.match(text, box.end) or (around and _NUMERAL_AFTER.match(text, around[1]))
+    content = box.content if before + after == "" or _SIMPLE.fullmatch(box.content) else f"({box.content})"
+    return before + content + after + (f" {numeral[1]}" if numeral else "")
 
 
 def _final_statement(text: str) -> str | None:

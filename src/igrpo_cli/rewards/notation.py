@@ -99,7 +99,7 @@ _CARDINAL = (
     "zero|ones?|twos?|threes?|fours?|fives?|six(?:es)?|sevens?|eights?|nines?|tens?|elevens?|twelves?"
     "|(?:thir|four|fif|six|seven|eigh|nine)teens?|(?:twent|thirt|fort|fift|sixt|sevent|eight|ninet)(?:y|ies)"
 )
-_NUMERAL = (
+NUMERAL = (
     f"{_CARDINAL}|thirds?|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|(?:thir|four|fif|six|seven|eigh|nine)teen"
     "|(?:twent|thirt|fort|fift|sixt|sevent|eight|ninet)ie|hundred|thousand|[a-z]*illion|dozen)ths?"
     "|[a-z]*(?:[mbrtdnx]illion|milliard)s?|hundreds?|thousands?|lakhs?|crores?|dozens?|gross|scores?|myriads?|googols?"
@@ -113,11 +113,11 @@ _ADVERB = (
     "(?!(?:on|exact|precise|equal|respective|correct|year|month|week|dai|hour|quarter|annual|night|ear|elder|friend|love"
     "|cur|fami|butterf|dragonf|f|gadf|jel|bel|li|assemb|supp|rep|ita|ju|bul|ral|al|hol|dol|love|wool|trol|monopo)ly\\b)[a-z]+ly"
 )
-SCALING = rf"(?:{_NUMERAL}|{_CHANGED}|{_ADVERB})\b"
+SCALING = rf"(?:{NUMERAL}|{_CHANGED}|{_ADVERB})\b"
 """The words behind a number that change or doubt it: numerals, multiples, parts, operations and adverbs."""
 
 _BEHIND = re.compile(rf"{SCALING}|less|lesser|fewer|greater|larger|bigger|smaller|higher|lower|too")
-_COMPOUND = re.compile(rf"\b(?:{_CARDINAL})-(?!(?:{_NUMERAL})\b)(?=[a-z])|\bpairs?(?= of\b)")  # five-dollar bills
+_COMPOUND = re.compile(rf"\b(?:{_CARDINAL})-(?!(?:{NUMERAL})\b)(?=[a-z])|\bpairs?(?= of\b)")  # five-dollar bills
 _OR_MORE = re.compile(r"\bor\s+(?:more|less|fewer|greater|higher|lower|so)\b")
 _DIGIT = re.compile(r"\d")
 _NAMED_BASE = re.compile(r"_\s*\{\s*\\text\s*\{[^{}]*\}\s*\}")
