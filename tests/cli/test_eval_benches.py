@@ -9,7 +9,7 @@ import pytest
 import igrpo_cli.engines.factory as engines
 from command_line import igrpo, igrpo_process, make_run, sets
 from igrpo_cli.evaluation.summary import PAPER_BENCHES
-from igrpo_cli.problems.sources import BENCHES
+from igrpo_cli.problems.sources import BENCHES, PACKAGED_SETS
 from igrpo_cli.store.checksummed_json import read_summary, write_summary
 from igrpo_cli.store.completion import read_problems
 from igrpo_cli.store.layout import RunDirectory
@@ -39,7 +39,7 @@ def test_the_list_has_every_named_benchmark():
     result = igrpo_process("eval", "--list", "--json")
     assert (result.code, result.stderr) == (0, "")
     benches = {bench["name"]: bench for bench in result.json["benches"]}
-    assert benches.keys() == {"arithmetic", *BENCHES}
+    assert benches.keys() == {*PACKAGED_SETS, *BENCHES}
     assert benches["aime24"] == {
         "name": "aime24",
         "source": "HuggingFaceH4/aime_2024",
@@ -60,10 +60,10 @@ def test_the_list_is_a_table_or_markdown():
     assert table[0].split() == [
         *("name", "source", "revision", "config", "split", "columns", "answer_form", "samples"),
     ]
-    assert [line.split()[0] for line in table[2:]] == ["arithmetic", *BENCHES]
+    assert [line.split()[0] for line in table[2:]] == [*PACKAGED_SETS, *BENCHES]
     markdown = igrpo("eval", "--list", "--markdown").stdout.splitlines()
     assert len(markdown) == len(table)
-    assert markdown[3].startswith("| aime24 | HuggingFaceH4/aime_2024 | main | – | train |")
+    assert markdown[4].startswith("| aime24 | HuggingFaceH4/aime_2024 | main | – | train |")
 
 
 def test_several_benchmarks_share_one_engine(run, monkeypatch):
