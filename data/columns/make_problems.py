@@ -3,7 +3,7 @@ Needs only the standard library.
 
     python make_problems.py [OUTPUT_DIRECTORY]
 
-The problems are drawn with `random.Random(123)`, first those of train, then those of test. Of about 10**31 problems no
+The problems are drawn with `random.Random(123)`, first those of train, then those of test. Of 7 * 10**31 problems no
 one is drawn twice. Python keeps the sequence of `random.Random.random`, but does not promise that of `choice`.
 """
 
