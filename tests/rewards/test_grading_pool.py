@@ -22,7 +22,7 @@ from igrpo_cli.rewards.grading_pool import ROWS_PER_CHUNK, GradingPool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and needs the kernel's limits")
 
-ENDLESS = ("\\boxed{7^{7^{7^{7^{7}}}}}", "7")
+ENDLESS = ("\\boxed{\\prod_{k=1}^{9999} \\sin k}", "7")
 """One multiplication of C code that no Python timeout can interrupt."""
 
 PAIRS = [
@@ -216,7 +216,7 @@ from igrpo_cli.config.rewards import RewardSection
 from igrpo_cli.rewards.grading_pool import GradingPool
 pool = GradingPool(RewardSection(num_workers=2, cpu_seconds=1.0))
 pool.grade([("\\boxed{\\sqrt{4}}", "2")] * 64)
-pool.submit([("\\boxed{7^{7^{7^{7^{7}}}}}", "7")])
+pool.submit([("\\boxed{\\prod_{k=1}^{9999} \\sin k}", "7")])
 tasks = Path("/proc/self/task").glob("*/children")
 print(*(pid for task in tasks for pid in task.read_text().split()), flush=True)
 time.sleep(600)
