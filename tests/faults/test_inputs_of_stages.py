@@ -128,7 +128,7 @@ def test_a_foreign_file(until, stage, metadata, complaint):
 
 @pytest.mark.parametrize(
     ("stage", "version", "age"),
-    [("draft", b"0", "an older"), ("select", b"1", "an older"), ("select", b"3", "a newer")],
+    [("draft", b"0", "an older"), ("select", b"1", "an older"), ("select", b"4", "a newer")],
 )
 def test_another_version_of_the_schema(until, stage, version, age):
     run, shard = until(stage)
