@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from igrpo_cli.inspection.curves import IterationFigures, Point, StageCost
-from igrpo_cli.inspection.run_state import findings
+from igrpo_cli.inspection.run_state import CURVES, findings
 from igrpo_cli.records import VERDICTS
 from igrpo_cli.report.figures import SECTIONS, Figure
 from igrpo_cli.report.samples import KINDS, Samples
@@ -63,10 +63,8 @@ class ReportedRun:
     @property
     def findings(self) -> list[str]:
         """Signs that drafts do not help as they could."""
-        names = {name for each in self.iterations for name in each.points}
-        return findings(
-            {n: [each.points[n].value for each in self.iterations if n in each.points] for n in sorted(names)}
-        )
+        points = [each.points for each in self.iterations]
+        return findings({name: [each[name].value for each in points if name in each] for name in CURVES})
 
     @property
     def num_groups(self) -> int:
