@@ -32,7 +32,7 @@ fmt:
 reference:
     {{ python }} docs/make_reference.py
 
-# Train the tiny policy on arithmetic for a few minutes.
+# Train a tiny policy for a few minutes.
 quickstart *args:
     igrpo quickstart {{ args }}
 

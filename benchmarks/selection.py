@@ -37,9 +37,9 @@ def make_drafts(root: Path, groups: int, arguments: argparse.Namespace) -> None:
     """Write a run of `groups` problems with all drafts."""
     sizes = {"run.num_shards": arguments.shards, "data.problems_per_iteration": groups}
     sizes |= {"draft.num_generations": arguments.samples, "engine.groups_per_block": GROUPS_PER_BLOCK}
-    settings = apply_overrides(read_preset("quickstart"), [f"{key}={value}" for key, value in sizes.items()])
+    settings = apply_overrides(read_preset("arithmetic"), [f"{key}={value}" for key, value in sizes.items()])
     root.mkdir()
-    (root / "run.toml").write_bytes(checksummed_settings(write_config(check_config(settings, "quickstart"))))
+    (root / "run.toml").write_bytes(checksummed_settings(write_config(check_config(settings, "arithmetic"))))
     chance = random.Random(0)
     ids = [(group, sample) for group in range(GROUPS_PER_BLOCK) for sample in range(arguments.samples)]
     block = table_of(ROLLOUTS, [rollout("draft", *place, arguments.tokens, chance) for place in ids])

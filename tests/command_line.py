@@ -32,7 +32,7 @@ SMALL = (
     "engine.groups_per_block=2",
     "reward.num_workers=1",
 )
-"""The quickstart, small enough for a test: 4 blocks of 2 groups a stage."""
+"""The preset `arithmetic`, small enough for a test: 4 blocks of 2 groups a stage."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ def sets(*overrides: str) -> list[str]:
 
 
 def make_run(path: Path, *overrides: str) -> Path:
-    """A small run of the quickstart, with nothing done yet."""
-    result = igrpo("init", path, "--preset", "quickstart", *sets(*SMALL, *overrides))
+    """A small run on arithmetic, with nothing done yet."""
+    result = igrpo("init", path, "--preset", "arithmetic", *sets(*SMALL, *overrides))
     assert result.code == 0, result.stderr
     return path
 

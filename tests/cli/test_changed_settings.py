@@ -36,7 +36,7 @@ def run(finished_run, tmp_path):
         ["eval", "--bench", "aime24"],
         ["grade", "--stage", "draft"],
         ["log", "--to", "tensorboard"],
-        ["init", "--preset", "quickstart"],
+        ["init", "--preset", "arithmetic"],
     ],
     ids=lambda command: command[0],
 )

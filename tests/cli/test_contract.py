@@ -26,7 +26,7 @@ EVAL_KEYS = {
         (["draft", "--iteraton", "3"], "--iteration", "igrpo draft --help"),
         (["drft"], "'draft'", "igrpo --help"),
         (["draft", "--iteration", "x"], "integer", "igrpo draft --help"),
-        (["init", "RUN", "--preset", "quikstart"], "did you mean quickstart?", "known: columns, paper"),
+        (["init", "RUN", "--preset", "quikstart"], "did you mean quickstart?", "known: arithmetic, paper"),
         (
             ["init", "RUN", "--set", "draft.temprature=1"],
             "did you mean draft.temperature?",
@@ -225,7 +225,7 @@ def test_init_again_changes_nothing_and_with_other_settings_conflicts(tmp_path):
     before = (run / "run.toml").read_bytes()
     make_run(run)
     assert (run / "run.toml").read_bytes() == before
-    other = igrpo("init", run, "--preset", "quickstart", *sets(*SMALL, "run.seed=5"))
+    other = igrpo("init", run, "--preset", "arithmetic", *sets(*SMALL, "run.seed=5"))
     assert other.code == 4
     assert "is already a run, with other settings (run.seed 0 on disk, 5 now)" in other.stderr
 
@@ -234,7 +234,7 @@ def test_init_refuses_bad_rows_by_file_and_number_or_counts_them(tmp_path):
     rows = ['{"problem": "1+1=?", "answer": "2"}', '{"problem": "2+2=?", "answer": ""}', "not json"]
     problems = tmp_path / "mine.jsonl"
     problems.write_text("\n".join(rows) + "\n")
-    common = ["init", tmp_path / "run", "--preset", "quickstart", *sets(f"data.train={problems}")]
+    common = ["init", tmp_path / "run", "--preset", "arithmetic", *sets(f"data.train={problems}")]
     refused = igrpo(*common)
     assert refused.code == 1
     assert "mine.jsonl row 2" in refused.stderr

@@ -80,12 +80,12 @@ def test_a_model_without_a_chat_template_gets_a_note(tmp_path):
 
 
 def test_init_prints_the_prompts_of_a_problem(tmp_path):
-    result = igrpo("init", tmp_path / "run", "--preset", "quickstart")
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic")
     assert "prompt without draft:\n    <|user|>" in result.stdout
     assert "    (draft)\n" in result.stdout
-    again = igrpo("init", tmp_path / "run", "--preset", "quickstart", "--json").json["prompts"]
+    again = igrpo("init", tmp_path / "run", "--preset", "arithmetic", "--json").json["prompts"]
     assert set(again) == {"without draft", "with a draft"}
-    baseline = igrpo("init", tmp_path / "grpo", "--preset", "quickstart", "--set", "run.method=grpo", "--json")
+    baseline = igrpo("init", tmp_path / "grpo", "--preset", "arithmetic", "--set", "run.method=grpo", "--json")
     assert set(baseline.json["prompts"]) == {"without draft"}
 
 

@@ -29,7 +29,7 @@ def data(tmp_path) -> Path:
 
 
 def create(run: Path, data: Path, *overrides: str, flags: tuple[str, ...] = ()):
-    return igrpo("init", run, "--preset", "quickstart", *sets(f"data.train={data}", *overrides), *flags)
+    return igrpo("init", run, "--preset", "arithmetic", *sets(f"data.train={data}", *overrides), *flags)
 
 
 def test_a_run_that_fits_exactly_is_created_and_one_token_more_is_refused(tmp_path, data):

@@ -16,7 +16,7 @@ from command_line import ONE_THREAD, files_below, igrpo
 
 FILE = """
 name = "small"
-preset = "quickstart"
+preset = "arithmetic"
 seeds = [0, 1]
 baseline = "grpo"
 eval_every = 3

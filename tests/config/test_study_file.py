@@ -13,7 +13,7 @@ from igrpo_cli.errors import UsageError
 ROOT = Path(__file__).parents[2]
 FILE = """
 name = "small"
-preset = "quickstart"
+preset = "arithmetic"
 seeds = [3, 1]
 eval_every = 20
 
@@ -54,7 +54,7 @@ def test_the_cells_are_all_arms_of_each_seed_with_their_settings(tmp_path):
 
 def test_overrides_apply_to_all_arms_and_a_config_file_lies_next_to_the_study(tmp_path):
     (tmp_path / "base.toml").write_text("[update]\nlearning_rate = 0.5\n")
-    file = written(tmp_path, FILE.replace('preset = "quickstart"', 'config = "base.toml"'))
+    file = written(tmp_path, FILE.replace('preset = "arithmetic"', 'config = "base.toml"'))
     _, cells = read_study(file, ["draft.num_generations=2"])
     assert {(cell.config.update.learning_rate, cell.config.draft.num_generations) for cell in cells} == {(0.5, 2)}
 
@@ -65,7 +65,7 @@ def test_the_seed_of_an_override_or_a_config_file_is_refused_because_the_study_s
         read_study(file, ["run.seed=7"])
     assert caught.value.hint == "use the key seeds of the study file"
     (tmp_path / "base.toml").write_text("[run]\nseed = 5\n")
-    file = written(tmp_path, FILE.replace('preset = "quickstart"', 'config = "base.toml"'))
+    file = written(tmp_path, FILE.replace('preset = "arithmetic"', 'config = "base.toml"'))
     with pytest.raises(UsageError, match=r"base\.toml: run\.seed is set by the study"):
         read_study(file)
 
@@ -89,7 +89,7 @@ def test_the_seed_of_an_override_or_a_config_file_is_refused_because_the_study_s
         ('"small"', '"a/b"', "name = 'a/b'"),
         ("[arms.grpo]", "[arms.'a b']", "arms"),
         ("quickstart", "quikstart", "did you mean quickstart"),
-        ('preset = "quickstart"', 'config = "no.toml"', "there is no config file"),
+        ('preset = "arithmetic"', 'config = "no.toml"', "there is no config file"),
     ],
 )
 def test_a_mistake_is_named_with_its_place(tmp_path, old, new, message):
@@ -99,7 +99,7 @@ def test_a_mistake_is_named_with_its_place(tmp_path, old, new, message):
 
 
 def test_a_study_without_a_number_of_iterations_is_refused(tmp_path):
-    file = written(tmp_path, FILE.replace("run.num_iterations = 30", "").replace('preset = "quickstart"', ""))
+    file = written(tmp_path, FILE.replace("run.num_iterations = 30", "").replace('preset = "arithmetic"', ""))
     with pytest.raises(UsageError, match=r"\[arms.grpo\]: run.num_iterations is not set"):
         read_study(file)
 

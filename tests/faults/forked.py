@@ -41,7 +41,7 @@ VARYING = frozenset({"host", "started", "finished", "seconds", "gpu_seconds", "s
 AGAIN = " --overwrite"
 """Ends the name of a command that is made to do its work once more."""
 COMMANDS = {
-    "init": ("--preset", "quickstart", *sets(*SETTINGS)),
+    "init": ("--preset", "arithmetic", *sets(*SETTINGS)),
     "draft": ("--iteration", "0"),
     "select": ("--iteration", "0"),
     "refine": ("--iteration", "0"),

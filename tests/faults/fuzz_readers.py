@@ -42,7 +42,7 @@ def read_config(root: Path, data: bytes) -> None:
 
 
 def read_override(root: Path, data: bytes) -> None:
-    check_config(apply_overrides(read_preset("quickstart"), [data.decode("utf-8", "surrogateescape")]), "--set")
+    check_config(apply_overrides(read_preset("arithmetic"), [data.decode("utf-8", "surrogateescape")]), "--set")
 
 
 def read_problem_lines(root: Path, data: bytes) -> None:
@@ -108,7 +108,7 @@ def sound_files(root: Path) -> dict[str, bytes]:
     pointer = {"policy_version": 2, "policy_id": f"sha256:{'0' * 64}", "model": "m", "revision": None, "path": "x"}
     shard = (root / "rows.parquet").read_bytes()
     return {
-        "config": write_config(check_config(read_preset("quickstart"), "quickstart")),
+        "config": write_config(check_config(read_preset("arithmetic"), "arithmetic")),
         "override": b"draft.temperature = 0.5",
         "problem lines": lines,
         "problem array": json.dumps(problems).encode(),

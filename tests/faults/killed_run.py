@@ -41,7 +41,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         killed, undisturbed = Path(directory, "killed"), Path(directory, "undisturbed")
         for path in (killed, undisturbed):
-            if finish("init", path, "--preset", "quickstart", *sets(*SETTINGS)):
+            if finish("init", path, "--preset", "arithmetic", *sets(*SETTINGS)):
                 return 1
         kills = kill_and_restart(killed, minutes)
         survived = num_finished(killed)

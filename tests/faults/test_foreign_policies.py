@@ -94,7 +94,7 @@ def test_a_model_that_is_none_is_refused_by_init_or_by_the_first_draft(model, tm
     damage(model)
     run = tmp_path / "run"
     settings = (f"policy.model={json.dumps(str(model))}", "data.problems_per_iteration=1", "reward.num_workers=1")
-    result = igrpo("init", run, "--preset", "quickstart", *sets(*settings))
+    result = igrpo("init", run, "--preset", "arithmetic", *sets(*settings))
     if result.code == 0:
         result = igrpo("draft", run, "-q")
         assert not files_below(run / "iteration_0000")

@@ -28,7 +28,7 @@ def test_a_run_in_a_directory_of_an_odd_name_goes_through_all_stages(tmp_path, n
     (tmp_path / "above").mkdir()
     settings = ("data.problems_per_iteration=2", "run.num_iterations=1", "reward.num_workers=1")
     place = {"cwd": tmp_path / "above"}
-    assert igrpo("init", "--preset", "quickstart", *sets(*settings), "--", ODD[name], **place).code == 0
+    assert igrpo("init", "--preset", "arithmetic", *sets(*settings), "--", ODD[name], **place).code == 0
     for command in ("run", "verify", "status", "show", "report"):
         result = igrpo(command, "--", ODD[name], **place)
         assert result.code == 0, result.stderr
@@ -39,7 +39,7 @@ def test_a_run_in_a_directory_of_an_odd_name_goes_through_all_stages(tmp_path, n
 def test_problems_in_a_file_of_an_odd_name(tmp_path):
     name = f"{ODD['255 bytes of everything'][:200]}.jsonl"
     (tmp_path / name).write_text(ROW)
-    made = igrpo("init", "run", "--preset", "quickstart", *sets(f"data.train={json.dumps(name)}"), cwd=tmp_path)
+    made = igrpo("init", "run", "--preset", "arithmetic", *sets(f"data.train={json.dumps(name)}"), cwd=tmp_path)
     assert made.code == 0, made.stderr
 
 
@@ -59,13 +59,13 @@ def test_a_link_that_leads_to_itself_is_named(tmp_path):
         result = igrpo(*arguments)
         assert result.code in (EXIT_FAILED, EXIT_MISSING), result
         assert "loop" in result.stderr
-    result = igrpo("init", tmp_path / "loop", "--preset", "quickstart")
+    result = igrpo("init", tmp_path / "loop", "--preset", "arithmetic")
     assert result.code == EXIT_FAILED
     assert "loop" in result.stderr
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "around").symlink_to(tmp_path / "set")
     (tmp_path / "set" / "train.jsonl").write_text(ROW)
-    made = igrpo("init", tmp_path / "run", "--preset", "quickstart", "--set", f"data.train={tmp_path / 'set'}")
+    made = igrpo("init", tmp_path / "run", "--preset", "arithmetic", "--set", f"data.train={tmp_path / 'set'}")
     assert made.code == 0, made.stderr
 
 

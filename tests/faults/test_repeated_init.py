@@ -30,7 +30,7 @@ def source(tmp_path):
 
 def init(run, source, *overrides):
     settings = sets("data.problems_per_iteration=2", f"data.train={source}", *overrides)
-    return igrpo("init", run, "--preset", "quickstart", "--json", *settings)
+    return igrpo("init", run, "--preset", "arithmetic", "--json", *settings)
 
 
 def killed(run):

@@ -167,7 +167,7 @@ def test_a_model_that_brings_code_is_not_run(tmp_path):
     (model / "config.json").write_text(json.dumps(config))
     (model / "foreign.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').write('x')\n")
     result = igrpo(
-        "init", tmp_path / "run", "--preset", "quickstart", "--set", f"policy.model={json.dumps(str(model))}"
+        "init", tmp_path / "run", "--preset", "arithmetic", "--set", f"policy.model={json.dumps(str(model))}"
     )
     if result.code == 0:
         result = igrpo("draft", tmp_path / "run", "-q")
@@ -212,7 +212,7 @@ def fresh_run(tmp_path_factory):
 @pytest.mark.parametrize("setting", URLS_WITH_SECRETS)
 def test_a_secret_in_a_url_is_refused_before_anything_is_written_and_not_repeated(tmp_path, fresh_run, setting):
     before = {path: path.read_bytes() for path in fresh_run.rglob("*") if path.is_file()}
-    for request in (["init", tmp_path / "run", "--preset", "quickstart"], ["draft", fresh_run]):
+    for request in (["init", tmp_path / "run", "--preset", "arithmetic"], ["draft", fresh_run]):
         result = igrpo(*request, *sets(setting, "engine.name=server"), "-v")
         assert (result.code, result.stdout) == (2, ""), result
         assert result.stderr.startswith("error: ")

@@ -24,7 +24,7 @@ from sample_run import make_run
 NAN = float("nan")
 FILE = """
 name = "small"
-preset = "quickstart"
+preset = "arithmetic"
 seeds = [0]
 eval_every = 2
 keep_policies = "evaluated"

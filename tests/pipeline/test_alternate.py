@@ -61,6 +61,6 @@ def test_single_stages_make_the_same_files(alternating, tmp_path):
 
 
 def test_the_plan_says_what_both_kinds_of_iterations_sample(tmp_path):
-    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", "--dry-run", *sets(*ALTERNATE))
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", "--dry-run", *sets(*ALTERNATE))
     assert "iterations 0, 2, …: sample: 32 prompts x 5 drafts = 160 completions" in result.stdout
     assert "iterations 1, 3, …: sample: 32 prompts x 3 drafts + 32 prompts x 2 refinements" in result.stdout

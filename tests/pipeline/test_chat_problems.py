@@ -29,7 +29,7 @@ def rows_of(run: RunDirectory, stage: str):
 
 def test_examples_and_prefill_are_in_the_prompts_of_all_stages_and_the_prefill_in_the_completions(tmp_path, data):
     run = tmp_path / "run"
-    made = igrpo("init", run, "--preset", "quickstart", *sets(*SMALL, f"data.train={data}", "run.num_iterations=1"))
+    made = igrpo("init", run, "--preset", "arithmetic", *sets(*SMALL, f"data.train={data}", "run.num_iterations=1"))
     assert made.code == 0, made.stderr
     beginning = "<|user|>1+1=?<|assistant|><answer>2</answer><|end|><|user|>"
     assert f"{beginning}0+8=?<|assistant|><think>7\n" in made.stdout
@@ -51,7 +51,7 @@ def test_examples_and_prefill_are_in_the_prompts_of_all_stages_and_the_prefill_i
 
 def test_the_format_of_a_completion_counts_from_its_prefill(tmp_path, data):
     run = tmp_path / "run"
-    igrpo("init", run, "--preset", "quickstart", *sets(*SMALL, f"data.train={data}"))
+    igrpo("init", run, "--preset", "arithmetic", *sets(*SMALL, f"data.train={data}"))
     assert igrpo("draft", run).code == 0
     rows = rows_of(RunDirectory(run), "draft")
     well_formed = [row for row in rows if row["reward_format"] == 1]

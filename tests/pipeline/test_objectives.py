@@ -69,7 +69,7 @@ def test_spare_problems_stand_in_for_groups_without_gradient(tmp_path):
 
 
 def test_spare_problems_without_a_use_are_refused(tmp_path):
-    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *sets("data.spare_problems=4"))
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *sets("data.spare_problems=4"))
     assert result.code == 2
     assert "dynamic_sampling" in result.stderr
 
@@ -89,7 +89,7 @@ def test_the_length_penalty_is_a_part_of_the_reward(tmp_path):
 
 def test_a_length_penalty_needs_its_length(tmp_path):
     weighted = "reward.weights={ accuracy = 1.0, format = 0.0, overlong = 0.5 }"
-    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *sets(weighted))
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *sets(weighted))
     assert result.code == 2
     assert "set reward.overlong_cache" in result.stderr
 
@@ -108,7 +108,7 @@ def test_refinements_that_differ_from_their_drafts_have_a_gradient(sampled, base
 def test_a_baseline_of_refinements_that_are_not_trained_on_is_refused(tmp_path):
     for settings in (("update.train_on=drafts",), ("run.method=grpo",)):
         overrides = sets("update.baseline=drafts", *settings)
-        result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *overrides)
+        result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *overrides)
         assert result.code == 2
         assert "update.baseline" in result.stderr
 
@@ -142,6 +142,6 @@ def test_refinements_trained_without_their_draft_have_another_gradient(sampled):
     ],
 )
 def test_settings_without_an_effect_are_refused(tmp_path, settings, message):
-    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *sets(*settings))
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *sets(*settings))
     assert result.code == 2
     assert message in result.stderr

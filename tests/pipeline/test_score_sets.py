@@ -141,26 +141,28 @@ def test_a_function_that_fails_is_named_with_its_rows_and_the_stage_fails(run):
     assert "ungraded" in allowed.stdout
 
 
-def test_a_wrong_signature_is_said_before_anything_is_sampled(tmp_path):
+def test_a_wrong_signature_is_said_before_the_run_exists_and_before_anything_is_sampled(tmp_path):
     (tmp_path / "own_rewards.py").write_text("def mine(token_ids): return 0.0")
-    run = make_run(
-        tmp_path / "run", 'reward.functions={mine="own_rewards:mine"}', "reward.weights={accuracy=1, mine=1}"
-    )
-    result = igrpo("draft", run, cwd=tmp_path)
-    assert result.code == 2
-    assert "the reward function mine (own_rewards:mine) has the parameter 'token_ids'" in result.stderr
+    settings = sets('reward.functions={mine="own_rewards:mine"}', "reward.weights={accuracy=1, mine=1}")
+    run = make_run(tmp_path / "run")
+    for arguments in (["init", tmp_path / "new", "--preset", "arithmetic"], ["draft", run]):
+        result = igrpo(*arguments, *settings, cwd=tmp_path)
+        assert result.code == 2
+        assert "the reward function mine (own_rewards:mine) has the parameter 'token_ids'" in result.stderr
+    assert not (tmp_path / "new" / "run.toml").exists()
     assert not list(run.glob("iteration_0000/draft/*.parquet"))
 
 
-def test_a_reward_of_ones_own_is_drafted_with_and_another_source_is_another_shard(tmp_path):
+def test_a_reward_of_ones_own_is_drafted_with_and_another_source_is_another_shard(tmp_path, monkeypatch):
     (tmp_path / "own_rewards.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
     run = make_run(tmp_path / "run", SHORTEST, "reward.weights={accuracy=1, shortest=0.5}")
-    assert igrpo("draft", run, cwd=tmp_path).code == 0
+    assert igrpo("draft", run).code == 0
     for row in rows_of(run, "draft"):
         assert row["reward"] == pytest.approx(row["reward_accuracy"] + 0.5 * row["reward_shortest"])
-    assert igrpo("draft", run, cwd=tmp_path).code == 0
+    assert igrpo("draft", run).code == 0
     (tmp_path / "own_rewards.py").write_text(MODULE.replace("1 - ", "2 - "))
-    result = igrpo("draft", run, cwd=tmp_path)
+    result = igrpo("draft", run)
     assert result.code == 4
     assert "reward.function_sources" in result.stderr
 

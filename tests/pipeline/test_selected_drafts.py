@@ -120,7 +120,7 @@ def test_the_drafts_of_another_run_are_external_drafts(finished_run, tmp_path):
     ],
 )
 def test_external_drafts_that_cannot_be_shown_are_refused(tmp_path, settings, message):
-    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *sets(*settings))
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *sets(*settings))
     assert result.code in (2, 3)
     assert message in result.stderr
 
@@ -129,12 +129,12 @@ def test_a_problem_without_external_draft_is_named(finished_run, tmp_path):
     path = external_file(finished_run, tmp_path / "drafts.jsonl", leave_out=3)
     missing = pq.read_table(finished_run / "problems.parquet")["problem_id"].to_pylist()[:3]
     overrides = sets("select.strategy=external", f"select.external={path}", "run.num_iterations=99")
-    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *overrides)
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *overrides)
     assert result.code == 3
     assert all(each in result.stderr for each in missing)
     assert not (tmp_path / "run" / "run.toml").exists()
     path.write_text('{"problem_id": "a"}\n')
-    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *overrides)
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *overrides)
     assert "row 1 has no texts problem_id and draft" in result.stderr
 
 
@@ -161,7 +161,7 @@ def test_a_template_that_cannot_show_an_answer_is_refused(tmp_path):
     template = (model / "chat_template.jinja").read_text()
     (model / "chat_template.jinja").write_text(template.replace("{%- else -%}", "{%- elif false -%}"))
     overrides = sets(f"policy.model={model}", "prompts.draft_turn=assistant", "prompts.refine_request=again")
-    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *overrides)
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *overrides)
     assert result.code == 1
     assert "drops 1 of 2 texts of the prompt" in result.stderr
     assert "prompts.draft_turn=user" in result.stderr

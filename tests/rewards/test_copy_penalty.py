@@ -88,6 +88,6 @@ def test_a_run_and_its_scores_have_the_part(tmp_path):
 @pytest.mark.parametrize("setting", ["run.method=grpo", "select.strategy=none"])
 def test_a_penalty_without_drafts_is_refused(tmp_path, setting):
     overrides = sets("reward.weights={accuracy=1.0, copy=0.5}", setting)
-    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *overrides)
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *overrides)
     assert result.code == 2
     assert "reward.weights has copy" in result.stderr

@@ -55,7 +55,7 @@ Comparison = Annotated[
 @with_console
 def init(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to create.")],
-    preset: Annotated[str | None, typer.Option("--preset", help="quickstart, columns, smollm2 or paper.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="quickstart, arithmetic, smollm2 or paper.")] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="TOML file that overrides the preset.")
     ] = None,
@@ -270,7 +270,7 @@ def quickstart(
     *,
     console: Console,
 ) -> None:
-    """Train a tiny policy on arithmetic in a few minutes.
+    """Train a tiny policy to add numbers in a few minutes.
 
     Example: igrpo quickstart runs/quick --set run.num_iterations=1 --set eval.limit=8
     """

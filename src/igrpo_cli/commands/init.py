@@ -93,6 +93,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
     data, policy = config.data, config.policy
+    _require_reward_functions(config)
     model = fetch_model(model_location(policy.model), policy.revision, trust_remote_code=policy.trust_remote_code)
     for note in check_architecture(
         model.directory, config.engine.max_model_len, trust_remote_code=policy.trust_remote_code
@@ -130,6 +131,16 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     left_out = {kind: number for kind, number in counts.items() if kind not in ("rows", "kept") and number}
     console.note(f"{counts['kept']} problems from {loaded.source}" + (f", left out: {left_out}" if left_out else ""))
     return CreatedRun(counts, prompts)
+
+
+def _require_reward_functions(config: RunConfig) -> None:
+    """Raise UsageError unless the reward functions that the run calls can be imported and called."""
+    from igrpo_cli.rewards.functions import resolve_target
+    from igrpo_cli.rewards.grading_pool import GradingPool
+
+    functions = {name: resolve_target(name, target) for name, target in config.reward.functions_in_use.items()}
+    if functions:
+        GradingPool(config.reward, functions).close()
 
 
 def _require_external_drafts(location: Path, config: RunConfig, problems: list[Problem]) -> None:

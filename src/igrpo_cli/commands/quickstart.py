@@ -1,4 +1,4 @@
-"""`igrpo quickstart`: train a tiny policy on arithmetic, and evaluate it before and after on held-out problems."""
+"""`igrpo quickstart`: train a tiny policy, and evaluate it before and after on held-out problems."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from igrpo_cli.ui.console import Console, percent, sparkline, table
 from igrpo_cli.ui.tables import difference_text
 
 PRESET = "quickstart"
-BENCH = "arithmetic"
+BENCH = "columns"
 KINDS = {"bare": "without draft", "conditioned": "with draft"}
 """The two evaluations of a policy, by their key in the `--json` object."""
 CURVES = {

@@ -96,7 +96,17 @@ def _read(run: RunDirectory, name: str, num_runs: int, console: Console) -> Repo
     if fault := settings_fault(run.run_toml):
         console.note(f"{run.run_toml} {fault[0]}")
     settings = run.run_toml.read_text("utf-8", errors="backslashreplace")
-    return ReportedRun(name, iterations, evaluations, settings, samples, [*damaged, *samples.unreadable, *unreadable])
+    unreadable = [*damaged, *samples.unreadable, *unreadable]
+    return ReportedRun(name, iterations, evaluations, settings, _refinement_prompt(run), samples, unreadable)
+
+
+def _refinement_prompt(run: RunDirectory) -> str:
+    from igrpo_cli.config.files import check_config, read_toml
+
+    try:
+        return check_config(read_toml(run.run_toml), str(run.run_toml)).update.refinement_prompt
+    except IgrpoError:
+        return "with_draft"  # A report shows what can be read, without the settings too.
 
 
 def _evaluations(run: RunDirectory) -> tuple[list[Mapping[str, str]], list[str]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, UsageError
-from igrpo_cli.inspection.run_state import RunStatus, findings
+from igrpo_cli.inspection.run_state import RunStatus
 from igrpo_cli.inspection.shard_states import missing_shards
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.layout import ShardPath, bench_name, command_line, format_shards
@@ -223,7 +223,7 @@ def _curves(status: Mapping[str, Any]) -> str:
             lines.append(f"{label:<23}  {show(values[0]):>7} {curve} {show(values[-1]):>7}")
     if not lines:
         return ""
-    return "\n".join(["by iteration, from the first to the last complete one", *lines, *findings(status["curves"])])
+    return "\n".join(["by iteration, from the first to the last complete one", *lines, *status["findings"]])
 
 
 def _evaluations(status: Mapping[str, Any]) -> str:

@@ -103,7 +103,8 @@ class RunStatus:
             "policies_waiting": chain.waiting,
             "scores": {stage: scores for stage in states if (scores := self._scores(shown, stage))},
             "evaluations": [_evaluation(each) for each in read_evaluations(run, num_shards)],
-            "curves": self._read_curves(complete),
+            "curves": (curves := self._read_curves(complete)),
+            "findings": findings(curves, self._config.update.refinement_prompt),
             "spent": {stage: asdict(_spent_on(stage, costs)) for stage in self._config.stages()},
             "projection": None if projection is None else asdict(projection),
             # The states and the costs of the iteration that is shown come from the same manifests.
@@ -168,21 +169,24 @@ class RunStatus:
         return {name: values for name, values in found.items() if values}
 
 
-def findings(curves: Mapping[str, Sequence[float]]) -> list[str]:
+def findings(curves: Mapping[str, Sequence[float]], refinement_prompt: str) -> list[str]:
     """Return a sentence for each sign that drafts do not help as they could, from the last iterations of `CURVES`.
 
-    docs/when-drafts-help.md says what to set then. Nothing is said of a run with fewer than three iterations.
+    docs/when-drafts-help.md says what to set then. Nothing is said of a run with fewer than three iterations, of copies
+    that are right, or of a gap that `update.refinement_prompt` already closes.
     """
     recent = {name: fmean(values[-RECENT:]) for name, values in curves.items() if len(values) >= 3}
     copied, varied = recent.get("refine/copy_rate"), recent.get("refine/groups_with_gradient")
     drafts, refined = recent.get("draft/accuracy_mean"), recent.get("refine/accuracy_mean")
     found = []
-    if copied is not None and varied is not None and copied >= 0.5 and varied <= 0.5:
+    is_solved = refined is not None and refined >= 0.9
+    if copied is not None and varied is not None and copied >= 0.5 and varied <= 0.5 and not is_solved:
         found.append(
             f"{copied:.0%} of refinements repeat their draft, and {varied:.0%} of their groups have reward variance"
         )
-    if drafts is not None and refined is not None and drafts < 0.5 and refined >= 2 * drafts and refined >= 0.05:
-        found.append(f"{refined:.1%} of refinements are right, but {drafts:.1%} of samples without draft")
+    if drafts is not None and refined is not None and refinement_prompt == "with_draft":
+        if drafts < 0.5 and refined >= max(2 * drafts, 0.05):
+            found.append(f"{refined:.1%} of refinements are right, but {drafts:.1%} of samples without draft")
     return [f"{each}: see docs/when-drafts-help.md" for each in found]
 
 

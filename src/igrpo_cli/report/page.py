@@ -51,6 +51,8 @@ class ReportedRun:
     """A row for each evaluation: cells by column."""
     settings: str
     """The text of run.toml."""
+    refinement_prompt: str
+    """`update.refinement_prompt`, or `with_draft` where run.toml cannot be read."""
     samples: Samples
     unreadable: list[str]
 
@@ -64,7 +66,8 @@ class ReportedRun:
     def findings(self) -> list[str]:
         """Signs that drafts do not help as they could."""
         points = [each.points for each in self.iterations]
-        return findings({name: [each[name].value for each in points if name in each] for name in CURVES})
+        curves = {name: [each[name].value for each in points if name in each] for name in CURVES}
+        return findings(curves, self.refinement_prompt)
 
     @property
     def num_groups(self) -> int:
