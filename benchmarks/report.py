@@ -22,12 +22,12 @@ import pyarrow as pa
 
 from igrpo_cli.config.blocks import block_range
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
-from igrpo_cli.store.checksummed_json import checksummed_settings
 from igrpo_cli.store.completion import commit_shard
 from igrpo_cli.store.layout import RunDirectory, ShardPath
 from igrpo_cli.store.manifest import DataFile, Identity, Manifest, utc_now
 from igrpo_cli.store.rows import table_of
 from igrpo_cli.store.schema import ADVANTAGES, METRICS, PROBLEMS, ROLLOUTS, SELECTIONS
+from igrpo_cli.store.settings import checksummed_settings
 from igrpo_cli.store.tables import write_rows, write_tables
 
 WORDS = [f"{syllable}{number}" for syllable in ("sum", "let", "so", "then", "x", "carry") for number in range(200)]

@@ -23,12 +23,12 @@ import pyarrow as pa
 
 from igrpo_cli.config.blocks import block_range
 from igrpo_cli.config.files import apply_overrides, check_config, read_preset, write_config
-from igrpo_cli.store.checksummed_json import checksummed_settings
 from igrpo_cli.store.completion import commit_shard
 from igrpo_cli.store.layout import RunDirectory, ShardPath
 from igrpo_cli.store.manifest import DataFile, Identity, Manifest, utc_now
 from igrpo_cli.store.rows import table_of
 from igrpo_cli.store.schema import ROLLOUTS
+from igrpo_cli.store.settings import checksummed_settings
 from igrpo_cli.store.tables import write_tables
 from report import GROUPS_PER_BLOCK, SAMPLING, rollout
 

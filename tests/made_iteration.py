@@ -11,11 +11,11 @@ from igrpo_cli.config.blocks import block_range
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.records import Metric, Problem, Rollout, Selection, SelectionAction
-from igrpo_cli.store.checksummed_json import checksummed_settings
 from igrpo_cli.store.completion import commit_shard
 from igrpo_cli.store.layout import RunDirectory, ShardPath
 from igrpo_cli.store.manifest import Identity
 from igrpo_cli.store.schema import ADVANTAGES, METRICS, ROLLOUTS, SELECTIONS
+from igrpo_cli.store.settings import checksummed_settings
 from igrpo_cli.store.tables import write_rows
 from made_evaluation import POLICY, sample
 

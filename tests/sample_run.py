@@ -10,7 +10,7 @@ from pathlib import Path
 from igrpo_cli.config.blocks import block_range
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
 from igrpo_cli.store.atomic import publish_directory, sha256_file, staging_directory
-from igrpo_cli.store.checksummed_json import checksummed_settings, record_directory
+from igrpo_cli.store.checksummed_json import record_directory
 from igrpo_cli.store.completion import commit_shard, input_hashes, write_problems
 from igrpo_cli.store.layout import RunDirectory, ShardPath
 from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, publish_manifest, read_manifest
@@ -22,6 +22,7 @@ from igrpo_cli.store.policies import (
     write_policy_manifest,
 )
 from igrpo_cli.store.schema import ADVANTAGES, METRICS, ROLLOUTS, SELECTIONS
+from igrpo_cli.store.settings import checksummed_settings
 from igrpo_cli.store.tables import write_rows
 from igrpo_cli.store.verify import verify_run
 

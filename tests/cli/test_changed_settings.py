@@ -8,7 +8,7 @@ import tomllib
 import pytest
 
 from command_line import files_below, igrpo
-from igrpo_cli.store.checksummed_json import checksummed_settings
+from igrpo_cli.store.settings import checksummed_settings
 
 CHANGED = "is not what `igrpo init` wrote"
 

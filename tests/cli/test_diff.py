@@ -7,7 +7,8 @@ import math
 import pytest
 
 from command_line import igrpo
-from igrpo_cli.store.checksummed_json import checksummed_settings, write_summary
+from igrpo_cli.store.checksummed_json import write_summary
+from igrpo_cli.store.settings import checksummed_settings
 from made_evaluation import make_evaluation
 from made_evaluation import make_problems as make_evaluation_problems
 from made_iteration import SELECT, Group, make_iteration, make_problems, make_update

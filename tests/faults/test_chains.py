@@ -10,9 +10,9 @@ import pytest
 
 from command_line import files_below, igrpo, sets
 from igrpo_cli.pipeline import update_trainer
-from igrpo_cli.store.checksummed_json import checksummed_settings
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.policies import write_policy_manifest
+from igrpo_cli.store.settings import checksummed_settings
 from igrpo_cli.store.temporaries import temporary_name
 
 EVAL = ("--bench", "arithmetic", "--samples", 1, *sets("eval.limit=2", "eval.max_gen_toks=8"))

@@ -22,7 +22,7 @@ from igrpo_cli.engines.factory import create_engine
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.http_client import without_secrets
 from igrpo_cli.problems.sources import packaged_data
-from igrpo_cli.store.checksummed_json import checksummed_settings
+from igrpo_cli.store.settings import checksummed_settings
 from igrpo_cli.training.policy import load_policy
 
 PACKAGE = Path(__file__).parents[2] / "src" / "igrpo_cli"

@@ -14,9 +14,10 @@ from igrpo_cli.config.study import Cell, Study, read_study
 from igrpo_cli.inspection.study import WITH_DRAFT, WITHOUT_DRAFT, ArmResults, CellResults, StudyResults
 from igrpo_cli.records import Metric, Rollout
 from igrpo_cli.store.atomic import remove_directory
-from igrpo_cli.store.checksummed_json import checksummed_settings, read_summary, write_summary
+from igrpo_cli.store.checksummed_json import read_summary, write_summary
 from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.schema import METRICS, ROLLOUTS
+from igrpo_cli.store.settings import checksummed_settings
 from igrpo_cli.store.tables import read_records, write_rows
 from made_evaluation import make_evaluation, make_problems
 from sample_run import make_run

@@ -27,7 +27,7 @@ def test_a_changed_setting_is_named_with_both_values():
     assert identity_differences(on_disk, now) == [Difference("config.draft.temperature", 1.0, 0.8)]
     assert message(on_disk, now) == (
         "draft shard 3 of 8 was made with another config (draft.temperature 1.0 on disk, 0.8 now)",
-        "`igrpo draft --iteration 0 --shard 3 --overwrite`, with the same --set options, makes it again; to keep it, "
+        "`igrpo draft --iteration 0 --shard 3 --overwrite` makes it again; to keep it, "
         "add --set 'draft.temperature=1.0'",
     )
 

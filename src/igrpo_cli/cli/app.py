@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from igrpo_cli import __version__
-from igrpo_cli.cli import run_commands, view_commands
+from igrpo_cli.cli import change_commands, run_commands, view_commands
 from igrpo_cli.cli.signals import CtrlC, clean_interrupts
 from igrpo_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError, UsageError
 from igrpo_cli.ui.console import print_error
@@ -75,6 +75,9 @@ app.command("select")(run_commands.other_stage("select"))
 app.command("refine")(run_commands.sampling_stage("refine"))
 app.command("update")(run_commands.other_stage("update"))
 app.command("run")(run_commands.run_all)
+app.command("set")(change_commands.set_settings)
+app.command()(change_commands.extend)
+app.command()(change_commands.fork)
 app.command("eval")(run_commands.evaluate)
 app.command()(view_commands.status)
 app.command()(view_commands.verify)

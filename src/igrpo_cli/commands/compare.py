@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.config.files import apply_overrides, check_config, read_toml
+from igrpo_cli.config.files import apply_overrides, check_config
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.evaluation.shards import EvalResults, read_results
 from igrpo_cli.evaluation.summary import graded, paired_figures, summarise
-from igrpo_cli.inspection.differences import differing_values
+from igrpo_cli.inspection.run_config import differing_values, read_run_config
 from igrpo_cli.records import Problem
 from igrpo_cli.store.completion import read_problems
 from igrpo_cli.store.layout import (
@@ -185,9 +185,10 @@ def _command(directory: Path, request: CompareRequest, bench: str, name: str) ->
 
 def _selection(request: CompareRequest) -> str:
     """Return `eval.selection` of the run, or that of `--set`."""
-    path = RunDirectory(request.root).run_toml
-    settings = read_toml(path) if path.exists() else {}
-    return check_config(apply_overrides(settings, request.sets), str(path)).eval.selection
+    run = RunDirectory(request.root)
+    if run.run_toml.exists():
+        return read_run_config(run, request.sets).latest.eval.selection
+    return check_config(apply_overrides({}, request.sets), "--set").eval.selection
 
 
 def _require_same_problems(before: Evaluated, after: Evaluated, first: Any, second: Any) -> None:

@@ -23,6 +23,7 @@ from igrpo_cli.inspection.shard_states import EvaluationState
 from igrpo_cli.inspection.stories import complete_shards
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.layout import RunDirectory, command_line
+from igrpo_cli.store.lineage import shared_policies
 from igrpo_cli.ui.console import Console, percent
 from igrpo_cli.ui.quoting import in_line, markdown_escaped
 from igrpo_cli.ui.tables import difference_text, markdown_table, plain_table, setting_rows
@@ -79,6 +80,7 @@ def run(names: Sequence[str], iteration: int | None, console: Console, *, markdo
         "b": {"run": str(b.run.root), "iteration": b.iteration},
         "figures": _figures(*figures),
         "problems": {stage: _transitions(found) for stage, found in problems.items()},
+        "same_policies": shared_policies(a.run, b.run) if a.run.root != b.run.root else None,
         "settings": changed_settings(a, b, settings),
         "evaluations": [{**_evaluations(*pair), "settings": changed_evaluation(a, b, pair)} for pair in evaluations],
     }
@@ -198,6 +200,8 @@ def _escaped_table(rows: Sequence[Cells]) -> str:
 def _paragraphs(payload: Mapping[str, Any], table: Table) -> Iterator[str]:
     sides = {"A": payload["a"], "B": payload["b"]}
     yield table([{"": name, "run": side["run"], "iteration": str(side["iteration"])} for name, side in sides.items()])
+    if payload["same_policies"] is not None:
+        yield f"The runs part after policy {payload['same_policies']}: until then they have the same policies."
     if rows := list(_figure_rows(payload["figures"])):
         yield table(rows)
     yield from _problem_paragraphs(payload["problems"], table)

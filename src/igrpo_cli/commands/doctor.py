@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Literal
 
 from igrpo_cli import __version__
-from igrpo_cli.config.files import check_config, read_toml
 from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.inspection.run_config import read_run_config
 from igrpo_cli.problems.sources import model_location
 from igrpo_cli.store.atomic import publish_bytes, staging_directory
-from igrpo_cli.store.checksummed_json import require_unedited
 from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.settings import require_unedited
 from igrpo_cli.ui.console import Console, table
 
 PACKAGES = ("torch", "transformers", "pyarrow", "math-verify")
@@ -166,7 +166,7 @@ def _settings(path: Path) -> Check:
 
     run_toml = RunDirectory(path).run_toml
     require_unedited(run_toml)
-    config = check_config(read_toml(run_toml), str(run_toml))
+    config = read_run_config(RunDirectory(path)).latest
     require_trackers(config.log.report_to)
     return Check(
         "run.toml", "ok", f"{config.policy.model}, {config.run.num_shards} shards, engine {config.engine.name}"
@@ -210,7 +210,7 @@ def _model(path: Path) -> Check:
     """Return if the model of a run can be sampled from and trained."""
     from igrpo_cli.store.policies import read_policy
 
-    config = check_config(read_toml(RunDirectory(path).run_toml), "run.toml")
+    config = read_run_config(RunDirectory(path)).latest
     directory = read_policy(RunDirectory(path), 0).directory
     return _architecture(directory, config.engine.max_model_len, config.policy.trust_remote_code)
 

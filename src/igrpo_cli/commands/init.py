@@ -18,15 +18,15 @@ from igrpo_cli.config.files import (
     read_toml,
     write_config,
 )
-from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
-from igrpo_cli.inspection.differences import differing_values, flat_settings
+from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError, UsageError
+from igrpo_cli.inspection.run_config import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_context, short_enough
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft
 from igrpo_cli.records import Problem
-from igrpo_cli.store.checksummed_json import checksummed_settings, require_unedited
 from igrpo_cli.store.layout import RunDirectory, command_line
+from igrpo_cli.store.settings import require_unedited, run_toml
 from igrpo_cli.ui.console import Console, printable
 
 if TYPE_CHECKING:
@@ -69,7 +69,10 @@ def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]
     settings = read_preset(preset) if preset else {}
     if config_file is not None:
         settings = merge(settings, read_config_file(config_file))
-    return check_config(apply_overrides(settings, sets), str(config_file or preset or "settings"))
+    config = check_config(apply_overrides(settings, sets), str(config_file or preset or "settings"))
+    if config.changes:
+        raise UsageError("changes are no settings of a new run", hint="igrpo init RUN, then igrpo set RUN")
+    return config
 
 
 def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
@@ -88,7 +91,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     from igrpo_cli.store.manifest import read_manifest
     from igrpo_cli.store.policies import write_pointer
 
-    run_directory, content = RunDirectory(path), checksummed_settings(write_config(config))
+    run_directory, content = RunDirectory(path), run_toml(write_config(config))
     is_run = require_same_settings(run_directory, config)
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
@@ -204,7 +207,7 @@ def _freeze(
 
 def require_same_settings(run_directory: RunDirectory, config: RunConfig, hint: str | None = None) -> bool:
     """Return True if this run exists. Raises ConflictError, with `hint`, when the run there has other settings."""
-    path, content = run_directory.run_toml, checksummed_settings(write_config(config))
+    path, content = run_directory.run_toml, run_toml(write_config(config))
     if not path.exists():
         return False
     if path.read_bytes() != content:

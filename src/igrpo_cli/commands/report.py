@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
-from igrpo_cli.store.checksummed_json import read_summary, settings_fault
+from igrpo_cli.inspection.run_config import described_changes, described_fork
+from igrpo_cli.store.checksummed_json import read_summary
 from igrpo_cli.store.layout import RunDirectory, command_line, no_run_error
+from igrpo_cli.store.settings import settings_fault
 from igrpo_cli.ui.console import Console, printable
 from igrpo_cli.ui.tables import summary_row
 
 if TYPE_CHECKING:
+    from igrpo_cli.config import RunConfig
     from igrpo_cli.report.page import ReportedRun
 
 
@@ -97,16 +100,29 @@ def _read(run: RunDirectory, name: str, num_runs: int, console: Console) -> Repo
         console.note(f"{run.run_toml} {fault[0]}")
     settings = run.run_toml.read_text("utf-8", errors="backslashreplace")
     unreadable = [*damaged, *samples.unreadable, *unreadable]
-    return ReportedRun(name, iterations, evaluations, settings, _refinement_prompt(run), samples, unreadable)
+    config, origin = _config(run), described_fork(run)
+    return ReportedRun(
+        name,
+        iterations,
+        evaluations,
+        settings,
+        config.latest.update.refinement_prompt,
+        described_changes(config),
+        origin,
+        samples,
+        unreadable,
+    )
 
 
-def _refinement_prompt(run: RunDirectory) -> str:
-    from igrpo_cli.config.files import check_config, read_toml
+def _config(run: RunDirectory) -> RunConfig:
+    """Return the settings of a run, or the defaults: a report shows what can be read, without run.toml too."""
+    from igrpo_cli.config import RunConfig
+    from igrpo_cli.inspection.run_config import read_run_config
 
     try:
-        return check_config(read_toml(run.run_toml), str(run.run_toml)).update.refinement_prompt
+        return read_run_config(run)
     except IgrpoError:
-        return "with_draft"  # A report shows what can be read, without the settings too.
+        return RunConfig()
 
 
 def _evaluations(run: RunDirectory) -> tuple[list[Mapping[str, str]], list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.pipeline.rollout_stage import RolloutStage, open_sampler
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
+from igrpo_cli.store.layout import command_line
 from igrpo_cli.torchrun import rank_and_size
 from igrpo_cli.ui.console import Console, printable
 
@@ -26,6 +28,9 @@ def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, c
         )
     with open_session(path, sets, console) as session:
         session.require_trackers()
+        if sets and not dry_run:
+            kept = command_line(path, "set", " ".join(map(shlex.quote, sets)))
+            console.note(f"--set holds for this command alone; `{kept}` holds for later ones too")
         todo = unfinished(session)[:iterations]
         if dry_run:
             lines = [

@@ -57,7 +57,7 @@ def run(path: Path, options: StatusOptions, console: Console) -> int:
     if options.every is not None and options.missing is not None:
         raise UsageError("--watch and --missing exclude each other", hint=command_line(path, "status", "--watch"))
     with open_session(path, [], console, only_looks=True) as session:
-        status = RunStatus(session.run, session.config)
+        status = RunStatus(session.run, session.run_config)
         if options.every is not None:
             return _watch(session, status, options.iteration, options.every)
         if options.missing is not None:
@@ -168,6 +168,9 @@ def _heading(status: Mapping[str, Any]) -> str:
         trained = f"made by the update of iteration {newest['policy'] - 1}"
         origin = f"the initial policy ({newest['model'] or 'made here'})" if newest["policy"] == 0 else trained
         lines.append(f"policies {numbers}; the newest, {newest['policy']:04d}, is {origin}")
+    if status["forked_from"]:
+        lines.append(f"forked from {printable(status['forked_from'])}")
+    lines += [f"from iteration {first}: {printable(what)}" for first, what in status["changes"]]
     for number in status["policies_waiting"]:
         lines.append(f"policy {number} is still in the directory of its update; the next command moves it")
     return "\n".join(lines)

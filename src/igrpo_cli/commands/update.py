@@ -259,7 +259,7 @@ def _learning_rate(session: Session, step: int) -> float:
     from igrpo_cli.algo.schedules import learning_rate_at
 
     section = session.config.update
-    total = session.num_iterations() * section.num_minibatches * section.num_epochs
+    total = session.num_scheduled() * section.num_minibatches * section.num_epochs
     return learning_rate_at(
         step, total, section.learning_rate, section.lr_scheduler_type, section.warmup_ratio, section.min_lr_rate
     )

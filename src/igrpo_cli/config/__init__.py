@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from igrpo_cli.algo import WITHOUT_VERDICT
 from igrpo_cli.config.blocks import Blocks
@@ -15,6 +15,7 @@ from igrpo_cli.config.sections import (
     EvalSection,
     GenerationSection,
     LogSection,
+    Natural,
     PolicySection,
     PromptsSection,
     RunSection,
@@ -24,8 +25,16 @@ from igrpo_cli.config.sections import (
 from igrpo_cli.config.update import UpdateSection
 
 
+class Change(Section):
+    """Settings that differ from an iteration on."""
+
+    from_iteration: Natural
+    settings: dict[str, dict[str, Any]]
+    """{section: {key: value}}"""
+
+
 class RunConfig(Section):
-    """All of `run.toml`."""
+    """All of `run.toml`, and the changes that followed."""
 
     run: RunSection = RunSection()
     data: DataSection = DataSection()
@@ -40,6 +49,9 @@ class RunConfig(Section):
     engine: EngineSection = EngineSection()
     eval: EvalSection = EvalSection()
     log: LogSection = LogSection()
+    changes: list[Change] = Field(default=[], exclude=True)
+    """In order: where two set the same key, the later one counts."""
+    _changed: dict[tuple[int, ...], RunConfig] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
@@ -75,6 +87,8 @@ class RunConfig(Section):
             raise ValueError("update.refinement_prompt is for refinements; only drafts are trained on")
         if not any(weights):
             raise ValueError("update.loss_weights are all 0: nothing would be trained")
+        if section.optimizer_state == "from_policy" and section.lora_r:
+            raise ValueError("update.optimizer_state = from_policy has no adapters to continue: use carry or fresh")
 
     def _check_selection(self) -> None:
         is_external = self.select.strategy == "external"
@@ -114,13 +128,32 @@ class RunConfig(Section):
         return self.reward.refinements == "answer" and not self.prompts.shows_verdict
 
     def at(self, iteration: int) -> RunConfig:
-        """Return the settings of one iteration, which differ where solving and refining iterations alternate."""
-        if self.update.train_on != "alternate":
-            return self
+        """Return the settings of one iteration: `changed`, where solving and refining iterations alternate too."""
+        config = self.changed(iteration)
+        if config.update.train_on != "alternate":
+            return config
         if iteration % 2:
-            return self._with(update={"train_on": "refinements"})
-        num_drafts = self.draft.num_generations + self.refine.num_generations
-        return self._with(run={"method": "grpo"}, draft={"num_generations": num_drafts}, update={"train_on": "drafts"})
+            return config._with(update={"train_on": "refinements"})
+        drafts = config.draft.num_generations + config.refine.num_generations
+        return config._with(run={"method": "grpo"}, draft={"num_generations": drafts}, update={"train_on": "drafts"})
+
+    def changed(self, iteration: int) -> RunConfig:
+        """Return the settings after the changes from `iteration` or earlier on. Raises pydantic's ValidationError."""
+        applied = tuple(n for n, change in enumerate(self.changes) if change.from_iteration <= iteration)
+        if not self.changes:
+            return self
+        if applied not in self._changed:
+            settings = self.model_dump(exclude_none=True)
+            for change in (self.changes[number] for number in applied):
+                for section, values in change.settings.items():
+                    settings[section] = {**settings.get(section, {}), **values}
+            self._changed[applied] = RunConfig.model_validate(settings)
+        return self._changed[applied]
+
+    @property
+    def latest(self) -> RunConfig:
+        """The settings after all changes."""
+        return self.changed(max((change.from_iteration for change in self.changes), default=0))
 
     def _with(self, **changes: dict[str, Any]) -> RunConfig:
         return self.model_copy(
@@ -154,7 +187,6 @@ STAGE_READS: dict[str, tuple[str, ...]] = {
         "run.seed",
         "run.cpu_threads",
         "run.method",
-        "run.num_iterations",
         "policy.dtype",
         "update",
         "reward.ungraded",
@@ -183,4 +215,9 @@ def stage_identity(config: RunConfig, stage: str) -> dict[str, dict[str, Any]]:
         section: Section = getattr(config, section_name)
         values = {key: section.model_dump(mode="json")[key]} if key else section.identity()
         identity.setdefault(section_name, {}).update(values)
+    if stage == "update":
+        # A run that is extended does not change the updates that it has made.
+        has_length = config.update.lr_scheduler_type != "constant"
+        length = config.update.lr_scheduler_iterations or config.run.num_iterations
+        identity["update"]["lr_scheduler_iterations"] = length if has_length else None
     return identity

@@ -119,12 +119,30 @@ def merge(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any
 
 
 def apply_overrides(settings: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return `settings` with each `section.key=value` replaced."""
+    """Return `settings` with each `section.key=value` replaced.
+
+    `reward.weights.format=0` replaces one value of a table: of the one in `settings`, or else of the default.
+    """
     merged = dict(settings)
     for text in overrides:
         section, key, value = parse_override(text)
-        merged = merge(merged, {section: {key: value}})
+        key, *path = key.split(".")
+        merged = merge(merged, {section: {key: _within(merged, section, key, path, value)}})
     return merged
+
+
+def _within(settings: Mapping[str, Any], section: str, key: str, path: Sequence[str], value: Any) -> Any:
+    """Return the value of a key after the value at `path` within it is replaced."""
+    if not path:
+        return value
+    default = RunConfig.model_fields[section].default if section in RunConfig.model_fields else None
+    table = settings.get(section, {}).get(key, getattr(default, key, None))
+    if not isinstance(table, dict):
+        raise UsageError(
+            f"--set {section}.{key}.{'.'.join(path)}: {section}.{key} is no table", hint=f"--set {section}.{key}=VALUE"
+        )
+    name, *rest = path
+    return {**table, name: _within({section: table}, section, name, rest, value)}
 
 
 def refuse_fixed(settings: Mapping[str, Any], overrides: Iterable[str], run_toml: Path) -> None:

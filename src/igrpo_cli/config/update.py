@@ -89,6 +89,8 @@ class UpdateSection(Section):
     """Peak learning rate of AdamW."""
     lr_scheduler_type: LrSchedulerType = "cosine_with_min_lr"
     """Learning rate schedule over the optimiser steps of the whole run, as in transformers."""
+    lr_scheduler_iterations: PositiveInt | None = None
+    """Iterations that the schedule takes; unset means those of the run. Later iterations keep its last rate."""
     warmup_ratio: Share = 0.1
     """Fraction of the optimiser steps of the run over which the learning rate rises from 0."""
     min_lr_rate: Share = 0.1
@@ -121,8 +123,11 @@ class UpdateSection(Section):
     """Recompute activations in the backward pass instead of storing them."""
     max_tokens_per_batch: PositiveInt = 4096
     """Maximum tokens of a packed row. Lower it to save memory; it does not change the objective."""
-    optimizer_state: Literal["carry", "fresh"] = "carry"
-    """`carry` continues with the state of the previous iteration, `fresh` starts every iteration without one."""
+    optimizer_state: Literal["carry", "fresh", "from_policy"] = "carry"
+    """`carry` continues with the state of the previous iteration, `fresh` starts every iteration without moments.
+
+    Both take the float32 weights of the previous iteration. `from_policy` needs nothing of it: the weights are those of
+    the published policy, rounded to `policy.dtype`. It does not go with LoRA."""
     keep_optimizer_states: Natural = 0
     """Number of optimiser states kept on disk; 0 keeps all. Only the newest is needed to continue."""
     save_steps: Natural = 1

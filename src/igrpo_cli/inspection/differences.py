@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from igrpo_cli.algo.estimates import PairedDifference, paired_difference
+from igrpo_cli.inspection.run_config import Settings, differing_values, flat_settings
 from igrpo_cli.inspection.shard_states import EvaluationState, read_evaluations
 from igrpo_cli.inspection.stories import complete_shards, read_stories
 from igrpo_cli.records import Problem
@@ -82,10 +83,6 @@ def transitions(a: Accuracies, b: Accuracies) -> Transitions:
     if flips:
         found.difference = paired_difference([flip.a for flip in flips], [flip.b for flip in flips])
     return found
-
-
-Settings = Mapping[str, Mapping[str, Any]]
-"""{section: {key: value}}"""
 
 
 def changed_settings(a: Side, b: Side, of_runs: Sequence[Settings]) -> dict[str, tuple[Any, Any]]:
@@ -161,16 +158,6 @@ def _recorded_evaluation(run: RunDirectory, state: EvaluationState) -> dict[str,
     directory = run.eval(state.bench, state.model, conditioned=state.selection)
     known = [number for number, suffixes in shards_in(directory).items() if "json" in suffixes]
     return recorded_settings(read_manifest(run.eval_shard_in(directory, *known[0]))) if known else {}
-
-
-def flat_settings(sections: Settings) -> dict[str, Any]:
-    """Return {`section.key`: value}."""
-    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
-
-
-def differing_values(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return both values of each name that differs, sorted by name; None for a value that is missing."""
-    return {name: (a.get(name), b.get(name)) for name in sorted({*a, *b}) if a.get(name) != b.get(name)}
 
 
 def _evaluations(side: Side) -> dict[tuple[str, str | None], dict[int, EvaluationState]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import DamagedFileError, IgrpoError
+from igrpo_cli.inspection.run_config import described_changes, described_fork
 from igrpo_cli.inspection.shard_states import EvaluationState, StageState, read_evaluations, stage_state, update_state
 from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, shards_in
@@ -104,8 +105,10 @@ class RunStatus:
             "scores": {stage: scores for stage in states if (scores := self._scores(shown, stage))},
             "evaluations": [_evaluation(each) for each in read_evaluations(run, num_shards)],
             "curves": (curves := self._read_curves(complete)),
-            "findings": findings(curves, self._config.update.refinement_prompt),
+            "findings": findings(curves, self._config.latest.update.refinement_prompt),
             "spent": {stage: asdict(_spent_on(stage, costs)) for stage in self._config.stages()},
+            "changes": described_changes(self._config),
+            "forked_from": described_fork(run),
             "projection": None if projection is None else asdict(projection),
             # The states and the costs of the iteration that is shown come from the same manifests.
             "faults": list(dict.fromkeys(faults)),
@@ -141,7 +144,7 @@ class RunStatus:
         }
 
     def _blocks_of(self, stage: str, shard: int) -> int:
-        config = self._config
+        config = self._config.latest
         if stage == "update":
             return config.update.num_minibatches * config.update.num_epochs
         return len(config.blocks().of_shard(shard))
@@ -184,9 +187,12 @@ def findings(curves: Mapping[str, Sequence[float]], refinement_prompt: str) -> l
         found.append(
             f"{copied:.0%} of refinements repeat their draft, and {varied:.0%} of their groups have reward variance"
         )
-    if drafts is not None and refined is not None and refinement_prompt == "with_draft":
-        if drafts < 0.5 and refined >= max(2 * drafts, 0.05):
-            found.append(f"{refined:.1%} of refinements are right, but {drafts:.1%} of samples without draft")
+    if drafts is None or refined is None or refinement_prompt != "with_draft":
+        is_apart = False
+    else:
+        is_apart = drafts < 0.5 and refined >= max(2 * drafts, 0.05)
+    if is_apart:
+        found.append(f"{refined:.1%} of refinements are right, but {drafts:.1%} of samples without draft")
     return [f"{each}: see docs/when-drafts-help.md" for each in found]
 
 

@@ -24,11 +24,12 @@ from igrpo_cli.config.study import Cell, Study
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.inspection.curves import Point, read_metrics
 from igrpo_cli.inspection.run_state import read_complete_iteration
-from igrpo_cli.store.checksummed_json import read_summary, require_unedited, summary_hint
+from igrpo_cli.store.checksummed_json import read_summary, summary_hint
 from igrpo_cli.store.completion import input_hash, open_input
 from igrpo_cli.store.conflicts import require_same_settings
 from igrpo_cli.store.layout import RunDirectory, ShardPath, bench_name
 from igrpo_cli.store.lineage import require_current
+from igrpo_cli.store.settings import require_unedited
 from igrpo_cli.store.views import RolloutColumns, concatenated, read_rollout_columns
 
 WITHOUT_DRAFT, WITH_DRAFT = "eval/without_draft", "eval/with_draft"

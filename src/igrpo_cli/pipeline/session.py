@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from igrpo_cli.config import RunConfig, stage_identity
-from igrpo_cli.config.files import apply_overrides, check_config, read_toml, refuse_fixed
+from igrpo_cli.config.files import read_toml, refuse_fixed
 from igrpo_cli.errors import UsageError
+from igrpo_cli.inspection.run_config import read_run_config
 from igrpo_cli.store.atomic import run_guard
-from igrpo_cli.store.checksummed_json import require_unedited, settings_fault
 from igrpo_cli.store.completion import count_problems, input_hashes
-from igrpo_cli.store.layout import RunDirectory, ShardPath, command_line, format_shards, no_run_error, parse_shards
+from igrpo_cli.store.layout import (
+    RunDirectory,
+    ShardPath,
+    command_line,
+    format_shards,
+    no_run_error,
+    overrides_in_hints,
+    parse_shards,
+)
 from igrpo_cli.store.lineage import require_lineage
 from igrpo_cli.store.manifest import FileHash
 from igrpo_cli.store.policies import Policy, promote_policy, read_policy
+from igrpo_cli.store.settings import require_unedited, settings_fault
 from igrpo_cli.torchrun import rank_and_size
 from igrpo_cli.ui.console import Console
 
@@ -63,10 +72,11 @@ class Session:
 
     def __init__(self, run: RunDirectory, config: RunConfig, console: Console) -> None:
         self.run = run
-        self.config = config
+        self.config = config.latest
         """The settings in use, after `enter` those of an iteration."""
         self.run_config = config
         """The settings of the whole run."""
+        self._settings = self.config
         self.console = console
         self._engine: Engine | None = None
         self._engine_policy: str | None = None
@@ -86,8 +96,24 @@ class Session:
         limit_cpu_threads(config.run.cpu_threads)
 
     def enter(self, iteration: int) -> None:
-        """Use the settings of an iteration (`RunConfig.at`)."""
-        self.config = self.run_config.at(iteration)
+        """Use the settings of an iteration (`RunConfig.at`). What was started with other ones is closed."""
+        before, after = self._settings, self.run_config.changed(iteration)
+        if (before.reward, before.judge) != (after.reward, after.judge):
+            self._close(self._grader, self._judge)
+            self._grader = self._judge = self._scorer = None
+        if before.engine != after.engine:
+            self._close(self._engine)
+            self._engine = self._engine_policy = None
+        if before.update != after.update:
+            self.warm_trainer = None
+        if before.select.external != after.select.external:
+            self._external_drafts = None
+        self._settings, self.config = after, self.run_config.at(iteration)
+
+    def _close(self, *resources: Engine | GradingPool | Judge | BackgroundTrackers | None) -> None:
+        for resource in resources:
+            if resource is not None:
+                resource.close()
 
     def policy(self, iteration: int) -> Policy:
         """Return the policy that `iteration` samples from. Raises as `read_policy` and `require_lineage`."""
@@ -231,15 +257,20 @@ class Session:
 
     def close(self) -> None:
         """End the engine and the grading processes, then wait up to `log.timeout` for trackers."""
-        for resource in (self._engine, self._grader, self._judge, self._trackers):
-            if resource is not None:
-                resource.close()
+        self._close(self._engine, self._grader, self._judge, self._trackers)
         self._engine = self._grader = self._judge = self._scorer = self.warm_trainer = self._trackers = None
 
     def num_iterations(self) -> int:
         """Return the number of iterations of the run: `run.num_iterations`, or what `data.num_train_epochs` takes."""
-        fixed = self.config.run.num_iterations
-        return self.config.num_iterations(count_problems(self.run.problems())) if fixed is None else fixed
+        return self._length(self.run_config.latest)
+
+    def num_scheduled(self) -> int:
+        """Return the number of iterations of the learning rate schedule: `update.lr_scheduler_iterations`, or all."""
+        return self.config.update.lr_scheduler_iterations or self._length(self.config)
+
+    def _length(self, config: RunConfig) -> int:
+        fixed = config.run.num_iterations
+        return config.num_iterations(count_problems(self.run.problems())) if fixed is None else fixed
 
     def current_iteration(self) -> int:
         """Return the first iteration without a complete update, or the last one when all are complete."""
@@ -292,15 +323,14 @@ def open_session(
         raise no_run_error(path)
     if not only_looks:
         require_unedited(run.run_toml)
-    settings = read_toml(run.run_toml)
     overrides = list(overrides)
-    config = check_config(apply_overrides(settings, overrides), str(run.run_toml))
-    refuse_fixed(settings, overrides, run.run_toml)
+    config = read_run_config(run, overrides)
+    refuse_fixed(read_toml(run.run_toml), overrides, run.run_toml)
     session = Session(run, config, console)
     if only_looks and (fault := settings_fault(run.run_toml)):
         console.note(f"{run.run_toml} {fault[0]}")
     try:
-        with run_guard(path):
+        with run_guard(path), overrides_in_hints(overrides):
             yield session
     finally:
         session.close()

@@ -26,8 +26,10 @@ def previous_update(session: Session, iteration: int) -> UpdatePath | None:
     """
     section = session.config.update
     needs_weights = session.config.policy.dtype != "float32" or section.lora_r > 0
-    fresh = section.optimizer_state == "fresh" and not needs_weights
-    return None if iteration == 0 or fresh else session.run.update(iteration - 1)
+    needs_nothing = section.optimizer_state == "from_policy" or (
+        section.optimizer_state == "fresh" and not needs_weights
+    )
+    return None if iteration == 0 or needs_nothing else session.run.update(iteration - 1)
 
 
 def keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:
@@ -81,7 +83,7 @@ def verify_optimizer_state(update: UpdatePath, policy: Policy) -> None:
     if not update.optimizer.is_dir():
         raise MissingInputError(
             f"the optimiser state of iteration {update.iteration} is gone: {update.optimizer} does not exist",
-            hint="--set update.optimizer_state=fresh starts without it",
+            hint="--set update.optimizer_state=from_policy starts from the published weights, without moments",
         )
     verify_directory(update.optimizer)
     manifest = read_manifest(update.shard)

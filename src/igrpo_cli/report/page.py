@@ -53,6 +53,10 @@ class ReportedRun:
     """The text of run.toml."""
     refinement_prompt: str
     """`update.refinement_prompt`, or `with_draft` where run.toml cannot be read."""
+    changes: Sequence[tuple[int, str]]
+    """(first iteration, `section.key = value`) of each setting that was changed after `igrpo init`."""
+    origin: str | None
+    """Where the run was forked from, or None."""
     samples: Samples
     unreadable: list[str]
 
@@ -147,8 +151,9 @@ def budgets(run: ReportedRun, axis: str) -> list[float]:
 def _axes(runs: Sequence[ReportedRun]) -> dict[str, Axis]:
     """Return the x-axes by name. Time is GPU time when all runs used GPUs."""
     has_gpus = all(any(cost.gpu_seconds for cost in run.cost.values()) for run in runs)
+    changes = [change for run in runs for change in run.changes]
     return {
-        "iteration": Axis("iteration"),
+        "iteration": Axis("iteration", marks=[(float(at), f"from iteration {at}: {what}") for at, what in changes]),
         "rollouts": Axis("rollouts sampled before"),
         "tokens": Axis("tokens sampled before"),
         **({"gpu_seconds": Axis("GPU seconds before")} if has_gpus else {"seconds": Axis("seconds of work before")}),

@@ -62,6 +62,8 @@ class Axis:
     is_share: bool = False
     """The values are shares and are drawn in per cent."""
     starts_at_zero: bool = True
+    marks: Sequence[tuple[float, str]] = ()
+    """Positions of vertical lines, with what they mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ def chart(lines: Sequence[Line], legend: Sequence[Line], x_axis: Axis, y_axis: A
         *(_x_tick(x(tick), y.start, number(tick)) for tick in _ticks([x_low, x_high]) if x.low <= tick <= x.high),
         f'<path class="axis" d="M{LEFT} {y.start}H{WIDTH - RIGHT}"/>',
         f'<text class="middle" x="{(x.start + x.end) / 2}" y="{height - 6}">{escape(x_axis.label)}</text>',
+        *(_mark(x(at), y, meaning) for at, meaning in x_axis.marks if x.low <= at <= x.high),
         *(_band(line, x, y) for line in lines),
         *(_curve(line, x, y) for line in lines),
         "</svg>",
@@ -202,6 +205,10 @@ def _y_tick(y: float, label: str) -> str:
 
 def _x_tick(x: float, y: float, label: str) -> str:
     return f'<path class="axis" d="M{x} {y}v4"/><text class="middle" x="{x}" y="{y + 16}">{escape(label)}</text>'
+
+
+def _mark(x: float, y: _Scale, meaning: str) -> str:
+    return f'<path class="mark" d="M{x} {y.start}V{y.end}"><title>{escape(meaning)}</title></path>'
 
 
 def _band(line: Line, x: _Scale, y: _Scale) -> str:

@@ -139,6 +139,19 @@ def copy_content(source: Path, target: Path, *, with_links: bool = False) -> Non
                 shutil.copyfile(path, copy, follow_symlinks=False)
 
 
+def share_file(source: Path, target: Path, *, as_copy: bool = False) -> bool:
+    """Make `target` a hard link to `source`, or a copy; return True for a link. Nothing is flushed yet.
+
+    A file of a run is replaced and never written in place, so what happens to one name does not change the other.
+    """
+    with _explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not as_copy and _has_linked(source, target):
+            return True
+        shutil.copyfile(source, target, follow_symlinks=False)
+        return False
+
+
 def create_marker(path: Path) -> bool:
     """Create an empty file; False when it exists. A marker tells other tasks something and holds no data."""
     with _explained(path):

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.errors import DamagedFileError, MissingInputError
 from igrpo_cli.store.atomic import publish_bytes, sha256_files
 from igrpo_cli.store.layout import eval_flags
 
@@ -27,7 +27,6 @@ MAX_BYTES = 64 * 2**20
 RECORD = "manifest.json"
 """File name of the record of a directory."""
 _END = "\n}\n"
-_SETTINGS_COMMENT = b"# SHA-256 of the lines below: "
 
 Model = TypeVar("Model")
 
@@ -250,32 +249,3 @@ def verify_directory(directory: Path) -> None:
     for path, sha256 in sha256_files(directory / name for name in files).items():
         if sha256 != files[path.name]:
             raise DamagedFileError(f"{path} is damaged: its SHA-256 is not the one in {RECORD}")
-
-
-# run.toml is written once, by `init`: its first line is a comment with the SHA-256 of the others.
-
-
-def checksummed_settings(settings: bytes) -> bytes:
-    """Return the content of `run.toml`: the settings below a comment with their SHA-256."""
-    return _SETTINGS_COMMENT + hashlib.sha256(settings).hexdigest().encode() + b"\n" + settings
-
-
-def settings_fault(path: Path) -> tuple[str, str] | None:
-    """Return what is wrong with a `run.toml` and what to do about it; None where it is as `init` wrote it."""
-    if not path.is_file():
-        return "does not exist", "igrpo init"
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        return f"cannot be read: {error.strerror}", "make it readable"
-    if content == checksummed_settings(content.partition(b"\n")[2]):
-        return None
-    what = "is not what `igrpo init` wrote: its first line does not hold the SHA-256 of the others"
-    return what, f"restore it; for other settings use --set, or igrpo init NEW_RUN --config {path}"
-
-
-def require_unedited(path: Path) -> None:
-    """Raise ConflictError where a `run.toml` is not as `init` wrote it."""
-    fault = settings_fault(path)
-    if fault is not None:
-        raise ConflictError(f"{path} {fault[0]}", hint=fault[1])

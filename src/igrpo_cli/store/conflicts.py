@@ -82,8 +82,7 @@ def require_same(on_disk: Identity, now: Identity, overwrite_command: str) -> No
         return
     kind = _kind(differences[0])
     told = [difference for difference in differences if _kind(difference) == kind]
-    same_settings = ", with the same --set options," if kind == "config" else ""
-    hint = f"`{overwrite_command}`{same_settings} makes it again{_way_back(kind, told)}"
+    hint = f"`{overwrite_command}` makes it again{_way_back(kind, told)}"
     raise ConflictError(f"{on_disk.name} was made {_SENTENCES[kind](told)}", hint=hint)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,6 +124,16 @@ class RunDirectory:
     def run_toml(self) -> Path:
         """The file of the resolved settings."""
         return self.root / "run.toml"
+
+    @property
+    def changes(self) -> Path:
+        """The directory of the changes of settings that followed."""
+        return self.root / "changes"
+
+    @property
+    def fork(self) -> Path:
+        """The record of a forked run: where it comes from."""
+        return self.root / "fork.json"
 
     @property
     def policies(self) -> Path:
@@ -363,8 +374,25 @@ def no_run_error(path: Path) -> MissingInputError:
     )
 
 
+_overrides: list[str] = []
+
+
+@contextmanager
+def overrides_in_hints(overrides: Iterable[str]) -> Iterator[None]:
+    """Add the user's `--set` to the commands of hints within this context, so that they do what the user wanted."""
+    _overrides[:] = overrides
+    try:
+        yield
+    finally:
+        _overrides.clear()
+
+
 def make_command(path: ShardPath) -> str:
-    """Return the command that makes a shard."""
+    """Return the command that makes a shard, with the `--set` of the command that is running."""
+    return " ".join([_make_command(path), *(f"--set {shlex.quote(text)}" for text in _overrides)])
+
+
+def _make_command(path: ShardPath) -> str:
     if path.stage == "problems":
         if path.data.parent == path.root:
             return init_command(path.root)

@@ -4,14 +4,85 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
-from igrpo_cli.errors import ConflictError, MissingInputError
+from pydantic import TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from igrpo_cli.errors import ConflictError, IgrpoError, MissingInputError
+from igrpo_cli.store.checksummed_json import (
+    STRICT,
+    Count,
+    PolicyId,
+    Text,
+    publish_checksummed,
+    read_checksummed,
+    validated,
+)
 from igrpo_cli.store.completion import require_completed
 from igrpo_cli.store.conflicts import require_same
 from igrpo_cli.store.layout import RunDirectory, ShardPath
 from igrpo_cli.store.manifest import FileHash, Manifest
 from igrpo_cli.store.policies import Policy, read_policy
+
+_VERSION = "fork_version", 1
+
+
+@dataclass(config=STRICT, frozen=True)
+class Fork:
+    """Where a run was forked from: all before this stage of this iteration is shared."""
+
+    parent: Text
+    """Directory of the run, absolute."""
+    iteration: Count
+    stage: Text
+    """The first stage of the run's own."""
+    policy: PolicyId
+    """Id of the policy of the iteration."""
+
+
+_FORK = TypeAdapter(Fork)
+
+
+def write_fork(run: RunDirectory, fork: Fork) -> None:
+    """Publish where a run was forked from."""
+    key, version = _VERSION
+    publish_checksummed(run.fork, {key: version, **asdict(fork)})
+
+
+def read_fork(run: RunDirectory) -> Fork | None:
+    """Return where a run was forked from; None for a run that `igrpo init` made. Raises as `read_checksummed`."""
+    if not run.fork.exists():
+        return None
+    return validated(run.fork, _FORK, read_checksummed(run.fork, *_VERSION))
+
+
+def shared_policies(a: RunDirectory, b: RunDirectory) -> int | None:
+    """Return the last policy up to which two runs have the same ones; None where none or all are the same."""
+    shared = None
+    for iteration in sorted({*a.policy_iterations()} & {*b.policy_iterations()}):
+        try:
+            if read_policy(a, iteration).id != read_policy(b, iteration).id:
+                return shared
+        except IgrpoError:
+            return shared
+        shared = iteration
+    return None
+
+
+def changed_parent(run: RunDirectory, fork: Fork) -> str | None:
+    """Return in one sentence how the parent of a forked run differs by now; None where it does not, or is gone."""
+    parent = RunDirectory(Path(fork.parent))
+    if not parent.run_toml.exists():
+        return None
+    try:
+        now = read_policy(parent, fork.iteration).id
+    except MissingInputError:
+        return None
+    except IgrpoError as error:
+        return error.message
+    return None if now == fork.policy else f"policy {fork.iteration} of {fork.parent} is another one now"
 
 
 def require_lineage(run: RunDirectory, policy: Policy, known: Collection[str] = ()) -> None:

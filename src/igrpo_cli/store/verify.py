@@ -16,7 +16,6 @@ from igrpo_cli.store.checksummed_json import (
     read_checksummed_line,
     read_sent,
     read_summary,
-    settings_fault,
     summary_hint,
     verify_directory,
 )
@@ -33,9 +32,11 @@ from igrpo_cli.store.layout import (
     init_command,
     shards_in,
 )
+from igrpo_cli.store.lineage import changed_parent, read_fork
 from igrpo_cli.store.manifest import Manifest, read_manifest
 from igrpo_cli.store.policies import Policy, read_policy, verify_policy
 from igrpo_cli.store.row_checks import IterationRows, check_stage, read_problem_ids, read_scores, read_shard
+from igrpo_cli.store.settings import read_changes, settings_fault
 from igrpo_cli.store.temporaries import is_temporary
 
 
@@ -94,6 +95,8 @@ class _Verifier:
     def verify(self) -> VerifyReport:
         if fault := settings_fault(self.run.run_toml):
             self.problem(self.run.run_toml, *fault)
+        with self.guarded(self.run.changes):
+            read_changes(self.run)
         problem_ids = self.check_problems(self.run.problems())
         self.check_policies()
         iterations = self.run.iterations()
@@ -105,9 +108,22 @@ class _Verifier:
                 what = "does not exist, though later iterations or policies do"
                 self.problem(self.run.iteration(iteration), what)
         self.check_evals()
+        with self.guarded(self.run.fork):
+            self.check_fork()
         self.report.problems += [*damaged_records(self.run), *broken_links(self.run)]
         self.report.notes += leftovers(self.run)
         return self.report
+
+    def check_fork(self) -> None:
+        """Note where the run has another policy by now than the one it was forked from, or its parent has."""
+        fork = read_fork(self.run)
+        if fork is None:
+            return
+        policy = self.policies.get(fork.iteration)
+        if policy is not None and policy.id != fork.policy:
+            self.note(self.run.fork, f"policy {fork.iteration} is another one than that of {fork.parent}")
+        elif changed := changed_parent(self.run, fork):
+            self.note(self.run.fork, changed)
 
     def problem(self, path: Path, what: str, hint: str | None = None) -> None:
         self.report.problems.append(FileProblem(path, what, hint))

@@ -1,0 +1,224 @@
+"""`igrpo fork`: a new run that shares everything with an existing one up to a stage of an iteration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from igrpo_cli.commands.set import changed_config, changed_settings
+from igrpo_cli.config import RunConfig, stage_identity
+from igrpo_cli.config.files import read_toml, refuse_fixed
+from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
+from igrpo_cli.inspection.run_config import differing_values, flat_settings
+from igrpo_cli.pipeline.session import Session, open_session
+from igrpo_cli.store.atomic import publish_directory, share_file, staging_directory
+from igrpo_cli.store.completion import damage_of, input_hashes
+from igrpo_cli.store.layout import RunDirectory, ShardPath, command_line, read_eval_name
+from igrpo_cli.store.lineage import Fork, read_fork, require_current, write_fork
+from igrpo_cli.store.policies import POINTER, read_policy
+from igrpo_cli.store.settings import add_change, read_changes
+from igrpo_cli.ui.console import Console, printable
+
+COPIED = ("judge",)
+"""Directories whose files grow. A link would let two runs write into one file."""
+Changes = list[tuple[int, dict[str, dict[str, Any]]]]
+"""(first iteration, {section: {key: value}}) of each change, in order."""
+
+
+@dataclass(frozen=True)
+class ForkRequest:
+    """The options of the command line."""
+
+    run: Path
+    new: Path
+    iteration: int
+    stage: str
+    sets: tuple[str, ...]
+    fresh_optimizer: bool
+    as_copy: bool
+    dry_run: bool
+
+
+def run(request: ForkRequest, console: Console) -> None:
+    """Make the new run and print what it shares.
+
+    Raises MissingInputError where the run lacks what the new one would begin with, UsageError for settings of an
+    earlier stage than `stage`, and ConflictError where there is another run already.
+    """
+    with open_session(request.run, [], console) as session:
+        refuse_fixed(read_toml(session.run.run_toml), request.sets, session.run.run_toml)
+        session.policy(request.iteration)  # moves a policy to its place, and checks its ancestors
+        changes = _changes(session, request)
+        config = _require_settings(session, request, changes)
+        _require_shards(session, request)
+        _require_optimizer(session, request, config)
+        fork = Fork(str(request.run.absolute()), request.iteration, request.stage, session.policy(request.iteration).id)
+        if _exists(request, fork, changes):
+            console.data({"run": str(request.new), "exists": True}, printable(f"{request.new} is this fork already"))
+            return
+        files = list(_files(session, request))
+        linked = copied = 0
+        if not request.dry_run:
+            with staging_directory(request.new) as staged:
+                linked, copied = _share(session.run, RunDirectory(staged), files, as_copy=request.as_copy)
+                for from_iteration, settings in changes:
+                    add_change(RunDirectory(staged), from_iteration, settings)
+                write_fork(RunDirectory(staged), fork)
+                publish_directory(staged, request.new)
+        payload = {
+            "run": str(request.new),
+            "parent": fork.parent,
+            "from_iteration": fork.iteration,
+            "stage": fork.stage,
+            "files": len(files),
+            "bytes_shared": linked,
+            "bytes_copied": copied,
+        }
+        kind = "would share" if request.dry_run else "shares"
+        text = (
+            f"{request.new} {kind} {len(files)} files with {request.run}, up to {request.stage} of iteration "
+            f"{request.iteration}: {linked / 1e6:,.1f} MB as links, {copied / 1e6:,.1f} MB as copies\n"
+            f"next: {command_line(request.new, 'run')}"
+        )
+        console.data(payload, printable(text))
+
+
+def _changes(session: Session, request: ForkRequest) -> Changes:
+    """Return the changes of the new run: those of the run so far, those of `--set`, and a fresh optimiser."""
+    changes = [
+        (each["from_iteration"], each["settings"])
+        for each in read_changes(session.run)
+        if each["from_iteration"] <= request.iteration
+    ]
+    before = session.run_config.changed(request.iteration)
+    own = changed_settings(before, request.sets)
+    if request.fresh_optimizer:
+        has_weights = session.run.update(request.iteration - 1).optimizer.is_dir() if request.iteration else True
+        once = "fresh" if has_weights else "from_policy"
+        later = own.get("update", {}).get("optimizer_state", before.update.optimizer_state)
+        own.setdefault("update", {})["optimizer_state"] = once
+        return [*changes, (request.iteration, own), (request.iteration + 1, {"update": {"optimizer_state": later}})]
+    return [*changes, (request.iteration, own)] if own else changes
+
+
+def _require_settings(session: Session, request: ForkRequest, changes: Changes) -> RunConfig:
+    """Return the settings of the new run. Raises UsageError where a shared stage would have other settings."""
+    config = session.run_config.model_copy(update={"changes": []})
+    for from_iteration, settings in changes:
+        config = changed_config(config, from_iteration, settings)
+    old, new = session.run_config.at(request.iteration), config.at(request.iteration)
+    if request.stage not in new.stages():
+        raise UsageError(
+            f"iteration {request.iteration} has no stage {request.stage}", hint=f"its stages: {', '.join(new.stages())}"
+        )
+    for stage in _shared_stages(new, request.stage):
+        both = (flat_settings(stage_identity(each, stage)) for each in (old, new))
+        if differing := list(differing_values(*both)):
+            raise UsageError(
+                f"{differing[0]} decides {stage}, which comes before {request.stage} and is shared",
+                hint=f"--stage {stage} makes it again",
+            )
+    return config
+
+
+def _shared_stages(config: RunConfig, stage: str) -> list[str]:
+    stages = list(config.stages())
+    return stages[: stages.index(stage)]
+
+
+def _require_shards(session: Session, request: ForkRequest) -> None:
+    """Raise MissingInputError or ConflictError unless all shards to share are complete and current."""
+    paths = [path for iteration in range(request.iteration) for path in _shards(session, iteration, None)]
+    paths += _shards(session, request.iteration, request.stage)
+    require_current(session.run, input_hashes(*paths))
+    for path in paths:
+        if damage := damage_of(path):
+            raise ConflictError(damage, hint=f"{path.overwrite_command} makes it again")
+
+
+def _shards(session: Session, iteration: int, before: str | None) -> Iterator[ShardPath]:
+    """Yield the shards of an iteration, of the stages before `before` or of all."""
+    config = session.run_config.at(iteration)
+    for stage in config.stages() if before is None else _shared_stages(config, before):
+        if stage == "update":
+            yield session.run.update(iteration).shard
+        else:
+            yield from session.run.shards(iteration, stage, config.run.num_shards)
+
+
+def _require_optimizer(session: Session, request: ForkRequest, config: RunConfig) -> None:
+    """Raise MissingInputError where the update of the iteration would continue from a state that was removed."""
+    from igrpo_cli.pipeline.update_trainer import previous_update
+
+    forked = Session(session.run, config, session.console)
+    forked.enter(request.iteration)
+    needed = previous_update(forked, request.iteration)
+    if needed is None or needed.optimizer.is_dir():
+        return
+    kept = [each + 1 for each in session.run.iterations() if session.run.update(each).optimizer.is_dir()]
+    others = f"--from {', '.join(map(str, kept))} still have it" if kept else "no other iteration has it either"
+    raise MissingInputError(
+        f"the optimiser state that the update of iteration {request.iteration} continues from was removed "
+        f"(update.keep_optimizer_states): {needed.optimizer} does not exist",
+        hint=f"--fresh-optimizer begins iteration {request.iteration} with zero moments and the published weights, "
+        f"which is another run than one without a break; {others}",
+    )
+
+
+def _exists(request: ForkRequest, fork: Fork, changes: Changes) -> bool:
+    """Return True where the new run is there already. Raises ConflictError for anything else in its place."""
+    new = RunDirectory(request.new)
+    if not new.root.exists() or (new.root.is_dir() and not any(new.root.iterdir())):
+        return False
+    is_same = new.run_toml.exists() and read_fork(new) == fork
+    if is_same and [(each["from_iteration"], each["settings"]) for each in read_changes(new)] == changes:
+        return True
+    raise ConflictError(f"{request.new} exists already", hint="name another directory for the fork")
+
+
+def _files(session: Session, request: ForkRequest) -> Iterator[Path]:
+    """Yield the files to share, relative to the run: no work in progress, and the one optimiser state that is used."""
+    run, last = session.run, request.iteration
+    roots = [run.run_toml, run.problems().data, run.problems().manifest, run.judgements]
+    roots += [run.policy(each) for each in run.policy_iterations() if each <= last]
+    roots += [run.iteration(each) for each in range(last)]
+    roots += [run.stage(last, stage) for stage in _shared_stages(session.run_config.at(last), request.stage)]
+    for bench in sorted((run.root / "eval").glob("*")):
+        evaluations = [each for each in sorted(bench.glob("*")) if each.is_dir()]
+        policies = {each: read_eval_name(each.name)[0] for each in evaluations}
+        shared = [each for each, policy in policies.items() if isinstance(policy, int) and policy <= last]
+        roots += [bench / "problems.parquet", bench / "problems.json", *shared] if shared else []
+    unused = {run.update(each).optimizer for each in range(last - 1)}
+    for root in roots:
+        for path in _files_below(root):
+            if path.parent not in unused:
+                yield path.relative_to(run.root)
+
+
+def _files_below(root: Path) -> Iterator[Path]:
+    if root.is_file():
+        yield root
+    for directory, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if not name.startswith("."))
+        yield from (Path(directory, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _share(run: RunDirectory, new: RunDirectory, files: list[Path], *, as_copy: bool) -> tuple[int, int]:
+    """Link or copy the files; return the bytes of links and of copies."""
+    linked = copied = 0
+    for file in files:
+        size = (run.root / file).stat().st_size
+        grows = file.parts[0] in COPIED
+        if share_file(run.root / file, new.root / file, as_copy=as_copy or grows):
+            linked += size
+        else:
+            copied += size
+    policy = read_policy(new, 0)
+    if (new.policy(0) / POINTER).exists() and not policy.directory.is_dir():
+        raise MissingInputError(
+            f"{new.policy(0) / POINTER} leads nowhere from the new run", hint="name a model by an absolute path"
+        )
+    return linked, copied
