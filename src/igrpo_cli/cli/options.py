@@ -34,6 +34,9 @@ Scores = Annotated[
     typer.Option("--scores", metavar="NAME", help="Take the rewards from a set of scores made by `igrpo grade RUN`."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are complete.")]
+Cascade = Annotated[
+    bool, typer.Option("--cascade", help="Remove later results that do not follow from this stage any more.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan; sample and write nothing.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print Markdown instead of plain text.")]
 SkipBadRows = Annotated[

@@ -9,6 +9,7 @@ import typer
 
 from igrpo_cli.cli.options import (
     BenchDir,
+    Cascade,
     DryRun,
     Endpoints,
     Engine,
@@ -87,13 +88,16 @@ def sampling_stage(name: str) -> Callable[..., None]:
         endpoint: Endpoints = None,
         sets: Sets = None,
         overwrite: Overwrite = False,
+        cascade: Cascade = False,
         dry_run: DryRun = False,
         *,
         console: Console,
     ) -> None:
         from igrpo_cli.commands import stage as command
 
-        options = command.StageOptions(iteration, shard, overwrite=overwrite, dry_run=dry_run, take_over=take_over)
+        options = command.StageOptions(
+            iteration, shard, overwrite=overwrite, dry_run=dry_run, take_over=take_over, cascade=cascade
+        )
         command.run(name, run, options, with_engine(sets, engine, endpoint), console)
 
     stage.__doc__ = f"{STAGES[name]}\n\nExample: igrpo {name} runs/first --iteration 0"
@@ -110,13 +114,14 @@ def other_stage(name: str) -> Callable[..., None]:
         scores: Scores = None,
         sets: Sets = None,
         overwrite: Overwrite = False,
+        cascade: Cascade = False,
         dry_run: DryRun = False,
         *,
         console: Console,
     ) -> None:
         from igrpo_cli.commands import stage as command
 
-        options = command.StageOptions(iteration, shard, overwrite=overwrite, dry_run=dry_run)
+        options = command.StageOptions(iteration, shard, overwrite=overwrite, dry_run=dry_run, cascade=cascade)
         sets = [*(sets or []), *([] if scores is None else [f"{name}.scores={json.dumps(scores)}"])]
         command.run(name, run, options, sets, console)
 

@@ -15,6 +15,7 @@ from igrpo_cli.pipeline.rollout_stage import RolloutStage, open_sampler
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
 from igrpo_cli.store.layout import command_line
+from igrpo_cli.store.lineage import first_stale
 from igrpo_cli.torchrun import rank_and_size
 from igrpo_cli.ui.console import Console, printable
 
@@ -57,6 +58,8 @@ def unfinished(session: Session) -> list[int]:
 
     The policy of an update that was completed while its process died is promoted first.
     """
+    if stale := first_stale(session.run, session.num_iterations()):
+        raise stale[1]
     current, total = session.current_iteration(), session.num_iterations()
     if session.run.update(current).manifest.exists():
         perform(session, "update", StageRequest(current, (0,)))

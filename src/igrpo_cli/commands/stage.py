@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from igrpo_cli.errors import UsageError
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
+from igrpo_cli.store.atomic import remove_directory
+from igrpo_cli.store.layout import command_line
+from igrpo_cli.store.lineage import stale_followers
 from igrpo_cli.ui.console import Console
 
 STAGES: dict[str, Callable[[Session, StageRequest], StageReport]] = {
@@ -32,6 +36,7 @@ class StageOptions:
     overwrite: bool = False
     dry_run: bool = False
     take_over: bool = False
+    cascade: bool = False
 
 
 def run(name: str, path: Path, options: StageOptions, sets: list[str], console: Console) -> None:
@@ -47,6 +52,8 @@ def run(name: str, path: Path, options: StageOptions, sets: list[str], console: 
             take_over=options.take_over,
         )
         report = perform(session, name, request)
+        if (options.overwrite or options.cascade) and not options.dry_run:
+            _report_stale(session, name, request.iteration, sets, remove=options.cascade)
         text = _plan_text(session, report) if options.dry_run else summary_line(report)
         console.data(report.payload(), text)
 
@@ -72,6 +79,23 @@ def perform(session: Session, name: str, request: StageRequest) -> StageReport:
         report.details["plan"] = iteration_arithmetic(session.config)
         report.details["config"] = session.config.model_dump(mode="json", exclude_none=True)
     return report
+
+
+def _report_stale(session: Session, name: str, iteration: int, sets: list[str], *, remove: bool) -> None:
+    """Print what does not follow from a stage any more that was made again, or remove it."""
+    run, num_shards = session.run, session.config.run.num_shards
+    stale = stale_followers(run, iteration, name, num_shards)
+    if not stale:
+        return
+    places = ", ".join(str(path.relative_to(run.root)) for path in reversed(stale))
+    if remove:
+        for path in stale:
+            remove_directory(path)
+        session.console.note(f"removed what followed from the earlier {name}: {places}")
+        return
+    flags = [f"--iteration {iteration} --cascade", *(f"--set {shlex.quote(text)}" for text in sets)]
+    again = command_line(run.root, name, " ".join(flags))
+    session.console.note(f"made from the earlier {name}, and stale now: {places}; `{again}` removes them")
 
 
 def summary_line(report: StageReport) -> str:

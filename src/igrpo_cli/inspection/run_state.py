@@ -16,7 +16,7 @@ from igrpo_cli.inspection.run_config import described_changes, described_fork
 from igrpo_cli.inspection.shard_states import EvaluationState, StageState, read_evaluations, stage_state, update_state
 from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, shards_in
-from igrpo_cli.store.lineage import unpromoted_policies
+from igrpo_cli.store.lineage import first_stale, unpromoted_policies
 from igrpo_cli.store.manifest import Spent, read_manifest, read_update_figures
 from igrpo_cli.store.policies import Policy, read_policy
 
@@ -80,12 +80,16 @@ class RunStatus:
         """Return the state now. `stages`, `scores` and their faults describe the iteration `shown`."""
         run, num_shards = self._run, self._config.run.num_shards
         complete = [number for number in range(num_iterations) if os.path.exists(run.update(number).manifest)]
+        stale = first_stale(run, num_iterations)
+        if stale is not None:
+            complete = [number for number in complete if number < stale[0]]
         unfinished = sorted(set(range(num_iterations)).difference(complete))
         newest = max(run.policy_iterations(), default=None)
         states = {stage: self._state(shown, stage) for stage in self._config.at(shown).stages()}
         chain = read_policy_chain(run)
         costs = self._read_costs(complete)
         faults = [why for state in states.values() for why in state.damaged.values()] + chain.faults
+        faults += [] if stale is None else [stale[1].message]
         faults += [why for each in costs.values() for why in each.unreadable]
         projection = project([costs[number] for number in complete], len(unfinished))
         return {

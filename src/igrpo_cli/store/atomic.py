@@ -148,7 +148,7 @@ def share_file(source: Path, target: Path, *, as_copy: bool = False) -> bool:
         target.parent.mkdir(parents=True, exist_ok=True)
         if not as_copy and _has_linked(source, target):
             return True
-        shutil.copyfile(source, target, follow_symlinks=False)
+        shutil.copy2(source, target, follow_symlinks=False)
         return False
 
 

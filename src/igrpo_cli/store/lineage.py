@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -20,10 +23,10 @@ from igrpo_cli.store.checksummed_json import (
     read_checksummed,
     validated,
 )
-from igrpo_cli.store.completion import require_completed
+from igrpo_cli.store.completion import input_hashes, require_completed
 from igrpo_cli.store.conflicts import require_same
-from igrpo_cli.store.layout import RunDirectory, ShardPath
-from igrpo_cli.store.manifest import FileHash, Manifest
+from igrpo_cli.store.layout import SHARD_STAGES, RunDirectory, ShardPath, eval_iteration
+from igrpo_cli.store.manifest import FileHash, Manifest, read_manifest
 from igrpo_cli.store.policies import Policy, read_policy
 
 _VERSION = "fork_version", 1
@@ -134,6 +137,84 @@ def require_current(run: RunDirectory, inputs: Iterable[FileHash]) -> None:
     walk = _Walk(run)
     for file in inputs:
         walk.follow(file.path)
+
+
+def first_stale(run: RunDirectory, num_iterations: int) -> tuple[int, ConflictError] | None:
+    """Return the first complete iteration that does not follow from what is on disk, and the error about it.
+
+    A file that was written after those that follow from it is a reason to look; what decides is the hashes. So a run
+    of hundreds of iterations takes no time, unless its files have other times because they were copied.
+    """
+    before = 0
+    for iteration in range(num_iterations):
+        update = run.update(iteration)
+        if not update.manifest.exists():
+            return None
+        stages = [_times(run.stage(iteration, stage)) for stage in (*SHARD_STAGES, "update")]
+        times = [[before], *filter(None, stages)]
+        if any(max(earlier) >= min(later) for earlier, later in pairwise(times)):
+            try:
+                require_updated_from(run, iteration)
+            except ConflictError as error:
+                return iteration, error
+            except IgrpoError:
+                pass  # Damaged and missing files are found by those who read them.
+        before = max(times[-1])
+    return None
+
+
+def require_updated_from(run: RunDirectory, iteration: int) -> None:
+    """Raise ConflictError where the update of an iteration was made from another policy or other shards."""
+    path = run.update(iteration).shard
+    then = require_completed(path).identity
+    policy = then.policy
+    with suppress(MissingInputError):  # A policy may have been removed to save space.
+        policy = read_policy(run, iteration).id
+    require_same(then, replace(then, policy=policy), path.overwrite_command)
+    require_current(run, [FileHash(path.relative, require_completed(path).data.sha256)])
+
+
+def followers(run: RunDirectory, iteration: int, stage: str) -> list[Path]:
+    """Return the directories of what follows from a stage: later stages, iterations, policies and their evaluations.
+
+    The last ones come first, so that a run from which only some are removed is a shorter one.
+    """
+    later_stages = (*SHARD_STAGES, "update")[(*SHARD_STAGES, "update").index(stage) + 1 :]
+    first_policy = iteration + (2 if stage == "update" else 1)
+    evaluated = [each for each in run.root.glob("eval/*/policy_*") if each.is_dir()]
+    found = [each for each in evaluated if eval_iteration(each) > iteration]
+    found += [run.iteration(each) for each in reversed(run.iterations()) if each > iteration]
+    found += [run.policy(each) for each in reversed(run.policy_iterations()) if each >= first_policy]
+    found += [run.stage(iteration, each) for each in reversed(later_stages)]
+    found += [run.update(iteration).checkpoints]
+    return [each for each in found if each.is_dir()]
+
+
+def stale_followers(run: RunDirectory, iteration: int, stage: str, num_shards: int) -> list[Path]:
+    """Return `followers` of a stage that was made again, as far as they do not follow from it any more."""
+    later_stages = () if stage == "update" else SHARD_STAGES[SHARD_STAGES.index(stage) + 1 :]
+    paths = [path for later in later_stages for path in run.shards(iteration, later, num_shards)]
+    try:
+        require_current(run, input_hashes(*(path for path in paths if path.manifest.exists())))
+        if run.update(iteration).manifest.exists():
+            require_updated_from(run, iteration)
+            after = read_policy(run, iteration + 1)
+            for path in run.shards(iteration + 1, "draft", num_shards):
+                if path.manifest.exists() and read_manifest(path).identity.policy != after.id:
+                    return followers(run, iteration, stage)
+    except ConflictError:
+        return followers(run, iteration, stage)
+    except IgrpoError:
+        pass
+    return []
+
+
+def _times(directory: Path) -> list[int]:
+    """Return when the manifests of a stage were written, in nanoseconds."""
+    if not directory.is_dir():
+        return []
+    with os.scandir(directory) as entries:
+        return [entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".json")]
 
 
 class _Walk:
