@@ -65,9 +65,12 @@ def settings() -> str:
         "The sections of `run.toml`, in order. `--set section.key=value` overrides a key. "
         "The last column names the stages whose results depend on the key: shards made with another value are a "
         "conflict (exit 4) until `--overwrite`. `init` means that `igrpo init` fixes the key for the run, and a dash "
-        "that the key changes no result. The stage `conditioned` is an evaluation with drafts.",
+        "that the key changes no result. `igrpo set` changes the others from an iteration on, and `igrpo extend` the "
+        "number of iterations. The stage `conditioned` is an evaluation with drafts.",
     ]
     for name, field in RunConfig.model_fields.items():
+        if name == "changes":
+            continue
         section: type[Section] = field.annotation  # type: ignore[assignment]
         described, properties = _attribute_docs(section), section.model_json_schema()["properties"]
         rows = [

@@ -88,7 +88,7 @@ def test_the_seed_of_an_override_or_a_config_file_is_refused_because_the_study_s
         ("[arms.grpo]", "[arms.Published]", "'published' cannot name an arm.* the arm 'Published'"),
         ('"small"', '"a/b"', "name = 'a/b'"),
         ("[arms.grpo]", "[arms.'a b']", "arms"),
-        ("quickstart", "quikstart", "did you mean quickstart"),
+        ("arithmetic", "arithmatic", "did you mean arithmetic"),
         ('preset = "arithmetic"', 'config = "no.toml"', "there is no config file"),
     ],
 )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from igrpo_cli.store.layout import RunDirectory, command_line
+from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.layout import RunDirectory
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,9 @@ def extend(
     schedule: Annotated[
         Literal["continue", "stretch"],
         typer.Option(
-            "--schedule", help="Learning rate: continue keeps its schedule, stretch computes it over all iterations."
+            "--schedule",
+            metavar="continue|stretch",
+            help="The learning rate schedule: keep its length, or stretch it.",
         ),
     ] = "continue",
     dry_run: DryRun = False,
@@ -70,7 +72,7 @@ def fork(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     new: Annotated[Path, typer.Argument(metavar="NEW", help="Run directory to create.")],
     iteration: Annotated[int, typer.Option("--from", min=0, metavar="K", help="First iteration of its own.")],
-    stage: Annotated[Stage, typer.Option("--stage", help="First stage of its own in that iteration.")] = "draft",
+    stage: Annotated[Stage, typer.Option("--stage", metavar="STAGE", help="First stage of its own there.")] = "draft",
     sets: Sets = None,
     fresh_optimizer: Annotated[
         bool, typer.Option("--fresh-optimizer", help="Begin with an optimiser without moments.")

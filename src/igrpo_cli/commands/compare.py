@@ -14,15 +14,8 @@ from igrpo_cli.evaluation.summary import graded, paired_figures, summarise
 from igrpo_cli.inspection.run_config import differing_values, read_run_config
 from igrpo_cli.records import Problem
 from igrpo_cli.store.completion import read_problems
-from igrpo_cli.store.layout import (
-    RunDirectory,
-    bench_name,
-    command_line,
-    directory_name,
-    eval_flags,
-    shards_in,
-    shell_path,
-)
+from igrpo_cli.store.hints import command_line, shell_path
+from igrpo_cli.store.layout import RunDirectory, bench_name, directory_name, eval_flags, shards_in
 from igrpo_cli.ui.console import Console, percent, table
 from igrpo_cli.ui.quoting import markdown_escaped
 from igrpo_cli.ui.tables import difference_text, markdown_table, plain_table, setting_rows, summary_row

@@ -22,7 +22,8 @@ from igrpo_cli.inspection.differences import (
 from igrpo_cli.inspection.shard_states import EvaluationState
 from igrpo_cli.inspection.stories import complete_shards
 from igrpo_cli.pipeline.session import Session, open_session
-from igrpo_cli.store.layout import RunDirectory, command_line
+from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.lineage import shared_policies
 from igrpo_cli.ui.console import Console, percent
 from igrpo_cli.ui.quoting import in_line, markdown_escaped

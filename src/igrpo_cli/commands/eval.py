@@ -24,7 +24,8 @@ from igrpo_cli.evaluation.shards import (
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import Problem, StageReport
-from igrpo_cli.store.layout import RunDirectory, bench_name, directory_name, shell_path
+from igrpo_cli.store.hints import shell_path
+from igrpo_cli.store.layout import RunDirectory, bench_name, directory_name
 from igrpo_cli.store.lineage import newest_policy
 from igrpo_cli.store.policies import Policy, describe_directory, policy_id
 from igrpo_cli.ui.console import Console

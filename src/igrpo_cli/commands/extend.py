@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from igrpo_cli.commands.set import record
 from igrpo_cli.errors import UsageError
+from igrpo_cli.pipeline.changes import record
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.completion import count_problems
-from igrpo_cli.store.layout import command_line
+from igrpo_cli.store.hints import command_line
 from igrpo_cli.ui.console import Console
 
 Schedule = Literal["continue", "stretch"]

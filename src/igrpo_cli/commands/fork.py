@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.commands.set import changed_config, changed_settings
 from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import read_toml, refuse_fixed
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.inspection.run_config import differing_values, flat_settings
+from igrpo_cli.pipeline.changes import changed_config, changed_settings
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.atomic import publish_directory, share_file, staging_directory
 from igrpo_cli.store.completion import damage_of, input_hashes
-from igrpo_cli.store.layout import RunDirectory, ShardPath, command_line, read_eval_name
+from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.layout import RunDirectory, ShardPath, read_eval_name
 from igrpo_cli.store.lineage import Fork, read_fork, require_current, write_fork
 from igrpo_cli.store.policies import POINTER, read_policy
 from igrpo_cli.store.settings import add_change, read_changes
@@ -212,6 +213,7 @@ def _share(run: RunDirectory, new: RunDirectory, files: list[Path], *, as_copy: 
     for file in files:
         size = (run.root / file).stat().st_size
         grows = file.parts[0] in COPIED
+        (new.root / file).parent.mkdir(parents=True, exist_ok=True)
         if share_file(run.root / file, new.root / file, as_copy=as_copy or grows):
             linked += size
         else:

@@ -17,7 +17,7 @@ from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.pipeline.scores import SCORED_STAGES, grade_stage, name_of_weights, parse_weights
 from igrpo_cli.pipeline.session import StageRequest, open_session
 from igrpo_cli.rewards.grading_pool import GradingPool
-from igrpo_cli.store.layout import shell_path
+from igrpo_cli.store.hints import shell_path
 from igrpo_cli.texts import JSON_CURE, control_fault
 from igrpo_cli.ui.console import Console, finite
 

@@ -25,7 +25,8 @@ from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_context, short_enough
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft
 from igrpo_cli.records import Problem
-from igrpo_cli.store.layout import RunDirectory, command_line
+from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.settings import require_unedited, run_toml
 from igrpo_cli.ui.console import Console, printable
 

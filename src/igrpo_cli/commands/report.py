@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.inspection.run_config import described_changes, described_fork
 from igrpo_cli.store.checksummed_json import read_summary
-from igrpo_cli.store.layout import RunDirectory, command_line, no_run_error
+from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.layout import RunDirectory, no_run_error
 from igrpo_cli.store.settings import settings_fault
 from igrpo_cli.ui.console import Console, printable
 from igrpo_cli.ui.tables import summary_row

@@ -14,7 +14,7 @@ from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.pipeline.rollout_stage import RolloutStage, open_sampler
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
-from igrpo_cli.store.layout import command_line
+from igrpo_cli.store.hints import command_line
 from igrpo_cli.store.lineage import first_stale
 from igrpo_cli.torchrun import rank_and_size
 from igrpo_cli.ui.console import Console, printable

@@ -20,7 +20,7 @@ from igrpo_cli.inspection.stories import (
 )
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.records import EXTERNAL_GROUP, VERDICTS, Rollout, Selection, Verdict
-from igrpo_cli.store.layout import command_line
+from igrpo_cli.store.hints import command_line
 from igrpo_cli.ui.console import Console, printable
 from igrpo_cli.ui.quoting import Piece, fenced, heading, in_line, markdown_escaped, quoted, shortened
 

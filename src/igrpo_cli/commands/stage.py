@@ -15,7 +15,7 @@ from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
 from igrpo_cli.store.atomic import remove_directory
-from igrpo_cli.store.layout import command_line
+from igrpo_cli.store.hints import command_line
 from igrpo_cli.store.lineage import stale_followers
 from igrpo_cli.ui.console import Console
 

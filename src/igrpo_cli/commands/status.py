@@ -15,7 +15,8 @@ from igrpo_cli.errors import EXIT_CTRL_C, EXIT_DONE, UsageError
 from igrpo_cli.inspection.run_state import RunStatus
 from igrpo_cli.inspection.shard_states import missing_shards
 from igrpo_cli.pipeline.session import Session, open_session
-from igrpo_cli.store.layout import ShardPath, bench_name, command_line, format_shards
+from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.layout import ShardPath, bench_name, format_shards
 from igrpo_cli.store.lineage import newest_policy
 from igrpo_cli.ui.console import Console, percent, printable, sparkline, table
 from igrpo_cli.ui.progress import duration

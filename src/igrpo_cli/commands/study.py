@@ -18,7 +18,8 @@ from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.pipeline.plan import iteration_arithmetic
 from igrpo_cli.pipeline.session import open_session
 from igrpo_cli.problems.sources import packaged_folder
-from igrpo_cli.store.layout import RunDirectory, bench_name, format_shards, parse_shards, shell_path
+from igrpo_cli.store.hints import shell_path
+from igrpo_cli.store.layout import RunDirectory, bench_name, format_shards, parse_shards
 from igrpo_cli.store.locks import locked
 from igrpo_cli.ui.console import Console, printable
 from igrpo_cli.ui.tables import plain_table

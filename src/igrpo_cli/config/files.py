@@ -168,6 +168,29 @@ def check_config(settings: Mapping[str, Any], origin: str) -> RunConfig:
         raise UsageError(explain(error, origin), hint=ALL_SETTINGS) from None
 
 
+def with_changes(
+    settings: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], names: Sequence[str], origin: str
+) -> RunConfig:
+    """Return the checked settings with `changes`. `names` are those of the changes and `origin` that of the settings.
+
+    Raises UsageError, with the name, for a change after which no run could have the settings.
+    """
+    config = check_config({**settings, "changes": list(changes)}, origin)
+    for number, name in enumerate(names, 1):
+        earlier = config.model_copy(update={"changes": config.changes[:number]})
+        try:
+            earlier.changed(earlier.changes[-1].from_iteration)
+        except ValidationError as error:
+            raise UsageError(explain(error, name), hint="igrpo set RUN section.key=value changes a setting") from None
+    return config
+
+
+def key_of(override: str) -> tuple[str, str]:
+    """Return section and key of `section.key=value`, also where a value within a table is named."""
+    section, key, _ = parse_override(override)
+    return section, key.partition(".")[0]
+
+
 def write_config(config: RunConfig) -> bytes:
     """Return the bytes of `run.toml`. Unset keys are left out, because TOML has no null."""
     values = config.model_dump(mode="json", exclude_none=True)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from igrpo_cli.config import RunConfig
-from igrpo_cli.config.files import apply_overrides, check_config, explain, parse_override, read_toml
-from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.config.files import apply_overrides, key_of, read_toml, with_changes
+from igrpo_cli.errors import IgrpoError
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.lineage import read_fork
 from igrpo_cli.store.settings import change_files, read_changes
@@ -35,23 +33,6 @@ def read_run_config(run: RunDirectory, overrides: Iterable[str] = ()) -> RunConf
     return with_changes(settings, changes, [str(path) for path in change_files(run)], str(run.run_toml))
 
 
-def with_changes(
-    settings: Mapping[str, Any], changes: Sequence[Mapping[str, Any]], names: Sequence[str], origin: str
-) -> RunConfig:
-    """Return the checked settings with `changes`. `names` are those of the changes and `origin` that of the settings.
-
-    Raises UsageError, with the name, for a change after which no run could have the settings.
-    """
-    config = check_config({**settings, "changes": list(changes)}, origin)
-    for number, name in enumerate(names, 1):
-        earlier = config.model_copy(update={"changes": config.changes[:number]})
-        try:
-            earlier.changed(earlier.changes[-1].from_iteration)
-        except ValidationError as error:
-            raise UsageError(explain(error, name), hint="igrpo set RUN section.key=value changes a setting") from None
-    return config
-
-
 def described_changes(config: RunConfig) -> list[tuple[int, str]]:
     """Return (first iteration, `section.key = value`) of each setting that was changed, in order of the changes."""
     return [
@@ -68,12 +49,6 @@ def described_fork(run: RunDirectory) -> str | None:
     except IgrpoError:
         return None
     return None if fork is None else f"{fork.parent}, with its own {fork.stage} of iteration {fork.iteration}"
-
-
-def key_of(override: str) -> tuple[str, str]:
-    """Return section and key of `section.key=value`, also where a value within a table is named."""
-    section, key, _ = parse_override(override)
-    return section, key.partition(".")[0]
 
 
 def flat_settings(sections: Settings) -> dict[str, Any]:

@@ -16,15 +16,8 @@ from igrpo_cli.errors import UsageError
 from igrpo_cli.inspection.run_config import read_run_config
 from igrpo_cli.store.atomic import run_guard
 from igrpo_cli.store.completion import count_problems, input_hashes
-from igrpo_cli.store.layout import (
-    RunDirectory,
-    ShardPath,
-    command_line,
-    format_shards,
-    no_run_error,
-    overrides_in_hints,
-    parse_shards,
-)
+from igrpo_cli.store.hints import command_line, overrides_in_hints
+from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, no_run_error, parse_shards
 from igrpo_cli.store.lineage import require_lineage
 from igrpo_cli.store.manifest import FileHash
 from igrpo_cli.store.policies import Policy, promote_policy, read_policy

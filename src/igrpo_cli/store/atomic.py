@@ -125,31 +125,22 @@ def flush_files(paths: Iterable[Path]) -> None:
 
 
 def copy_content(source: Path, target: Path, *, with_links: bool = False) -> None:
-    """Copy the content of the directory `source` into the directory `target`; nothing is flushed yet.
-
-    Symbolic links stay links. With `with_links` files become hard links, where the file system has them: they need
-    no room, and stay when the source is removed.
-    """
-    with _explained(target):
-        for path in sorted(source.rglob("*")):
-            copy = target / path.relative_to(source)
-            if path.is_dir() and not path.is_symlink():
-                copy.mkdir()
-            elif not (with_links and _has_linked(path, copy)):
-                shutil.copyfile(path, copy, follow_symlinks=False)
+    """Copy the content of the directory `source` into the directory `target`, each file as `share_file` does."""
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if path.is_dir() and not path.is_symlink():
+            copy.mkdir()
+        else:
+            share_file(path, copy, as_copy=not with_links)
 
 
 def share_file(source: Path, target: Path, *, as_copy: bool = False) -> bool:
-    """Make `target` a hard link to `source`, or a copy; return True for a link. Nothing is flushed yet.
-
-    A file of a run is replaced and never written in place, so what happens to one name does not change the other.
-    """
+    """Make `target` a hard link to `source`, or a copy; return True for a hard link. Nothing is flushed yet."""
     with _explained(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not as_copy and _has_linked(source, target):
-            return True
-        shutil.copy2(source, target, follow_symlinks=False)
-        return False
+        is_linked = not as_copy and _has_linked(source, target)
+        if not is_linked:
+            shutil.copy2(source, target, follow_symlinks=False)
+    return is_linked
 
 
 def create_marker(path: Path) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from igrpo_cli.errors import MissingInputError, UsageError
+from igrpo_cli.store.hints import command_line, init_command, shell_path, with_overrides
 
 SHARD_STAGES = ("draft", "select", "refine")
 PARTS, LOG = ".parts", "log"
@@ -350,22 +349,6 @@ def _eval_parts(directory: Path) -> tuple[str | None, ...]:
     return match.groups() if match else (None, None, None)
 
 
-def shell_path(path: Path) -> str:
-    """Return `path` quoted for a shell, so that it is not read as flags."""
-    text = str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
-
-
-def command_line(root: Path, name: str, flags: str = "") -> str:
-    """Return `igrpo NAME RUN FLAGS`, without RUN where the run at `root` is the current directory."""
-    return " ".join(["igrpo", name, *([] if root == Path() else [shell_path(root)]), *([flags] if flags else [])])
-
-
-def init_command(root: Path) -> str:
-    """Return the `igrpo init` that recreates what is missing of the run at `root`, with its settings."""
-    return f"igrpo init {shell_path(root)} --config {shell_path(root / 'run.toml')}"
-
-
 def no_run_error(path: Path) -> MissingInputError:
     """Return the error for a path that is not a run directory."""
     return MissingInputError(
@@ -374,22 +357,9 @@ def no_run_error(path: Path) -> MissingInputError:
     )
 
 
-_overrides: list[str] = []
-
-
-@contextmanager
-def overrides_in_hints(overrides: Iterable[str]) -> Iterator[None]:
-    """Add the user's `--set` to the commands of hints within this context, so that they do what the user wanted."""
-    _overrides[:] = overrides
-    try:
-        yield
-    finally:
-        _overrides.clear()
-
-
 def make_command(path: ShardPath) -> str:
     """Return the command that makes a shard, with the `--set` of the command that is running."""
-    return " ".join([_make_command(path), *(f"--set {shlex.quote(text)}" for text in _overrides)])
+    return with_overrides(_make_command(path))
 
 
 def _make_command(path: ShardPath) -> str:

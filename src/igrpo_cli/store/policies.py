@@ -30,7 +30,8 @@ from igrpo_cli.store.checksummed_json import (
     sha256_json,
     validated,
 )
-from igrpo_cli.store.layout import RunDirectory, init_command
+from igrpo_cli.store.hints import init_command
+from igrpo_cli.store.layout import RunDirectory
 
 _VERSION = "policy_version", 2
 MANIFEST = "manifest.json"

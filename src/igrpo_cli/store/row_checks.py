@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError
 from igrpo_cli.records import EXTERNAL_GROUP, Problem, Rollout, Selection
-from igrpo_cli.store.layout import ShardPath, command_line
+from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.layout import ShardPath
 from igrpo_cli.store.manifest import Manifest
 from igrpo_cli.store.schema import METRICS, PROBLEMS, ROLLOUTS, SCORES, SELECTIONS
 from igrpo_cli.store.tables import iterate_blocks

@@ -20,6 +20,7 @@ from igrpo_cli.store.checksummed_json import (
     verify_directory,
 )
 from igrpo_cli.store.conflicts import settings_differences
+from igrpo_cli.store.hints import init_command
 from igrpo_cli.store.layout import (
     LOG,
     PARTS,
@@ -29,7 +30,6 @@ from igrpo_cli.store.layout import (
     RunDirectory,
     ShardPath,
     format_shards,
-    init_command,
     shards_in,
 )
 from igrpo_cli.store.lineage import changed_parent, read_fork

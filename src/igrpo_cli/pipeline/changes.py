@@ -1,0 +1,106 @@
+"""Record changes of settings: what they change, from which iteration on, and what they would conflict with."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from igrpo_cli.config import RunConfig, stage_identity
+from igrpo_cli.config.files import apply_overrides, key_of, with_changes
+from igrpo_cli.errors import ConflictError
+from igrpo_cli.inspection.run_config import differing_values, flat_settings
+from igrpo_cli.pipeline.session import Session
+from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.layout import shards_in
+from igrpo_cli.store.settings import add_change
+from igrpo_cli.ui.console import printable
+
+Settings = Mapping[str, Mapping[str, Any]]
+
+
+def record(
+    session: Session, from_iteration: int, settings: Settings, texts: Sequence[str] = (), *, dry_run: bool
+) -> None:
+    """Publish a change of a run, unless it has these settings already, and print it.
+
+    `texts` are the settings as the user wrote them, for hints. Raises UsageError for settings that no run can have, and
+    ConflictError where shards of `from_iteration` or later were made with other ones.
+    """
+    before, after = session.run_config, changed_config(session.run_config, from_iteration, settings)
+    if conflicts := _conflicts(session, after, from_iteration):
+        iteration, stage = conflicts[0]
+        later = f"--from-iteration {conflicts[-1][0] + 1}"
+        changes = [shlex.quote(text) for text in texts]
+        flags = f"NEW_RUN --from {iteration} --stage {stage} {' '.join(f'--set {text}' for text in changes)}"
+        raise ConflictError(
+            f"{stage} of iteration {iteration} was made with other settings",
+            hint=f"{command_line(session.run.root, 'set', ' '.join([*changes, later]))} changes what follows; "
+            f"{command_line(session.run.root, 'fork', flags)} keeps both",
+        )
+    differing = _differing(before, after, from_iteration)
+    file = None
+    if differing and not dry_run:
+        file = add_change(session.run, from_iteration, settings)
+    text = "\n".join(
+        f"from iteration {from_iteration}: {name} {old} -> {new}" for name, (old, new) in differing.items()
+    )
+    payload = {
+        "run": str(session.run.root),
+        "from_iteration": from_iteration,
+        "changed": differing,
+        "file": None if file is None else str(file),
+    }
+    session.console.data(payload, printable(text or "the run has these settings already"))
+
+
+def changed_settings(config: RunConfig, texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return {section: {key: value}} for `texts`. Where one names a value in a table, the others are those of `config`.
+
+    Raises UsageError for a text of another form.
+    """
+    applied = apply_overrides(config.model_dump(mode="json", exclude_none=True), texts)
+    settings: dict[str, dict[str, Any]] = {}
+    for section, key in map(key_of, texts):
+        settings.setdefault(section, {})[key] = applied[section][key]
+    return settings
+
+
+def changed_config(config: RunConfig, from_iteration: int, settings: Settings) -> RunConfig:
+    """Return `config` with a further change. Raises UsageError for settings that no run can have."""
+    change = {"from_iteration": from_iteration, "settings": settings}
+    changes = [*(each.model_dump() for each in config.changes), change]
+    names = [f"change {number}" for number in range(1, len(changes))] + ["the new settings"]
+    return with_changes(config.model_dump(mode="json", exclude_none=True), changes, names, "run.toml")
+
+
+def first_possible(session: Session, settings: Settings) -> int:
+    """Return the first iteration, from the current one on, that has no shard which would conflict."""
+    current = session.current_iteration()
+    if session.run.update(current).manifest.exists():
+        current += 1
+    conflicts = _conflicts(session, changed_config(session.run_config, current, settings), current)
+    return conflicts[-1][0] + 1 if conflicts else current
+
+
+def _conflicts(session: Session, after: RunConfig, from_iteration: int) -> list[tuple[int, str]]:
+    """Return (iteration, stage) of shards, complete or in progress, that other settings would conflict with."""
+    found = []
+    for iteration in (each for each in session.run.iterations() if each >= from_iteration):
+        old, new = session.run_config.at(iteration), after.at(iteration)
+        for stage in old.stages():
+            directory = session.run.stage(iteration, stage)
+            is_begun = session.run.update(iteration).manifest.exists() if stage == "update" else shards_in(directory)
+            if is_begun and stage_identity(old, stage) != stage_identity(new, stage):
+                found.append((iteration, stage))
+    return found
+
+
+def _differing(before: RunConfig, after: RunConfig, from_iteration: int) -> dict[str, tuple[Any, Any]]:
+    """Return {name: (old, new)} of the settings that differ at `from_iteration` or at a later change."""
+    places = [from_iteration, *(each.from_iteration for each in after.changes if each.from_iteration > from_iteration)]
+    differing: dict[str, tuple[Any, Any]] = {}
+    for place in places:
+        both = (flat_settings(config.changed(place).model_dump(mode="json")) for config in (before, after))
+        differing = {**differing_values(*both), **differing}
+    return differing

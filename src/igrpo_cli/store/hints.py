@@ -1,0 +1,41 @@
+"""The commands that hints name: quoted for a shell, with the `--set` of the command that is running."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_overrides: list[str] = []
+
+
+@contextmanager
+def overrides_in_hints(overrides: Iterable[str]) -> Iterator[None]:
+    """Add the user's `--set` to the commands of hints within this context, so that they do what the user wanted."""
+    _overrides[:] = overrides
+    try:
+        yield
+    finally:
+        _overrides.clear()
+
+
+def with_overrides(command: str) -> str:
+    """Return a command with the `--set` of the command that is running."""
+    return " ".join([command, *(f"--set {shlex.quote(text)}" for text in _overrides)])
+
+
+def shell_path(path: Path) -> str:
+    """Return `path` quoted for a shell, so that it is not read as flags."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def command_line(root: Path, name: str, flags: str = "") -> str:
+    """Return `igrpo NAME RUN FLAGS`, without RUN where the run at `root` is the current directory."""
+    return " ".join(["igrpo", name, *([] if root == Path() else [shell_path(root)]), *([flags] if flags else [])])
+
+
+def init_command(root: Path) -> str:
+    """Return the `igrpo init` that recreates what is missing of the run at `root`, with its settings."""
+    return f"igrpo init {shell_path(root)} --config {shell_path(root / 'run.toml')}"
