@@ -48,7 +48,13 @@ COMMANDS = {
     "update": ("--iteration", "0"),
     "eval": ("--bench", "arithmetic", "--samples", "2"),
     "grade": ("--stage", "draft", "--iteration", "0", "--reward", "format"),
+    "set": ("select.strategy=worst",),
+    "extend": ("--iterations", "2"),
+    "fork": ("RUN/fork", "--from", "1"),
 }
+"""Commands in their order, with what follows the run; RUN is its path."""
+OVERWRITING = ("draft", "select", "refine", "update", "eval", "grade")
+"""Commands that can do their work once more."""
 
 
 class Fork:
@@ -167,7 +173,8 @@ class WarmRun:
 
     def command(self, name: str) -> list[object]:
         first = name.removesuffix(AGAIN)
-        return [first, self.work, *COMMANDS[first], *(["--overwrite"] if first != name else []), "-q"]
+        arguments = [each.replace("RUN", str(self.work)) for each in COMMANDS[first]]
+        return [first, self.work, *arguments, *(["--overwrite"] if first != name else []), "-q"]
 
     def reset(self, name: str, finished: bool = False) -> Path:
         """Put the run directory back to how it was before a command, or with `finished` after it."""

@@ -21,7 +21,7 @@ sys.path += [str(Path(__file__).parents[1] / room) for room in ("", "faults")]
 
 import damage_cases
 import fault_cases
-from forked import AGAIN, COMMANDS, WarmRun
+from forked import AGAIN, COMMANDS, OVERWRITING, WarmRun
 from race_cases import command_races, races
 
 from igrpo_cli.ui.console import table
@@ -62,7 +62,7 @@ def faults(warm: WarmRun, small: bool) -> dict[str, Callable[[], Tries]]:
     for kind in ("kill", "eio", "enospc"):
         for name in COMMANDS:
             found[f"{kind} at operation n of {name}"] = partial(fault_cases.every_operation, warm, name, kind, first)
-    for name in [f"{name}{AGAIN}" for name in COMMANDS if name != "init"]:
+    for name in [f"{name}{AGAIN}" for name in OVERWRITING]:
         found[f"kill at operation n of {name}"] = partial(fault_cases.every_operation, warm, name, "kill", first)
     found["kill at a random time of run"] = partial(fault_cases.random_kills, warm, 200)
     for times, often in ((1, "once"), (2, "twice")):

@@ -68,7 +68,10 @@ def run(request: ForkRequest, console: Console) -> None:
                 for from_iteration, settings in changes:
                     add_change(RunDirectory(staged), from_iteration, settings)
                 write_fork(RunDirectory(staged), fork)
-                publish_directory(staged, request.new)
+                try:
+                    publish_directory(staged, request.new)
+                except ConflictError:
+                    _exists(request, fork, changes)  # raises, unless another process made the same fork
         payload = {
             "run": str(request.new),
             "parent": fork.parent,

@@ -89,7 +89,10 @@ def add_change(run: RunDirectory, from_iteration: int, settings: Mapping[str, Ma
     text = tomli_w.dumps({"from_iteration": from_iteration, "settings": settings})
     content = checksummed_settings(text.encode())
     for _ in range(_ATTEMPTS):
-        path = run.changes / _name(len(change_files(run)) + 1)
+        files = change_files(run)
+        if files and files[-1].read_bytes() == content:
+            return files[-1]  # Another process has made the same change.
+        path = run.changes / _name(len(files) + 1)
         try:
             publish_bytes(path, content)
         except ConflictError:
