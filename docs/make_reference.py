@@ -20,7 +20,7 @@ from typer.models import OptionInfo
 from igrpo_cli import errors
 from igrpo_cli.cli.app import app
 from igrpo_cli.config import STAGE_READS, RunConfig
-from igrpo_cli.config.files import FIXED_SECTIONS
+from igrpo_cli.config.files import CHANGEABLE, FIXED_SECTIONS
 from igrpo_cli.config.sections import Section
 from igrpo_cli.config.study import Study
 from igrpo_cli.errors import IgrpoError
@@ -95,7 +95,8 @@ def study_keys() -> str:
 
 
 def _when_it_counts(name: str, section: type[Section], key: str) -> str:
-    return "init" if name in FIXED_SECTIONS else ", ".join(_stages_that_read(name, section, key)) or "–"
+    is_fixed = name in FIXED_SECTIONS and f"{name}.{key}" not in CHANGEABLE
+    return "init" if is_fixed else ", ".join(_stages_that_read(name, section, key)) or "–"
 
 
 def columns() -> str:

@@ -138,6 +138,7 @@ def run_all(
     engine: Engine = None,
     endpoint: Endpoints = None,
     sets: Sets = None,
+    bench_dir: BenchDir = None,
     dry_run: DryRun = False,
     *,
     console: Console,
@@ -148,7 +149,7 @@ def run_all(
     """
     from igrpo_cli.commands import run as command
 
-    command.run(run, iterations, with_engine(sets, engine, endpoint), dry_run=dry_run, console=console)
+    command.run(run, iterations, with_engine(sets, engine, endpoint), bench_dir, dry_run=dry_run, console=console)
 
 
 @with_console

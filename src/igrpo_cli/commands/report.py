@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
-from igrpo_cli.inspection.run_config import described_changes, described_fork
+from igrpo_cli.inspection.run_config import described_changes, described_fork, flat_settings
 from igrpo_cli.store.checksummed_json import read_summary
 from igrpo_cli.store.hints import command_line
-from igrpo_cli.store.layout import RunDirectory, no_run_error
+from igrpo_cli.store.layout import RunDirectory, no_run_error, read_eval_name
+from igrpo_cli.store.manifest import read_update_figures
 from igrpo_cli.store.settings import settings_fault
 from igrpo_cli.ui.console import Console, printable
 from igrpo_cli.ui.tables import summary_row
 
 if TYPE_CHECKING:
     from igrpo_cli.config import RunConfig
+    from igrpo_cli.inspection.curves import Point
     from igrpo_cli.report.page import ReportedRun
 
 
@@ -73,10 +74,13 @@ def run(request: ReportRequest, console: Console) -> None:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return the names of the runs: their directory names, or their paths when two names are equal."""
-    names = [path.resolve().name for path in paths]
-    alike = Counter(names)
-    return [str(path) if alike[name] > 1 else name for path, name in zip(paths, names, strict=True)]
+    """Return the names of the runs: the last parts of their paths, as many as tell them apart."""
+    parts = [path.resolve().parts[1:] for path in paths]
+    for number in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-number:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _read(run: RunDirectory, name: str, num_runs: int, console: Console) -> ReportedRun:
@@ -95,7 +99,7 @@ def _read(run: RunDirectory, name: str, num_runs: int, console: Console) -> Repo
         raise MissingInputError(f"{run.root} has no complete shard to report on", hint=command_line(run.root, "run"))
     drafted = [each.iteration for each in iterations if "draft" in each.costs]
     samples = choose_samples(run, drafted, num_runs)
-    evaluations, unreadable = _evaluations(run)
+    evaluations, held_out, unreadable = _evaluations(run)
     damaged = [message for each in iterations for message in each.unreadable]
     if fault := settings_fault(run.run_toml):
         console.note(f"{run.run_toml} {fault[0]}")
@@ -107,9 +111,11 @@ def _read(run: RunDirectory, name: str, num_runs: int, console: Console) -> Repo
         iterations,
         evaluations,
         settings,
-        config.latest.update.refinement_prompt,
         described_changes(config),
         origin,
+        _facts(run, config),
+        flat_settings(config.latest.model_dump(mode="json")),
+        held_out,
         samples,
         unreadable,
     )
@@ -126,18 +132,61 @@ def _config(run: RunDirectory) -> RunConfig:
         return RunConfig()
 
 
-def _evaluations(run: RunDirectory) -> tuple[list[Mapping[str, str]], list[str]]:
-    """Return the rows of all summaries, and a sentence for each summary that cannot be read."""
+def _facts(run: RunDirectory, config: RunConfig) -> dict[str, str]:
+    """Return what the run is, in words."""
+    latest = config.latest
+    drafts, refinements = latest.draft.num_generations, latest.refine.num_generations
+    refines = "refine" in latest.stages()
+    method = f"iGRPO, {drafts} drafts + {refinements} refinements" if refines else f"GRPO, {drafts} completions"
+    trained = f"{latest.update.train_on}, learning rate {latest.update.learning_rate:g}"
+    found = {
+        "model": latest.policy.model,
+        "data": f"{latest.data.train}, {latest.data.problems_per_iteration} problems an iteration",
+        "method": f"{method} of each problem",
+        "draft shown": latest.select.strategy if refines else "",
+        "trained on": trained,
+        "engine": latest.engine.name,
+        "dates": _dates(run),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _dates(run: RunDirectory) -> str:
+    """Return the days of the first and the last complete update."""
+    complete = [each for each in run.iterations() if run.update(each).manifest.exists()]
+    try:
+        ends = [read_update_figures(run.update(each).shard) for each in (complete[:1] + complete[-1:])]
+    except IgrpoError:
+        return ""
+    days = sorted({each.finished[:10] for each in ends})
+    return " to ".join(days)
+
+
+HeldOut = dict[str, dict[str, dict[int, "Point"]]]
+
+
+def _evaluations(run: RunDirectory) -> tuple[list[Mapping[str, str]], HeldOut, list[str]]:
+    """Return the rows of all summaries, the accuracies of policies, and a sentence for each unreadable summary."""
+    from igrpo_cli.inspection.curves import Point
+
     rows: list[Mapping[str, str]] = []
+    held_out: HeldOut = {}
     unreadable = []
     for path in run.eval_summaries():
+        bench = path.parent.parent.name
         try:
-            rows.append({"bench": path.parent.parent.name, **summary_row(read_summary(path))})
+            summary = read_summary(path)
+            rows.append({"bench": bench, **summary_row(summary)})
+            policy, selection = read_eval_name(path.parent.name)
+            if isinstance(policy, int) and summary["avg_at_k"] is not None and selection in (None, "each"):
+                kind = "without draft" if selection is None else "with draft"
+                point = Point(summary["avg_at_k"], *(summary["ci95"] or (None, None)))
+                held_out.setdefault(bench, {}).setdefault(kind, {})[policy] = point
         except IgrpoError as error:
             unreadable.append(error.message)
         except (KeyError, TypeError, ValueError):
             unreadable.append(f"{path} is not a summary of an evaluation")
-    return rows, unreadable
+    return rows, held_out, unreadable
 
 
 def _write_figures(runs: Sequence[ReportedRun], directory: Path) -> list[Path]:

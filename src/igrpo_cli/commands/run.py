@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from igrpo_cli.commands import draft, refine
+from igrpo_cli.commands import eval as evaluation
 from igrpo_cli.commands.stage import perform, summary_line
 from igrpo_cli.config.files import write_config
 from igrpo_cli.errors import UsageError
@@ -15,13 +16,19 @@ from igrpo_cli.pipeline.rollout_stage import RolloutStage, open_sampler
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
 from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.layout import bench_name
 from igrpo_cli.store.lineage import first_stale
 from igrpo_cli.torchrun import rank_and_size
 from igrpo_cli.ui.console import Console, printable
 
 
-def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, console: Console) -> None:
-    """Run what is left of the run at `path`, at most `iterations` iterations."""
+def run(
+    path: Path, iterations: int | None, sets: list[str], bench_dir: Path | None, *, dry_run: bool, console: Console
+) -> None:
+    """Run what is left of the run at `path`, at most `iterations` iterations, with the evaluations of `run.eval_every`.
+
+    A benchmark that cannot be read is an error before anything is sampled.
+    """
     if rank_and_size()[1] > 1:
         raise UsageError(
             "igrpo run is one process; torchrun is for the update alone",
@@ -43,7 +50,15 @@ def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, c
             console.data({"run": str(path), **plan}, "\n".join(lines))
             return
         started = time.monotonic()
-        reports = [report for iteration in todo for report in run_iteration(session, iteration)]
+        policies = _policies_to_evaluate(session, bench_dir)
+        reached = todo[0] if todo else session.num_iterations()
+        for policy in (each for each in policies if each <= reached and session.run.policy(each).is_dir()):
+            evaluate_policy(session, policy, str(session.run_config.latest.run.eval_bench), bench_dir)
+        reports = []
+        for iteration in todo:
+            reports += run_iteration(session, iteration)
+            if iteration + 1 in policies:
+                evaluate_policy(session, iteration + 1, str(session.run_config.latest.run.eval_bench), bench_dir)
         seconds = round(time.monotonic() - started, 3)
         payload = {"run": str(path), "iterations": todo, "seconds": seconds}
         payload["stages"] = [report.payload() for report in reports]
@@ -51,6 +66,35 @@ def run(path: Path, iterations: int | None, sets: list[str], *, dry_run: bool, c
         newest = printable(str(payload["policy"]))
         done = f"{len(todo)} iterations in {seconds:.1f} s" if todo else "all iterations are already complete"
         console.data(payload, f"{done}; the newest policy is {newest}")
+
+
+def evaluate_policy(session: Session, policy: int, bench: str, bench_dir: Path | None) -> None:
+    """Evaluate a policy on a benchmark without draft, and with draft if the run has it; complete ones are kept."""
+    session.enter(None)
+    name = bench_name(bench)
+    problems = session.run.eval_problems(name)
+    for selection in session.config.evaluations:
+        if problems.data.exists() and session.run.eval_summary(name, policy, conditioned=selection).exists():
+            continue
+        has_draft = selection is not None
+        request = evaluation.EvalRequest(
+            session.run.root, bench, iteration=policy, with_draft=has_draft, bench_dir=bench_dir
+        )
+        figures, _ = evaluation.evaluate(session, request)
+        prompts = "with draft" if has_draft else "without draft"
+        session.console.note(f"policy {policy}: {100 * (figures['avg_at_k'] or 0):.1f} % {prompts}")
+
+
+def _policies_to_evaluate(session: Session, bench_dir: Path | None) -> list[int]:
+    """Return the policies that `run.eval_every` names, after the benchmark was read once."""
+    from igrpo_cli.problems.loading import load_problems
+    from igrpo_cli.problems.sources import resolve_bench
+
+    section, last = session.run_config.latest.run, session.num_iterations()
+    if section.eval_every is None or section.eval_bench is None:
+        return []
+    load_problems(resolve_bench(section.eval_bench, bench_dir))
+    return sorted({*range(0, last, section.eval_every), last})
 
 
 def unfinished(session: Session) -> list[int]:

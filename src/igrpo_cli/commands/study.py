@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from igrpo_cli.commands import eval as evaluation
 from igrpo_cli.commands.init import create_run, require_same_settings
-from igrpo_cli.commands.run import run_iteration, unfinished
+from igrpo_cli.commands.run import evaluate_policy, run_iteration, unfinished
 from igrpo_cli.config.files import write_config
 from igrpo_cli.config.study import FIGURES, PAGE, Cell, Study, read_study
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
@@ -175,38 +174,24 @@ def _run_cell(
     study: Study, cell: Cell, root: Path, related: Sequence[Path], request: StudyRequest, console: Console
 ) -> None:
     """Train one arm with one seed, and evaluate its policies as they come."""
-    path, policies, bench = root / cell.path, study.evaluated(cell.config), bench_name(study.eval_bench)
+    path, policies = root / cell.path, study.evaluated(cell.config)
     create_run(path, cell.config, console)
     with open_session(path, [], console) as session:
         session.require_trackers()
         session.related_runs = tuple(related)
-        problems = session.run.eval_problems(bench)
-
-        def evaluate(policy: int) -> None:
-            for kind in cell.evaluations:
-                if problems.data.exists() and session.run.eval_summary(bench, policy, conditioned=kind).exists():
-                    continue
-                has_draft = kind is not None
-                wanted = evaluation.EvalRequest(
-                    path, study.eval_bench, iteration=policy, with_draft=has_draft, bench_dir=request.bench_dir
-                )
-                figures, _ = evaluation.evaluate(session, wanted)
-                prompts = "with draft" if has_draft else "without draft"
-                console.note(f"policy {policy}: {100 * (figures['avg_at_k'] or 0):.1f} % {prompts}")
-
         todo = unfinished(session)
         lost = [each for each in range(todo[0] if todo else policies[-1]) if not _is_updated(session.run, each)]
         todo = [*range(lost[0], policies[-1])] if lost else todo
         reached = todo[0] if todo else policies[-1]
         for policy in (each for each in policies if each <= reached):
-            evaluate(policy)
+            evaluate_policy(session, policy, study.eval_bench, request.bench_dir)
         for iteration in todo:
             run_iteration(session, iteration)
             if iteration + 1 == policies[-1] and study.keep_policies == "evaluated":
                 # Before the last evaluation, as a complete cell is not opened again. The last update names its policy.
                 _remove_policies(session.run, keep=[*policies, iteration])
             if iteration + 1 in policies:
-                evaluate(iteration + 1)
+                evaluate_policy(session, iteration + 1, study.eval_bench, request.bench_dir)
 
 
 def _remove_policies(run: RunDirectory, keep: Sequence[int]) -> None:

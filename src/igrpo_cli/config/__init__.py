@@ -66,6 +66,8 @@ class RunConfig(Section):
             raise ValueError("reward.weights has judge: set judge.model, and judge.endpoint")
         if "copy" in self.reward.weights and ("refine" not in self.stages() or self.select.strategy == "none"):
             raise ValueError("reward.weights has copy, but no completion of this run sees a draft: remove it")
+        if self.run.eval_every and not self.run.eval_bench:
+            raise ValueError("run.eval_every needs run.eval_bench, for example columns")
         if self.data.spare_problems and not self.update.dynamic_sampling:
             raise ValueError("data.spare_problems needs update.dynamic_sampling = true")
         template = self.prompts.refine_template
@@ -121,6 +123,11 @@ class RunConfig(Section):
             )
         if is_stated and self.prompts.verdict_text("correct") == self.prompts.verdict_text("wrong"):
             raise ValueError(f"{what} needs different texts for correct and wrong in prompts.verdict_texts")
+
+    @property
+    def evaluations(self) -> tuple[str | None, ...]:
+        """The evaluations of a policy: without draft (None), and with draft (`eval.selection`) if the run has one."""
+        return (None, self.eval.selection) if self.evaluates_with_draft else (None,)
 
     @property
     def evaluates_with_draft(self) -> bool:

@@ -21,6 +21,8 @@ from igrpo_cli.texts import INVALID_ESCAPE_CURE, TOML_CURE, control_fault
 PRESETS = Path(__file__).parent / "presets"
 FIXED_SECTIONS = ("run", "data", "policy")
 """Sections that `igrpo init` fixes, because shards, problems and policies depend on them."""
+CHANGEABLE = ("run.eval_every", "run.eval_bench")
+"""Keys of these sections that can be changed all the same."""
 RENAMED = {
     "update.groups_without_gradient": "update.dynamic_sampling",
     "update.old_logprobs": "update.importance_sampling_correction",
@@ -149,6 +151,8 @@ def refuse_fixed(settings: Mapping[str, Any], overrides: Iterable[str], run_toml
     """Raise ConflictError for an override of a setting in `run_toml` that `igrpo init` has fixed."""
     for text in overrides:
         section, key, value = parse_override(text)
+        if f"{section}.{key}" in CHANGEABLE:
+            continue
         if section in FIXED_SECTIONS and settings.get(section, {}).get(key) != value:
             raise ConflictError(
                 f"{section}.{key} was fixed when the run was created "

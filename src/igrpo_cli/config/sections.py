@@ -57,6 +57,11 @@ class RunSection(Section):
     """CPU threads of sampling and training; 0 uses torch's default. Recorded, because rounding depends on it."""
     num_iterations: PositiveInt | None = None
     """Iterations of the run; unset means as many as `data.num_train_epochs` passes over the problems take."""
+    eval_every: PositiveInt | None = None
+    """Every how many iterations `igrpo run` evaluates a policy on `eval_bench`, without and with draft; the first and
+    the last policy too. Unset means no evaluation."""
+    eval_bench: str | None = None
+    """Benchmark of these evaluations, as `igrpo eval --bench`."""
 
 
 class DataSection(Section):

@@ -40,7 +40,7 @@ class Cell:
     @property
     def evaluations(self) -> tuple[str | None, ...]:
         """The evaluations of a policy: without draft (None), and with draft (`eval.selection`) if the arm has one."""
-        return (None, self.config.eval.selection) if self.config.evaluates_with_draft else (None,)
+        return self.config.evaluations
 
     @property
     def lock(self) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import DamagedFileError, IgrpoError
-from igrpo_cli.inspection.run_config import described_changes, described_fork
+from igrpo_cli.inspection.run_config import described_changes, described_fork, flat_settings
 from igrpo_cli.inspection.shard_states import EvaluationState, StageState, read_evaluations, stage_state, update_state
 from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, shards_in
@@ -109,7 +109,7 @@ class RunStatus:
             "scores": {stage: scores for stage in states if (scores := self._scores(shown, stage))},
             "evaluations": [_evaluation(each) for each in read_evaluations(run, num_shards)],
             "curves": (curves := self._read_curves(complete)),
-            "findings": findings(curves, self._config.latest.update.refinement_prompt),
+            "findings": findings(curves, flat_settings(self._config.latest.model_dump())),
             "spent": {stage: asdict(_spent_on(stage, costs)) for stage in self._config.stages()},
             "changes": described_changes(self._config),
             "forked_from": described_fork(run),
@@ -176,22 +176,23 @@ class RunStatus:
         return {name: values for name, values in found.items() if values}
 
 
-def findings(curves: Mapping[str, Sequence[float]], refinement_prompt: str) -> list[str]:
+def findings(curves: Mapping[str, Sequence[float]], settings: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each sign that drafts do not help as they could, from the last iterations of `CURVES`.
 
     docs/when-drafts-help.md says what to set then. Nothing is said of a run with fewer than three iterations, of copies
-    that are right, or of a gap that `update.refinement_prompt` already closes.
+    that are right, or of a run that has these settings already (`settings` are {section.key: value}).
     """
     recent = {name: fmean(values[-RECENT:]) for name, values in curves.items() if len(values) >= 3}
     copied, varied = recent.get("refine/copy_rate"), recent.get("refine/groups_with_gradient")
     drafts, refined = recent.get("draft/accuracy_mean"), recent.get("refine/accuracy_mean")
     found = []
     is_solved = refined is not None and refined >= 0.9
-    if copied is not None and varied is not None and copied >= 0.5 and varied <= 0.5 and not is_solved:
+    is_set = settings.get("select.strategy") != "best" and settings.get("update.train_on") == "both"
+    if copied is not None and varied is not None and copied >= 0.5 >= varied and not (is_solved or is_set):
         found.append(
             f"{copied:.0%} of refinements repeat their draft, and {varied:.0%} of their groups have reward variance"
         )
-    if drafts is None or refined is None or refinement_prompt != "with_draft":
+    if drafts is None or refined is None or settings.get("update.refinement_prompt") == "without_draft":
         is_apart = False
     else:
         is_apart = drafts < 0.5 and refined >= max(2 * drafts, 0.05)

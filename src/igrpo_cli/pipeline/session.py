@@ -88,9 +88,13 @@ class Session:
         """The id of the policy that the last update of this process published, and its trainer."""
         limit_cpu_threads(config.run.cpu_threads)
 
-    def enter(self, iteration: int) -> None:
-        """Use the settings of an iteration (`RunConfig.at`). What was started with other ones is closed."""
-        before, after = self._settings, self.run_config.changed(iteration)
+    def enter(self, iteration: int | None) -> None:
+        """Use the settings of an iteration (`RunConfig.at`), or the latest ones for None, as evaluations do.
+
+        What was started with other ones is closed.
+        """
+        before = self._settings
+        after = self.run_config.latest if iteration is None else self.run_config.changed(iteration)
         if (before.reward, before.judge) != (after.reward, after.judge):
             self._close(self._grader, self._judge)
             self._grader = self._judge = self._scorer = None
@@ -101,7 +105,7 @@ class Session:
             self.warm_trainer = None
         if before.select.external != after.select.external:
             self._external_drafts = None
-        self._settings, self.config = after, self.run_config.at(iteration)
+        self._settings, self.config = after, after if iteration is None else self.run_config.at(iteration)
 
     def _close(self, *resources: Engine | GradingPool | Judge | BackgroundTrackers | None) -> None:
         for resource in resources:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -51,12 +52,16 @@ class ReportedRun:
     """A row for each evaluation: cells by column."""
     settings: str
     """The text of run.toml."""
-    refinement_prompt: str
-    """`update.refinement_prompt`, or `with_draft` where run.toml cannot be read."""
     changes: Sequence[tuple[int, str]]
     """(first iteration, `section.key = value`) of each setting that was changed after `igrpo init`."""
     origin: str | None
     """Where the run was forked from, or None."""
+    facts: Mapping[str, str]
+    """What the run is: model, data, method, engine, dates."""
+    flat_settings: Mapping[str, Any]
+    """The latest settings as {section.key: value}."""
+    held_out: Mapping[str, Mapping[str, Mapping[int, Point]]]
+    """Accuracy of the policies by benchmark, kind (`without draft`, `with draft`) and number of the policy."""
     samples: Samples
     unreadable: list[str]
 
@@ -71,7 +76,7 @@ class ReportedRun:
         """Signs that drafts do not help as they could."""
         points = [each.points for each in self.iterations]
         curves = {name: [each[name].value for each in points if name in each] for name in CURVES}
-        return findings(curves, self.refinement_prompt)
+        return findings(curves, self.flat_settings)
 
     @property
     def num_groups(self) -> int:
@@ -97,6 +102,8 @@ def render(runs: Sequence[ReportedRun]) -> str:
         axes={name: axis.label for name, axis in _axes(runs).items()},
         sections=_sections(runs),
         glance=_glance(runs),
+        facts=_common_facts(runs),
+        differing=_differing(runs),
         kinds=[*KINDS, "other"],
         marks=VERDICT_MARKS,
         actions=ACTIONS,
@@ -136,16 +143,73 @@ def charts(figure: Figure, runs: Sequence[ReportedRun]) -> dict[str, str]:
     return drawn
 
 
-def budgets(run: ReportedRun, axis: str) -> list[float]:
-    """Return the x-position of each iteration: what was spent before it, the cost of its policy."""
+def _held_out(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """Return a plot for each benchmark on which at least two policies of a run were evaluated."""
+    found = []
+    for bench in sorted({bench for run in runs for bench in run.held_out}):
+        curves = {kind: kind for run in runs for kind in run.held_out.get(bench, {})}
+        name = f"held-out-{bench}"
+        title, bad = f"Held-out accuracy: {bench}", "The intervals of the first and the last policy overlap."
+        meaning = "The same problems for every policy. The policy is used without a draft."
+        figure = Figure(name, title, "% of completions", curves, meaning, bad)
+        axes = {axis: _held_out_lines(bench, figure, runs, axis) for axis in _axes(runs)}
+        if any(len(line.points) > 1 for line in axes["iteration"]):
+            legend = _legend(figure, runs, axes["iteration"])
+            y_axis = Axis(figure.unit, is_share=True)
+            drawn = {axis: chart(lines, legend, _axes(runs)[axis], y_axis, title) for axis, lines in axes.items()}
+            table = _table(figure, axes["iteration"])
+            found.append({"figure": figure, "charts": drawn, "table": [["policy", *table[0][1:]], *table[1:]]})
+    return found
+
+
+def _held_out_lines(bench: str, figure: Figure, runs: Sequence[ReportedRun], axis: str) -> list[Line]:
+    lines = []
+    for place, run in enumerate(runs):
+        spent = budgets(run, axis)
+        for dash, kind in enumerate(figure.curves):
+            points = run.held_out.get(bench, {}).get(kind, {})
+            placed = [(spent[policy], point) for policy, point in sorted(points.items()) if policy in spent]
+            label, colour = (f"{run.name}, {kind}", place) if len(runs) > 1 else (kind, dash)
+            lines += [Line(label, colour, dash, placed)] if placed else []
+    return lines
+
+
+def _differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
+    """Return in what several runs differ: a row of names, then a row for each fact and each setting."""
+    rows = [[name, *(run.facts.get(name, "–") for run in runs)] for name in _names(run.facts for run in runs)]
+    names = sorted(_names(run.flat_settings for run in runs))
+    rows += [[name, *(_setting(run.flat_settings.get(name)) for run in runs)] for name in names]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    return [["", *(run.name for run in runs)], *rows] if rows else []
+
+
+def _names(tables: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of several tables, each once."""
+    return list(dict.fromkeys(name for table in tables for name in table))
+
+
+def _setting(value: Any) -> str:
+    return "–" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def _common_facts(runs: Sequence[ReportedRun]) -> dict[str, str]:
+    """Return the facts that all runs share."""
+    first = runs[0].facts
+    return {name: value for name, value in first.items() if all(run.facts.get(name) == value for run in runs)}
+
+
+def budgets(run: ReportedRun, axis: str) -> dict[int, float]:
+    """Return the x-position of each iteration and of the policy after the last: what was spent before it."""
+    numbers = [each.iteration for each in run.iterations]
+    numbers += [numbers[-1] + 1]
     if axis == "iteration":
-        return [float(each.iteration) for each in run.iterations]
+        return {number: float(number) for number in numbers}
     # An update trains on tokens that are already counted.
     skipped = {"update"} if axis == "tokens" else set()
     spent = [
         sum(getattr(c, axis) for stage, c in each.costs.items() if stage not in skipped) for each in run.iterations
     ]
-    return list(accumulate(spent, initial=0.0))[:-1]
+    return dict(zip(numbers, accumulate(spent, initial=0.0), strict=True))
 
 
 def _axes(runs: Sequence[ReportedRun]) -> dict[str, Axis]:
@@ -164,9 +228,10 @@ def _lines(figure: Figure, runs: Sequence[ReportedRun], axis: str) -> list[Line]
     """Return the curves. Runs differ in colour and marker, the curves of a run in dash (and colour, if it is alone)."""
     lines = []
     for place, run in enumerate(runs):
+        spent = budgets(run, axis)
         for dash, (metric, label) in enumerate(figure.curves.items()):
-            figures = zip(budgets(run, axis), run.iterations, strict=True)
-            points = [(at, each.points[metric]) for at, each in figures if _is_drawn(each.points.get(metric))]
+            drawn = (each for each in run.iterations if _is_drawn(each.points.get(metric)))
+            points = [(spent[each.iteration], each.points[metric]) for each in drawn]
             label, colour = (f"{run.name}, {label}", place) if len(runs) > 1 else (label, dash)
             lines += [Line(label, colour, dash, points)] if points else []
     return lines
@@ -188,7 +253,7 @@ def _legend(figure: Figure, runs: Sequence[ReportedRun], lines: Sequence[Line]) 
 
 def _sections(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """Return each heading with its figures, and the titles of figures that are always zero and need no plot."""
-    sections = []
+    sections: list[dict[str, Any]] = [{"title": "Held out", "figures": _held_out(runs), "idle": []}]
     for title, figures in SECTIONS.items():
         drawn, idle = [], []
         for figure in figures:
