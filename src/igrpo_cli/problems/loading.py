@@ -17,9 +17,9 @@ from igrpo_cli.errors import IgrpoError
 from igrpo_cli.problems.columns import Columns, chat_and_answer, find_columns, id_text
 from igrpo_cli.problems.files import digest_of, open_file, problem_files
 from igrpo_cli.problems.hub import open_hub
-from igrpo_cli.problems.rows import BLANK_LINE, AnswerForm, BadRow, RawRow, Table
+from igrpo_cli.problems.rows import BLANK_LINE, BadRow, RawRow, Table
 from igrpo_cli.problems.sources import ProblemSource, resolve_training
-from igrpo_cli.records import Problem
+from igrpo_cli.records import AnswerForm, Problem
 from igrpo_cli.seeds import derive_seed
 
 NUM_ROWS_FOR_COLUMNS = 100

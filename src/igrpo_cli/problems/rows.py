@@ -12,12 +12,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 from igrpo_cli.texts import JSON_CURE, control_fault
-
-AnswerForm = Literal["auto", "plain", "solution"]
-"""How a column holds the reference answer (see `answers.reference_answer`)."""
 
 MAX_ROW_BYTES = 1_000_000
 """Maximum length of a JSON line (bytes), of a problem and of an answer (characters)."""
