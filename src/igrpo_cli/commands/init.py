@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from igrpo_cli.config import RunConfig
+from igrpo_cli.config.data import DataSection
 from igrpo_cli.config.files import (
     apply_overrides,
     check_config,
@@ -28,7 +30,7 @@ from igrpo_cli.records import Problem
 from igrpo_cli.store.hints import command_line
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.settings import require_unedited, run_toml
-from igrpo_cli.ui.console import Console, printable
+from igrpo_cli.ui.console import Console, percent, printable
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -86,7 +88,6 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     from igrpo_cli.engines.architectures import check_architecture
     from igrpo_cli.engines.hub import fetch_model, positions_of
     from igrpo_cli.engines.tokenization import PolicyTokenizer
-    from igrpo_cli.problems.loading import load_problems
     from igrpo_cli.problems.sources import model_location
     from igrpo_cli.store.atomic import publish_bytes, remove_stale_temporaries
     from igrpo_cli.store.manifest import read_manifest
@@ -96,24 +97,14 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     is_run = require_same_settings(run_directory, config)
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
-    data, policy = config.data, config.policy
+    policy = config.policy
     _require_reward_functions(config)
     model = fetch_model(model_location(policy.model), policy.revision, trust_remote_code=policy.trust_remote_code)
     for note in check_architecture(
         model.directory, config.engine.max_model_len, trust_remote_code=policy.trust_remote_code
     ):
         console.note(note)
-    loaded = load_problems(
-        data.train,
-        split=data.split,
-        config=data.config,
-        problem_column=data.problem_column,
-        answer_column=data.answer_column,
-        id_column=data.id_column,
-        choices_column=data.choices_column,
-        skip_bad_rows=data.skip_bad_rows,
-        revision=data.revision,
-    )
+    loaded = _load(config.data)
     tokenizer = PolicyTokenizer(model.directory, trust_remote_code=policy.trust_remote_code)
     lengths = PromptLengths(loaded.problems, config, tokenizer)
     problems = short_enough(lengths, loaded.problems, config)
@@ -134,7 +125,37 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     counts = {kind: int(number) for kind, number in read_manifest(run_directory.problems()).counts.items()}
     left_out = {kind: number for kind, number in counts.items() if kind not in ("rows", "kept") and number}
     console.note(f"{counts['kept']} problems from {loaded.source}" + (f", left out: {left_out}" if left_out else ""))
+    for note in _notes_on_draws(problems if existing is None else existing, config):
+        console.note(note)
     return CreatedRun(counts, prompts)
+
+
+def _notes_on_draws(problems: list[Problem], config: RunConfig) -> Iterator[str]:
+    """Yield the share of each source of a mix, and a warning where an iteration takes more problems than there are."""
+    from igrpo_cli.problems.order import shares_of, weighted_sources
+
+    data = config.data
+    sources = weighted_sources(problems, data.weights)
+    for source, share in zip(sources, shares_of(sources), strict=True):
+        yield f"{source.name}: {len(source.places)} problems, weight {source.weight:g}, {percent(share)} of the draws"
+    if len(problems) < data.problems_sampled:
+        of_spare = f" and data.spare_problems = {data.spare_problems}" if data.spare_problems else ""
+        fitting = max(len(problems) - data.spare_problems, 1)
+        yield (
+            f"warning: an iteration samples each problem more than once: there are {len(problems)}, and it takes "
+            f"{data.problems_sampled} (data.problems_per_iteration = {data.problems_per_iteration}{of_spare}); "
+            f"with a new run: --set data.problems_per_iteration={fitting}"
+            + (" --set data.spare_problems=0" if fitting + data.spare_problems > len(problems) else "")
+        )
+
+
+def _load(data: DataSection) -> LoadedProblems:
+    from igrpo_cli.problems.loading import Reading, load_mix, load_problems
+
+    if data.mix is None:
+        return load_problems(data.train, skip_bad_rows=data.skip_bad_rows, **data.reading())
+    sources = {source.label: (source.train, cast(Reading, source.reading())) for source in data.mix}
+    return load_mix(sources, skip_bad_rows=data.skip_bad_rows)
 
 
 def _require_reward_functions(config: RunConfig) -> None:
@@ -150,11 +171,12 @@ def _require_reward_functions(config: RunConfig) -> None:
 def _require_external_drafts(location: Path, config: RunConfig, problems: list[Problem]) -> None:
     """Raise MissingInputError unless each problem that the run will see has an external draft."""
     from igrpo_cli.problems.external import read_external_drafts, require_external_drafts
-    from igrpo_cli.problems.loading import problems_of_iteration
+    from igrpo_cli.problems.order import problems_of_iteration, weighted_sources
 
     number, sampled, seed = len(problems), config.data.problems_sampled, config.run.seed
+    sources = weighted_sources(problems, config.data.weights)
     iterations = range(config.num_iterations(number))
-    seen = {index for each in iterations for index in problems_of_iteration(number, each, sampled, seed)}
+    seen = {index for each in iterations for index in problems_of_iteration(number, each, sampled, seed, sources)}
     require_external_drafts(read_external_drafts(location), (problems[index].problem_id for index in seen), location)
 
 

@@ -43,6 +43,7 @@ SYSTEM_ROLES = frozenset({"system", "developer"})
 CHAT = re.compile(r"\s*\[\s*\{")
 ROLE = re.compile(r"""(['"])role\1\s*:""")
 CHAT_CURE = "let user and assistant take turns, or name another column: --set data.problem_column=NAME"
+ELSEWHERE = "; in data.mix, name it in its source; in a benchmark, rename it"
 SHOWN_COLUMNS = 40
 """Maximum number of columns in an error."""
 _INDEX = re.compile(r"-?\d+")
@@ -212,7 +213,7 @@ def _text_within(role: str, column: str, rows: Sequence[Mapping[str, Any]], labe
     shown = _listing([f"{column}.{key}" for key in keys])
     raise UsageError(
         f"{label}: the {role} in column {column} is an object ({shown})",
-        hint=f"name one of its keys: --set data.{role}_column={column}.KEY",
+        hint=f"name one of its keys: --set data.{role}_column={column}.KEY{ELSEWHERE}",
     )
 
 
@@ -227,7 +228,7 @@ def _only_one(role: str, known: Sequence[str], names: list[str], label: str) -> 
     message = f"{label}: {len(found)} columns may hold the {role}: {', '.join(found)}"
     if not found:
         message = f"{label}: no column has a known name for the {role} (its columns: {_listing(names)})"
-    raise UsageError(message, hint=f"name the column: --set data.{role}_column=NAME; in a benchmark, rename it")
+    raise UsageError(message, hint=f"name the column: --set data.{role}_column=NAME{ELSEWHERE}")
 
 
 def _choices_column(rows: Sequence[Mapping[str, Any]], wanted: str | None, names: list[str], label: str) -> str | None:

@@ -59,6 +59,13 @@ class Table:
     id_prefix: str
     """A row without an identifier gets `<id_prefix>-<row>`."""
     rows: Iterator[RawRow]
+    source: str = ""
+    """Name of the source among several, with which ids and places begin; empty for the only one."""
+
+    @property
+    def full_label(self) -> str:
+        """Label after the name of the source."""
+        return f"{self.source}: {self.label}" if self.source else self.label
 
 
 def text_of(value: object, what: str) -> str:
