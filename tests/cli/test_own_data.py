@@ -67,3 +67,52 @@ def test_fewer_problems_than_an_iteration_takes_are_a_warning(tmp_path, sources)
     assert "--set data.problems_per_iteration=5\n" in few.stderr
     fitting = create(tmp_path / "d", sources, *spare, "data.problems_per_iteration=5")
     assert "warning" not in fitting.stderr
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory) -> Path:
+    """A run that has sampled 8 of the packaged problems three times each."""
+    path = tmp_path_factory.mktemp("earlier") / "run"
+    assert create(path).code == 0
+    assert igrpo("draft", path).code == 0
+    return path
+
+
+def solve_rates(run: Path) -> dict[str, float]:
+    query = (
+        "SELECT problem, avg(CASE WHEN verdict = 'correct' THEN 1.0 ELSE 0.0 END) AS rate "
+        "FROM rollouts JOIN problems USING (problem_id) GROUP BY problem"
+    )
+    return {row["problem"]: row["rate"] for row in igrpo("sql", query, run, "--json").json["rows"]}
+
+
+def problems_of(run: Path) -> list[str]:
+    rows = igrpo("sql", "SELECT problem FROM problems", run, "--json").json["rows"]
+    return [row["problem"] for row in rows]
+
+
+def test_problems_are_chosen_by_the_solve_rate_of_an_earlier_run(tmp_path, earlier):
+    rates = solve_rates(earlier)
+    middle = sorted(rates.values())[len(rates) // 2]
+    made = create(tmp_path / "run", f"data.solve_rate_run={earlier}", f"data.max_solve_rate={middle}")
+    assert made.code == 0, made.stderr
+    kept = {problem for problem, rate in rates.items() if rate <= middle}
+    assert set(problems_of(tmp_path / "run")) == kept
+    assert f"'solved_too_often': {len(rates) - len(kept)}" in made.stderr or len(kept) == len(rates)
+    assert "'no_solve_rate': " in made.stderr
+    refused = create(tmp_path / "none", f"data.solve_rate_run={tmp_path}", "data.max_solve_rate=0.5")
+    assert refused.code == 3
+
+
+def test_a_curriculum_begins_with_the_easy_problems(tmp_path, earlier):
+    rates = solve_rates(earlier)
+    easy = (f"data.solve_rate_run={earlier}", "data.curriculum=easy_first")
+    made = create(tmp_path / "run", *easy)
+    assert made.code == 0, made.stderr
+    problems = problems_of(tmp_path / "run")
+    assert len(problems) > len(rates) == 8
+    assert [rates[problem] for problem in problems[:8]] == sorted(rates.values(), reverse=True)
+    assert igrpo("draft", tmp_path / "run").code == 0
+    query = "SELECT DISTINCT group_id, problem FROM rollouts JOIN problems USING (problem_id) ORDER BY group_id"
+    sampled = [row["problem"] for row in igrpo("sql", query, tmp_path / "run", "--json").json["rows"]]
+    assert sampled == problems[:8]

@@ -50,3 +50,22 @@ def test_settings_of_one_source_do_not_count_for_a_mix() -> None:
         config('data.mix=["a.jsonl"]', "data.problem_column=q")
     named = config('data.mix=["x/a.jsonl", {train="y/a.csv", name="b"}]')
     assert list(named.data.weights) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.min_solve_rate=0.1"], "data.min_solve_rate needs data.solve_rate_run"),
+        (['data.curriculum="easy_first"'], "data.curriculum needs data.solve_rate_run"),
+        (["data.solve_rate_run=runs/a"], "data.solve_rate_run has no effect: set one of data.min_solve_rate, "),
+        (
+            ["data.solve_rate_run=runs/a", "data.min_solve_rate=0.5", "data.max_solve_rate=0.2"],
+            "data.min_solve_rate = 0.5 is above max_solve_rate = 0.2",
+        ),
+        (["data.solve_rate_run=runs/a", "data.max_solve_rate=1.2"], "less than or equal to 1"),
+    ],
+)
+def test_solve_rates_need_a_run_and_a_use(overrides: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        config(*overrides)
+    assert message in refused.value.message

@@ -108,6 +108,13 @@ def test_the_order_of_a_mix_is_fixed_because_old_runs_must_resume_under_new_vers
     assert draws(mix(("a", 2, 3), ("b", 1, 4)), 10, 5) == [0, 4, 1, 6, 2, 0, 5, 2, 3, 1]
 
 
+def test_a_curriculum_keeps_the_order_of_the_problems_in_each_epoch() -> None:
+    order = [index for n in range(4) for index in problems_of_iteration(3, n, 2, 0, is_shuffled=False)]
+    assert order == [0, 1, 2, 0, 1, 2, 0, 1]
+    sources = mix(("a", 2, 2), ("b", 1, 2))
+    assert problems_of_iteration(4, 0, 6, 0, sources, is_shuffled=False) == [0, 2, 1, 0, 3, 1]
+
+
 def test_problems_belong_to_the_source_that_their_id_names() -> None:
     problems = [Problem(name, "1?", "1", "x:1") for name in ("a/1", "b/1", "a/x/2")]
     assert weighted_sources(problems, {"a": 2, "b": 1, "gone": 1}) == [

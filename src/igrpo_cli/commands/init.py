@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from igrpo_cli.config import RunConfig
-from igrpo_cli.config.data import DataSection
 from igrpo_cli.config.files import (
     apply_overrides,
     check_config,
@@ -20,7 +21,7 @@ from igrpo_cli.config.files import (
     read_toml,
     write_config,
 )
-from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError, UsageError
+from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError, UsageError
 from igrpo_cli.inspection.run_config import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
@@ -104,7 +105,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
         model.directory, config.engine.max_model_len, trust_remote_code=policy.trust_remote_code
     ):
         console.note(note)
-    loaded = _load(config.data)
+    loaded = _load(config)
     tokenizer = PolicyTokenizer(model.directory, trust_remote_code=policy.trust_remote_code)
     lengths = PromptLengths(loaded.problems, config, tokenizer)
     problems = short_enough(lengths, loaded.problems, config)
@@ -149,13 +150,37 @@ def _notes_on_draws(problems: list[Problem], config: RunConfig) -> Iterator[str]
         )
 
 
-def _load(data: DataSection) -> LoadedProblems:
+def _load(config: RunConfig) -> LoadedProblems:
+    """Return the problems of the source, or of all sources, in the range of solve rates that the settings name."""
     from igrpo_cli.problems.loading import Reading, load_mix, load_problems
 
+    data = config.data
     if data.mix is None:
-        return load_problems(data.train, skip_bad_rows=data.skip_bad_rows, **data.reading())
-    sources = {source.label: (source.train, cast(Reading, source.reading())) for source in data.mix}
-    return load_mix(sources, skip_bad_rows=data.skip_bad_rows)
+        loaded = load_problems(data.train, skip_bad_rows=data.skip_bad_rows, **data.reading())
+    else:
+        sources = {source.label: (source.train, cast(Reading, source.reading())) for source in data.mix}
+        loaded = load_mix(sources, skip_bad_rows=data.skip_bad_rows)
+    return loaded if data.solve_rate_run is None else _by_solve_rate(loaded, data.solve_rate_run, config)
+
+
+def _by_solve_rate(loaded: LoadedProblems, run: Path, config: RunConfig) -> LoadedProblems:
+    """Leave out and sort problems as the settings say. Raises IgrpoError where none is left."""
+    from igrpo_cli.problems.external import easy_first, external_sha256, read_solve_rates, with_solve_rates_between
+
+    data, rates = config.data, read_solve_rates(run)
+    problems, left_out = with_solve_rates_between(loaded.problems, rates, data.min_solve_rate, data.max_solve_rate)
+    if not problems:
+        reasons = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in left_out.items() if number)
+        raise IgrpoError(
+            f"no problem of {loaded.source} has a solve rate in {run} within data.min_solve_rate and "
+            f"data.max_solve_rate ({reasons})",
+            hint="widen the range, or name a run on the same problems: --set data.solve_rate_run=RUN",
+        )
+    if data.curriculum == "easy_first":
+        problems = easy_first(problems, rates, config.run.seed)
+    counts = {**loaded.counts, "kept": len(problems), **{kind: number for kind, number in left_out.items() if number}}
+    sha256 = hashlib.sha256(f"{loaded.sha256} {external_sha256(run)}".encode()).hexdigest()
+    return replace(loaded, problems=problems, counts=counts, sha256=sha256)
 
 
 def _require_reward_functions(config: RunConfig) -> None:
@@ -176,7 +201,13 @@ def _require_external_drafts(location: Path, config: RunConfig, problems: list[P
     number, sampled, seed = len(problems), config.data.problems_sampled, config.run.seed
     sources = weighted_sources(problems, config.data.weights)
     iterations = range(config.num_iterations(number))
-    seen = {index for each in iterations for index in problems_of_iteration(number, each, sampled, seed, sources)}
+    seen = {
+        index
+        for each in iterations
+        for index in problems_of_iteration(
+            number, each, sampled, seed, sources, is_shuffled=config.data.curriculum == "none"
+        )
+    }
     require_external_drafts(read_external_drafts(location), (problems[index].problem_id for index in seen), location)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from igrpo_cli.config.sections import Natural, Positive, PositiveInt, Section
+from igrpo_cli.config.sections import Natural, Positive, PositiveInt, Section, Share
 from igrpo_cli.records import AnswerForm
 
 
@@ -69,6 +69,16 @@ class DataSection(SourceSection):
     problems begin with the name of their source, which is the last part of its `train` unless `name` is set."""
     skip_bad_rows: bool = False
     """Skip and count unusable rows (empty answer, duplicate, wrong type); by default such a row is an error."""
+    solve_rate_run: Path | None = None
+    """Directory of an earlier run. The solve rate of a problem is the fraction of correct samples among those that this
+    run drew for the same text without draft, in all iterations."""
+    min_solve_rate: Share | None = None
+    """Leave out problems with a lower solve rate, and those that the earlier run did not sample."""
+    max_solve_rate: Share | None = None
+    """Leave out problems with a higher solve rate, and those that the earlier run did not sample."""
+    curriculum: Literal["none", "easy_first"] = "none"
+    """`none`: each epoch is shuffled. `easy_first`: each epoch begins with the problems of the highest solve rate, and
+    ends with those that the earlier run did not sample. Problems with the same rate are shuffled, once for the run."""
     problems_per_iteration: PositiveInt = 32
     """Problems that one iteration trains on."""
     spare_problems: Natural = 0
@@ -97,6 +107,19 @@ class DataSection(SourceSection):
         for label in labels:
             if labels.count(label) > 1:
                 raise ValueError(f"mix: {labels.count(label)} sources are called {label}: give them a name each")
+        return self
+
+    @model_validator(mode="after")
+    def _check_solve_rates(self) -> DataSection:
+        uses = {"min_solve_rate": self.min_solve_rate is not None, "max_solve_rate": self.max_solve_rate is not None}
+        uses["curriculum"] = self.curriculum != "none"
+        used = next((key for key, is_set in uses.items() if is_set), None)
+        if used is not None and self.solve_rate_run is None:
+            raise ValueError(f"{used} needs data.solve_rate_run, the directory of an earlier run")
+        if used is None and self.solve_rate_run is not None:
+            raise ValueError(f"solve_rate_run has no effect: set one of {', '.join(f'data.{key}' for key in uses)}")
+        if (self.min_solve_rate or 0.0) > (1.0 if self.max_solve_rate is None else self.max_solve_rate):
+            raise ValueError(f"min_solve_rate = {self.min_solve_rate} is above max_solve_rate = {self.max_solve_rate}")
         return self
 
     @property

@@ -212,7 +212,10 @@ class Session:
         if iteration not in self._chosen:
             problems, data, seed = self.problems(), self.config.data, self.config.run.seed
             sources = weighted_sources(problems, data.weights)
-            chosen = problems_of_iteration(len(problems), iteration, data.problems_sampled, seed, sources)
+            number, is_shuffled = len(problems), data.curriculum == "none"
+            chosen = problems_of_iteration(
+                number, iteration, data.problems_sampled, seed, sources, is_shuffled=is_shuffled
+            )
             # Only one iteration is kept, so that memory does not grow with the run.
             self._chosen = {iteration: [problems[index] for index in chosen]}
         return self._chosen[iteration]

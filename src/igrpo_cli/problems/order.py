@@ -45,12 +45,15 @@ def problems_of_iteration(
     problems_per_iteration: int,
     run_seed: int,
     sources: Sequence[WeightedSource] = (),
+    *,
+    is_shuffled: bool = True,
 ) -> list[int]:
     """Return the indices of the problems of `iteration` (from 0), in the order of their group ids.
 
     Every epoch is a permutation of all problems. The iterations are consecutive slices of the concatenated epochs, so
     each problem occurs once per epoch, and a slice may continue in the next epoch. With `sources`, each source has
     epochs of its own. They are interleaved evenly: a part of the draws has of each source its share, up to one or two.
+    With `is_shuffled` False, an epoch has the problems in their own order.
 
     The result depends only on the arguments. Raises ValueError when a number is out of range.
     """
@@ -58,12 +61,13 @@ def problems_of_iteration(
         raise ValueError("needs at least one problem, one problem per iteration, and an iteration from 0")
     start, end = iteration * problems_per_iteration, (iteration + 1) * problems_per_iteration
     if not sources:
-        return _drawn(num_problems, start, end, run_seed)
+        return _drawn(num_problems, start, end, run_seed if is_shuffled else None)
     turns = _turns(sources, end)
     chosen = np.empty(end - start, dtype=int)
     for number, source in enumerate(sources):
         before, here = int(np.count_nonzero(turns[:start] == number)), turns[start:] == number
-        drawn = _drawn(len(source.places), before, before + int(np.count_nonzero(here)), run_seed, source.name)
+        until, seed = before + int(np.count_nonzero(here)), run_seed if is_shuffled else None
+        drawn = _drawn(len(source.places), before, until, seed, source.name)
         chosen[here] = [source.places[index] for index in drawn]
     return [int(index) for index in chosen]
 
@@ -83,12 +87,15 @@ def _turns(sources: Sequence[WeightedSource], num_draws: int) -> np.ndarray:
     return turns[:num_draws]
 
 
-def _drawn(size: int, start: int, end: int, run_seed: int, *source: str) -> list[int]:
-    """Return the draws from `start` to `end` of a source of `size` problems."""
+def _drawn(size: int, start: int, end: int, run_seed: int | None, *source: str) -> list[int]:
+    """Return the draws from `start` to `end` of a source of `size` problems. No seed means that none is shuffled."""
     chosen: list[int] = []
     while start < end:
         epoch, offset = divmod(start, size)
-        part = _permutation(size, derive_seed(run_seed, "epoch", epoch, *source))[offset : offset + end - start]
+        order = np.arange(size)
+        if run_seed is not None:
+            order = _permutation(size, derive_seed(run_seed, "epoch", epoch, *source))
+        part = order[offset : offset + end - start]
         chosen.extend(part.tolist())
         start += len(part)
     return chosen
