@@ -184,6 +184,8 @@ def _type(value: Mapping[str, Any]) -> str:
     """Return a JSON schema as text."""
     if "anyOf" in value:
         return " or ".join(_type(each) for each in value["anyOf"] if each.get("type") != "null")
+    if "$ref" in value:
+        return "table"
     if "enum" in value or "const" in value:
         return ", ".join(f'`"{each}"`' for each in value.get("enum", [value.get("const")]))
     if value["type"] == "array":

@@ -14,6 +14,8 @@ RolloutStage = Literal["draft", "refine", "eval"]
 FinishReason = Literal["stop", "length", "abort"]
 Verdict = Literal["correct", "wrong", "no_answer", "ungraded"]
 SelectionAction = Literal["condition", "bare", "drop"]
+AnswerForm = Literal["auto", "plain", "solution"]
+"""How a column holds the reference answer (see `problems.answers.reference_answer`)."""
 
 ROLLOUT_STAGES: tuple[RolloutStage, ...] = ("draft", "refine", "eval")
 FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "abort")

@@ -71,6 +71,23 @@ def test_a_solution_gives_its_last_marked_answer(solution: str, answer: str) -> 
     assert reference_answer(solution, "solution") == answer
 
 
+@pytest.mark.parametrize(
+    "answer",
+    ["7", "-2.5", "$\\frac{63}{400}$", "x = 5", "(1, 2)", "Yes", "40 cm", "\\text{Even}", "\\sin x + \\cos x", "C"],
+)
+def test_a_solution_that_is_nothing_but_an_answer_needs_no_mark(answer: str) -> None:
+    assert reference_answer(answer, "solution") == answer
+
+
+@pytest.mark.parametrize(
+    "solution",
+    ["6+7=13", "so 6 + 7 is 13", "13 because 6 and 7", "Add them.\n13", "x=2, so y=3", "1" * 201],
+)
+def test_a_solution_with_words_or_a_calculation_needs_a_mark(solution: str) -> None:
+    with pytest.raises(BadRow, match="marks no answer"):
+        reference_answer(solution, "solution")
+
+
 def test_the_plain_form_takes_the_whole_text() -> None:
     assert reference_answer("the \\boxed{2} of\n#### 3", "plain") == "the \\boxed{2} of\n#### 3"
 

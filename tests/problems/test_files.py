@@ -104,12 +104,18 @@ def test_csv_and_tsv_are_read_with_the_lines_of_their_rows(tmp_path: Path, name:
     assert loaded.counts == {"rows": 4, "kept": 2, "blank_line": 1, "empty_id": 1}
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_another_separator_of_csv_is_found_in_the_header(tmp_path: Path, separator: str) -> None:
+    rows = [["problem", "answer"], [f'"1{separator}1, how many?"', "2"], ["3?", "3"]]
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbf" + "\n".join(separator.join(row) for row in rows).encode())
+    assert pairs(load_problems(str(tmp_path / "a.csv"))) == [(f"1{separator}1, how many?", "2"), ("3?", "3")]
+
+
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
         (b"problem,answer\n1+1?,2,3\n", IgrpoError, r"a\.csv row 2: the row has 3 cells, and the header 2"),
         (b"problem,answer\n1+\xff?,2\n", IgrpoError, r"a\.csv row 2: the row is not UTF-8"),
-        (b"problem;answer\n1+1?;2\n", UsageError, r"a\.csv has the one column 'problem;answer'"),
         (b"problem,answer,problem\n", UsageError, "the column 'problem' occurs twice"),
         (b'problem,answer\n"1+1?,2\n3?,4\n', DamagedFileError, r"a\.csv line 3: unexpected end of data"),
         (b'problem,answer\n"1" + 1?,2\n', DamagedFileError, r"a\.csv line 2: "),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import (
@@ -18,7 +21,7 @@ from igrpo_cli.config.files import (
     read_toml,
     write_config,
 )
-from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError, UsageError
+from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError, UsageError
 from igrpo_cli.inspection.run_config import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
@@ -28,7 +31,7 @@ from igrpo_cli.records import Problem
 from igrpo_cli.store.hints import command_line
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.settings import require_unedited, run_toml
-from igrpo_cli.ui.console import Console, printable
+from igrpo_cli.ui.console import Console, percent, printable
 
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -86,7 +89,6 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     from igrpo_cli.engines.architectures import check_architecture
     from igrpo_cli.engines.hub import fetch_model, positions_of
     from igrpo_cli.engines.tokenization import PolicyTokenizer
-    from igrpo_cli.problems.loading import load_problems
     from igrpo_cli.problems.sources import model_location
     from igrpo_cli.store.atomic import publish_bytes, remove_stale_temporaries
     from igrpo_cli.store.manifest import read_manifest
@@ -96,24 +98,14 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     is_run = require_same_settings(run_directory, config)
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
-    data, policy = config.data, config.policy
+    policy = config.policy
     _require_reward_functions(config)
     model = fetch_model(model_location(policy.model), policy.revision, trust_remote_code=policy.trust_remote_code)
     for note in check_architecture(
         model.directory, config.engine.max_model_len, trust_remote_code=policy.trust_remote_code
     ):
         console.note(note)
-    loaded = load_problems(
-        data.train,
-        split=data.split,
-        config=data.config,
-        problem_column=data.problem_column,
-        answer_column=data.answer_column,
-        id_column=data.id_column,
-        choices_column=data.choices_column,
-        skip_bad_rows=data.skip_bad_rows,
-        revision=data.revision,
-    )
+    loaded = _load(config)
     tokenizer = PolicyTokenizer(model.directory, trust_remote_code=policy.trust_remote_code)
     lengths = PromptLengths(loaded.problems, config, tokenizer)
     problems = short_enough(lengths, loaded.problems, config)
@@ -134,7 +126,61 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     counts = {kind: int(number) for kind, number in read_manifest(run_directory.problems()).counts.items()}
     left_out = {kind: number for kind, number in counts.items() if kind not in ("rows", "kept") and number}
     console.note(f"{counts['kept']} problems from {loaded.source}" + (f", left out: {left_out}" if left_out else ""))
+    for note in _notes_on_draws(problems if existing is None else existing, config):
+        console.note(note)
     return CreatedRun(counts, prompts)
+
+
+def _notes_on_draws(problems: list[Problem], config: RunConfig) -> Iterator[str]:
+    """Yield the share of each source of a mix, and a warning where an iteration takes more problems than there are."""
+    from igrpo_cli.problems.order import shares_of, weighted_sources
+
+    data = config.data
+    sources = weighted_sources(problems, data.weights)
+    for source, share in zip(sources, shares_of(sources), strict=True):
+        yield f"{source.name}: {len(source.places)} problems, weight {source.weight:g}, {percent(share)} of the draws"
+    if len(problems) < data.problems_sampled:
+        of_spare = f" and data.spare_problems = {data.spare_problems}" if data.spare_problems else ""
+        fitting = max(len(problems) - data.spare_problems, 1)
+        yield (
+            f"warning: an iteration samples each problem more than once: there are {len(problems)}, and it takes "
+            f"{data.problems_sampled} (data.problems_per_iteration = {data.problems_per_iteration}{of_spare}); "
+            f"with a new run: --set data.problems_per_iteration={fitting}"
+            + (" --set data.spare_problems=0" if fitting + data.spare_problems > len(problems) else "")
+        )
+
+
+def _load(config: RunConfig) -> LoadedProblems:
+    """Return the problems of the source, or of all sources, in the range of solve rates that the settings name."""
+    from igrpo_cli.problems.loading import Reading, load_mix, load_problems
+
+    data = config.data
+    if data.mix is None:
+        loaded = load_problems(data.train, skip_bad_rows=data.skip_bad_rows, **data.reading())
+    else:
+        sources = {source.label: (source.train, cast(Reading, source.reading())) for source in data.mix}
+        loaded = load_mix(sources, skip_bad_rows=data.skip_bad_rows)
+    return loaded if data.solve_rate_run is None else _by_solve_rate(loaded, data.solve_rate_run, config)
+
+
+def _by_solve_rate(loaded: LoadedProblems, run: Path, config: RunConfig) -> LoadedProblems:
+    """Leave out and sort problems as the settings say. Raises IgrpoError where none is left."""
+    from igrpo_cli.problems.external import easy_first, external_sha256, read_solve_rates, with_solve_rates_between
+
+    data, rates = config.data, read_solve_rates(run)
+    problems, left_out = with_solve_rates_between(loaded.problems, rates, data.min_solve_rate, data.max_solve_rate)
+    if not problems:
+        reasons = ", ".join(f"{number} {kind.replace('_', ' ')}" for kind, number in left_out.items() if number)
+        raise IgrpoError(
+            f"no problem of {loaded.source} has a solve rate in {run} within data.min_solve_rate and "
+            f"data.max_solve_rate ({reasons})",
+            hint="widen the range, or name a run on the same problems: --set data.solve_rate_run=RUN",
+        )
+    if data.curriculum == "easy_first":
+        problems = easy_first(problems, rates, config.run.seed)
+    counts = {**loaded.counts, "kept": len(problems), **{kind: number for kind, number in left_out.items() if number}}
+    sha256 = hashlib.sha256(f"{loaded.sha256} {external_sha256(run)}".encode()).hexdigest()
+    return replace(loaded, problems=problems, counts=counts, sha256=sha256)
 
 
 def _require_reward_functions(config: RunConfig) -> None:
@@ -150,11 +196,18 @@ def _require_reward_functions(config: RunConfig) -> None:
 def _require_external_drafts(location: Path, config: RunConfig, problems: list[Problem]) -> None:
     """Raise MissingInputError unless each problem that the run will see has an external draft."""
     from igrpo_cli.problems.external import read_external_drafts, require_external_drafts
-    from igrpo_cli.problems.loading import problems_of_iteration
+    from igrpo_cli.problems.order import problems_of_iteration, weighted_sources
 
     number, sampled, seed = len(problems), config.data.problems_sampled, config.run.seed
+    sources = weighted_sources(problems, config.data.weights)
     iterations = range(config.num_iterations(number))
-    seen = {index for each in iterations for index in problems_of_iteration(number, each, sampled, seed)}
+    seen = {
+        index
+        for each in iterations
+        for index in problems_of_iteration(
+            number, each, sampled, seed, sources, is_shuffled=config.data.curriculum == "none"
+        )
+    }
     require_external_drafts(read_external_drafts(location), (problems[index].problem_id for index in seen), location)
 
 

@@ -8,9 +8,9 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from igrpo_cli.algo import WITHOUT_VERDICT
 from igrpo_cli.config.blocks import Blocks
+from igrpo_cli.config.data import DataSection
 from igrpo_cli.config.rewards import JudgeSection, RewardSection
 from igrpo_cli.config.sections import (
-    DataSection,
     EngineSection,
     EvalSection,
     GenerationSection,

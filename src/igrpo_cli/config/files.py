@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from igrpo_cli.config import RunConfig
+from igrpo_cli.config.data import MixSource
 from igrpo_cli.errors import ConflictError, UsageError
 from igrpo_cli.http_client import without_secrets
 from igrpo_cli.texts import INVALID_ESCAPE_CURE, TOML_CURE, control_fault
@@ -222,6 +223,8 @@ def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list
     section = model.model_fields.get(str(location[0]))
     if len(location) == 1 or section is None:
         return list(model.model_fields)
+    if location[:2] == ("data", "mix") and len(location) > 3:
+        return [f"data.mix.{location[2]}.{key}" for key in MixSource.model_fields]
     within = section.annotation
     assert isinstance(within, type)
     assert issubclass(within, BaseModel)

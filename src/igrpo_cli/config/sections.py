@@ -1,6 +1,6 @@
 """The sections of `run.toml`, with the default and the meaning of every key.
 
-`rewards` holds [reward] and [judge], `update` holds [update].
+`data` holds [data], `rewards` holds [reward] and [judge], `update` holds [update].
 
 Learning settings have TRL's names, engine settings vLLM's, eval settings lm-eval's. Each choice that the paper leaves
 open is an option here.
@@ -62,40 +62,6 @@ class RunSection(Section):
     the last policy too. Unset means no evaluation."""
     eval_bench: str | None = None
     """Benchmark of these evaluations, as `igrpo eval --bench`."""
-
-
-class DataSection(Section):
-    """The training problems. `igrpo init` reads them once and stores them in the run directory."""
-
-    train: str = "arithmetic"
-    """Name of a packaged data set, a file (JSONL, JSON, CSV, TSV, Parquet), a folder of such files, or a Hub id."""
-    split: str | None = None
-    """Split of a folder or a Hub set; unset means that of a named data set, else `train`, else the only split."""
-    config: str | None = None
-    """Configuration of a Hub data set, or a subfolder of a folder."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub data set."""
-    problem_column: str | None = None
-    """Column of the problems; unset means the column with one of the usual names."""
-    answer_column: str | None = None
-    """Column of the reference answers; unset as above."""
-    id_column: str | None = None
-    """Column of the ids; unset as above."""
-    choices_column: str | None = None
-    """Column with the choices of each problem; `none` ignores the choices of multiple-choice data."""
-    skip_bad_rows: bool = False
-    """Skip and count unusable rows (empty answer, duplicate, wrong type); by default such a row is an error."""
-    problems_per_iteration: PositiveInt = 32
-    """Problems that one iteration trains on."""
-    spare_problems: Natural = 0
-    """Additional problems sampled in every iteration, which replace groups without reward variance."""
-    num_train_epochs: Positive = 1.0
-    """Passes over the problems, used if `run.num_iterations` is unset."""
-
-    @property
-    def problems_sampled(self) -> int:
-        """Number of problems that one iteration samples completions for."""
-        return self.problems_per_iteration + self.spare_problems
 
 
 class PolicySection(Section):

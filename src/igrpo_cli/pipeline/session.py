@@ -211,11 +211,15 @@ class Session:
 
     def problems_of_iteration(self, iteration: int) -> list[Problem]:
         """Return the problems of one iteration. The position of a problem is its `group_id`."""
-        from igrpo_cli.problems.loading import problems_of_iteration
+        from igrpo_cli.problems.order import problems_of_iteration, weighted_sources
 
         if iteration not in self._chosen:
             problems, data, seed = self.problems(), self.config.data, self.config.run.seed
-            chosen = problems_of_iteration(len(problems), iteration, data.problems_sampled, seed)
+            sources = weighted_sources(problems, data.weights)
+            number, is_shuffled = len(problems), data.curriculum == "none"
+            chosen = problems_of_iteration(
+                number, iteration, data.problems_sampled, seed, sources, is_shuffled=is_shuffled
+            )
             # Only one iteration is kept, so that memory does not grow with the run.
             self._chosen = {iteration: [problems[index] for index in chosen]}
         return self._chosen[iteration]

@@ -6,6 +6,7 @@ The steps change the notation of an answer and never its meaning:
    integer becomes its digits, and a float its shortest form, without `.0` for a whole number. Booleans, NaN,
    infinities, objects and longer lists are rejected.
 2. The marker of the answer is removed: everything up to the last `####` (GSM8K), or the `\\boxed{…}` around it.
+   A worked solution must have one. A text that is only a number, a formula or a word is not a worked solution.
 3. After `####`, thousands separators are removed (`1,234`). Elsewhere a comma may separate two answers.
 4. A fraction of zeros is removed (`27.0` becomes `27`, `2.50` stays).
 
@@ -16,12 +17,20 @@ from __future__ import annotations
 
 import re
 
-from igrpo_cli.problems.rows import AnswerForm, BadRow, number_as_text, text_of, written_value
+from igrpo_cli.problems.rows import BadRow, number_as_text, text_of, written_value
+from igrpo_cli.records import AnswerForm
 
 GSM8K_ANSWER = re.compile(r"####([^\n#]*)\Z")
 THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?")
 WHOLE_DECIMAL = re.compile(r"([+-]?\d+)\.0+")
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?:\s*\{|\s+(?P<bare>[^\s${}][^$\n]*))")
+_TEX_COMMAND = re.compile(r"\\[A-Za-z]+")
+_WORD = re.compile(r"[^\W\d_]{2,}+(?!\()")
+"""Two letters or more that are not the name of a function."""
+_VALUE_OF = re.compile(r"\W*[A-Za-z]\s*=[^=]+")
+MAX_ANSWER_ALONE = 200
+"""Maximum number of characters of an answer that is recognised without a mark."""
+PLAIN_CURE = "or say that the column holds answers: --set data.answer_form=plain (in a benchmark, call it answer)"
 TEX_BRACES = re.compile(r"\\.|[{}]", re.DOTALL)
 
 
@@ -29,8 +38,8 @@ def reference_answer(value: object, form: AnswerForm) -> str:
     """Return the reference answer in `value`.
 
     The form `plain` takes the whole value. `solution` takes the marked answer: the text after `####`, or else the last
-    `\\boxed{…}`. `auto` takes a marked answer if there is one (several boxes must agree), or else the whole value.
-    Raises `BadRow` when there is no answer.
+    `\\boxed{…}`, or else the whole value if it is nothing but an answer. `auto` takes a marked answer if there is one
+    (several boxes must agree), or else the whole value. Raises `BadRow` when there is no answer.
     """
     text = text_of(_as_text(value), "answer")
     if form != "plain":
@@ -80,11 +89,23 @@ def _marked_answer(text: str, form: AnswerForm) -> str:
     boxes = boxed_answers(text)
     if form == "solution":
         if not boxes:
-            raise BadRow("no_final_answer", "the solution marks no answer (neither \\boxed{…} nor ####)")
+            if _is_answer_alone(text):
+                return text
+            reason = "the solution marks no answer (neither \\boxed{…} nor ####)"
+            raise BadRow("no_final_answer", reason, f"correct the row, {PLAIN_CURE}")
         return boxes[-1]
     if len(set(boxes)) > 1:
         raise BadRow("several_answers", f"the answer contains {len(boxes)} different boxes")
     return boxes[0] if boxes else text
+
+
+def _is_answer_alone(text: str) -> bool:
+    """Return True for one line with a number, a formula or a word; False for several words and for a calculation."""
+    if "\n" in text or len(text) > MAX_ANSWER_ALONE or BOX.search(text):
+        return False
+    if "=" in text and not _VALUE_OF.fullmatch(text):
+        return False
+    return len(_WORD.findall(_TEX_COMMAND.sub(" ", text))) <= 1
 
 
 def _closing_brace(text: str, start: int) -> int | None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from igrpo_cli.problems.answers import reference_answer
-from igrpo_cli.problems.rows import AnswerForm, BadRow, number_as_text, text_of, written_value
+from igrpo_cli.problems.rows import BadRow, number_as_text, text_of, written_value
+from igrpo_cli.records import AnswerForm
 
 LETTERS = string.ascii_uppercase
 INSTRUCTION = "Answer with the letter of the right choice."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -19,13 +20,18 @@ from igrpo_cli.problems.choices import (
     reference_letter,
     shuffled_choices,
 )
-from igrpo_cli.problems.rows import AnswerForm, BadRow, number_as_text, text_of, written_value
+from igrpo_cli.problems.rows import BadRow, number_as_text, text_of, written_value
 from igrpo_cli.problems.sources import ProblemSource
+from igrpo_cli.records import AnswerForm
 
 PROBLEM_NAMES = ("problem", "question", "prompt")
 ANSWER_NAMES = ("answer", "final_answer", "expected_answer", "reward_model.ground_truth")
 SOLUTION_NAME = "solution"
 ID_NAMES = ("id", "problem_id", "unique_id", "uuid")
+FURTHER_ANSWER_NAMES = ("ground_truth",)
+"""Counts only if there is no other answer, but before a solution."""
+TEXT_KEYS = ("text", "content", "value", "ground_truth")
+"""The key that holds the text of a problem or an answer that is an object."""
 CHOICES_NAMES = ("options", "choices")
 LETTERED_NAME = re.compile(r"(?:[A-Z]|(?:option|choice|opt|op)[ _-]?(?P<letter>[A-Za-z]))", re.ASCII)
 """A column with one of the choices, such as `A`, `option_a`, `Choice B`."""
@@ -37,13 +43,17 @@ SYSTEM_ROLES = frozenset({"system", "developer"})
 CHAT = re.compile(r"\s*\[\s*\{")
 ROLE = re.compile(r"""(['"])role\1\s*:""")
 CHAT_CURE = "let user and assistant take turns, or name another column: --set data.problem_column=NAME"
+ELSEWHERE = "; in data.mix, name it in its source; in a benchmark, rename it"
+SHOWN_COLUMNS = 40
+"""Maximum number of columns in an error."""
+_INDEX = re.compile(r"-?\d+")
 NONE = "none"
 """Value of a `*_column` setting that disables a column even if a column with a known name exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Holds the column names of one table. `a.b` means key `b` of the object in column `a`."""
+    """Holds the column names of one table. `a.b` means key `b` of the object in column `a`, see `_value`."""
 
     problem: str
     answer: str
@@ -71,20 +81,22 @@ def find_columns(rows: Sequence[Mapping[str, Any]], source: ProblemSource, label
     column is missing, and when no column or more than one matches.
     """
     names = _names_of(rows)
-    problem = _named(source.problem_column, names, label) or _only_one("problem", PROBLEM_NAMES, names, label)
-    id_column = _id_column(source.id_column, names, label)
-    right, wrong = _right_and_wrong(source, names, label)
+    problem = _named(source.problem_column, rows, names, label)
+    problem = problem or _text_within("problem", _only_one("problem", PROBLEM_NAMES, names, label), rows, label)
+    id_column = _id_column(source.id_column, rows, names, label)
+    right, wrong = _right_and_wrong(source, rows, names, label)
     if right is not None:
         return Columns(problem, right, id_column, "plain", wrong=wrong)
     choices = _choices_column(rows, source.choices_column, names, label)
     lettered = () if choices is not None or source.choices_column is not None else _lettered_columns(names)
-    answer = _named(source.answer_column, names, label)
+    answer = _named(source.answer_column, rows, names, label)
     if answer is None:
         labels = [(name,) for name in LABEL_NAMES] if choices is not None or lettered else []
-        known = next((known for known in (ANSWER_NAMES, *labels) if _matching(known, names)), (SOLUTION_NAME,))
-        answer = _only_one("answer", known, names, label)
+        tiers = (ANSWER_NAMES, *labels, FURTHER_ANSWER_NAMES)
+        known = next((known for known in tiers if _matching(known, names)), (SOLUTION_NAME,))
+        answer = _text_within("answer", _only_one("answer", known, names, label), rows, label)
     form = source.answer_form
-    if form == "auto" and answer.lower() == SOLUTION_NAME:
+    if form == "auto" and answer.lower().rpartition(".")[2] == SOLUTION_NAME:
         form = "solution"
     columns = Columns(problem, answer, id_column, form, choices, lettered)
     values = [_value(row, answer) for row in rows]
@@ -162,17 +174,47 @@ def _choices_of(row: Mapping[str, Any], columns: Columns) -> Any:
 
 
 def _names_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of all columns, then those of the keys of objects in them, at any depth."""
     names = dict.fromkeys(name for row in rows for name in row)
-    nested = dict.fromkeys(
-        f"{name}.{key}" for row in rows for name, value in row.items() if isinstance(value, dict) for key in value
-    )
+    nested = dict.fromkeys(key for row in rows for name, value in row.items() for key in _keys_below(name, value))
     return [*names, *nested]
 
 
-def _named(wanted: str | None, names: list[str], label: str) -> str | None:
-    if wanted is None or wanted in names:
+def _keys_below(name: str, value: Any) -> Iterator[str]:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        with suppress(BadRow):
+            value = written_value(value)
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield f"{name}.{key}"
+            yield from _keys_below(f"{name}.{key}", each)
+
+
+def _named(wanted: str | None, rows: Sequence[Mapping[str, Any]], names: list[str], label: str) -> str | None:
+    """Return the column that a setting names. It exists if some row has it: a list is not among `names`."""
+    if wanted is None or wanted in names or any(_value(row, wanted) is not None for row in rows):
         return wanted
-    raise UsageError(f"{label} has no column {wanted} (its columns: {', '.join(names)})")
+    raise UsageError(f"{label} has no column {wanted} (its columns: {_listing(names)})")
+
+
+def _listing(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN_COLUMNS]) + (", …" if len(names) > SHOWN_COLUMNS else "")
+
+
+def _text_within(role: str, column: str, rows: Sequence[Mapping[str, Any]], label: str) -> str:
+    """Return `column`, or the key with the text if its values are objects. Raises `UsageError` if no key is known."""
+    values = [value for row in rows if (value := _value(row, column)) is not None]
+    if not values or not all(isinstance(value, dict) for value in values):
+        return column
+    keys = list(dict.fromkeys(key for value in values for key in value))
+    found = [key for key in keys if key.lower() in TEXT_KEYS]
+    if len(found) == 1:
+        return f"{column}.{found[0]}"
+    shown = _listing([f"{column}.{key}" for key in keys])
+    raise UsageError(
+        f"{label}: the {role} in column {column} is an object ({shown})",
+        hint=f"name one of its keys: --set data.{role}_column={column}.KEY{ELSEWHERE}",
+    )
 
 
 def _matching(known: Sequence[str], names: list[str]) -> list[str]:
@@ -185,8 +227,8 @@ def _only_one(role: str, known: Sequence[str], names: list[str], label: str) -> 
         return found[0]
     message = f"{label}: {len(found)} columns may hold the {role}: {', '.join(found)}"
     if not found:
-        message = f"{label}: no column has a known name for the {role} (its columns: {', '.join(names)})"
-    raise UsageError(message, hint=f"name the column: --set data.{role}_column=NAME; in a benchmark, rename it")
+        message = f"{label}: no column has a known name for the {role} (its columns: {_listing(names)})"
+    raise UsageError(message, hint=f"name the column: --set data.{role}_column=NAME{ELSEWHERE}")
 
 
 def _choices_column(rows: Sequence[Mapping[str, Any]], wanted: str | None, names: list[str], label: str) -> str | None:
@@ -194,7 +236,7 @@ def _choices_column(rows: Sequence[Mapping[str, Any]], wanted: str | None, names
     if wanted == NONE and NONE not in names:
         return None
     if wanted is not None:
-        return _named(wanted, names, label)
+        return _named(wanted, rows, names, label)
     known = [name for name in _matching(CHOICES_NAMES, names) if any(_value(row, name) for row in rows)]
     return _only_one("choices", CHOICES_NAMES, known, label) if known else None
 
@@ -215,11 +257,13 @@ def _is_index_name(name: str) -> bool:
     return name.lower().endswith(("index", "idx"))
 
 
-def _right_and_wrong(source: ProblemSource, names: list[str], label: str) -> tuple[str | None, tuple[str, ...]]:
+def _right_and_wrong(
+    source: ProblemSource, rows: Sequence[Mapping[str, Any]], names: list[str], label: str
+) -> tuple[str | None, tuple[str, ...]]:
     """Return the columns of the right choice and of the wrong ones, or None if choices are not stored that way."""
     if source.wrong_columns:
         for name in (source.answer_column, *source.wrong_columns):
-            _named(name, names, label)
+            _named(name, rows, names, label)
         return source.answer_column, source.wrong_columns
     right = [name for name in _matching(RIGHT_NAMES, names) if source.answer_column in (None, name)]
     wrong = tuple(name for name in names if WRONG_NAME.fullmatch(name))
@@ -228,21 +272,43 @@ def _right_and_wrong(source: ProblemSource, names: list[str], label: str) -> tup
     return right[0], wrong
 
 
-def _id_column(wanted: str | None, names: list[str], label: str) -> str | None:
+def _id_column(wanted: str | None, rows: Sequence[Mapping[str, Any]], names: list[str], label: str) -> str | None:
     if wanted == NONE and NONE not in names:
         return None
     if wanted is not None:
-        return _named(wanted, names, label)
+        return _named(wanted, rows, names, label)
     found = sorted(_matching(ID_NAMES, names), key=lambda name: ID_NAMES.index(name.lower()))
     return found[0] if found else None
 
 
 def _value(row: Mapping[str, Any], column: str) -> Any:
-    if column in row:
-        return row[column]
-    outer, _, key = column.partition(".")
-    nested = row.get(outer)
-    return nested.get(key) if isinstance(nested, dict) else None
+    """Return the value of a column, or what is below it: `a.b.0` is the first element of the list `b` in object `a`.
+
+    Objects and lists may be written as text. A value that does not exist is None.
+    """
+    return row[column] if column in row else _below(row, column)
+
+
+def _below(value: Any, path: str) -> Any:
+    """Return what is at `path` in nested objects and lists. The name of a key may itself contain a dot."""
+    if isinstance(value, str):
+        try:
+            value = written_value(value)
+        except BadRow:
+            return None
+    if isinstance(value, list):
+        place, _, path = path.partition(".")
+        index = int(place) if _INDEX.fullmatch(place) else len(value)
+        found = value[index] if -len(value) <= index < len(value) else None
+        return _below(found, path) if path else found
+    if not isinstance(value, Mapping):
+        return None
+    parts = path.split(".")
+    for number in range(len(parts), 0, -1):
+        key, path = ".".join(parts[:number]), ".".join(parts[number:])
+        if key in value:
+            return _below(value[key], path) if path else value[key]
+    return None
 
 
 def _read_chat(messages: list[Any]) -> Chat:

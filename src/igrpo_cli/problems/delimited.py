@@ -15,6 +15,8 @@ from igrpo_cli.problems.rows import BLANK_LINE, MAX_ROW_BYTES, BadRow, RawRow
 SURROGATE = re.compile("[\\udc80-\\udcff]")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 """The character between two cells, by the suffix of the file."""
+OTHER_DELIMITERS = ";\t,|"
+"""The delimiter is the first of these in the header if the header would otherwise name only one column."""
 
 
 def read_delimited(path: Path) -> Iterator[RawRow]:
@@ -29,6 +31,11 @@ def read_delimited(path: Path) -> Iterator[RawRow]:
         reader = csv.reader(file, delimiter=DELIMITERS[path.suffix], strict=True)
         try:
             header = next(reader, [])
+            other = next((each for each in OTHER_DELIMITERS if len(header) == 1 and each in header[0]), None)
+            if other is not None:
+                file.seek(0)
+                reader = csv.reader(file, delimiter=other, strict=True)
+                header = next(reader, [])
             _check_header(path, header)
             line = reader.line_num + 1
             for cells in reader:
@@ -47,10 +54,6 @@ def _check_header(path: Path, header: list[str]) -> None:
             f"{path.name}: the column {doubled[0]!r} occurs twice",
             hint="each column has its own name in the first line",
         )
-    delimiter = DELIMITERS[path.suffix]
-    if len(names) == 1 and (other := next((each for each in ";\t,|" if each in names[0] and each != delimiter), None)):
-        hint = f"the cells are separated by {other!r}: save the file with {delimiter!r}, or as JSON lines"
-        raise UsageError(f"{path.name} has the one column {names[0]!r}", hint=hint)
 
 
 def _row(header: list[str], cells: list[str]) -> dict[str, Any] | BadRow:

@@ -1,15 +1,17 @@
-"""Drafts from outside the run, for `select.strategy = "external"`: from a file, or from another run."""
+"""What another run or a file contributes: drafts for `select.strategy = "external"`, and solve rates of problems."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.problems.files import digest_of, read_rows
 from igrpo_cli.problems.rows import BLANK_LINE, BadRow
+from igrpo_cli.records import Problem
+from igrpo_cli.seeds import derive_seed
 from igrpo_cli.store.layout import RunDirectory, ShardPath, no_run_error, shards_in
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -53,6 +55,64 @@ def require_external_drafts(drafts: ExternalDrafts, problem_ids: Iterable[str], 
             f"{location} has no draft of {len(missing)} problems of this run: {named}",
             hint="add rows with these ids as problem_id, or select other drafts with --set select.strategy=random",
         )
+
+
+def read_solve_rates(location: Path) -> dict[str, float]:
+    """Return the fraction of correct samples without draft of a run by the text of the problem, white space aside.
+
+    Samples that could not be graded do not count. Raises as `read_external_drafts`.
+    """
+    from igrpo_cli.store.completion import open_input, read_problems
+    from igrpo_cli.store.schema import ROLLOUTS
+    from igrpo_cli.store.tables import iterate_blocks
+
+    shards, counts = _shards_of_run(location), Counter[tuple[str, bool]]()
+    for path in shards:
+        open_input(path)
+        for block in iterate_blocks(path.data, ROLLOUTS, ("problem_id", "verdict")):
+            samples = zip(block["problem_id"].to_pylist(), block["verdict"].to_pylist(), strict=True)
+            counts.update(
+                (problem_id, verdict == "correct") for problem_id, verdict in samples if verdict != "ungraded"
+            )
+    rates: dict[str, float] = {}
+    for problem in read_problems(RunDirectory(location).problems()):
+        correct, wrong = (counts[problem.problem_id, is_correct] for is_correct in (True, False))
+        if correct + wrong:
+            rates[_words_of(problem)] = correct / (correct + wrong)
+    return rates
+
+
+def with_solve_rates_between(
+    problems: Sequence[Problem], rates: Mapping[str, float], minimum: float | None, maximum: float | None
+) -> tuple[list[Problem], dict[str, int]]:
+    """Return the problems whose solve rate is in the range, limits included, and the number of others by reason."""
+    kept, counts = [], {"no_solve_rate": 0, "solved_too_rarely": 0, "solved_too_often": 0}
+    for problem in problems:
+        rate = rates.get(_words_of(problem))
+        if minimum is None and maximum is None:
+            kept.append(problem)
+        elif rate is None:
+            counts["no_solve_rate"] += 1
+        elif minimum is not None and rate < minimum:
+            counts["solved_too_rarely"] += 1
+        elif maximum is not None and rate > maximum:
+            counts["solved_too_often"] += 1
+        else:
+            kept.append(problem)
+    return kept, counts
+
+
+def easy_first(problems: Sequence[Problem], rates: Mapping[str, float], run_seed: int) -> list[Problem]:
+    """Return the problems from the highest solve rate to the lowest, then those without one. Equals are shuffled."""
+
+    def rank(problem: Problem) -> tuple[float, int]:
+        return -rates.get(_words_of(problem), -1.0), derive_seed(run_seed, "curriculum", problem.problem_id)
+
+    return sorted(problems, key=rank)
+
+
+def _words_of(problem: Problem) -> str:
+    return " ".join(problem.problem.split())
 
 
 def _drafts_of_file(path: Path) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,7 @@
-"""Read local files of problems: JSON lines, a JSON array, CSV, Parquet, or a folder of those."""
+"""Read local files of problems: JSON lines, a JSON array, CSV, Parquet, Arrow, or a folder of those.
+
+A folder may be one that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` of Hugging Face datasets has written.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,11 @@ from igrpo_cli.problems.delimited import DELIMITERS, read_delimited
 from igrpo_cli.problems.rows import BLANK_LINE, MAX_ROW_BYTES, BadRow, RawRow, Table
 from igrpo_cli.texts import INVALID_ESCAPE_CURE
 
-SUFFIXES = (".jsonl", ".json", ".parquet", *DELIMITERS)
+SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", *DELIMITERS)
 SPLITS = ("train", "validation", "test")
-NO_PROBLEMS = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+SAVED_SPLITS, SAVED_STATE = "dataset_dict.json", "state.json"
+"""Files of `save_to_disk`: one beside the folders of the splits, one in the folder of each data set."""
+NO_PROBLEMS = {"dataset_info.json", "dataset_infos.json", SAVED_SPLITS, SAVED_STATE}
 """Metadata files that Hub tools write into the folder of a dataset."""
 BOM = b"\xef\xbb\xbf"
 
@@ -39,6 +44,8 @@ def problem_files(location: Path, split: str | None = None, configs: tuple[str, 
     if not files:
         of_split = f" of the split {split}" if split else ""
         raise MissingInputError(f"{location} contains no {', '.join(SUFFIXES)} file{of_split}")
+    for folder in sorted({path.parent for path in files if path.suffix == ".arrow"}):
+        _check_saved(folder)
     splits = _splits_of(files)
     if len(splits) > 1:
         raise UsageError(
@@ -60,7 +67,12 @@ def splits_below(folder: Path) -> list[str]:
 
 
 def split_of(path: Path) -> str | None:
-    """Return the split in a file name (`gsm8k_test.jsonl`, `train-00000-of-00001.parquet`), or None."""
+    """Return the split in a file name (`gsm8k_test.jsonl`, `train-00000-of-00001.parquet`), or None.
+
+    The split of a file that `DatasetDict.save_to_disk` has written is the name of its folder.
+    """
+    if path.suffix == ".arrow" and (path.parent.parent / SAVED_SPLITS).is_file():
+        return path.parent.name
     words = re.split(r"[-_.]", path.stem.lower())
     return next((split for split in SPLITS if split in words), None)
 
@@ -78,10 +90,10 @@ def read_rows(path: Path) -> Iterator[RawRow]:
     unreadable: damaged Parquet, an array with invalid JSON, or CSV with a missing quote. Raises `UsageError` for an
     object with several lists.
     """
-    if path.suffix == ".parquet":
-        from igrpo_cli.store.tables import read_external_parquet
+    if path.suffix in (".parquet", ".arrow"):
+        from igrpo_cli.store.tables import read_external_arrow, read_external_parquet
 
-        return iter(enumerate(read_external_parquet(path), 1))
+        return enumerate((read_external_parquet if path.suffix == ".parquet" else read_external_arrow)(path), 1)
     if path.suffix in DELIMITERS:
         return read_delimited(path)
     if path.suffix != ".json":
@@ -123,7 +135,25 @@ def _check_file(path: Path, split: str | None, configs: tuple[str, ...]) -> None
 
 def _files_below(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
-    return [path for path in found if path.name not in NO_PROBLEMS and not _is_hidden(path.relative_to(folder))]
+    found = [path for path in found if not _is_hidden(path.relative_to(folder))]
+    return [path for path in found if path.name not in NO_PROBLEMS and not _is_cache(path)]
+
+
+def _is_cache(path: Path) -> bool:
+    """Return True for an Arrow file that datasets has put beside those of a saved data set."""
+    return path.suffix == ".arrow" and path.name.startswith(("cache-", "tmp")) and (path.parent / SAVED_STATE).exists()
+
+
+def _check_saved(folder: Path) -> None:
+    """Raise `MissingInputError` when a data file of `save_to_disk` is gone, and `UsageError` for rows left out."""
+    state = folder / SAVED_STATE
+    saved = (_whole_object(state, must_be=True) or {}) if state.is_file() else {}
+    if saved.get("_indices_data_files"):
+        hint = "save it again: datasets.load_from_disk(FOLDER).flatten_indices().save_to_disk(NEW_FOLDER)"
+        raise UsageError(f"{state} selects rows by an index, which igrpo does not read", hint=hint)
+    names = [str(file.get("filename")) for file in saved.get("_data_files") or ()]
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise MissingInputError(f"{state} lists {missing[0]}, which is missing", hint="copy the whole folder again")
 
 
 def _splits_of(files: list[Path]) -> list[str]:

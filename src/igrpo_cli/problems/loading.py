@@ -5,22 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from reprlib import repr as short
-from typing import Any
-
-import numpy as np
+from typing import Any, TypedDict, Unpack
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.problems.columns import Columns, chat_and_answer, find_columns, id_text
 from igrpo_cli.problems.files import digest_of, open_file, problem_files
 from igrpo_cli.problems.hub import open_hub
-from igrpo_cli.problems.rows import BLANK_LINE, AnswerForm, BadRow, RawRow, Table
+from igrpo_cli.problems.rows import BLANK_LINE, BadRow, RawRow, Table
 from igrpo_cli.problems.sources import ProblemSource, resolve_training
-from igrpo_cli.records import Problem
-from igrpo_cli.seeds import derive_seed
+from igrpo_cli.records import AnswerForm, Problem
 
 NUM_ROWS_FOR_COLUMNS = 100
 SKIP_HINT = "or skip and count such rows: --skip-bad-rows"
@@ -41,22 +38,25 @@ class LoadedProblems:
     """Commit of a Hub dataset; None for local files."""
 
 
+class Reading(TypedDict, total=False):
+    """How problems are read: fields of `ProblemSource`, where None leaves those of the source."""
+
+    split: str | None
+    config: str | Sequence[str] | None
+    problem_column: str | None
+    answer_column: str | None
+    id_column: str | None
+    answer_form: AnswerForm
+    choices_column: str | None
+    revision: str | None
+
+
 def load_problems(
-    source: str | ProblemSource,
-    *,
-    split: str | None = None,
-    config: str | Sequence[str] | None = None,
-    problem_column: str | None = None,
-    answer_column: str | None = None,
-    id_column: str | None = None,
-    answer_form: AnswerForm = "auto",
-    choices_column: str | None = None,
-    skip_bad_rows: bool = False,
-    revision: str | None = None,
+    source: str | ProblemSource, *, skip_bad_rows: bool = False, **reading: Unpack[Reading]
 ) -> LoadedProblems:
     """Load the problems of `source`: a name for `resolve_training`, or a `ProblemSource`.
 
-    Arguments of this function take precedence over the fields of `source`, and those over values found from the data.
+    `reading` takes precedence over the fields of `source`, and those over values found from the data.
 
     Of several rows with the same problem the first is kept (`duplicate_problem`). If their answers differ, none is
     kept, because the right answer is unknown (`conflicting_answer`). Blank lines are counted and ignored.
@@ -65,65 +65,57 @@ def load_problems(
     instead. Raises `MissingInputError` when the source does not exist, `UsageError` when a column, split or config must
     be named, and `DamagedFileError` when a whole file is unreadable.
     """
+    deduplicator = _ProblemDeduplicator(skip_bad_rows)
+    location, sha256, commit = _read_source(source, reading, deduplicator)
+    return deduplicator.loaded(location, sha256, commit)
+
+
+def load_mix(sources: Mapping[str, tuple[str, Reading]], *, skip_bad_rows: bool = False) -> LoadedProblems:
+    """Load the problems of several sources by name, each from what `load_problems` takes. Raises as it does.
+
+    The ids and places of problems begin with the name of their source. Duplicates and conflicts are found across
+    sources. `sha256` is that of the lines `<sha256>  <name>`, and `revision` has the commits of Hub datasets.
+    """
+    deduplicator = _ProblemDeduplicator(skip_bad_rows)
+    digests, commits = "", []
+    for name, (source, reading) in sources.items():
+        _, sha256, commit = _read_source(source, reading, deduplicator, name)
+        digests += f"{sha256}  {name}\n"
+        commits += [f"{name} {commit}"] if commit else []
+    for name in sources:
+        if not deduplicator.of_source(name):
+            raise IgrpoError(f"{name} contributes no problem", hint="remove it from data.mix, or correct its rows")
+    sha256 = hashlib.sha256(digests.encode()).hexdigest()
+    return deduplicator.loaded(", ".join(sources), sha256, ", ".join(commits) or None)
+
+
+def _read_source(
+    source: str | ProblemSource, reading: Reading, deduplicator: _ProblemDeduplicator, name: str = ""
+) -> tuple[str, str, str | None]:
+    """Add the problems of a source. Return its location, the SHA-256 of its files or problems, and its commit."""
     known = resolve_training(source) if isinstance(source, str) else source
-    configs = (config,) if isinstance(config, str) else tuple(config or ())
+    config = reading.get("config") or ()
     resolved = replace(
         known,
-        split=split or known.split,
-        configs=configs or known.configs,
-        problem_column=problem_column or known.problem_column,
-        answer_column=answer_column or known.answer_column,
-        id_column=id_column or known.id_column,
-        answer_form=known.answer_form if answer_form == "auto" else answer_form,
-        choices_column=choices_column or known.choices_column,
-        revision=revision or known.revision,
+        split=reading.get("split") or known.split,
+        configs=(config,) if isinstance(config, str) else tuple(config) or known.configs,
+        problem_column=reading.get("problem_column") or known.problem_column,
+        answer_column=reading.get("answer_column") or known.answer_column,
+        id_column=reading.get("id_column") or known.id_column,
+        answer_form=known.answer_form if reading.get("answer_form", "auto") == "auto" else reading["answer_form"],
+        choices_column=reading.get("choices_column") or known.choices_column,
+        revision=reading.get("revision") or known.revision,
     )
     tables, sha256, commit = _open(resolved)
-    deduplicator = _ProblemDeduplicator(skip_bad_rows)
     for table in tables:
-        _read_table(table, resolved, deduplicator)
-    problems = list(deduplicator.kept.values())
-    if not problems:
-        raise IgrpoError(
-            f"{resolved.location} contains no usable problem ({_as_words(deduplicator.counts) or 'no rows'})"
-        )
-    counts = {
-        "rows": deduplicator.counts.total() + len(problems),
-        "kept": len(problems),
-        **dict(sorted(deduplicator.counts.items())),
-    }
-    return LoadedProblems(problems, counts, str(resolved.location), sha256 or _digest_of_problems(problems), commit)
+        _read_table(replace(table, source=name), resolved, deduplicator)
+    return str(resolved.location), sha256 or _digest_of_problems(deduplicator.of_source(name)), commit
 
 
 def problems_in_both(problems: Sequence[Problem], others: Sequence[Problem]) -> list[Problem]:
     """Return the members of `problems` whose text also occurs in `others`, white space aside."""
     texts = {" ".join(other.problem.split()) for other in others}
     return [problem for problem in problems if " ".join(problem.problem.split()) in texts]
-
-
-def problems_of_iteration(num_problems: int, iteration: int, problems_per_iteration: int, run_seed: int) -> list[int]:
-    """Return the indices of the problems of `iteration` (from 0), in the order of their group ids.
-
-    Every epoch is a permutation of all problems. The iterations are consecutive slices of the concatenated epochs, so
-    each problem occurs once per epoch, and a slice may continue in the next epoch. The result depends only on the
-    arguments, never on earlier iterations. Raises ValueError when a number is out of range.
-    """
-    if min(num_problems, problems_per_iteration) < 1 or iteration < 0:
-        raise ValueError("needs at least one problem, one problem per iteration, and an iteration from 0")
-    chosen: list[int] = []
-    position = iteration * problems_per_iteration
-    end = position + problems_per_iteration
-    while position < end:
-        epoch, offset = divmod(position, num_problems)
-        part = _permutation(num_problems, derive_seed(run_seed, "epoch", epoch))[offset : offset + end - position]
-        chosen.extend(part.tolist())
-        position += len(part)
-    return chosen
-
-
-def _permutation(size: int, seed: int) -> np.ndarray:
-    # NumPy guarantees the bit stream of PCG64 across versions, but not the output of Generator.permutation.
-    return np.argsort(np.random.PCG64(seed).random_raw(size), kind="stable")
 
 
 def _open(source: ProblemSource) -> tuple[list[Table], str | None, str | None]:
@@ -157,6 +149,19 @@ class _ProblemDeduplicator:
     """Place of the first row with each identifier."""
     counts: Counter[str] = field(default_factory=Counter)
     """Number of rows that were not kept, by kind."""
+
+    def of_source(self, name: str) -> list[Problem]:
+        """Return the problems of one of several sources, or all for an empty name."""
+        return [each for each in self.kept.values() if not name or each.problem_id.startswith(f"{name}/")]
+
+    def loaded(self, location: str, sha256: str, commit: str | None) -> LoadedProblems:
+        """Return the problems that were kept. Raises `IgrpoError` when there are none."""
+        problems = list(self.kept.values())
+        if not problems:
+            raise IgrpoError(f"{location} contains no usable problem ({_as_words(self.counts) or 'no rows'})")
+        num_rows = self.counts.total() + len(problems)
+        counts = {"rows": num_rows, "kept": len(problems), **dict(sorted(self.counts.items()))}
+        return LoadedProblems(problems, counts, location, sha256, commit)
 
     def add(self, problem: Problem) -> None:
         """Keep `problem`. Raises `BadRow` when it repeats or contradicts an earlier one."""
@@ -200,7 +205,7 @@ def _read_table(table: Table, source: ProblemSource, deduplicator: _ProblemDedup
             break
         if len(samples) == NUM_ROWS_FOR_COLUMNS:
             break
-    columns = find_columns(samples, source, table.label) if samples else None
+    columns = find_columns(samples, source, table.full_label) if samples else None
     for number, values in chain(seen, table.rows):
         try:
             if isinstance(values, BadRow):
@@ -208,17 +213,19 @@ def _read_table(table: Table, source: ProblemSource, deduplicator: _ProblemDedup
             assert columns is not None, "the first good row is among the samples"
             deduplicator.add(_problem(number, values, columns, table))
         except BadRow as bad:
-            deduplicator.reject(bad, f"{table.label} row {number}")
+            deduplicator.reject(bad, f"{table.full_label} row {number}")
 
 
 def _problem(number: int, values: dict[str, Any], columns: Columns, table: Table) -> Problem:
     problem_id = id_text(values, columns) or f"{table.id_prefix}-{number}"
+    if table.source:
+        problem_id = f"{table.source}/{problem_id.removeprefix(f'{table.source}-')}"
     chat, answer = chat_and_answer(values, columns)
     return Problem(
         problem_id=problem_id,
         problem=chat.question,
         answer=answer,
-        source=f"{table.label}:{number}",
+        source=f"{table.full_label}:{number}",
         earlier_turns=chat.earlier_turns,
         prefill=chat.prefill,
     )

@@ -12,12 +12,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 from igrpo_cli.texts import JSON_CURE, control_fault
-
-AnswerForm = Literal["auto", "plain", "solution"]
-"""How a column holds the reference answer (see `answers.reference_answer`)."""
 
 MAX_ROW_BYTES = 1_000_000
 """Maximum length of a JSON line (bytes), of a problem and of an answer (characters)."""
@@ -62,6 +59,13 @@ class Table:
     id_prefix: str
     """A row without an identifier gets `<id_prefix>-<row>`."""
     rows: Iterator[RawRow]
+    source: str = ""
+    """Name of the source among several, with which ids and places begin; empty for the only one."""
+
+    @property
+    def full_label(self) -> str:
+        """Label after the name of the source."""
+        return f"{self.source}: {self.label}" if self.source else self.label
 
 
 def text_of(value: object, what: str) -> str:

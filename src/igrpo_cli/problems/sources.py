@@ -12,7 +12,7 @@ from typing import Literal
 
 from igrpo_cli.errors import MissingInputError
 from igrpo_cli.problems.files import SUFFIXES, splits_below
-from igrpo_cli.problems.rows import AnswerForm
+from igrpo_cli.records import AnswerForm
 
 AIME_REPEATS = 64
 OTHER_REPEATS = 8

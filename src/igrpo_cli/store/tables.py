@@ -226,20 +226,53 @@ def read_external_parquet(path: Path) -> Iterator[dict[str, Any]]:
     A value that Python cannot hold, such as a string that is not UTF-8, is returned as bytes, so that one bad row does
     not hide the others. Raises DamagedFileError where the file cannot be read.
     """
+    with _reading_external(path, "Parquet"), pq.ParquetFile(path) as file:
+        _check_names(file.schema_arrow.names, path)
+        for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
+            yield from _python_rows(batch)
+
+
+def read_external_arrow(path: Path) -> Iterator[dict[str, Any]]:
+    """Return the rows of an Arrow IPC file, of the stream format or of the file format, as `read_external_parquet`."""
+    with _reading_external(path, "Arrow"), pa.OSFile(str(path)) as file:
+        if file.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC:
+            with pa.ipc.open_file(file) as blocks:
+                _check_names(blocks.schema.names, path)
+                for index in range(blocks.num_record_batches):
+                    yield from _python_rows(blocks.get_batch(index))
+            return
+        # A stream that is cut between two blocks looks complete to pyarrow.
+        file.seek(max(file.size() - len(_END_OF_STREAM), 0))
+        if file.read() != _END_OF_STREAM:
+            raise pa.ArrowInvalid("its end is missing")
+        file.seek(0)
+        with pa.ipc.open_stream(file) as stream:
+            _check_names(stream.schema.names, path)
+            for batch in stream:
+                yield from _python_rows(batch)
+
+
+_ARROW_MAGIC = b"ARROW1"
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+
+
+@contextmanager
+def _reading_external(path: Path, kind: str) -> Iterator[None]:
     if not path.is_file():
         raise MissingInputError(f"{path} does not exist")
     try:
-        with pq.ParquetFile(path) as file:
-            _check_names(file.schema_arrow.names, path)
-            for batch in file.iter_batches(batch_size=ROWS_AT_A_TIME):
-                columns = {name: _python_values(batch.column(name)) for name in batch.schema.names}
-                for row in range(batch.num_rows):
-                    yield {name: values[row] for name, values in columns.items()}
+        yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # names of columns that are no text
         raise DamagedFileError(
-            f"{path.name} is not a readable Parquet file ({_first_line(error)})",
+            f"{path.name} is not a readable {kind} file ({_first_line(error)})",
             hint="copy or download it again",
         ) from error
+
+
+def _python_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    columns = {name: _python_values(batch.column(name)) for name in batch.schema.names}
+    for row in range(batch.num_rows):
+        yield {name: values[row] for name, values in columns.items()}
 
 
 def _check_names(names: list[str], path: Path) -> None:
