@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -122,7 +121,8 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
         _freeze(run_directory, config, loaded, problems, pointed.id, overwrite=is_run)
     elif existing != problems:
         console.note(f"{loaded.source} has changed: the run keeps its {len(existing)} problems")
-    publish_bytes(run_directory.run_toml, content)
+    if not is_run:
+        publish_bytes(run_directory.run_toml, content)
     counts = {kind: int(number) for kind, number in read_manifest(run_directory.problems()).counts.items()}
     left_out = {kind: number for kind, number in counts.items() if kind not in ("rows", "kept") and number}
     console.note(f"{counts['kept']} problems from {loaded.source}" + (f", left out: {left_out}" if left_out else ""))
@@ -260,14 +260,20 @@ def _freeze(
 
 
 def require_same_settings(run_directory: RunDirectory, config: RunConfig, hint: str | None = None) -> bool:
-    """Return True if this run exists. Raises ConflictError, with `hint`, when the run there has other settings."""
-    path, content = run_directory.run_toml, run_toml(write_config(config))
+    """Return True if this run exists. Raises ConflictError, with `hint`, when the run there has other settings.
+
+    A key that an earlier version did not know has its default.
+    """
+    path = run_directory.run_toml
     if not path.exists():
         return False
-    if path.read_bytes() != content:
+    if path.read_bytes() != run_toml(write_config(config)):
         require_unedited(path)
-        both = [flat_settings(sections) for sections in (read_toml(path), tomllib.loads(content.decode()))]
+        existing = check_config(read_toml(path), str(path))
+        both = (flat_settings(each.model_dump(mode="json")) for each in (existing, config))
         differing = [f"{name} {old!r} on disk, {new!r} now" for name, (old, new) in differing_values(*both).items()]
+        if not differing:
+            return True
         raise ConflictError(
             f"{run_directory.root} is already a run, with other settings ({'; '.join(differing[:SHOWN_SETTINGS])})",
             hint=hint or f"continue it ({command_line(run_directory.root, 'status')}), or use another directory",

@@ -65,7 +65,10 @@ def study_file(name: Path) -> Path:
 
 
 def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> None:
-    """Run the requested cells that are not complete, then print and write what the whole study has."""
+    """Run the requested cells that are not complete, then print and write what the whole study has.
+
+    With `only_report`, nothing is run, and the results are those of the requested cells.
+    """
     study, cells = read_study(request.file, request.sets)
     root = request.output or Path("runs") / study.name
     chosen = _chosen(study, cells, request)
@@ -79,7 +82,7 @@ def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> N
         return
     if not request.only_report:
         _run_cells(study, cells, chosen, root, request, console)
-    _report(study, cells, root, request, console, markdown=markdown)
+    _report(study, chosen if request.only_report else cells, root, request, console, markdown=markdown)
 
 
 def _require_policies(study: Study, cells: Sequence[Cell], root: Path) -> None:
@@ -254,7 +257,7 @@ def _report(
         error.hint = error.hint or _command(request)
         raise
     page, folder, source = root / PAGE, root / FIGURES, request.file.read_text("utf-8")
-    settings = {cell.arm: write_config(cell.config).decode() for cell in cells if cell.seed == study.seeds[0]}
+    settings = {cell.arm: write_config(cell.config).decode() for cell in reversed(cells)}
     publish_bytes(page, render_study(results, source, request.sets, settings).encode(), replace=True)
     figures = []
     for name, content in figure_files(results, as_png=request.as_png).items():

@@ -187,12 +187,13 @@ def findings(curves: Mapping[str, Sequence[float]], settings: Mapping[str, Any])
     drafts, refined = recent.get("draft/accuracy_mean"), recent.get("refine/accuracy_mean")
     found = []
     is_solved = refined is not None and refined >= 0.9
-    is_set = settings.get("select.strategy") != "best" and settings.get("update.train_on") == "both"
+    learns_alone = settings.get("update.refinement_prompt") == "without_draft"
+    is_set = learns_alone or (settings.get("select.strategy") != "best" and settings.get("update.train_on") == "both")
     if copied is not None and varied is not None and copied >= 0.5 >= varied and not (is_solved or is_set):
         found.append(
             f"{copied:.0%} of refinements repeat their draft, and {varied:.0%} of their groups have reward variance"
         )
-    if drafts is None or refined is None or settings.get("update.refinement_prompt") == "without_draft":
+    if drafts is None or refined is None or learns_alone:
         is_apart = False
     else:
         is_apart = drafts < 0.5 and refined >= max(2 * drafts, 0.05)
