@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from command_line import igrpo, make_run, sets
+from command_line import igrpo, make_run
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import publish_manifest, read_manifest
 
@@ -46,9 +46,10 @@ def test_every_update_has_the_recorded_hashes_and_the_run_is_untouched(finished_
 
 def test_the_settings_are_those_of_the_update(tmp_path):
     changes = ("update.learning_rate=0.003", "update.num_minibatches=2", "update.loss_type=dapo")
-    run = make_run(tmp_path / "run", "run.num_iterations=1")
-    assert igrpo("run", run, *sets(*changes)).code == 0
-    assert igrpo("verify", run, "--replay", "0").code == 0
+    run = make_run(tmp_path / "run")
+    assert igrpo("set", run, *changes, "--from-iteration", "1").code == 0
+    assert igrpo("run", run).code == 0
+    assert igrpo("verify", run, "--replay", "0-1").code == 0
 
 
 def test_a_hash_that_differs_is_named_with_what_explains_it(run):

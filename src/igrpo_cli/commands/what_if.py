@@ -25,7 +25,8 @@ from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.pipeline.training_groups import Observations, read_observations
 from igrpo_cli.records import Rollout, Selection, TrainingGroup
 from igrpo_cli.store.completion import open_input
-from igrpo_cli.store.layout import RunDirectory, ShardPath, command_line, parse_shards
+from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.layout import RunDirectory, ShardPath, parse_shards
 from igrpo_cli.store.policies import Policy, read_policy
 from igrpo_cli.ui.console import Console
 from igrpo_cli.ui.tables import markdown_table, plain_table
@@ -208,9 +209,8 @@ class Iteration:
         self.session, self.number = session, number
         self.own = recorded_config(session.run, number, session.config)
         """The settings that the shards were made with."""
-        self.drafts = session.run.shards(number, "draft", self.own.run.num_shards)
-        manifest = open_input(self.drafts[0])
-        self.policy = _policy(session.run, number, manifest.identity.policy)
+        recorded = open_input(self._shards("draft")[0]).identity.policy
+        self.policy = _policy(session.run, number, recorded)
         sampled = [shard for stage in self.own.stages()[:-1] for shard in self._shards(stage)]
         self.is_complete = all(shard.manifest.exists() for shard in sampled)
         if not self.is_complete:

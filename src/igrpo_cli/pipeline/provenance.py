@@ -71,14 +71,14 @@ def recorded_config(run: RunDirectory, iteration: int, config: RunConfig) -> Run
     `config` is that of the iteration. Values that a manifest adds, such as hashes, are left out.
     """
     shards = [run.shard(iteration, stage, 0, config.run.num_shards) for stage in ("draft", "select", "refine")]
-    sections = {name: getattr(config, name) for name in type(config).model_fields}
+    sections = {name: getattr(config, name) for name in type(config).model_fields if name != "changes"}
     for shard in (*shards, run.update(iteration).shard):
         if not shard.manifest.exists():
             continue
         for name, values in read_manifest(shard).identity.config.items():
             if name in sections:
                 sections[name] = sections[name].with_recorded(values)
-    return config.model_copy(update=sections)
+    return config.model_copy(update={**sections, "changes": []})
 
 
 def environment_differences(manifest: Manifest, device: str) -> list[str]:
