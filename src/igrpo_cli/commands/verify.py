@@ -119,7 +119,7 @@ def _compare(session: Session, iteration: int) -> tuple[dict[str, bool], list[st
     if session.warm_trainer is not None and session.warm_trainer[1].config != session.config.update:
         session.warm_trainer = None
     with tempfile.TemporaryDirectory(prefix="igrpo-replay-") as folder:
-        scratch = UpdatePath(Path(folder), iteration, Path(folder) / "update")
+        scratch = UpdatePath(Path(folder), iteration, Path(tempfile.mkdtemp(dir=folder)))
         outputs, trainer = _recompute(session, policy, scratch, identity)
         files = dict(_compared(manifest, outputs, update, scratch))
     if all(files.values()) and session.config.update.optimizer_state == "carry":
@@ -146,7 +146,6 @@ def _recompute(session: Session, policy: Any, scratch: UpdatePath, identity: Any
     minibatches = command.split_into_minibatches(groups, config.update.num_minibatches, config.run.seed, iteration)
     checkpoints = StepCheckpoints(scratch, identity, session.console)
     steps = command.take_steps(session, trainer, minibatches, iteration, checkpoints)
-    staged.mkdir()
     artifacts.stage_trainer(session, trainer, policy, iteration, staged)
     update = session.run.update(iteration)
     outputs = artifacts.record_policy(session, policy, iteration, staged)
