@@ -108,7 +108,7 @@ OWNERS = {
     "tenacity": {"http_client"},
     "pydantic": {"config", "store"},
 }
-COMPOSITIONS = {"stage", "run", "quickstart", "study"}
+COMPOSITIONS = {"stage", "run", "quickstart", "study", "verify", "what_if"}
 """Commands made of other commands; no other command imports one."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from igrpo_cli.algo.estimates import (
     avg_at_k,
     clustered_interval,
+    effective_sample_size,
     maj_at_every_k,
     maj_at_k,
     paired_difference,
@@ -294,3 +295,20 @@ def test_problems_that_count_nothing_are_no_evidence():
     assert ratio_interval([1, 0, 2, 3], [1, 0, 1, 1]) == ratio_interval([1, 2, 3], [1, 1, 1])
     assert ratio_interval([1, 0], [1, 0]) is None
     assert ratio_interval([], []) is None
+
+
+def test_the_effective_sample_size_by_hand() -> None:
+    assert effective_sample_size([0.0, 0.0, 0.0, 0.0]) == 1.0
+    # Weights 1 and 3: (1 + 3)^2 / (2 (1 + 9)).
+    assert effective_sample_size([0.0, math.log(3)]) == pytest.approx(0.8)
+    # A weight that no float can hold.
+    assert effective_sample_size([2000.0, 2000.0 + math.log(3)]) == pytest.approx(0.8)
+    assert effective_sample_size([3000.0, -3000.0, 0.0, 5.0]) == 0.25
+    assert math.isnan(effective_sample_size([]))
+
+
+@given(st.lists(st.floats(-1e4, 1e4), min_size=1, max_size=20), st.floats(-1e3, 1e3))
+def test_an_effective_sample_size_is_between_one_sample_and_all(logs: list[float], shift: float) -> None:
+    size = effective_sample_size(logs)
+    assert 1 / len(logs) - 1e-9 <= size <= 1 + 1e-9
+    assert effective_sample_size([each + shift for each in logs]) == pytest.approx(size, rel=1e-6)

@@ -17,7 +17,7 @@ GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = {"sh", "text", "python", "toml", "sql"}
 NOT_RUN = 12
 """Number of blocks that need a GPU, a server, a cluster or a download."""
-MENTIONED = re.compile(r"(?:^|`|&& )igrpo ([a-z]+)((?: [^`|#&\n]*)?)", re.M)
+MENTIONED = re.compile(r"(?:^|`|&& )igrpo ([a-z]+(?:-[a-z]+)*)((?: [^`|#&\n]*)?)", re.M)
 """Matches a command in a block or between backticks."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.training.optimizer import apply_gradients, make_optimizer
 from igrpo_cli.training.policy import CausalPolicy
-from igrpo_cli.training.step import PolicyTrainer
+from igrpo_cli.training.step import PolicyTrainer, cosine
 
 RATE = 1e-3
 
@@ -99,6 +100,23 @@ def test_the_gradient_is_clipped_by_its_global_norm_and_reported_before(make_mod
     assert tested.step(groups, 0.0).metrics["grad_norm"] == pytest.approx(norm, rel=1e-6)
     left = torch.cat([p.grad.flatten() for p in tested.policy.model.parameters()]).norm().item()
     assert left == pytest.approx(norm / 2, rel=1e-5)
+
+
+def test_a_gradient_is_that_of_the_step_and_takes_none(make_model, groups):
+    tested = trainer(make_model())
+    before = weights(tested)
+    gradient = tested.gradient(groups)
+    assert torch.equal(weights(tested), before)
+    norm = torch.cat([each.flatten() for each in gradient]).norm().item()
+    assert tested.step(groups, 0.0).metrics["grad_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def test_cosines_by_hand():
+    one, other = [torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])], [torch.tensor([[0.0, 7.0]]), torch.tensor([2.0])]
+    assert cosine(one, other) == pytest.approx(8 / (5 * 53**0.5))
+    assert cosine(one, one) == 1.0
+    assert cosine(one, [-each for each in one]) == -1.0
+    assert math.isnan(cosine(one, [torch.zeros_like(each) for each in one]))
 
 
 def test_adamw_by_hand():

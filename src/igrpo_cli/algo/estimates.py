@@ -48,6 +48,19 @@ def avg_at_k(correct_Pk: ArrayLike) -> float:
     return float(_problem_means(correct_Pk).mean())
 
 
+def effective_sample_size(log_weights: ArrayLike) -> float:
+    """Return (sum w)^2 / (n sum w^2) of n importance weights w, given their logarithms: a share of the n samples.
+
+    It is 1 for equal weights, and 1 / n where one weight exceeds the sum of all others by far. The largest weight is
+    divided out, so that no weight overflows. NaN for no weights.
+    """
+    logs = np.asarray(log_weights, np.float64)
+    if logs.size == 0:
+        return math.nan
+    weights = np.exp(logs - logs.max())
+    return float(weights.sum() ** 2 / (logs.size * (weights**2).sum()))
+
+
 def clustered_interval(correct: ArrayLike, confidence: float = 0.95) -> Interval | None:
     """Return a confidence interval of the mean of `correct`: [P, k] values in [0, 1], or [P] means per problem.
 

@@ -50,14 +50,30 @@ def status(
 
 
 @with_console
-def verify(run: Run = HERE, *, console: Console) -> None:
+def verify(
+    run: Run = HERE,
+    replay: Annotated[
+        str | None,
+        typer.Option(
+            "--replay",
+            metavar="LIST",
+            help="Compute the policies that the updates of these iterations made again, for example 3 or 0-4, "
+            "and compare the hashes, instead of checking the files.",
+        ),
+    ] = None,
+    *,
+    console: Console,
+) -> None:
     """Check every file of a run against its manifest.
 
     Example: igrpo verify runs/first
     """
     from igrpo_cli.commands import verify as command
 
-    command.run(run, console)
+    if replay is None:
+        command.run(run, console)
+    else:
+        command.replay(run, replay, console)
 
 
 @with_console
@@ -178,6 +194,62 @@ def diff(
     from igrpo_cli.commands import diff as command
 
     command.run(names, iteration, console, markdown=markdown)
+
+
+@with_console
+def what_if(
+    run: Run = HERE,
+    iterations: Annotated[
+        str | None,
+        typer.Option(
+            "--iteration",
+            metavar="LIST",
+            show_default="newest complete",
+            help="Iterations to ask, for example 3 or 0-4; figures are means over them.",
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Another setting, of all variants; repeatable."),
+    ] = None,
+    varied: Annotated[
+        list[str] | None,
+        typer.Option("--vary", metavar="SECTION.KEY=V1,V2", help="A variant for each of these values; repeatable."),
+    ] = None,
+    gradient: Annotated[
+        bool,
+        typer.Option("--gradient", help="Also compare gradients, which takes a backward pass for each variant."),
+    ] = False,
+    against: Annotated[
+        int | None,
+        typer.Option(
+            "--against",
+            min=0,
+            metavar="POLICY",
+            help="Also print the effective sample size of importance weights against this policy, by number.",
+        ),
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option("--figures", metavar="FOLDER", help="Draw each column over the iterations as an SVG file."),
+    ] = None,
+    as_png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG files.")] = False,
+    markdown: Markdown = False,
+    *,
+    console: Console,
+) -> None:
+    """Ask what other settings would do with stored rollouts.
+
+    Another reward, selection, allocation, normalisation or loss. Nothing is sampled and no file of the run is changed.
+
+    Example: igrpo what-if runs/first --vary select.strategy=best,random,wrong,worst
+    """
+    from igrpo_cli.commands import what_if as command
+
+    request = command.WhatIfRequest(
+        run, iterations, tuple(sets or ()), tuple(varied or ()), gradient, against, figures, as_png
+    )
+    command.run(request, console, markdown=markdown)
 
 
 @with_console

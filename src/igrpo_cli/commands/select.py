@@ -6,7 +6,7 @@ By default it is the draft with the highest reward (arXiv 2602.09000): d_hat = a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from igrpo_cli.store.views import CandidateBlock
 
+    DraftReader = Callable[[Session, ShardPath], Iterator[CandidateBlock]]
+
 # numpy and pyarrow are imported where they are needed, so that a command with nothing to do starts fast.
 
 
@@ -40,15 +42,19 @@ def run(session: Session, request: StageRequest) -> StageReport:
     return stage.report()
 
 
-def selections_of_shard(session: Session, path: ShardPath, counts: Counter[str]) -> Iterator[list[Selection]]:
-    """Yield the selections of one shard block by block, and count them in `counts` by action, ties and zero rewards."""
+def selections_of_shard(
+    session: Session, path: ShardPath, counts: Counter[str], read: DraftReader | None = None
+) -> Iterator[list[Selection]]:
+    """Yield the selections of one shard block by block, and count them in `counts` by action, ties and zero rewards.
+
+    `read` yields the drafts of a shard; None means `draft_blocks`.
+    """
+    read = read or draft_blocks
     if session.config.select.reads_all_drafts:
-        blocks = _of_iteration(session, path, counts)
+        blocks = _of_iteration(session, path, counts, read)
     else:
         (draft_shard,) = draft_shards(session, path)
-        blocks = (
-            select_drafts(session, path.iteration, block, counts) for block in _draft_blocks(session, draft_shard)
-        )
+        blocks = (select_drafts(session, path.iteration, block, counts) for block in read(session, draft_shard))
     for selections in blocks:
         if session.config.select.strategy == "external":
             selections = _with_external_drafts(session, selections)
@@ -150,7 +156,11 @@ def check_inputs(session: Session, path: ShardPath) -> None:
         require_same_settings({scores_path: open_scores(scores_path, draft) for scores_path, draft in scores.items()})
 
 
-def _draft_blocks(session: Session, draft_shard: ShardPath) -> Iterator[CandidateBlock]:
+def draft_blocks(session: Session, draft_shard: ShardPath) -> Iterator[CandidateBlock]:
+    """Yield the groups of a draft shard block by block, with the rewards of `select.scores` if it is set.
+
+    Raises as `iterate_candidates`, and DamagedFileError at the end where groups are missing.
+    """
     from igrpo_cli.store.row_checks import require_groups
     from igrpo_cli.store.views import iterate_candidates
 
@@ -164,7 +174,9 @@ def _draft_blocks(session: Session, draft_shard: ShardPath) -> Iterator[Candidat
     require_groups(draft_shard, group_ids, session.config.blocks().groups_of_shard(draft_shard.shard))
 
 
-def _of_iteration(session: Session, path: ShardPath, counts: Counter[str]) -> Iterator[list[Selection]]:
+def _of_iteration(
+    session: Session, path: ShardPath, counts: Counter[str], read: DraftReader
+) -> Iterator[list[Selection]]:
     """Yield the selections of one shard, which depend on the drafts of all shards.
 
     An adaptive allocation shares the refinements of the iteration out. With the strategies `shuffled` and
@@ -175,7 +187,7 @@ def _of_iteration(session: Session, path: ShardPath, counts: Counter[str]) -> It
     num_right_and_wrong: list[tuple[int, int]] = []
     for draft_shard in draft_shards(session, path):
         is_own = draft_shard.shard == path.shard
-        for block in _draft_blocks(session, draft_shard):
+        for block in read(session, draft_shard):
             selections += select_drafts(session, path.iteration, block, counts if is_own else Counter())
             sizes.append((draft_shard.shard, len(block.group_ids)))
             num_wrong_B = _is_wrong(session, block).sum(axis=1)

@@ -11,8 +11,9 @@ Importing this module loads pydantic and nothing heavier.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -42,6 +43,11 @@ class Section(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Return the settings that results depend on, as JSON values; unset keys are None."""
         return self.model_dump(mode="json", exclude=set(self.WITHOUT_EFFECT))
+
+    def with_recorded(self, values: Mapping[str, Any]) -> Self:
+        """Return the section with the settings of an `identity` that a manifest records; other keys are left out."""
+        known = {key: value for key, value in values.items() if key in type(self).model_fields}
+        return type(self).model_validate({**self.model_dump(), **known})
 
 
 class RunSection(Section):

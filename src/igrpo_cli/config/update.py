@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
@@ -136,6 +137,15 @@ class UpdateSection(Section):
     def identity(self) -> dict[str, Any]:
         """Return the settings that results depend on, with the published constants filled in."""
         return {**super().identity(), **self.constants()._asdict()}
+
+    def with_recorded(self, values: Mapping[str, Any]) -> Self:
+        """Return the section with recorded settings. A published constant stays unset and follows `loss_type`."""
+        names = [name for name in LossConstants._fields if name in values]
+        found = super().with_recorded({**values, **dict.fromkeys(names)})
+        for name in names:
+            if values[name] != getattr(found.constants(), name):
+                found = found.model_copy(update={name: values[name]})
+        return found
 
     def constants(self) -> LossConstants:
         """Return the constants in use: those that are set, the others as `loss_type` was published."""

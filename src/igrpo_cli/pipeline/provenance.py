@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli import __version__
+from igrpo_cli.config import RunConfig
 from igrpo_cli.config.sections import SamplingSettings
-from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, utc_now
+from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, read_manifest, utc_now
 
 PACKAGES = {"torch": "torch", "transformers": "transformers", "vllm": "vllm", "math_verify": "math-verify"}
 
@@ -61,6 +63,30 @@ class Provenance:
             outputs=outputs,
             **of_update,
         )
+
+
+def recorded_config(run: RunDirectory, iteration: int, config: RunConfig) -> RunConfig:
+    """Return `config` with the settings that the manifests of an iteration record, which may come from `--set`.
+
+    `config` is that of the iteration. Values that a manifest adds, such as hashes, are left out.
+    """
+    shards = [run.shard(iteration, stage, 0, config.run.num_shards) for stage in ("draft", "select", "refine")]
+    sections = {name: getattr(config, name) for name in type(config).model_fields if name != "changes"}
+    for shard in (*shards, run.update(iteration).shard):
+        if not shard.manifest.exists():
+            continue
+        for name, values in read_manifest(shard).identity.config.items():
+            if name in sections:
+                sections[name] = sections[name].with_recorded(values)
+    return config.model_copy(update={**sections, "changes": []})
+
+
+def environment_differences(manifest: Manifest, device: str) -> list[str]:
+    """Return how this environment differs from that of a manifest, where that may change rounding."""
+    now = _installed()
+    pairs = {name: (manifest.versions.get(name), now.get(name)) for name in ("igrpo", "git", "torch", "transformers")}
+    pairs |= {"device": (manifest.device, device), "host": (manifest.host, platform.node())}
+    return [f"{name} {then} then, {here} now" for name, (then, here) in pairs.items() if then != here]
 
 
 @cache

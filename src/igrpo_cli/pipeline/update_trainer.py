@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from igrpo_cli.algo.estimates import effective_sample_size
+from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.errors import ConflictError, MissingInputError
 from igrpo_cli.pipeline.session import Session
+from igrpo_cli.records import TrainingGroup
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.store.atomic import remove_directory, remove_stale_temporaries, sha256_file
 from igrpo_cli.store.checksummed_json import RECORD, verify_directory
@@ -72,6 +79,87 @@ def _load(session: Session, policy: Policy, iteration: int, ranks: Ranks) -> Pol
         adapter_seed=derive_seed(session.config.run.seed, "lora"),
         ranks=ranks,
     )
+
+
+def gradient_cosines(
+    session: Session, policy: Policy, variants: Sequence[tuple[UpdateSection, Sequence[TrainingGroup] | None]]
+) -> list[float | None]:
+    """Return the cosine of the gradient of each variant, at `policy`, with that of the first one.
+
+    A variant is its settings and its groups with advantages. The gradient is that of the loss of all its groups. None
+    without groups, and where one of the gradients is 0. A variant that is equal to the first one has the cosine 1.
+    """
+    from igrpo_cli.training.step import PolicyTrainer, cosine, objective_of
+
+    (first_section, first), beta = variants[0], max(section.beta for section, _ in variants)
+    if not first:
+        return [None] * len(variants)
+    base = _load_published(session, policy, {"beta": beta})
+    cosines: list[float | None] = []
+    own, own_key = None, (objective_of(first_section), _key(first))
+    for section, groups in variants:
+        if not groups:
+            cosines.append(None)
+            continue
+        # The layers of the policy recompute their activations already, if they should.
+        section = section.model_copy(update={"gradient_checkpointing": False})
+        gradient = own
+        if own is None or (objective_of(section), _key(groups)) != own_key:
+            gradient = PolicyTrainer(base.policy, section, base.reference).gradient(groups)
+        own = own or gradient
+        assert own is not None
+        assert gradient is not None
+        found = cosine(own, gradient)
+        cosines.append(None if math.isnan(found) else found)
+    return cosines
+
+
+def sample_sizes(
+    session: Session, policy: Policy, variants: Sequence[Sequence[TrainingGroup] | None]
+) -> list[tuple[float, float] | tuple[None, None]]:
+    """Return the effective sample sizes of groups under `policy`: as shares of their tokens and of their completions.
+
+    The weight of a token is its probability under `policy` divided by that under the sampler, and the weight of a
+    completion the product over its tokens. None without groups.
+    """
+    trainer = _load_published(session, policy, {"beta": 0.0, "lora_r": 0})
+    known: dict[object, tuple[float, float]] = {}
+    sizes: list[tuple[float, float] | tuple[None, None]] = []
+    for groups in variants:
+        if not groups:
+            sizes.append((None, None))
+            continue
+        key = tuple((group.stage, group.group_id, tuple(group.prompt_ids)) for group in groups)
+        if key not in known:
+            sampled = [np.asarray(each, np.float64) for group in groups for each in group.sampling_logprobs]
+            log_weights = trainer.compute_old_logprobs(groups) - np.concatenate(sampled)
+            of_token = np.repeat(np.arange(len(sampled)), [len(each) for each in sampled])
+            of_sequence = np.bincount(of_token, log_weights, minlength=len(sampled))
+            known[key] = effective_sample_size(log_weights), effective_sample_size(of_sequence)
+        sizes.append(known[key])
+    return sizes
+
+
+def _key(groups: Sequence[TrainingGroup]) -> list[object]:
+    """Return what two lists of groups of one iteration may differ in."""
+    scalars = [(each.stage, each.group_id, each.loss_weight, each.shaping_gamma) for each in groups]
+    lists = [(*each.prompt_ids, *each.advantages, *each.is_masked) for each in groups]
+    return [scalars, lists]
+
+
+def _load_published(session: Session, policy: Policy, changes: dict[str, float]) -> PolicyTrainer:
+    """Return a trainer of a policy as it was published, for gradients and log-probs, with a new optimiser.
+
+    With LoRA adapters (`lora_r`), which a published policy has merged, they come from the update that made it.
+    """
+    from igrpo_cli.training.ranks import Ranks
+
+    config = session.config
+    update = config.update.model_copy(update={**changes, "optimizer_state": "fresh"})
+    dtype = config.policy.dtype if update.lora_r else "float32"
+    changed = {"update": update, "policy": config.policy.model_copy(update={"dtype": dtype})}
+    reader = Session(session.run, config.model_copy(update=changed), session.console)
+    return load_trainer(reader, policy, policy.iteration, Ranks())
 
 
 def verify_optimizer_state(update: UpdatePath, policy: Policy) -> None:

@@ -236,13 +236,18 @@ def record_directory(directory: Path) -> None:
     publish_checksummed(directory / RECORD, {key: version, "files": files}, replace=True)
 
 
+def recorded_files(directory: Path) -> dict[str, str]:
+    """Return {name: SHA-256} from the record of a directory. Raises as `read_checksummed`."""
+    record = directory / RECORD
+    return validated(record, _FILES, read_checksummed(record, *_DIRECTORY_VERSION).get("files"))
+
+
 def verify_directory(directory: Path) -> None:
     """Hash the files of a recorded directory again.
 
     Raises MissingInputError where there is no record, DamagedFileError naming a file that is gone or has changed.
     """
-    record = directory / RECORD
-    files = validated(record, _FILES, read_checksummed(record, *_DIRECTORY_VERSION).get("files"))
+    files = recorded_files(directory)
     for name in files:
         if not (directory / name).is_file():
             raise DamagedFileError(f"{directory / name} is gone")

@@ -8,6 +8,7 @@ Shapes: T tokens of a row, K completion tokens that it predicts, S completions a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -139,6 +140,27 @@ class PolicyTrainer:
         gradients that are not finite; weights and optimiser state are then unchanged. Raises IgrpoError also if memory
         runs out, and then weights and optimiser state may be incomplete.
         """
+        batch, metrics, loss = self._backward(groups, old_logprobs, on_tokens)
+        grad_norm = apply_gradients(self.optimizer, self.policy.model, learning_rate, self.config.max_grad_norm)
+        update = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
+        return StepResult({**update, **batch_metrics(batch, metrics)}, audit_completions(batch, metrics))
+
+    @memory_for("the gradient", LESS_MEMORY)
+    def gradient(self, groups: Sequence[TrainingGroup]) -> list[Tensor]:
+        """Return the gradient of the loss of `groups`, a tensor for each trainable parameter, and take no step.
+
+        It is that of the first step: the log-probs of the policy are the old ones. Raises as `step`.
+        """
+        self._backward(groups, None, lambda num_tokens: None)
+        parameters = trainable_parameters(self.policy.model).values()
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+        self.optimizer.zero_grad(set_to_none=True)
+        return gradients
+
+    def _backward(
+        self, groups: Sequence[TrainingGroup], old_logprobs: FloatArray | None, on_tokens: Callable[[int], None]
+    ) -> tuple[TrainingBatch, TokenMetrics, float]:
+        """Accumulate the gradient of the objective of `groups`; return the batch, its token metrics and its loss."""
         batch = flatten_groups(groups, self.policy.vocab_size)
         if old_logprobs is not None and len(old_logprobs) != len(batch.token_ids):
             raise IgrpoError(f"{len(old_logprobs)} old log-probs for {len(batch.token_ids)} completion tokens")
@@ -158,11 +180,8 @@ class PolicyTrainer:
             for row, counts in self._of_this_rank(rows.without_gradient):
                 loss += self._forward(work, row, counts=counts).item()
         reshard(self.policy.logprobs)
-        loss = self.ranks.sum(np.array(loss)).item()
         metrics.sum_over_ranks(self.ranks.sum)
-        grad_norm = apply_gradients(self.optimizer, self.policy.model, learning_rate, self.config.max_grad_norm)
-        update = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
-        return StepResult({**update, **batch_metrics(batch, metrics)}, audit_completions(batch, metrics))
+        return batch, metrics, self.ranks.sum(np.array(loss)).item()
 
     def _plan(self, batch: TrainingBatch) -> _Rows:
         """Return the rows of a batch. A group has a gradient if a completion of it has an advantage or a KL term."""
@@ -266,6 +285,16 @@ def objective_of(config: UpdateSection) -> Objective:
         beta=config.beta,
         max_importance_weight=config.importance_sampling_clip_max if is_corrected else None,
     )
+
+
+def cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Return the cosine of two gradients, each a tensor per parameter; NaN where one is 0, and exactly 1 for itself."""
+
+    def product(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+        return sum((a.double() * b.double()).sum().item() for a, b in zip(left, right, strict=True))
+
+    norms = math.sqrt(product(one, one) * product(other, other))
+    return math.nan if norms == 0 else max(-1.0, min(1.0, product(one, other) / norms))
 
 
 def _compute_dtype(dtype: Dtype, device: torch.device) -> Literal["float32", "bfloat16"]:
