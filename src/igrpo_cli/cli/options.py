@@ -54,6 +54,10 @@ Endpoints = Annotated[
     list[str] | None,
     typer.Option("--endpoint", metavar="URL", help="A running `vllm serve`, for --engine server; repeatable."),
 ]
+ReportTo = Annotated[
+    list[str] | None,
+    typer.Option("--report-to", metavar="NAME", help="tensorboard, trackio or wandb. Short for --set log.report_to."),
+]
 TakeOver = Annotated[
     bool, typer.Option("--take-over", help="When these shards are complete, sample blocks of shards of other tasks.")
 ]
@@ -85,6 +89,11 @@ def with_console(command: Callable[..., Any]) -> Callable[..., Any]:
     output = [inspect.Parameter(name, keyword, default=False, annotation=kind) for name, kind in _OUTPUT.items()]
     with_output_options.__signature__ = signature.replace(parameters=[*own, *output])  # type: ignore[attr-defined]
     return with_output_options
+
+
+def with_report_to(sets: list[str] | None, report_to: list[str] | None) -> list[str]:
+    """Return `sets` with the setting for which `--report-to` is short."""
+    return [*(sets or []), *([f"log.report_to={json.dumps(report_to)}"] if report_to else [])]
 
 
 def with_engine(sets: list[str] | None, engine: str | None, endpoints: list[str] | None) -> list[str]:

@@ -16,6 +16,7 @@ from igrpo_cli.cli.options import (
     Iteration,
     Markdown,
     Overwrite,
+    ReportTo,
     Run,
     Scores,
     Sets,
@@ -24,6 +25,7 @@ from igrpo_cli.cli.options import (
     TakeOver,
     with_console,
     with_engine,
+    with_report_to,
 )
 from igrpo_cli.errors import UsageError
 from igrpo_cli.ui.console import Console
@@ -39,6 +41,9 @@ Model = Annotated[str | None, typer.Option("--model", help="Model directory or H
 Benches = Annotated[
     list[str] | None,
     typer.Option("--bench", help="Benchmark name (--list), or a JSONL or Parquet file; repeatable."),
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Only the first problems. Short for --set eval.limit.")
 ]
 WithDraft = Annotated[
     bool, typer.Option("--with-draft", help="Refine the samples of the evaluation without draft (eval.selection).")
@@ -60,6 +65,7 @@ def init(
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="TOML file that overrides the preset.")
     ] = None,
+    report_to: ReportTo = None,
     sets: Sets = None,
     skip_bad_rows: SkipBadRows = False,
     dry_run: DryRun = False,
@@ -72,7 +78,7 @@ def init(
     """
     from igrpo_cli.commands import init as command
 
-    sets = [*(sets or []), *(["data.skip_bad_rows=true"] if skip_bad_rows else [])]
+    sets = [*with_report_to(sets, report_to), *(["data.skip_bad_rows=true"] if skip_bad_rows else [])]
     command.run(run, preset, config, sets, dry_run=dry_run, console=console)
 
 
@@ -158,6 +164,7 @@ def evaluate(
     benches: Benches = None,
     model: Model = None,
     samples: Annotated[int | None, typer.Option("--samples", min=1, help="Samples per problem.")] = None,
+    limit: Limit = None,
     with_draft: WithDraft = False,
     comparison: Comparison = None,
     list_benches: Annotated[bool, typer.Option("--list", help="List the benchmarks that have a name.")] = False,
@@ -206,7 +213,7 @@ def evaluate(
         iteration=iteration,
         shard=shard,
         take_over=take_over,
-        sets=tuple(with_engine(sets, engine, endpoint)),
+        sets=(*with_engine(sets, engine, endpoint), *([] if limit is None else [f"eval.limit={limit}"])),
         skip_bad_rows=skip_bad_rows,
         overwrite=overwrite,
         dry_run=dry_run,

@@ -14,7 +14,7 @@ from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.inspection.run_config import differing_values, flat_settings
 from igrpo_cli.pipeline.changes import changed_config, changed_settings
 from igrpo_cli.pipeline.session import Session, open_session
-from igrpo_cli.store.atomic import publish_directory, share_file, staging_directory
+from igrpo_cli.store.atomic import make_directory, publish_directory, share_file, staging_directory
 from igrpo_cli.store.completion import damage_of, input_hashes
 from igrpo_cli.store.hints import command_line
 from igrpo_cli.store.layout import RunDirectory, ShardPath, read_eval_name
@@ -216,7 +216,7 @@ def _share(run: RunDirectory, new: RunDirectory, files: list[Path], *, as_copy: 
     for file in files:
         size = (run.root / file).stat().st_size
         grows = file.parts[0] in COPIED
-        (new.root / file).parent.mkdir(parents=True, exist_ok=True)
+        make_directory((new.root / file).parent)
         if share_file(run.root / file, new.root / file, as_copy=as_copy or grows):
             linked += size
         else:
