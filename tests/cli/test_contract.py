@@ -268,3 +268,15 @@ def test_the_example_in_the_help_of_every_command_works(tmp_path):
 def test_init_needs_no_preset(tmp_path):
     result = igrpo("init", tmp_path / "run")
     assert (result.code, result.stderr.count("error")) == (0, 0), result.stderr
+
+
+@pytest.mark.parametrize(
+    ("problems", "block", "hint"),
+    [(16, 16, "--set engine.groups_per_block=2, or --set run.num_shards=1"), (6, 1, "--set run.num_shards=6")],
+)
+def test_more_shards_than_blocks_are_refused_before_the_model_is_read(tmp_path, problems, block, hint):
+    settings = (f"data.problems_per_iteration={problems}", f"engine.groups_per_block={block}", "run.num_shards=8")
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *sets(*settings, "policy.model=no/such/model"))
+    assert result.code == 2
+    assert f"the {problems} problems of an iteration are {problems // block} blocks of {block}" in result.stderr
+    assert f"hint: {hint}" in result.stderr

@@ -7,12 +7,13 @@ import pytest
 from command_line import igrpo, make_run
 
 SHARDS = 16
+SETTINGS = (f"run.num_shards={SHARDS}", f"data.problems_per_iteration={SHARDS}", "engine.groups_per_block=1")
 
 
 @pytest.fixture(scope="module")
 def some_shards(tmp_path_factory):
     """A run of which the drafts 3, 7 and 12-15 of iteration 1 and one shard of an evaluation have no manifest."""
-    run = make_run(tmp_path_factory.mktemp("missing") / "run", f"run.num_shards={SHARDS}")
+    run = make_run(tmp_path_factory.mktemp("missing") / "run", *SETTINGS)
     for folder, missing in (("iteration_0001/draft", {3, 7, 12, 13, 14, 15}), ("eval/arithmetic/policy_0000", {5})):
         (run / folder).mkdir(parents=True)
         for shard in range(SHARDS):

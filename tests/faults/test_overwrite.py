@@ -9,8 +9,7 @@ import pytest
 
 from command_line import igrpo, make_run, run_to_end, sets
 
-SHARDS = ("run.num_shards=3", "data.problems_per_iteration=4", "run.num_iterations=1")
-"""Two blocks for three shards: one shard has no rows, and needs no engine to sample any."""
+SHARDS = ("run.num_shards=3", "data.problems_per_iteration=6", "run.num_iterations=1")
 
 
 def everything_below(run):

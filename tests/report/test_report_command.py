@@ -116,7 +116,7 @@ def test_several_runs_are_drawn_over_what_they_cost(run, tmp_path):
     shutil.copytree(run, other)
     shutil.copytree(run, tmp_path / "other")
     result = igrpo("report", run, other, tmp_path / "other", "--json", cwd=tmp_path)
-    assert result.json["runs"] == [str(run), str(other), "other"]
+    assert result.json["runs"] == [f"{run.parent.name}/{run.name}", f"deeper/{run.name}", "other"]
     assert result.json["report"] == "report.html"
     text = (tmp_path / "report.html").read_text("utf-8")
     assert 'aria-label="Accuracy: ' in text

@@ -68,7 +68,8 @@ def test_a_dry_run_writes_nothing(scripts, fresh):
 
 
 def test_only_missing_work_is_submitted(scripts, tmp_path):
-    run = make_run(tmp_path / "run", "run.num_shards=16", "run.num_iterations=4")
+    blocks = ("data.problems_per_iteration=16", "engine.groups_per_block=1")
+    run = make_run(tmp_path / "run", "run.num_shards=16", "run.num_iterations=4", *blocks)
     (run / "iteration_0000/update").mkdir(parents=True)
     (run / "iteration_0000/update/manifest.json").touch()
     finish(run, "iteration_0001/draft", set(range(16)) - {3, 7, 12, 13, 14, 15}, 16)

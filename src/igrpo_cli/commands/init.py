@@ -98,6 +98,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
     policy = config.policy
+    _require_blocks(config)
     _require_reward_functions(config)
     model = fetch_model(model_location(policy.model), policy.revision, trust_remote_code=policy.trust_remote_code)
     for note in check_architecture(
@@ -181,6 +182,20 @@ def _by_solve_rate(loaded: LoadedProblems, run: Path, config: RunConfig) -> Load
     counts = {**loaded.counts, "kept": len(problems), **{kind: number for kind, number in left_out.items() if number}}
     sha256 = hashlib.sha256(f"{loaded.sha256} {external_sha256(run)}".encode()).hexdigest()
     return replace(loaded, problems=problems, counts=counts, sha256=sha256)
+
+
+def _require_blocks(config: RunConfig) -> None:
+    """Raise UsageError for more shards than an iteration has blocks: the tasks of the others would have no work."""
+    blocks = config.blocks()
+    num_blocks = -(-blocks.num_groups // blocks.size)
+    if blocks.num_shards > num_blocks:
+        fitting = blocks.num_groups // blocks.num_shards
+        smaller = f"--set engine.groups_per_block={fitting}, or " if fitting else ""
+        raise UsageError(
+            f"run.num_shards = {blocks.num_shards}, but the {blocks.num_groups} problems of an iteration are "
+            f"{num_blocks} blocks of {blocks.size}: {blocks.num_shards - num_blocks} shards would be empty",
+            hint=f"{smaller}--set run.num_shards={num_blocks}",
+        )
 
 
 def _require_reward_functions(config: RunConfig) -> None:

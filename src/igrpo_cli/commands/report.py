@@ -74,13 +74,14 @@ def run(request: ReportRequest, console: Console) -> None:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return the names of the runs: the last parts of their paths, as many as tell them apart."""
+    """Return the names of the runs: the last parts of each path, as many as tell it from the others."""
     parts = [path.resolve().parts[1:] for path in paths]
-    for number in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(each[-number:]) for each in parts]
-        if len(set(names)) == len(names):
-            break
-    return names
+
+    def length(own: tuple[str, ...]) -> int:
+        lengths = range(1, len(own) + 1)
+        return next((n for n in lengths if sum(each[-n:] == own[-n:] for each in parts) == 1), len(own))
+
+    return ["/".join(each[-length(each) :]) for each in parts]
 
 
 def _read(run: RunDirectory, name: str, num_runs: int, console: Console) -> ReportedRun:
