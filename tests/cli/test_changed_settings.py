@@ -45,7 +45,10 @@ def test_nothing_is_made_with_settings_that_were_changed(run, command):
     result = igrpo(command[0], run, *command[1:])
     assert (result.code, result.stdout) == (4, "")
     assert f"error: {run}/run.toml {CHANGED}" in result.stderr
-    assert f"restore it; for other settings use --set, or igrpo init NEW_RUN --config {run}/run.toml" in result.stderr
+    assert (
+        f"restore it; for other settings igrpo set RUN section.key=value, or igrpo init NEW_RUN --config {run}/run.toml"
+        in (result.stderr)
+    )
     assert files_below(run) == before
 
 

@@ -45,7 +45,10 @@ def settings_fault(path: Path) -> tuple[str, str] | None:
     if _is_intact(content):
         return None
     what = "is not what `igrpo init` wrote: its first line does not hold the SHA-256 of the others"
-    return what, "restore it; then `igrpo set RUN section.key=value` changes a setting"
+    cure = (
+        f"restore it; `igrpo set RUN section.key=value` changes a setting, igrpo init NEW_RUN --config {path} takes all"
+    )
+    return what, cure
 
 
 def require_unedited(path: Path) -> None:
