@@ -230,3 +230,22 @@ def test_a_parent_that_changed_is_noted(run, tmp_path):
     noted = igrpo("verify", new)
     assert noted.code == 0
     assert f"policy 1 of {run} is another one now" in noted.stdout + noted.stderr
+
+
+def test_a_change_to_what_a_single_command_used_is_no_conflict(run, tmp_path):
+    other = sets("select.strategy=worst")
+    assert igrpo("select", run, "--iteration", 1, "--overwrite", "--cascade", *other).code == 0
+    assert igrpo("set", run, "select.strategy=worst", "--from-iteration", 1).code == 0
+    run_to_end(run)
+    assert igrpo("verify", run).code == 0
+
+
+def test_a_fork_of_what_a_single_command_used_needs_the_same_setting(run, tmp_path):
+    made = igrpo("select", run, "--iteration", 1, "--overwrite", "--cascade", *sets("select.strategy=worst"))
+    assert made.code == 0
+    refused = igrpo("fork", run, tmp_path / "new", "--from", 1, "--stage", "refine")
+    assert (refused.code, "select.strategy decides select" in refused.stderr) == (2, True)
+    assert (
+        igrpo("fork", run, tmp_path / "new", "--from", 1, "--stage", "refine", *sets("select.strategy=worst")).code == 0
+    )
+    run_to_end(tmp_path / "new")

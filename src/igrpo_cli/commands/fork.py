@@ -11,8 +11,7 @@ from typing import Any
 from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import read_toml, refuse_fixed
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
-from igrpo_cli.inspection.run_config import differing_values, flat_settings
-from igrpo_cli.pipeline.changes import changed_config, changed_settings
+from igrpo_cli.pipeline.changes import changed_config, changed_settings, conflicting_names, made_with
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.atomic import make_directory, publish_directory, share_file, staging_directory
 from igrpo_cli.store.completion import damage_of, input_hashes
@@ -119,8 +118,8 @@ def _require_settings(session: Session, request: ForkRequest, changes: Changes) 
             f"iteration {request.iteration} has no stage {request.stage}", hint=f"its stages: {', '.join(new.stages())}"
         )
     for stage in _shared_stages(new, request.stage):
-        both = (flat_settings(stage_identity(each, stage)) for each in (old, new))
-        if differing := list(differing_values(*both)):
+        recorded = made_with(session.run, request.iteration, stage, old)
+        if recorded is not None and (differing := conflicting_names(recorded, stage_identity(new, stage))):
             raise UsageError(
                 f"{differing[0]} decides {stage}, which comes before {request.stage} and is shared",
                 hint=f"--stage {stage} makes it again",

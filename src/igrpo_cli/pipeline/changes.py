@@ -12,7 +12,8 @@ from igrpo_cli.errors import ConflictError
 from igrpo_cli.inspection.run_config import differing_values, flat_settings
 from igrpo_cli.pipeline.session import Session
 from igrpo_cli.store.hints import command_line
-from igrpo_cli.store.layout import shards_in
+from igrpo_cli.store.layout import PARTS, RunDirectory, shards_in
+from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.settings import add_change
 from igrpo_cli.ui.console import printable
 
@@ -89,11 +90,34 @@ def _conflicts(session: Session, after: RunConfig, from_iteration: int) -> list[
     for iteration in (each for each in session.run.iterations() if each >= from_iteration):
         old, new = session.run_config.at(iteration), after.at(iteration)
         for stage in old.stages():
-            directory = session.run.stage(iteration, stage)
-            is_begun = session.run.update(iteration).manifest.exists() if stage == "update" else shards_in(directory)
-            if is_begun and stage_identity(old, stage) != stage_identity(new, stage):
+            recorded = made_with(session.run, iteration, stage, old)
+            if recorded is not None and conflicting_names(recorded, stage_identity(new, stage)):
                 found.append((iteration, stage))
     return found
+
+
+def made_with(run: RunDirectory, iteration: int, stage: str, config: RunConfig) -> Settings | None:
+    """Return the settings that a stage was made with, from a manifest; None for a stage that has not begun.
+
+    Blocks and steps that are kept of unfinished work were made with those of `config`.
+    """
+    directory, update = run.stage(iteration, stage), run.update(iteration)
+    known = [number for number, suffixes in shards_in(directory).items() if "json" in suffixes]
+    if stage == "update" and update.manifest.exists():
+        return read_manifest(update.shard).identity.config
+    if known:
+        return read_manifest(run.shard(iteration, stage, *known[0])).identity.config
+    kept = update.checkpoints if stage == "update" else directory / PARTS
+    return stage_identity(config, stage) if kept.is_dir() else None
+
+
+def conflicting_names(recorded: Settings, requested: Settings) -> list[str]:
+    """Return the requested settings that were recorded with another value, as `section.key`.
+
+    What a manifest adds, such as hashes, does not count.
+    """
+    before = flat_settings(recorded)
+    return [name for name, value in flat_settings(requested).items() if before.get(name) != value]
 
 
 def _differing(before: RunConfig, after: RunConfig, from_iteration: int) -> dict[str, tuple[Any, Any]]:
