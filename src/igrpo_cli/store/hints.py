@@ -20,9 +20,10 @@ def overrides_in_hints(overrides: Iterable[str]) -> Iterator[None]:
         _overrides.clear()
 
 
-def with_overrides(command: str) -> str:
-    """Return a command with the `--set` of the command that is running."""
-    return " ".join([command, *(f"--set {shlex.quote(text)}" for text in _overrides)])
+def with_overrides(command: str, stage: str) -> str:
+    """Return the command of a stage with the `--set` of the command that is running; [eval] is for evaluations."""
+    sets = [text for text in _overrides if stage == "eval" or not text.startswith("eval.")]
+    return " ".join([command, *(f"--set {shlex.quote(text)}" for text in sets)])
 
 
 def shell_path(path: Path) -> str:

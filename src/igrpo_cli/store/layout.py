@@ -359,7 +359,7 @@ def no_run_error(path: Path) -> MissingInputError:
 
 def make_command(path: ShardPath) -> str:
     """Return the command that makes a shard, with the `--set` of the command that is running."""
-    return with_overrides(_make_command(path))
+    return with_overrides(_make_command(path), path.stage)
 
 
 def _make_command(path: ShardPath) -> str:
