@@ -45,9 +45,7 @@ def settings_fault(path: Path) -> tuple[str, str] | None:
     if _is_intact(content):
         return None
     what = "is not what `igrpo init` wrote: its first line does not hold the SHA-256 of the others"
-    cure = (
-        f"restore it; `igrpo set RUN section.key=value` changes a setting, igrpo init NEW_RUN --config {path} takes all"
-    )
+    cure = f"restore it; for other settings igrpo set RUN section.key=value, or igrpo init NEW_RUN --config {path}"
     return what, cure
 
 
