@@ -106,11 +106,16 @@ def test_refinements_that_differ_from_their_drafts_have_a_gradient(sampled, base
 
 
 def test_a_baseline_of_refinements_that_are_not_trained_on_is_refused(tmp_path):
-    for settings in (("update.train_on=drafts",), ("run.method=grpo",)):
-        overrides = sets("update.baseline=drafts", *settings)
-        result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *overrides)
-        assert result.code == 2
-        assert "update.baseline" in result.stderr
+    overrides = sets("update.baseline=drafts", "update.train_on=drafts")
+    result = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *overrides)
+    assert result.code == 2
+    assert "update.baseline" in result.stderr
+
+
+def test_plain_grpo_ignores_what_a_preset_says_of_refinements(tmp_path):
+    result = igrpo("init", tmp_path / "run", "--preset", "quickstart", *sets("run.method=grpo"), "--dry-run", "--json")
+    section = result.json["config"]["update"]
+    assert (section["train_on"], section["baseline"], section["refinement_prompt"]) == ("drafts", "group", "with_draft")
 
 
 def test_loss_weights_are_those_of_their_stage(sampled):
@@ -138,7 +143,7 @@ def test_refinements_trained_without_their_draft_have_another_gradient(sampled):
         (["update.train_on=refinements", "update.loss_weights={drafts=0.5}"], "needs update.train_on"),
         (["update.loss_weights={drafts=0, refinements=0}"], "nothing would be trained"),
         (["update.loss_weights={eval=1}"], "loss_weights"),
-        (["run.method=grpo", "update.refinement_prompt=without_draft"], "update.refinement_prompt"),
+        (["update.train_on=drafts", "update.refinement_prompt=without_draft"], "update.refinement_prompt"),
     ],
 )
 def test_settings_without_an_effect_are_refused(tmp_path, settings, message):

@@ -55,10 +55,12 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _plain_grpo_trains_on_drafts(cls, values: Any) -> Any:
+    def _plain_grpo_has_no_refinements(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("run", {}).get("method") != "grpo":
             return values
-        return {**values, "update": {**values.get("update", {}), "train_on": "drafts"}}
+        # A preset may say how refinements are trained, and plain GRPO has none.
+        of_drafts = {"train_on": "drafts", "baseline": "group", "refinement_prompt": "with_draft"}
+        return {**values, "update": {**values.get("update", {}), **of_drafts}}
 
     @model_validator(mode="after")
     def _check_combinations(self) -> RunConfig:
