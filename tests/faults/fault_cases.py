@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from forked import AGAIN, Fork, WarmRun, everything_below, timed
+from forked import AGAIN, FEW_OPERATIONS, Fork, WarmRun, everything_below, timed
 
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.verify import verify_run
@@ -145,7 +145,7 @@ def signals(warm: WarmRun, name: str, times: int, seed: int = 0) -> Iterator[str
 
 def _signalled(warm: WarmRun, name: str, number: int, expected: int, times: int, rng: random.Random) -> None:
     # Stopped there first, so that the signal meets it at work however fast the machine is.
-    process = Fork(*warm.command(name), fault=f"stop@{rng.randint(2, 12)}", below=warm.work)
+    process = Fork(*warm.command(name), fault=f"stop@{rng.randint(2, FEW_OPERATIONS.get(name, 12))}", below=warm.work)
     require(process.is_stopped, "ended before the signal came")
     for _ in range(times):
         process.send(number)

@@ -53,6 +53,8 @@ COMMANDS = {
     "fork": ("RUN/fork", "--from", "1"),
 }
 """Commands in their order, with what follows the run; RUN is its path."""
+FEW_OPERATIONS = {"set": 5, "extend": 5}
+"""Commands with few file operations: one in the middle of them."""
 OVERWRITING = ("draft", "select", "refine", "update", "eval", "grade")
 """Commands that can do their work once more."""
 

@@ -21,7 +21,7 @@ sys.path += [str(Path(__file__).parents[1] / room) for room in ("", "faults")]
 
 import damage_cases
 import fault_cases
-from forked import AGAIN, COMMANDS, OVERWRITING, WarmRun
+from forked import AGAIN, COMMANDS, FEW_OPERATIONS, OVERWRITING, WarmRun
 from race_cases import command_races, races
 
 from igrpo_cli.ui.console import table
@@ -61,7 +61,8 @@ def faults(warm: WarmRun, small: bool) -> dict[str, Callable[[], Tries]]:
     found: dict[str, Callable[[], Tries]] = {}
     for kind in ("kill", "eio", "enospc"):
         for name in COMMANDS:
-            found[f"{kind} at operation n of {name}"] = partial(fault_cases.every_operation, warm, name, kind, first)
+            begin = min(first, FEW_OPERATIONS.get(name, first))
+            found[f"{kind} at operation n of {name}"] = partial(fault_cases.every_operation, warm, name, kind, begin)
     for name in [f"{name}{AGAIN}" for name in OVERWRITING]:
         found[f"kill at operation n of {name}"] = partial(fault_cases.every_operation, warm, name, "kill", first)
     found["kill at a random time of run"] = partial(fault_cases.random_kills, warm, 200)
@@ -81,7 +82,8 @@ def faults(warm: WarmRun, small: bool) -> dict[str, Callable[[], Tries]]:
         found[f"{writers} writers of one shard"] = partial(races, warm.directory / "races", writers, 75)
         found[f"{writers} tasks of one command"] = partial(command_races, warm, writers, 5)
     for name in COMMANDS:
-        found[f"late twin in {name}"] = partial(fault_cases.late_twins, warm, name, first)
+        begin = min(first, FEW_OPERATIONS.get(name, first))
+        found[f"late twin in {name}"] = partial(fault_cases.late_twins, warm, name, begin)
     found["files of 1970 and 2100"] = partial(damage_cases.file_times, warm, (0.0, 4102444800.0))
     found["clock a day off"] = partial(damage_cases.clocks, warm, (-1, 1))
     found["no hard links"] = partial(damage_cases.without_hard_links, warm)
