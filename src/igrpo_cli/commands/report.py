@@ -163,7 +163,7 @@ def _dates(run: RunDirectory) -> str:
     return " to ".join(days)
 
 
-HeldOut = dict[str, dict[str, dict[int, "Point"]]]
+HeldOut = dict[str, dict[int, "Point"]]
 
 
 def _evaluations(run: RunDirectory) -> tuple[list[Mapping[str, str]], HeldOut, list[str]]:
@@ -182,7 +182,7 @@ def _evaluations(run: RunDirectory) -> tuple[list[Mapping[str, str]], HeldOut, l
             if isinstance(policy, int) and summary["avg_at_k"] is not None and selection in (None, "each"):
                 kind = "without draft" if selection is None else "with draft"
                 point = Point(summary["avg_at_k"], *(summary["ci95"] or (None, None)))
-                held_out.setdefault(bench, {}).setdefault(kind, {})[policy] = point
+                held_out.setdefault(f"{bench}/{kind}", {})[policy] = point
         except IgrpoError as error:
             unreadable.append(error.message)
         except (KeyError, TypeError, ValueError):

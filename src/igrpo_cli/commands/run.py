@@ -50,15 +50,16 @@ def run(
             console.data({"run": str(path), **plan}, "\n".join(lines))
             return
         started = time.monotonic()
-        policies = _policies_to_evaluate(session, bench_dir)
+        bench = session.run_config.latest.run.eval_bench or ""
+        policies = _policies_to_evaluate(session, bench, bench_dir)
         reached = todo[0] if todo else session.num_iterations()
         for policy in (each for each in policies if each <= reached and session.run.policy(each).is_dir()):
-            evaluate_policy(session, policy, str(session.run_config.latest.run.eval_bench), bench_dir)
+            evaluate_policy(session, policy, bench, bench_dir)
         reports = []
         for iteration in todo:
             reports += run_iteration(session, iteration)
             if iteration + 1 in policies:
-                evaluate_policy(session, iteration + 1, str(session.run_config.latest.run.eval_bench), bench_dir)
+                evaluate_policy(session, iteration + 1, bench, bench_dir)
         seconds = round(time.monotonic() - started, 3)
         payload = {"run": str(path), "iterations": todo, "seconds": seconds}
         payload["stages"] = [report.payload() for report in reports]
@@ -85,16 +86,16 @@ def evaluate_policy(session: Session, policy: int, bench: str, bench_dir: Path |
         session.console.note(f"policy {policy}: {100 * (figures['avg_at_k'] or 0):.1f} % {prompts}")
 
 
-def _policies_to_evaluate(session: Session, bench_dir: Path | None) -> list[int]:
+def _policies_to_evaluate(session: Session, bench: str, bench_dir: Path | None) -> list[int]:
     """Return the policies that `run.eval_every` names, after the benchmark was read once."""
     from igrpo_cli.problems.loading import load_problems
     from igrpo_cli.problems.sources import resolve_bench
 
-    section, last = session.run_config.latest.run, session.num_iterations()
-    if section.eval_every is None or section.eval_bench is None:
+    every, last = session.run_config.latest.run.eval_every, session.num_iterations()
+    if every is None:
         return []
-    load_problems(resolve_bench(section.eval_bench, bench_dir))
-    return sorted({*range(0, last, section.eval_every), last})
+    load_problems(resolve_bench(bench, bench_dir))
+    return sorted({*range(0, last, every), last})
 
 
 def unfinished(session: Session) -> list[int]:

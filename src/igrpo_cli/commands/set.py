@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from igrpo_cli.config.files import read_toml, refuse_fixed
-from igrpo_cli.inspection.run_config import flat_settings
+from igrpo_cli.inspection.run_config import described_changes
 from igrpo_cli.pipeline.changes import changed_settings, first_possible, record
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.ui.console import Console, printable
@@ -28,11 +28,7 @@ def run(path: Path, texts: Sequence[str], from_iteration: int | None, *, dry_run
 
 
 def _print_changes(session: Session) -> None:
-    changes = session.run_config.changes
-    lines = [
-        f"from iteration {each.from_iteration}: {name} = {value}"
-        for each in changes
-        for name, value in flat_settings(each.settings).items()
-    ]
-    payload = {"run": str(session.run.root), "changes": [each.model_dump() for each in changes]}
+    config = session.run_config
+    lines = [f"from iteration {first}: {what}" for first, what in described_changes(config)]
+    payload = {"run": str(session.run.root), "changes": [each.model_dump() for each in config.changes]}
     session.console.data(payload, printable("\n".join(lines) or "no setting was changed since igrpo init"))

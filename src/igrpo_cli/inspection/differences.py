@@ -14,7 +14,7 @@ from igrpo_cli.inspection.run_config import Settings, differing_values, flat_set
 from igrpo_cli.inspection.shard_states import EvaluationState, read_evaluations
 from igrpo_cli.inspection.stories import complete_shards, read_stories
 from igrpo_cli.records import Problem
-from igrpo_cli.store.layout import RunDirectory, shards_in
+from igrpo_cli.store.layout import STAGES, RunDirectory, shards_in
 from igrpo_cli.store.manifest import Manifest, read_manifest
 
 SAMPLED_STAGES = ("draft", "refine")
@@ -94,7 +94,7 @@ def changed_settings(a: Side, b: Side, of_runs: Sequence[Settings]) -> dict[str,
     """
     changed: dict[str, tuple[Any, Any]] = {}
     recorded: set[str] = set()
-    for stage in ("draft", "select", "refine", "update"):
+    for stage in STAGES:
         both = [_recorded(side, stage) for side in (a, b)]
         if not all(both):
             continue

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import apply_overrides, key_of, with_changes
 from igrpo_cli.errors import ConflictError
-from igrpo_cli.inspection.run_config import differing_values, flat_settings
+from igrpo_cli.inspection.run_config import Settings, differing_values, flat_settings
 from igrpo_cli.pipeline.session import Session
 from igrpo_cli.store.hints import command_line
 from igrpo_cli.store.layout import PARTS, RunDirectory, shards_in
 from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.settings import add_change
 from igrpo_cli.ui.console import printable
-
-Settings = Mapping[str, Mapping[str, Any]]
 
 
 def record(

@@ -326,7 +326,8 @@ def open_session(
         require_unedited(run.run_toml)
     overrides = list(overrides)
     config = read_run_config(run, overrides)
-    refuse_fixed(read_toml(run.run_toml), overrides, run.run_toml)
+    if overrides:
+        refuse_fixed(read_toml(run.run_toml), overrides, run.run_toml)
     session = Session(run, config, console)
     if only_looks and (fault := settings_fault(run.run_toml)):
         console.note(f"{run.run_toml} {fault[0]}")

@@ -6,9 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from igrpo_cli.algo.estimates import effective_sample_size
 from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.errors import ConflictError, MissingInputError
 from igrpo_cli.pipeline.session import Session
@@ -122,6 +119,10 @@ def sample_sizes(
     The weight of a token is its probability under `policy` divided by that under the sampler, and the weight of a
     completion the product over its tokens. None without groups.
     """
+    import numpy as np
+
+    from igrpo_cli.algo.estimates import effective_sample_size
+
     trainer = _load_published(session, policy, {"beta": 0.0, "lora_r": 0})
     known: dict[object, tuple[float, float]] = {}
     sizes: list[tuple[float, float] | tuple[None, None]] = []

@@ -21,7 +21,7 @@ from igrpo_cli.texts import INVALID_ESCAPE_CURE
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", *DELIMITERS)
 SPLITS = ("train", "validation", "test")
 SAVED_SPLITS, SAVED_STATE = "dataset_dict.json", "state.json"
-"""Files of `save_to_disk`: one beside the folders of the splits, one in the folder of each data set."""
+"""Files of `save_to_disk`: one next to the folders of the splits, one in the folder of each data set."""
 NO_PROBLEMS = {"dataset_info.json", "dataset_infos.json", SAVED_SPLITS, SAVED_STATE}
 """Metadata files that Hub tools write into the folder of a dataset."""
 BOM = b"\xef\xbb\xbf"
@@ -140,7 +140,7 @@ def _files_below(folder: Path) -> list[Path]:
 
 
 def _is_cache(path: Path) -> bool:
-    """Return True for an Arrow file that datasets has put beside those of a saved data set."""
+    """Return True for an Arrow file that datasets has put next to those of a saved data set."""
     return path.suffix == ".arrow" and path.name.startswith(("cache-", "tmp")) and (path.parent / SAVED_STATE).exists()
 
 

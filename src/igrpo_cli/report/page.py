@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +20,11 @@ from igrpo_cli.records import VERDICTS
 from igrpo_cli.report.figures import SECTIONS, Figure
 from igrpo_cli.report.samples import KINDS, Samples
 from igrpo_cli.report.svg import NEUTRAL, Axis, Line, chart, number
-from igrpo_cli.store.layout import SHARD_STAGES
+from igrpo_cli.store.layout import STAGES
 from igrpo_cli.ui.console import printable
 from igrpo_cli.ui.quoting import in_line, shortened
+from igrpo_cli.ui.tables import setting_text
 
-STAGES = (*SHARD_STAGES, "update")
 HERE = Path(__file__).parent
 VERDICT_MARKS = dict(zip(VERDICTS, "✓✗∅?", strict=True))
 ACTIONS = {"condition": "refined with a draft", "bare": "refined without draft", "drop": "not refined"}
@@ -60,8 +59,8 @@ class ReportedRun:
     """What the run is: model, data, method, engine, dates."""
     flat_settings: Mapping[str, Any]
     """The latest settings as {section.key: value}."""
-    held_out: Mapping[str, Mapping[str, Mapping[int, Point]]]
-    """Accuracy of the policies by benchmark, kind (`without draft`, `with draft`) and number of the policy."""
+    held_out: Mapping[str, Mapping[int, Point]]
+    """Accuracy by policy, under the name of an evaluation: `columns/without draft`, `columns/with draft`."""
     samples: Samples
     unreadable: list[str]
 
@@ -145,40 +144,30 @@ def charts(figure: Figure, runs: Sequence[ReportedRun]) -> dict[str, str]:
 
 def _held_out(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
     """Return a plot for each benchmark on which at least two policies of a run were evaluated."""
+    names = sorted(_names(run.held_out for run in runs), reverse=True)
     found = []
-    for bench in sorted({bench for run in runs for bench in run.held_out}):
-        curves = {kind: kind for run in runs for kind in run.held_out.get(bench, {})}
-        name = f"held-out-{bench}"
-        title, bad = f"Held-out accuracy: {bench}", "The intervals of the first and the last policy overlap."
-        meaning = "The same problems for every policy. The policy is used without a draft."
-        figure = Figure(name, title, "% of completions", curves, meaning, bad)
-        axes = {axis: _held_out_lines(bench, figure, runs, axis) for axis in _axes(runs)}
-        if any(len(line.points) > 1 for line in axes["iteration"]):
-            legend = _legend(figure, runs, axes["iteration"])
-            y_axis = Axis(figure.unit, is_share=True)
-            drawn = {axis: chart(lines, legend, _axes(runs)[axis], y_axis, title) for axis, lines in axes.items()}
-            table = _table(figure, axes["iteration"])
-            found.append({"figure": figure, "charts": drawn, "table": [["policy", *table[0][1:]], *table[1:]]})
+    for bench in sorted({name.partition("/")[0] for name in names}):
+        figure = Figure(
+            f"held-out-{bench}",
+            f"Held-out accuracy: {bench}",
+            "% of completions",
+            {name: name.partition("/")[2] for name in names if name.startswith(f"{bench}/")},
+            "The same problems for every policy. The policy is used without a draft.",
+            "The intervals of the first and the last policy overlap.",
+        )
+        lines = _lines(figure, runs, "iteration")
+        if any(len(line.points) > 1 for line in lines):
+            heading, *rows = _table(figure, lines)
+            table = [["policy", *heading[1:]], *rows]
+            found.append({"figure": figure, "charts": charts(figure, runs), "table": table})
     return found
-
-
-def _held_out_lines(bench: str, figure: Figure, runs: Sequence[ReportedRun], axis: str) -> list[Line]:
-    lines = []
-    for place, run in enumerate(runs):
-        spent = budgets(run, axis)
-        for dash, kind in enumerate(figure.curves):
-            points = run.held_out.get(bench, {}).get(kind, {})
-            placed = [(spent[policy], point) for policy, point in sorted(points.items()) if policy in spent]
-            label, colour = (f"{run.name}, {kind}", place) if len(runs) > 1 else (kind, dash)
-            lines += [Line(label, colour, dash, placed)] if placed else []
-    return lines
 
 
 def _differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
     """Return in what several runs differ: a row of names, then a row for each fact and each setting."""
     rows = [[name, *(run.facts.get(name, "–") for run in runs)] for name in _names(run.facts for run in runs)]
     names = sorted(_names(run.flat_settings for run in runs))
-    rows += [[name, *(_setting(run.flat_settings.get(name)) for run in runs)] for name in names]
+    rows += [[name, *(setting_text(run.flat_settings.get(name)) for run in runs)] for name in names]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     return [["", *(run.name for run in runs)], *rows] if rows else []
 
@@ -186,10 +175,6 @@ def _differing(runs: Sequence[ReportedRun]) -> list[list[str]]:
 def _names(tables: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the keys of several tables, each once."""
     return list(dict.fromkeys(name for table in tables for name in table))
-
-
-def _setting(value: Any) -> str:
-    return "–" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _common_facts(runs: Sequence[ReportedRun]) -> dict[str, str]:
@@ -230,15 +215,17 @@ def _lines(figure: Figure, runs: Sequence[ReportedRun], axis: str) -> list[Line]
     for place, run in enumerate(runs):
         spent = budgets(run, axis)
         for dash, (metric, label) in enumerate(figure.curves.items()):
-            drawn = (each for each in run.iterations if _is_drawn(each.points.get(metric)))
-            points = [(spent[each.iteration], each.points[metric]) for each in drawn]
+            found = _points(run, metric)
+            points = [(spent[at], found[at]) for at in sorted(found) if at in spent and math.isfinite(found[at].value)]
             label, colour = (f"{run.name}, {label}", place) if len(runs) > 1 else (label, dash)
             lines += [Line(label, colour, dash, points)] if points else []
     return lines
 
 
-def _is_drawn(point: Point | None) -> bool:
-    return point is not None and math.isfinite(point.value)
+def _points(run: ReportedRun, metric: str) -> Mapping[int, Point]:
+    """Return the figures of a metric by iteration; those of an evaluation by the number of the policy."""
+    found = run.held_out.get(metric)
+    return found or {each.iteration: each.points[metric] for each in run.iterations if metric in each.points}
 
 
 def _legend(figure: Figure, runs: Sequence[ReportedRun], lines: Sequence[Line]) -> list[Line]:

@@ -11,6 +11,7 @@ from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.store.hints import command_line, init_command, shell_path, with_overrides
 
 SHARD_STAGES = ("draft", "select", "refine")
+STAGES = (*SHARD_STAGES, "update")
 PARTS, LOG = ".parts", "log"
 PART_FILES, CHECKPOINT_DIRECTORIES = "block-*", "step_*"
 SCORES = "scores"

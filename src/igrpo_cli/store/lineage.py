@@ -25,7 +25,7 @@ from igrpo_cli.store.checksummed_json import (
 )
 from igrpo_cli.store.completion import input_hashes, require_completed
 from igrpo_cli.store.conflicts import require_same
-from igrpo_cli.store.layout import SHARD_STAGES, RunDirectory, ShardPath, eval_iteration
+from igrpo_cli.store.layout import STAGES, RunDirectory, ShardPath, eval_iteration
 from igrpo_cli.store.manifest import FileHash, Manifest, read_manifest
 from igrpo_cli.store.policies import Policy, read_policy
 
@@ -150,7 +150,7 @@ def first_stale(run: RunDirectory, num_iterations: int) -> tuple[int, ConflictEr
         update = run.update(iteration)
         if not update.manifest.exists():
             return None
-        stages = [_times(run.stage(iteration, stage)) for stage in (*SHARD_STAGES, "update")]
+        stages = [_times(run.stage(iteration, stage)) for stage in STAGES]
         times = [[before], *filter(None, stages)]
         if any(max(earlier) >= min(later) for earlier, later in pairwise(times)):
             try:
@@ -179,7 +179,7 @@ def followers(run: RunDirectory, iteration: int, stage: str) -> list[Path]:
 
     The last ones come first, so that a run from which only some are removed is a shorter one.
     """
-    later_stages = (*SHARD_STAGES, "update")[(*SHARD_STAGES, "update").index(stage) + 1 :]
+    later_stages = STAGES[STAGES.index(stage) + 1 :]
     first_policy = iteration + (2 if stage == "update" else 1)
     evaluated = [each for each in run.root.glob("eval/*/policy_*") if each.is_dir()]
     found = [each for each in evaluated if eval_iteration(each) > iteration]
@@ -192,7 +192,7 @@ def followers(run: RunDirectory, iteration: int, stage: str) -> list[Path]:
 
 def stale_followers(run: RunDirectory, iteration: int, stage: str, num_shards: int) -> list[Path]:
     """Return `followers` of a stage that was made again, as far as they do not follow from it any more."""
-    later_stages = () if stage == "update" else SHARD_STAGES[SHARD_STAGES.index(stage) + 1 :]
+    later_stages = STAGES[STAGES.index(stage) + 1 : -1]
     paths = [path for later in later_stages for path in run.shards(iteration, later, num_shards)]
     try:
         require_current(run, input_hashes(*(path for path in paths if path.manifest.exists())))

@@ -67,12 +67,13 @@ SHARES = ("truncated", "no_answer", "ungraded")
 def setting_rows(changed: Mapping[str, tuple[Any, Any]], sides: tuple[str, str]) -> list[dict[str, str]]:
     """Return the rows of a table of settings that differ, as JSON; `sides` are the headings of their values."""
     return [
-        {"setting": name, **{side: _setting(value) for side, value in zip(sides, values, strict=True)}}
+        {"setting": name, **{side: setting_text(value) for side, value in zip(sides, values, strict=True)}}
         for name, values in changed.items()
     ]
 
 
-def _setting(value: Any) -> str:
+def setting_text(value: Any) -> str:
+    """Return a setting as JSON in one line, and a dash for one that is not set."""
     return "–" if value is None else in_line(json.dumps(value, ensure_ascii=False))
 
 
