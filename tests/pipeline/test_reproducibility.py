@@ -27,7 +27,7 @@ def weights(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_shards", [3, 8])
+@pytest.mark.parametrize("num_shards", [3, 4])
 def test_the_number_of_shards_never_changes_results(tmp_path, finished_run, num_shards):
     run = run_to_end(make_run(tmp_path / "run", f"run.num_shards={num_shards}"))
     assert len(list((run / "iteration_0000/draft").glob("*.parquet"))) == num_shards
