@@ -182,8 +182,9 @@ def _stages_that_read(section_name: str, section: type[Section], key: str) -> li
 
 def _type(value: Mapping[str, Any]) -> str:
     """Return a JSON schema as text."""
-    if "anyOf" in value:
-        return " or ".join(_type(each) for each in value["anyOf"] if each.get("type") != "null")
+    if "anyOf" in value or "oneOf" in value:
+        forms = value.get("anyOf") or value["oneOf"]
+        return " or ".join(_type(each) for each in forms if each.get("type") != "null")
     if "$ref" in value:
         return "table"
     if "enum" in value or "const" in value:

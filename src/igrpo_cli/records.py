@@ -76,6 +76,13 @@ class SamplingGroup:
     """P token ids, chat template applied."""
     seeds: Sequence[int]
     """Seed of each completion, in [0, 2**63), derived from the identity of its row (see `seeds`)."""
+    sample_ids: Sequence[int] = ()
+    """Position of each completion in its group, which decides its temperature where there are several. Empty: 0, 1, …
+    """
+
+    def sample_id(self, index: int) -> int:
+        """Return the position in the group of the completion with seed number `index`."""
+        return self.sample_ids[index] if self.sample_ids else index
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +230,9 @@ class TrainingGroup:
     problem_id: str
     prompt_ids: Sequence[int]
     """P token ids, shared by all completions."""
-    temperature: float
-    """Sampling temperature; log-probs of the policy are those of logits / temperature. 1.0 if sampling was greedy."""
+    temperatures: Sequence[float]
+    """G sampling temperatures; log-probs of the policy are those of logits / temperature. 1.0 if sampling was greedy.
+    """
     completion_ids: Sequence[Sequence[int]]
     """Token ids of the G completions, each with its own T."""
     sampling_logprobs: Sequence[Sequence[float]]

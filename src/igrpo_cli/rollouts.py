@@ -152,7 +152,9 @@ class _Running:
         tokenizer, plan = self.engine.tokenizer, job.plan
         prompts = [tokenizer.encode_prompt(task.prompt) for task in job.tasks]
         groups = [
-            SamplingGroup(prompt_ids, [plan.seed_of(task.group_id, sample_id) for sample_id in task.sample_ids])
+            SamplingGroup(
+                prompt_ids, [plan.seed_of(task.group_id, sample_id) for sample_id in task.sample_ids], task.sample_ids
+            )
             for task, (_, prompt_ids) in zip(job.tasks, prompts, strict=True)
         ]
         self._checked.submit(_Request(job, prompts, groups))

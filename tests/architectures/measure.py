@@ -153,7 +153,7 @@ def make_groups() -> list[TrainingGroup]:
             group_id=number,
             problem_id=f"problem-{number}",
             prompt_ids=rng.integers(2, VOCABULARY_SIZE, length).tolist(),
-            temperature=0.8,
+            temperatures=[0.8] * len(COMPLETIONS),
             completion_ids=[rng.integers(2, VOCABULARY_SIZE, each).tolist() for each in COMPLETIONS],
             sampling_logprobs=[[-1.0] * each for each in COMPLETIONS],
             rewards=[0.0] * len(COMPLETIONS),
@@ -176,7 +176,7 @@ def all_logprobs(model: Any, groups: list[TrainingGroup]) -> torch.Tensor:
     """Return the log-probs of all completions, one sequence at a time."""
     with torch.no_grad():
         return torch.cat(
-            [plain_logprobs(model, g.prompt_ids, ids, g.temperature) for g in groups for ids in g.completion_ids]
+            [plain_logprobs(model, g.prompt_ids, ids, g.temperatures[0]) for g in groups for ids in g.completion_ids]
         )
 
 
@@ -187,7 +187,7 @@ def trainer_errors(directory: Path, groups: list[TrainingGroup]) -> dict[str, An
     loss: Any = 0.0
     for group in groups:
         for ids, advantage in zip(group.completion_ids, group.advantages, strict=True):
-            logprobs = plain_logprobs(plain, group.prompt_ids, ids, group.temperature)
+            logprobs = plain_logprobs(plain, group.prompt_ids, ids, group.temperatures[0])
             loss = loss - logprobs.mean() * advantage / len(group.completion_ids) / len(groups)
     loss.backward()
     gradients = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}

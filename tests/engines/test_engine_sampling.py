@@ -12,7 +12,7 @@ from igrpo_cli.engines.sampling import choose_tokens, row_uniforms, tempered_log
 PROBS = [0.05, 0.5, 0.15, 0.3]
 
 
-def settings(temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> SamplingSettings:
+def settings(temperature: float | list[float] = 1.0, top_p: float = 1.0, top_k: int = 0) -> SamplingSettings:
     return SamplingSettings(temperature=temperature, top_p=top_p, top_k=top_k, max_completion_length=8)
 
 
@@ -120,6 +120,26 @@ def test_temperature_zero_takes_the_first_of_the_largest_with_logprob_zero():
     tokens, logprobs = choose_tokens(torch.tensor([[1.0, 3.0, 3.0], [2.0, 1.0, 0.0]]), [0.9, 0.9], settings(0.0))
     assert tokens.tolist() == [1, 0]
     assert logprobs.tolist() == [0.0, 0.0]
+
+
+def test_each_row_has_its_temperature():
+    """Of 0.05, 0.5, 0.15 and 0.3 the squares sum to 0.365; temperature 0 takes the second."""
+    temperatures = np.array([0.5, 1.0, 0.0, 0.5], dtype=np.float32)
+    # The squares of the first three are 0.275 of 0.365, so 0.754 of the mass lies before the last token.
+    chosen = settings([0.5, 1.0, 0.0])
+    tokens, logprobs = choose_tokens(logits().expand(4, -1), [0.5, 0.56, 0.99, 0.77], chosen, temperatures)
+    assert tokens.tolist() == [1, 2, 1, 3]
+    assert logprobs.tolist() == pytest.approx([math.log(0.25 / 0.365), math.log(0.15), 0.0, math.log(0.09 / 0.365)])
+
+
+def test_rows_of_one_temperature_are_the_same_in_a_list_and_alone():
+    rows, uniforms = logits().expand(3, -1), [0.1, 0.6, 0.9]
+    for temperature in (0.7, 0.0):
+        several = np.full(3, temperature, dtype=np.float32)
+        in_list = choose_tokens(rows, uniforms, settings([temperature], top_p=0.9), several)
+        alone = choose_tokens(rows, uniforms, settings(temperature, top_p=0.9))
+        assert in_list[0].tolist() == alone[0].tolist()
+        assert in_list[1].tolist() == pytest.approx(alone[1].tolist(), rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -112,6 +112,14 @@ def test_a_request_leaves_nothing_to_the_servers_defaults(start_server, engine_o
     assert expected.items() <= asked.items()
 
 
+def test_each_request_has_the_temperature_of_its_completion(start_server, engine_of):
+    server = start_server()
+    rising = SETTINGS.model_copy(update={"temperature": [0.7, 0.0]})
+    ((first, greedy, third),) = completed(engine_of(server), [SamplingGroup([5, 6], [1, 2, 3])], settings=rising)
+    assert {asked["seed"]: asked["temperature"] for asked in server.asked} == {1: 0.7, 2: 0.0, 3: 0.7}
+    assert [each.sampling_logprobs for each in (first, greedy, third)] == [[-0.5, -0.25], [0.0, 0.0], [-0.5, -0.25]]
+
+
 def test_greedy_tokens_have_logprob_zero(start_server, engine_of):
     completions = completed(
         engine_of(start_server()),

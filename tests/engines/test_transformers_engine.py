@@ -93,6 +93,24 @@ def test_company_changes_a_completion_by_rounding_only(make_policy: MakePolicy, 
             assert completion.sampling_logprobs == pytest.approx(alone.sampling_logprobs, abs=1e-4)
 
 
+def test_completions_of_a_group_take_the_temperatures_in_turn(make_policy: MakePolicy):
+    """Also where a group is split into waves, and where its completions are not its first ones."""
+    engine = engine_of(make_policy("llama"), max_num_seqs=3)
+    later = SamplingGroup(GROUPS[0].prompt_ids, [11, 12], sample_ids=[7, 2])
+    drawn = sample(engine, [*GROUPS, later], PLAIN.model_copy(update={"temperature": [0.5, 0.0, 2.0]}))
+    low, greedy, high = (sample(engine, settings=PLAIN.model_copy(update={"temperature": t})) for t in (0.5, 0.0, 2.0))
+    expected = [
+        [low[0][0], greedy[0][1], high[0][2], low[0][3]],
+        [low[1][0], greedy[1][1]],
+        [low[2][0], greedy[2][1], high[2][2]],
+        [greedy[0][0], high[0][1]],
+    ]
+    for group, wanted in zip(drawn, expected, strict=True):
+        assert [each.completion_ids for each in group] == [each.completion_ids for each in wanted]
+        for one, other in zip(group, wanted, strict=True):
+            assert one.sampling_logprobs == pytest.approx(other.sampling_logprobs, abs=1e-4)
+
+
 def test_some_rows_of_these_tests_end_before_others(make_policy: MakePolicy):
     """Otherwise no rows would leave the batch in the tests above."""
     lengths = {

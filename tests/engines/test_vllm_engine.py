@@ -94,6 +94,17 @@ def test_a_completion_depends_on_its_prompt_and_seed_only(engine, groups):
     assert len({tuple(completion.completion_ids) for completion in together[0]}) > 1
 
 
+def test_completions_of_a_group_take_the_temperatures_in_turn(engine, groups):
+    temperatures = [0.5, 0.0, 2.0]
+    rising = PLAIN.model_copy(update={"temperature": temperatures})
+    for group, drawn in zip(groups, sample(engine, groups, rising), strict=True):
+        for sample_id, completion in enumerate(drawn):
+            one = PLAIN.model_copy(update={"temperature": temperatures[sample_id % 3]})
+            [[alone]] = sample(engine, [SamplingGroup(group.prompt_ids, [group.seeds[sample_id]])], one)
+            assert completion.completion_ids == alone.completion_ids
+            assert completion.sampling_logprobs == pytest.approx(alone.sampling_logprobs, abs=1e-5)
+
+
 def test_batches_under_way_together_come_back_whole_under_their_own_keys(engine, groups):
     one_by_one = {index: sample(engine, [group]) for index, group in enumerate(groups)}
     for index, group in enumerate(groups):

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from command_line import files_below, igrpo, make_run, run_to_end, sets
+
+TINY = Path(__file__).parents[2] / "data" / "tiny-policy"
 
 
 def metrics_of(run, iteration=0):
@@ -50,6 +55,23 @@ def test_truncated_importance_weights_are_those_of_the_sampler(sampled):
     # One engine and one trainer in float32: they agree to rounding, and the cap cuts half of the rounding away.
     weight = metrics_of(sampled)[0, "importance_weight_mean"]
     assert 1 - 1e-4 < weight <= 1.0
+
+
+def test_log_probs_are_those_at_the_temperature_of_each_completion(tmp_path):
+    several = ("draft.temperature=[0.5, 2.0]", "refine.temperature=[1.0, 0.7]", "update.train_on=both")
+    run = run_to_end(make_run(tmp_path / "run", *several, "run.num_iterations=1"))
+    drafts = pq.read_table(next((run / "iteration_0000/draft").glob("*.parquet"))).to_pylist()
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    for row, temperature in zip(drafts[:3], (0.5, 2.0, 0.5), strict=True):
+        ids = torch.tensor([row["prompt_ids"] + row["completion_ids"]])
+        with torch.no_grad():
+            logits = model(ids).logits[0, len(row["prompt_ids"]) - 1 : -1] / temperature
+        expected = logits.log_softmax(-1)[torch.arange(len(logits)), torch.tensor(row["completion_ids"])]
+        assert row["sampling_logprobs"] == pytest.approx(expected.tolist(), abs=1e-4)
+    metrics = metrics_of(run)
+    # With one temperature for all, they would differ by tenths of a nat.
+    assert max(metrics[0, f"sampler_mismatch_max/{stage}"] for stage in ("draft", "refine")) < 1e-3
+    assert igrpo("verify", run, "--replay", 0).code == 0
 
 
 def test_spare_problems_stand_in_for_groups_without_gradient(tmp_path):

@@ -96,7 +96,14 @@ def test_where_nothing_has_a_gradient_as_many_groups_stay_as_there_are_minibatch
 def test_advantages_have_the_scale_of_the_objective_unless_it_is_set(section, advantage):
     (group,) = groups_with_advantages(observed(refine=["10"]), config_of(section))
     assert group.advantages == pytest.approx([advantage, -advantage])
-    assert (group.temperature, group.max_completion_length) == (0.5, 7)
+    assert (set(group.temperatures), group.max_completion_length) == ({0.5}, 7)
+
+
+def test_completions_have_the_recorded_temperatures_in_turn_by_their_place_in_the_group():
+    observations = observed(refine=["101"])
+    observations.sampling["refine"] = {"temperature": [0.7, 0.0], "max_completion_length": 7}
+    (group,) = groups_with_advantages(observations, config_of({}))
+    assert group.temperatures == [0.7, 1.0, 0.7]  # Greedy log-probs are those of the plain distribution.
 
 
 def test_truncated_completions_are_masked_on_demand_and_still_count_for_the_baseline():

@@ -83,7 +83,7 @@ def build_group(rng, lengths, *, group_id=0, stage="refine", prompt=6, temperatu
         group_id=group_id,
         problem_id=f"problem-{group_id}",
         prompt_ids=rng.integers(0, VOCAB, prompt).tolist(),
-        temperature=temperature,
+        temperatures=temperature if isinstance(temperature, list) else [temperature] * len(lengths),
         completion_ids=[rng.integers(0, VOCAB, length).tolist() for length in lengths],
         sampling_logprobs=[(-rng.random(length)).tolist() for length in lengths],
         rewards=[0.0] * len(lengths),
@@ -106,5 +106,5 @@ def groups(make_group):
         make_group([5, 1, 0, 9], seed=1, group_id=0),
         make_group([1], seed=2, group_id=1, prompt=1, stage="draft", temperature=1.0),
         make_group([4, 7, 2], seed=3, group_id=2, prompt=11),
-        make_group([3, 3], seed=4, group_id=3, stage="draft", temperature=1.3),
+        make_group([3, 3], seed=4, group_id=3, stage="draft", temperature=[0.7, 1.3]),
     ]

@@ -35,13 +35,14 @@ def one_sequence_at_a_time(model, groups, beta=0.0, reference=None):
     model = model.eval()
     total = torch.zeros(())
     for group in groups:
-        for ids, advantage in zip(group.completion_ids, group.advantages, strict=True):
+        rows = zip(group.completion_ids, group.advantages, group.temperatures, strict=True)
+        for ids, advantage, temperature in rows:
             if not ids:
                 continue
             prompt = len(group.prompt_ids)
             row = torch.tensor([[*group.prompt_ids, *ids]])
 
-            def score(scored, row=row, prompt=prompt, ids=ids, temperature=group.temperature):
+            def score(scored, row=row, prompt=prompt, ids=ids, temperature=temperature):
                 logits = scored(input_ids=row, use_cache=False).logits[0, prompt - 1 : -1] / temperature
                 return logits.log_softmax(-1)[torch.arange(len(ids)), torch.tensor(ids)]
 

@@ -23,7 +23,7 @@ def group(prompt_ids, completion_ids, group_id=0, **changes):
         "group_id": group_id,
         "problem_id": "p",
         "prompt_ids": prompt_ids,
-        "temperature": 1.0,
+        "temperatures": [1.0] * len(completion_ids),
         "completion_ids": completion_ids,
         "sampling_logprobs": [[-1.0] * len(ids) for ids in completion_ids],
         "rewards": [0.0] * len(completion_ids),
@@ -49,6 +49,11 @@ def test_a_row_by_hand():
         [1, 1, 1, 1, 0],
         [1, 1, 0, 0, 1],
     ]
+
+
+def test_each_token_has_the_temperature_of_its_completion():
+    batch = flatten_groups([group([1], [[2, 3], [4]], temperatures=[0.5, 2.0]), group([5], [[6, 7]])], vocab_size=10)
+    assert batch.temperatures.tolist() == [0.5, 0.5, 2.0, 1.0, 1.0]
 
 
 def test_two_groups_in_a_row_do_not_see_each_other():
@@ -144,7 +149,8 @@ def test_rows_keep_their_limits_unless_they_hold_a_single_completion(groups, blo
         ({"advantages": [1.0, float("nan")]}, "advantage that is not finite"),
         ({"sampling_logprobs": [[-1.0, -1.0], []]}, "sampling log-probs of other lengths"),
         ({"sampling_logprobs": [[-1.0, float("-inf")], [-1.0]]}, "sampling log-prob that is not finite"),
-        ({"temperature": 0.0}, "temperature 0.0"),
+        ({"temperatures": [0.7, 0.0]}, "temperature 0.0"),
+        ({"temperatures": [1.0]}, "1 temperatures for 2 completions"),
         ({"completion_ids": [[2, 10], [3]]}, "outside the vocabulary of 10"),
         ({"prompt_ids": [-1]}, "outside the vocabulary of 10"),
     ],

@@ -206,7 +206,8 @@ def explain(error: ValidationError, origin: str, model: type[BaseModel] = RunCon
     """Return the mistakes in a file of the user as one line, each with its key and the nearest known one."""
     lines = []
     for item in error.errors():
-        key = ".".join(str(part) for part in item["loc"])
+        # A part in parentheses is the form of a value that has several, such as `config.sections.Temperature`.
+        key = ".".join(str(part) for part in item["loc"] if not str(part).startswith("("))
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key {key}{_nearest(key, _known_keys(item['loc'], model))}")
         elif item["loc"] and item["type"] == "value_error":  # raised by a validator of a section

@@ -11,11 +11,11 @@ Importing this module loads pydantic and nothing heavier.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from igrpo_cli.algo import BY_VERDICT, AllZero, Strategy, Ties
 from igrpo_cli.http_client import WITHOUT_SECRETS, secret_in
@@ -30,6 +30,11 @@ NonNegative = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Dtype = Literal["auto", "float32", "bfloat16"]
 StopString = Annotated[str, Field(min_length=1)]
+Temperature = Annotated[
+    Annotated[NonNegative, Tag("(number)")] | Annotated[list[NonNegative], Field(min_length=1), Tag("(list)")],
+    Discriminator(lambda value: "(list)" if isinstance(value, list | tuple) else "(number)"),
+]
+"""A temperature, or several that the completions of a group take in turn. The tags keep one error for one value."""
 
 
 class Section(BaseModel):
@@ -136,8 +141,9 @@ class PromptsSection(Section):
 class SamplingSettings(Section):
     """The distribution that completions are sampled from. Recorded log-probs are those of exactly this distribution."""
 
-    temperature: NonNegative = 1.0
-    """Sampling temperature; 0 is greedy, with log-prob 0 for every token."""
+    temperature: Temperature = 1.0
+    """Sampling temperature; 0 is greedy, with log-prob 0 for every token. With a list, for example `[0.7, 1.0]`,
+    completion i of a group has temperature number i modulo its length."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Probability mass of the tokens to sample from; 1 keeps all tokens."""
     top_k: Natural = 0
@@ -149,12 +155,34 @@ class SamplingSettings(Section):
     stop_token_ids: list[Natural] = Field(default_factory=list)
     """Token ids that end a completion, besides those of the model and of its chat template."""
 
+    def of_sample(self, sample_id: int) -> Self:
+        """Return the settings of one completion of a group, with its temperature as a number."""
+        if not isinstance(self.temperature, list):
+            return self
+        return self.model_copy(update={"temperature": temperature_of(self.temperature, sample_id)})
+
+
+def temperature_of(temperature: float | Sequence[float], sample_id: int) -> float:
+    """Return the temperature of one completion of a group, where `temperature` is that of the settings."""
+    if isinstance(temperature, Sequence):
+        return temperature[sample_id % len(temperature)]
+    return temperature
+
 
 class GenerationSection(SamplingSettings):
     """Sampling of one stage."""
 
     num_generations: Samples = 4
     """Completions per problem, at most 32,767: N for drafts, G for refinements."""
+
+    @model_validator(mode="after")
+    def _every_temperature_is_used(self) -> Self:
+        if isinstance(self.temperature, list) and len(self.temperature) > self.num_generations:
+            raise ValueError(
+                f"temperature has {len(self.temperature)} values, but a group has {self.num_generations} completions "
+                "(num_generations)"
+            )
+        return self
 
 
 ExternalPath = Annotated[str, Field(min_length=1), AfterValidator(os.path.abspath)]

@@ -24,6 +24,10 @@ class Batch:
         """(group, index in the group) of every requested completion."""
         self._completions: dict[tuple[int, int], Completion] = {}
 
+    def settings_of(self, group: int, sample: int) -> SamplingSettings:
+        """Return the settings of one completion, with its temperature as a number."""
+        return self.settings.of_sample(self.groups[group].sample_id(sample))
+
     @property
     def num_missing(self) -> int:
         """Number of completions that have not arrived."""
@@ -52,11 +56,11 @@ def to_completion(
 ) -> Completion:
     """Convert the fields of a vLLM output to a completion. Raises IgrpoError if a log-prob is not finite.
 
-    `sampler` is the name of the policy or server in the error.
+    `settings` are those of this completion. `sampler` is the name of the policy or server in the error.
     """
     # Not math.isfinite: a server may send an integer that no float can hold.
     if not all(_NO_LOGPROB < logprob < -_NO_LOGPROB for logprob in logprobs):
         raise logits_not_finite(sampler)
     # For a greedy token vLLM reports the log-prob of the full distribution; that of the one sampled from is 0.
-    drawn = [float(logprob) for logprob in logprobs] if settings.temperature > 0 else [0.0] * len(logprobs)
+    drawn = [float(logprob) for logprob in logprobs] if settings.temperature != 0 else [0.0] * len(logprobs)
     return Completion(list(token_ids), drawn, _FINISH_REASONS.get(str(finish_reason), "abort"), seed)

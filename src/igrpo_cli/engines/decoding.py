@@ -17,7 +17,7 @@ import torch
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from igrpo_cli.config.sections import SamplingSettings
+from igrpo_cli.config.sections import SamplingSettings, temperature_of
 from igrpo_cli.engines.sampling import choose_tokens, row_uniforms
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import Completion
@@ -48,6 +48,8 @@ class Part:
     group_index: int
     prompt_ids: Sequence[int]
     seeds: Sequence[int]
+    sample_ids: Sequence[int]
+    """Position of each completion in its group."""
 
 
 class NonFiniteLogitsError(Exception):
@@ -75,6 +77,9 @@ class Decoding:
         self._reaches_stop = reaches_stop
         self._part_of_row_R = np.repeat(np.arange(len(parts)), counts)
         self._seeds_R = np.array([seed for part in parts for seed in part.seeds], dtype=np.uint64)
+        sample_ids = [sample_id for part in parts for sample_id in part.sample_ids]
+        temperatures = [temperature_of(settings.temperature, sample_id) for sample_id in sample_ids]
+        self._temperatures_R = np.array(temperatures, dtype=np.float32)
         self._tokens_RM = np.zeros((num_rows, settings.max_completion_length), dtype=np.int32)
         self._logprobs_RM = np.zeros((num_rows, settings.max_completion_length), dtype=np.float32)
         self._lengths_R = np.zeros(num_rows, dtype=np.int64)
@@ -93,7 +98,9 @@ class Decoding:
     def step(self) -> list[tuple[int, list[Completion]]]:
         """Sample the next token of every row; return (group index, completions) of the parts that are now complete."""
         uniforms_B = row_uniforms(self._seeds_R[self._rows_B], self._step)
-        tokens_B, logprobs_B = choose_tokens(self._logits_BV, uniforms_B, self._settings)
+        has_several = isinstance(self._settings.temperature, list)
+        temperatures_B = self._temperatures_R[self._rows_B] if has_several else None
+        tokens_B, logprobs_B = choose_tokens(self._logits_BV, uniforms_B, self._settings, temperatures_B)
         complete = self._record(*torch.stack([tokens_B.double(), logprobs_B.double()]).cpu().numpy())
         if not self.is_over:
             self._advance(self._compact(tokens_B))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from igrpo_cli.config.sections import SamplingSettings
+from igrpo_cli.config.sections import SamplingSettings, temperature_of
 
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15
 _FEW_CANDIDATES = 1024
@@ -31,28 +31,55 @@ def row_uniforms(seeds_B: np.ndarray, step: int) -> np.ndarray:
 
 
 def choose_tokens(
-    logits_BV: torch.Tensor, uniforms_B: Sequence[float] | np.ndarray, settings: SamplingSettings
+    logits_BV: torch.Tensor,
+    uniforms_B: Sequence[float] | np.ndarray,
+    settings: SamplingSettings,
+    temperatures_B: np.ndarray | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return tokens (int64 [B]) and their log-probs (float32 [B]) under the distribution that they are sampled from.
 
+    `temperatures_B` (float32) are the temperatures of the rows; None means that all have the one of the settings.
     Temperature 0 is greedy: the first of the largest logits, with log-prob 0. The log-prob is not finite for a row
     whose logits contain NaN or +inf.
     """
-    if settings.temperature == 0:
+    if temperatures_B is not None and not temperatures_B.all():
+        return _choose_some_greedily(logits_BV, np.asarray(uniforms_B), settings, temperatures_B)
+    if temperatures_B is None and settings.temperature == 0:
         best_B, tokens_B = logits_BV.float().max(dim=-1)
         return tokens_B, best_B - best_B
-    logprobs_BV = tempered_logprobs(logits_BV, settings)
+    logprobs_BV = tempered_logprobs(logits_BV, settings, temperatures_B)
     tokens_B = _invert_cumulative(logprobs_BV, torch.as_tensor(uniforms_B, device=logits_BV.device))
     return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
 
 
-def tempered_logprobs(logits_BV: torch.Tensor, settings: SamplingSettings) -> torch.Tensor:
+def _choose_some_greedily(
+    logits_BV: torch.Tensor, uniforms_B: np.ndarray, settings: SamplingSettings, temperatures_B: np.ndarray
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose the tokens of rows of which some have temperature 0."""
+    greedy = settings.model_copy(update={"temperature": 0.0})
+    tokens_B, logprobs_B = choose_tokens(logits_BV, uniforms_B, greedy)
+    drawn_B = np.flatnonzero(temperatures_B)
+    if len(drawn_B):
+        drawn = torch.from_numpy(drawn_B).to(logits_BV.device)
+        tokens_B[drawn], logprobs_B[drawn] = choose_tokens(
+            logits_BV[drawn], uniforms_B[drawn_B], settings, temperatures_B[drawn_B]
+        )
+    return tokens_B, logprobs_B
+
+
+def tempered_logprobs(
+    logits_BV: torch.Tensor, settings: SamplingSettings, temperatures_B: np.ndarray | None = None
+) -> torch.Tensor:
     """Return log-probs (float32 [B, V]) after temperature, top-k and top-p, in this order; excluded tokens have -inf.
 
     Tokens as likely as the least likely one that is kept are kept too, so that the result depends on the values alone
     and not on the order in which a device sorts equal ones.
     """
-    scaled_BV = logits_BV.float() / settings.temperature
+    if temperatures_B is None:
+        # A GPU rounds a division by a number and one by a tensor differently.
+        scaled_BV = logits_BV.float() / temperature_of(settings.temperature, 0)
+    else:
+        scaled_BV = logits_BV.float() / torch.from_numpy(temperatures_B).to(logits_BV.device)[:, None]
     if 0 < settings.top_k < scaled_BV.shape[-1]:
         least_kept_B1 = scaled_BV.topk(settings.top_k).values[:, -1:]
         scaled_BV = scaled_BV.masked_fill(scaled_BV < least_kept_B1, -torch.inf)

@@ -135,11 +135,11 @@ class ServerEngine:
 
     def _sample(self, batch: Batch, index: int, sample: int) -> Completion:
         """Sample one completion on the least busy server, or on another one if that server dies."""
-        group = batch.groups[index]
+        group, settings = batch.groups[index], batch.settings_of(index, sample)
         while True:
             endpoint = self._choose()
             try:
-                return endpoint.sample(self._policy, group.prompt_ids, group.seeds[sample], batch.settings)
+                return endpoint.sample(self._policy, group.prompt_ids, group.seeds[sample], settings)
             except DeadEndpointError:
                 continue
             finally:

@@ -149,7 +149,9 @@ def plan_waves(groups: Sequence[SamplingGroup], max_num_seqs: int, *, equal_leng
         if equal_lengths and waves and len(waves[-1][0].prompt_ids) != len(group.prompt_ids):
             free = 0
         for start in range(0, len(group.seeds), max_num_seqs):
-            part = Part(index, group.prompt_ids, group.seeds[start : start + max_num_seqs])
+            rows = range(len(group.seeds))[start : start + max_num_seqs]
+            seeds, sample_ids = [group.seeds[row] for row in rows], [group.sample_id(row) for row in rows]
+            part = Part(index, group.prompt_ids, seeds, sample_ids)
             if len(part.seeds) > free:
                 waves.append([])
                 free = max_num_seqs

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.config.sections import EngineSection, SamplingSettings, temperature_of
 from igrpo_cli.devices import describe_device, find_device
 from igrpo_cli.engines.base import require_room, resolve_dtype
 from igrpo_cli.engines.batches import Batch, to_completion
@@ -104,7 +104,7 @@ class VllmEngine:
         for index, sample in batch.rows:
             group = groups[index]
             self._requests[request_id := f"{number}/{index}/{sample}"] = (number, index, sample)
-            self._add(request_id, group.prompt_ids, group.seeds[sample], settings)
+            self._add(request_id, group.prompt_ids, group.seeds[sample], batch.settings_of(index, sample))
 
     def step(self) -> list[tuple[Hashable, list[list[Completion]]]]:
         """Take one decoding step for all completions in progress."""
@@ -230,12 +230,12 @@ class VllmEngine:
         return {**arguments, **batched, "enable_prefix_caching": caches_prefixes, "enforce_eager": True}
 
     def sampling_parameters(self, seed: int, settings: SamplingSettings) -> Any:
-        """Return the sampling parameters of one completion."""
+        """Return the sampling parameters of one completion, whose `settings` have one temperature."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         return SamplingParams(
-            temperature=settings.temperature,
+            temperature=temperature_of(settings.temperature, 0),
             top_p=settings.top_p,
             top_k=settings.top_k or -1,
             max_tokens=settings.max_completion_length,
@@ -283,7 +283,7 @@ class VllmEngine:
             drawn.logprobs.logprobs,
             drawn.finish_reason,
             group.seeds[sample],
-            batch.settings,
+            batch.settings_of(index, sample),
             sampler,
         )
         batch.put(index, sample, completion)

@@ -10,6 +10,7 @@ from typing import Any
 from igrpo_cli.algo import Baseline
 from igrpo_cli.algo.diagnostics import refinement_metrics, rollout_metrics, selection_metrics
 from igrpo_cli.config.rewards import RewardSection
+from igrpo_cli.config.sections import temperature_of
 from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.pipeline.session import Session
@@ -211,7 +212,9 @@ def _training_group(
         group_id=first.group_id,
         problem_id=first.problem_id,
         prompt_ids=first.prompt_ids,
-        temperature=sampling["temperature"] or GREEDY_TEMPERATURE,
+        temperatures=[
+            temperature_of(sampling["temperature"], rollout.sample_id) or GREEDY_TEMPERATURE for rollout in rollouts
+        ],
         completion_ids=[rollout.completion_ids for rollout in rollouts],
         sampling_logprobs=[rollout.sampling_logprobs for rollout in rollouts],
         rewards=[rollout.reward for rollout in rollouts],

@@ -88,7 +88,7 @@ def flatten_groups(groups: Sequence[TrainingGroup], vocab_size: int) -> Training
         raise IgrpoError(f"nothing to train on: {len(groups)} groups without a single completion token")
     sizes = np.array([len(group.completion_ids) for group in groups], dtype=np.int64)
     group_S = np.repeat(np.arange(len(groups)), sizes)
-    temperatures = np.array([group.temperature for group in groups], dtype=np.float32)
+    temperatures_S = np.array([each for group in groups for each in group.temperatures], dtype=np.float32)
     logprobs = [logprobs for group in groups for logprobs in group.sampling_logprobs]
     return TrainingBatch(
         groups=groups,
@@ -104,7 +104,7 @@ def flatten_groups(groups: Sequence[TrainingGroup], vocab_size: int) -> Training
         first_token=np.cumsum(num_tokens_S) - num_tokens_S,
         sequence=np.repeat(np.arange(len(completions)), num_tokens_S),
         token_ids=np.concatenate([np.asarray(completion, dtype=np.int64) for completion in completions]),
-        temperatures=np.repeat(temperatures[group_S], num_tokens_S),
+        temperatures=np.repeat(temperatures_S, num_tokens_S),
         sampling_logprobs=np.concatenate([np.asarray(values, dtype=np.float32) for values in logprobs]),
     )
 
@@ -124,7 +124,11 @@ def _check_group(group: TrainingGroup, vocab_size: int) -> None:
         != [len(values) for values in group.sampling_logprobs],
         "has an advantage that is not finite": not np.isfinite(np.asarray(group.advantages)).all(),
         "has a sampling log-prob that is not finite": not np.isfinite(logprobs).all(),
-        f"has temperature {group.temperature}, which is not above 0": not group.temperature > 0,
+        f"has {len(group.temperatures)} temperatures for {len(lengths)} completions": len(group.temperatures)
+        != len(lengths),
+        f"has temperature {min(group.temperatures, default=0)}, which is not above 0": not all(
+            temperature > 0 for temperature in group.temperatures
+        ),
         f"has a token id outside the vocabulary of {vocab_size}": bool(
             ((token_ids < 0) | (token_ids >= vocab_size)).any()
         ),
