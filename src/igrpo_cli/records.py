@@ -92,7 +92,7 @@ class Completion:
     completion_ids: Sequence[int]
     """T token ids, EOS included if it was sampled."""
     sampling_logprobs: Sequence[float]
-    """T log-probs in nats under the distribution that was sampled from: temperature, top-p and top-k applied."""
+    """T log-probs in nats under the distribution that was sampled from: temperature, min-p, top-k and top-p applied."""
     finish_reason: FinishReason
     """`stop`: EOS or another stop; `length`: truncated at the maximum; `abort`: ended by the engine."""
     seed: int
@@ -139,7 +139,7 @@ class Rollout:
     completion_ids: Sequence[int]
     """T token ids, EOS included if it was sampled."""
     sampling_logprobs: Sequence[float]
-    """T log-probs in nats under the distribution that was sampled from: temperature, top-p and top-k applied."""
+    """T log-probs in nats under the distribution that was sampled from: temperature, min-p, top-k and top-p applied."""
     finish_reason: FinishReason
     """`stop`: EOS or another stop; `length`: truncated at the maximum; `abort`: ended by the engine."""
     seed: int

@@ -12,8 +12,10 @@ from igrpo_cli.engines.sampling import choose_tokens, row_uniforms, tempered_log
 PROBS = [0.05, 0.5, 0.15, 0.3]
 
 
-def settings(temperature: float | list[float] = 1.0, top_p: float = 1.0, top_k: int = 0) -> SamplingSettings:
-    return SamplingSettings(temperature=temperature, top_p=top_p, top_k=top_k, max_completion_length=8)
+def settings(
+    temperature: float | list[float] = 1.0, top_p: float = 1.0, top_k: int = 0, min_p: float | None = None
+) -> SamplingSettings:
+    return SamplingSettings(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, max_completion_length=8)
 
 
 def logits(*probs: float) -> torch.Tensor:
@@ -63,6 +65,15 @@ def test_without_truncation_logprobs_are_those_of_the_tempered_softmax():
         (settings(top_p=0.6, top_k=2), {1: 1.0}),
         # Temperature first: 0.5 becomes 0.25 / 0.365 = 0.685, which is above 0.65.
         (settings(top_p=0.65, temperature=0.5), {1: 1.0}),
+        # 0.15 is 0.3 of 0.5, the largest probability, and 0.05 is 0.1 of it.
+        (settings(min_p=0.29), {1: 0.5 / 0.95, 3: 0.3 / 0.95, 2: 0.15 / 0.95}),
+        (settings(min_p=0.31), {1: 0.625, 3: 0.375}),
+        (settings(min_p=1.0), {1: 1.0}),
+        (settings(min_p=0.0), {1: 0.5, 3: 0.3, 2: 0.15, 0: 0.05}),
+        # Temperature first: 0.3 becomes 0.09, which is 0.36 of 0.25.
+        (settings(min_p=0.37, temperature=0.5), {1: 1.0}),
+        # Min-p before top-p: of 0.5 and 0.3 the first is 0.625, which is above 0.6.
+        (settings(min_p=0.31, top_p=0.6), {1: 1.0}),
         (settings(top_k=99), {1: 0.5, 3: 0.3, 2: 0.15, 0: 0.05}),
     ],
 )

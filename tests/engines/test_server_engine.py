@@ -20,7 +20,7 @@ from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.records import SamplingGroup
 
 POLICY = (Path(__file__).parents[2] / "data" / "tiny-policy").resolve()
-SETTINGS = SamplingSettings(temperature=1.0, top_p=0.9, top_k=5, max_completion_length=8)
+SETTINGS = SamplingSettings(temperature=1.0, top_p=0.9, top_k=5, min_p=0.05, max_completion_length=8)
 GROUPS = [SamplingGroup([5, 6, 7], [1, 2]), SamplingGroup([8, 9], [3, 4])]
 
 
@@ -107,7 +107,7 @@ def test_a_request_leaves_nothing_to_the_servers_defaults(start_server, engine_o
     completed(engine_of(server), [SamplingGroup([5, 6], [2**63 - 1])])
     (asked,) = server.asked
     expected = {"prompt": [5, 6], "seed": 2**63 - 1, "max_tokens": 8, "temperature": 1.0, "top_p": 0.9, "top_k": 5}
-    expected |= {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+    expected |= {"min_p": 0.05, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
     expected |= {"stop": [], "stop_token_ids": [2], "logprobs": 0, "return_token_ids": True, "model": "policy"}
     assert expected.items() <= asked.items()
 

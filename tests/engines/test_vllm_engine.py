@@ -31,6 +31,7 @@ VLLM = EngineSection(
 )
 PLAIN = SamplingSettings(temperature=1.0, top_p=1.0, top_k=0, max_completion_length=24)
 TRUNCATED = SamplingSettings(temperature=0.7, top_p=0.8, top_k=20, max_completion_length=24)
+MIN_P = SamplingSettings(temperature=1.3, top_p=0.95, min_p=0.1, max_completion_length=24)
 GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, top_k=0, max_completion_length=24)
 
 
@@ -67,6 +68,8 @@ def distribution(policy, group, completion, settings):
     ids = torch.tensor([[*group.prompt_ids, *completion.completion_ids]])
     with torch.no_grad():
         logits_TV = model(ids).logits[0, len(group.prompt_ids) - 1 : -1] / settings.temperature
+    probs_TV = logits_TV.softmax(-1)
+    logits_TV[probs_TV < (settings.min_p or 0.0) * probs_TV.amax(-1, keepdim=True)] = -torch.inf
     if settings.top_k:
         logits_TV[logits_TV < logits_TV.topk(settings.top_k).values[:, -1:]] = -torch.inf
     ordered = logits_TV.softmax(-1).sort(descending=True)
@@ -75,7 +78,7 @@ def distribution(policy, group, completion, settings):
     return logits_TV.log_softmax(-1)
 
 
-@pytest.mark.parametrize("settings", [PLAIN, TRUNCATED], ids=["plain", "truncated"])
+@pytest.mark.parametrize("settings", [PLAIN, TRUNCATED, MIN_P], ids=["plain", "truncated", "min_p"])
 def test_logprobs_are_those_of_the_distribution_sampled_from(engine, groups, settings):
     for group, drawn in zip(groups, sample(engine, groups, settings), strict=True):
         for completion in drawn:

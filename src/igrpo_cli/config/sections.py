@@ -148,6 +148,9 @@ class SamplingSettings(Section):
     """Probability mass of the tokens to sample from; 1 keeps all tokens."""
     top_k: Natural = 0
     """Number of tokens to sample from; 0 keeps all tokens."""
+    min_p: Share | None = None
+    """Tokens with less than this fraction of the probability of the likeliest token are not sampled, before top-k and
+    top-p count. Unset and 0 keep all tokens."""
     max_completion_length: PositiveInt = 240
     """Maximum tokens per completion, EOS included."""
     stop: list[StopString] = Field(default_factory=list)
@@ -306,6 +309,9 @@ class EvalSection(Section):
     """Probability mass of the tokens to sample from; 1 keeps all tokens."""
     top_k: Natural = 0
     """Number of tokens to sample from; 0 keeps all tokens."""
+    min_p: Share | None = None
+    """Tokens with less than this fraction of the probability of the likeliest token are not sampled, before top-k and
+    top-p count. Unset and 0 keep all tokens."""
     max_gen_toks: PositiveInt = 4096
     """Maximum tokens per completion, EOS included."""
     stop: list[StopString] = Field(default_factory=list)
@@ -327,6 +333,7 @@ class EvalSection(Section):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
             max_completion_length=self.max_gen_toks,
             stop=self.stop,
             stop_token_ids=self.stop_token_ids,

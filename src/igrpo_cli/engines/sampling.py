@@ -1,10 +1,11 @@
-"""Sampling of one token per row: temperature, top-k and top-p, log-probs, and the choice by a seed.
+"""Sampling of one token per row: temperature, min-p, top-k and top-p, log-probs, and the choice by a seed.
 
 Legend: B rows, V vocabulary, K candidates for the nucleus.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,8 +71,9 @@ def _choose_some_greedily(
 def tempered_logprobs(
     logits_BV: torch.Tensor, settings: SamplingSettings, temperatures_B: np.ndarray | None = None
 ) -> torch.Tensor:
-    """Return log-probs (float32 [B, V]) after temperature, top-k and top-p, in this order; excluded tokens have -inf.
+    """Return log-probs (float32 [B, V]) after temperature, min-p, top-k and top-p; excluded tokens have -inf.
 
+    The order is that of vLLM.
     Tokens as likely as the least likely one that is kept are kept too, so that the result depends on the values alone
     and not on the order in which a device sorts equal ones.
     """
@@ -80,6 +82,9 @@ def tempered_logprobs(
         scaled_BV = logits_BV.float() / temperature_of(settings.temperature, 0)
     else:
         scaled_BV = logits_BV.float() / torch.from_numpy(temperatures_B).to(logits_BV.device)[:, None]
+    if settings.min_p:
+        least_B1 = scaled_BV.amax(dim=-1, keepdim=True) + math.log(settings.min_p)
+        scaled_BV = scaled_BV.masked_fill(scaled_BV < least_B1, -torch.inf)
     if 0 < settings.top_k < scaled_BV.shape[-1]:
         least_kept_B1 = scaled_BV.topk(settings.top_k).values[:, -1:]
         scaled_BV = scaled_BV.masked_fill(scaled_BV < least_kept_B1, -torch.inf)

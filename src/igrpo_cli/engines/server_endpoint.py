@@ -20,7 +20,7 @@ from igrpo_cli.records import Completion
 
 _UNKNOWN = "unknown"
 _PROBE_TOKENS = (0, 1)
-_NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+_NEUTRAL = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _SHAPE_KEYS = ("architectures", "vocab_size", *_SIZES)
 
@@ -343,6 +343,7 @@ def _completion_request(prompt_ids: Sequence[int], seed: int, settings: Sampling
         "temperature": settings.temperature,
         "top_p": settings.top_p,
         "top_k": settings.top_k or -1,
+        "min_p": settings.min_p or 0.0,
         **_NEUTRAL,
         "stop": list(settings.stop),
         "stop_token_ids": list(settings.stop_token_ids),

@@ -238,6 +238,7 @@ class VllmEngine:
             temperature=temperature_of(settings.temperature, 0),
             top_p=settings.top_p,
             top_k=settings.top_k or -1,
+            min_p=settings.min_p or 0.0,
             max_tokens=settings.max_completion_length,
             seed=seed,
             stop_token_ids=list(settings.stop_token_ids),
