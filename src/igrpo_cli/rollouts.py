@@ -7,7 +7,7 @@ shards, and a block that is done is kept when its shard is interrupted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -53,6 +53,10 @@ class RolloutTask:
     """The whole draft, of which the prompt may show a part; None without draft."""
     draft_truncated: bool = False
     """True where the draft in the prompt was cut to `prompts.max_draft_tokens`."""
+
+    def without(self, rows: Container[tuple[int, int]]) -> RolloutTask:
+        """Return the task without the samples that exist, where `rows` are their ids of group and sample."""
+        return replace(self, sample_ids=[each for each in self.sample_ids if (self.group_id, each) not in rows])
 
 
 @dataclass(frozen=True)

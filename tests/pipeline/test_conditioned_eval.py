@@ -132,12 +132,12 @@ def test_a_moved_directory_is_not_taken_for_another_selection(tmp_path, evaluate
     assert 'eval.selection "best" on disk, "majority" now' in result.stderr
 
 
-def test_other_bare_samples_than_asked_for_are_a_conflict(evaluated):
-    fewer = ("--bench", "arithmetic", "--samples", "2", *sets(LIMIT))
-    result = igrpo("eval", evaluated, *fewer, "--with-draft")
+def test_more_refinements_than_samples_without_draft_are_a_conflict(evaluated):
+    more = ("--bench", "arithmetic", "--samples", "5", *sets(LIMIT))
+    result = igrpo("eval", evaluated, *more, "--with-draft")
     assert result.code == 4
-    assert f"are {PROBLEMS * SAMPLES} completions, not {PROBLEMS * 2}" in result.stderr
-    assert "hint: first the same command without --with-draft" in result.stderr
+    assert f"are {PROBLEMS * SAMPLES} completions, not {PROBLEMS * 5}" in result.stderr
+    assert "hint: first the same command without --with-draft, which samples the missing ones" in result.stderr
 
 
 def test_without_bare_samples_there_is_nothing_to_refine(evaluated):

@@ -17,9 +17,11 @@ from igrpo_cli.evaluation.shards import (
     EvalResults,
     Evaluation,
     evaluation_shards,
+    incomplete_shards,
     read_results,
     require_samples_to_refine,
     sample_evaluation,
+    with_samples_on_disk,
 )
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
@@ -173,7 +175,7 @@ def _evaluations(session: Session, request: EvalRequest, benches: Sequence[str])
     section = session.config.eval
     problems = [_problems(session, request, bench) for bench in benches]
     policy, model = _policy(session, request)
-    return [
+    evaluations = [
         Evaluation(
             bench=bench_name(bench),
             problems=problems_of_bench[: section.limit],
@@ -181,9 +183,22 @@ def _evaluations(session: Session, request: EvalRequest, benches: Sequence[str])
             policy=policy,
             model=model,
             selection=section.selection if request.with_draft else None,
+            repeats=section.repeats,
         )
         for bench, problems_of_bench in zip(benches, problems, strict=True)
     ]
+    return evaluations if request.overwrite else [_with_all_samples(session, each) for each in evaluations]
+
+
+def _with_all_samples(session: Session, evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation with all samples on disk, and say so if they are more than were asked for."""
+    whole = with_samples_on_disk(session, evaluation)
+    if whole.samples > evaluation.samples:
+        session.console.note(
+            f"{whole.bench}: {whole.samples} samples per problem are there, and {evaluation.samples} were asked for: "
+            "the figures are of all of them (--overwrite discards them)"
+        )
+    return whole
 
 
 def _require_answers(config: RunConfig) -> None:
@@ -260,7 +275,7 @@ def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) ->
     if trained_on:
         among = f"{trained_on} of the {len(evaluation.problems)} problems of {evaluation.bench}"
         session.console.note(f"{among} are training problems of the run: their accuracy may be memorised")
-    missing = [path for path in evaluation_shards(session, evaluation) if not path.manifest.exists()]
+    missing = incomplete_shards(session, evaluation)
     if missing:
         payload = {**_head(evaluation), **report.payload(), "shards_still_missing": len(missing)}
         done = f"{evaluation.bench}: {report.shards} shards are complete"

@@ -21,9 +21,9 @@ from igrpo_cli.records import Problem, Rollout, StageReport
 from igrpo_cli.rollouts import RolloutTask, SamplingPlan
 from igrpo_cli.store.checksummed_json import read_summary
 from igrpo_cli.store.completion import open_input
-from igrpo_cli.store.conflicts import require_same_settings
+from igrpo_cli.store.conflicts import identity_differences, require_same_settings
 from igrpo_cli.store.layout import SUMMARY, ShardPath
-from igrpo_cli.store.manifest import read_manifest
+from igrpo_cli.store.manifest import Identity, Manifest, read_manifest
 from igrpo_cli.store.policies import Policy
 
 
@@ -39,6 +39,8 @@ class Evaluation:
     """A policy of the run by its number, another model by its name. It names the directory."""
     selection: str | None = None
     """`eval.selection` of an evaluation with draft. None for an evaluation without draft."""
+    repeats: int | None = None
+    """`eval.repeats` as the manifests record it; None where `samples` is the number of the benchmark."""
 
     @property
     def without_draft(self) -> Evaluation:
@@ -94,6 +96,35 @@ def evaluation_shards(session: Session, evaluation: Evaluation) -> tuple[ShardPa
     )
 
 
+def with_samples_on_disk(session: Session, evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation with at least as many samples as a shard on disk has, of this policy.
+
+    Samples are added to an evaluation and never taken away. One with draft refines every sample without draft.
+    """
+    repeats_of: dict[int, int | None] = {}
+    for path in (*evaluation_shards(session, evaluation), *evaluation_shards(session, evaluation.without_draft)):
+        try:
+            manifest = read_manifest(path)
+        except (MissingInputError, DamagedFileError):
+            continue  # Whoever reads or makes the shard says so.
+        if manifest.identity.policy == evaluation.policy.id and manifest.data.groups:
+            samples = manifest.data.rows // manifest.data.groups
+            repeats_of.setdefault(samples, manifest.identity.config.get("eval", {}).get("repeats"))
+    most = max(repeats_of, default=0)
+    return evaluation if most < evaluation.samples else replace(evaluation, samples=most, repeats=repeats_of[most])
+
+
+def incomplete_shards(session: Session, evaluation: Evaluation) -> list[ShardPath]:
+    """Return the shards of an evaluation that do not exist, or that have fewer samples than it."""
+    blocks = _blocks(session, evaluation)
+    return [
+        path
+        for path in evaluation_shards(session, evaluation)
+        if not path.manifest.exists()
+        or read_manifest(path).data.rows < len(blocks.groups_of_shard(path.shard)) * evaluation.samples
+    ]
+
+
 def sample_evaluation(session: Session, evaluation: Evaluation, request: StageRequest) -> StageReport:
     """Sample the requested shards of an evaluation: completions without draft, or refinements of earlier samples."""
     with open_rollouts(session, request, _plan(session, evaluation)) as stage:
@@ -129,7 +160,8 @@ def require_samples_to_refine(session: Session, evaluation: Evaluation) -> None:
         what = "are of another policy" if others else f"are {found} completions, not {wanted}"
         raise ConflictError(
             f"the samples without draft in {paths[0].data.parent} {what}",
-            hint="first the same command without --with-draft and with --overwrite; or the --samples used there",
+            hint="first the same command without --with-draft"
+            + (", and with --overwrite" if others or found > wanted else ", which samples the missing ones"),
         )
 
 
@@ -153,6 +185,15 @@ def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:
     paths, without_draft = evaluation_shards(session, evaluation), evaluation_shards(session, evaluation.without_draft)
     has_drafts = evaluation.selection is not None
 
+    blocks = _blocks(session, evaluation)
+
+    def may_add_to(manifest: Manifest, identity: Identity) -> bool:
+        # More samples without draft are another input of their refinements, which compare the prompts of their rows.
+        more = {"config.eval.repeats", *(f"inputs.{path.relative}" for path in without_draft if has_drafts)}
+        differences = {difference.key for difference in identity_differences(manifest.identity, identity)}
+        wanted = len(blocks.groups_of_shard(identity.shard)) * evaluation.samples
+        return {"config.eval.repeats"} <= differences <= more and manifest.data.rows <= wanted
+
     def inputs_of(path: ShardPath) -> list[ShardPath]:
         problems = session.run.eval_problems(evaluation.bench)
         return [problems, without_draft[path.shard]] if has_drafts else [problems]
@@ -165,6 +206,8 @@ def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:
             policy_id=evaluation.policy.id,
             template_sha256=template_hash(config.prompts),
             reads="conditioned" if has_drafts else "eval",
+            recorded={"eval": {"repeats": evaluation.repeats}},
+            may_add_to=may_add_to,
         ),
         policy=evaluation.policy,
         sampling=SamplingPlan(
@@ -175,8 +218,13 @@ def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:
             # Without the policy: all policies are evaluated with the same random numbers and stay comparable.
             seed_names=("eval", "conditioned" if has_drafts else "bare"),
         ),
-        blocks=Blocks(len(evaluation.problems), config.engine.groups_per_block, config.run.num_shards),
+        blocks=blocks,
     )
+
+
+def _blocks(session: Session, evaluation: Evaluation) -> Blocks:
+    config = session.config
+    return Blocks(len(evaluation.problems), config.engine.groups_per_block, config.run.num_shards)
 
 
 def _samples_to_refine(session: Session, evaluation: Evaluation, path: ShardPath) -> dict[int, list[Rollout]]:

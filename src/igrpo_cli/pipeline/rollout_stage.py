@@ -6,8 +6,7 @@ may work on one shard: a task claims the blocks that it samples, and takes the o
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,10 +17,11 @@ from igrpo_cli.config.sections import GenerationSection
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards, UnfinishedShard
+from igrpo_cli.pipeline.ungraded import UngradedNotes, refuse_ungraded
 from igrpo_cli.prompts import template_hash
 from igrpo_cli.records import Rollout, StageReport
 from igrpo_cli.rollouts import BlockJob, RolloutTask, Sampler, SamplingPlan
-from igrpo_cli.store.completion import commit_shard, completed
+from igrpo_cli.store.completion import commit_shard, completed, open_input
 from igrpo_cli.store.layout import ShardPath
 from igrpo_cli.store.lineage import require_current
 from igrpo_cli.store.manifest import Manifest
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from igrpo_cli.rewards.scorer import Scorer
     from igrpo_cli.store.manifest import DataFile
     from igrpo_cli.store.parts import RowId
-
-NOTES_PER_REASON = 3
-"""How often one reason for an ungraded row is printed per shard."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +207,8 @@ class RolloutShard:
     """Represents a shard of rollouts that is being made. Its blocks are kept as parts, and all parts make the file.
 
     The shard of another task (`is_own` False) yields the blocks that no task has begun, and is not committed here.
+    Where the shard adds to one on disk, rows that are there are not sampled again, but each part has all rows of its
+    block: it is complete without the old file.
     """
 
     def __init__(self, stage: RolloutStage, shard: UnfinishedShard, blocks: range, *, is_own: bool = True) -> None:
@@ -267,8 +266,10 @@ class RolloutShard:
             self._stage.progress.skip()
             return
         self._in_progress.add(block.number)
-        keep = partial(self._keep, block.number)
-        self._stage.sampler.submit(BlockJob(self._stage.plan.sampling, tasks, keep, self._note_ungraded))
+        existing = self._existing_rows(block, tasks) if self._shard.adds_to else {}
+        missing = [task.without(existing) for task in tasks] if existing else tasks
+        keep = partial(self._keep, block.number, existing)
+        self._stage.sampler.submit(BlockJob(self._stage.plan.sampling, missing, keep, self._note_ungraded))
 
     def commit(self) -> Manifest:
         """Make the file of the shard from its parts; return the manifest that exists then, maybe another task's.
@@ -283,7 +284,8 @@ class RolloutShard:
             return self._parts.assemble(self.path.data, self._blocks, replace, self._require_requested)
 
         shard = self._shard
-        manifest = commit_shard(shard.path, shard.identity, write, self._describe, overwrite=shard.overwrite)
+        replaces = shard.overwrite or (shard.adds_to and not self._is_complete_elsewhere())
+        manifest = commit_shard(shard.path, shard.identity, write, self._describe, overwrite=replaces)
         self._parts.clear()
         return manifest
 
@@ -299,8 +301,30 @@ class RolloutShard:
     def _block(self, number: int, *, is_done: bool = False) -> Block:
         return Block(self, number, self._stage.plan.blocks.groups(number), is_done)
 
-    def _keep(self, number: int, rows: list[Rollout]) -> None:
-        self._parts.write(number, rows)
+    def _existing_rows(self, block: Block, tasks: Sequence[RolloutTask]) -> dict[RowId, Rollout]:
+        """Return the requested rows of a block that the shard on disk has, of the same prompt."""
+        from igrpo_cli.store.tables import iterate_records
+
+        encode = self._stage.tokenizer.encode_prompt
+        try:
+            open_input(self.path)
+            (rows,) = iterate_records(self.path.data, Rollout, [block.number - self._blocks.start])
+        except MissingInputError:
+            return {}  # Another task is replacing the file.
+        prompts = {
+            (task.group_id, sample_id): (task.draft_sample_id, prompt_ids)
+            for task, prompt_ids in [(task, encode(task.prompt)[1]) for task in tasks]
+            for sample_id in task.sample_ids
+        }
+        found = {(row.group_id, row.sample_id): row for row in rows}
+        return {
+            key: row for key, row in found.items() if prompts.get(key) == (row.draft_sample_id, list(row.prompt_ids))
+        }
+
+    def _keep(self, number: int, existing: Mapping[RowId, Rollout], rows: list[Rollout]) -> None:
+        all_rows = {**existing, **{(row.group_id, row.sample_id): row for row in rows}}
+        requested = [(group, sample) for group, sample_ids in self._expected[number] for sample in sample_ids]
+        self._parts.write(number, [all_rows[each] for each in requested])
         if not self._is_own and self._is_complete_elsewhere():
             self._parts.clear()
         self._in_progress.discard(number)
@@ -338,11 +362,18 @@ class RolloutShard:
             return False
 
     def _is_complete_elsewhere(self) -> bool:
-        return not self._shard.overwrite and completed(self.path, self._shard.identity) is not None
+        try:
+            return not self._shard.overwrite and completed(self.path, self._shard.identity) is not None
+        except ConflictError:
+            if not self._shard.adds_to:
+                raise
+            return False
 
     def _describe(self, data: DataFile) -> Manifest:
+        from igrpo_cli.store.tables import count_rollouts
+
         engine = self._stage.session.engine(self._stage.plan.policy)
-        counts = _counts(self.path)
+        counts = count_rollouts(self.path.data)
         counts["truncated_drafts"] = self._num_truncated
         return self._shard.provenance.manifest(
             self._shard.identity,
@@ -353,48 +384,3 @@ class RolloutShard:
             tokens=counts.pop("tokens"),
             counts=counts,
         )
-
-
-class UngradedNotes:
-    """Prints which rows of a shard could not be graded, and why, at most `NOTES_PER_REASON` times for one reason.
-
-    The manifest counts all of them.
-    """
-
-    def __init__(self, path: ShardPath, note: Callable[[str], None]) -> None:
-        self._shard = path.name
-        self._note = note
-        self._seen: Counter[str] = Counter()
-
-    def __call__(self, row: Rollout, reason: str) -> None:
-        """Print a line about one row."""
-        self._seen[reason] += 1
-        if self._seen[reason] <= NOTES_PER_REASON:
-            which = f"sample {row.sample_id} of group {row.group_id} (problem {row.problem_id})"
-            self._note(f"{self._shard}: {which} is ungraded: {reason}")
-
-
-def refuse_ungraded(report: StageReport, threshold: float) -> None:
-    """Raise IgrpoError where more than the fraction `threshold` of a stage's rows could not be graded."""
-    ungraded = report.details.get("verdict_ungraded", 0)
-    assert isinstance(ungraded, int)
-    share = ungraded / max(report.rows, 1)
-    if share > threshold:
-        raise IgrpoError(
-            f"{ungraded} of {report.rows} completions of {report.stage} could not be graded "
-            f"({share:.1%}, more than reward.max_ungraded_share = {threshold:.1%})",
-            hint="the lines above give the reasons; fix them and use --overwrite, or raise the threshold with --set",
-        )
-
-
-def _counts(path: ShardPath) -> Counter[str]:
-    """Tokens, verdicts and finish reasons of a shard, from its file: a shard that was resumed counts all its rows."""
-    from igrpo_cli.store.schema import ROLLOUTS
-    from igrpo_cli.store.tables import iterate_blocks
-
-    counts: Counter[str] = Counter(tokens=0)
-    for block in iterate_blocks(path.data, ROLLOUTS, ("completion_ids", "verdict", "finish_reason")):
-        counts["tokens"] += sum(map(len, block["completion_ids"].to_pylist()))
-        counts.update(f"verdict_{verdict}" for verdict in block["verdict"].to_pylist())
-        counts.update(f"finish_{reason}" for reason in block["finish_reason"].to_pylist())
-    return counts

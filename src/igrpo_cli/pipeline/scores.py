@@ -10,9 +10,9 @@ from typing import Any
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import UsageError
-from igrpo_cli.pipeline.rollout_stage import UngradedNotes, refuse_ungraded
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards
+from igrpo_cli.pipeline.ungraded import UngradedNotes, refuse_ungraded
 from igrpo_cli.prompts import refined_problem
 from igrpo_cli.records import VERDICTS, Problem, Rollout, Score, Selection, StageReport
 from igrpo_cli.rewards.scorer import ScoringInput, ScoringResult

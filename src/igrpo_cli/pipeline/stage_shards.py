@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from igrpo_cli.errors import MissingInputError
+from igrpo_cli.errors import ConflictError, MissingInputError
 from igrpo_cli.pipeline.provenance import Provenance
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.records import StageReport
@@ -15,7 +15,7 @@ from igrpo_cli.store.atomic import clear_directory, remove_stale_temporaries
 from igrpo_cli.store.completion import adopt_shard, commit_shard, completed
 from igrpo_cli.store.layout import PART_FILES, ShardPath, format_shards
 from igrpo_cli.store.lineage import require_current
-from igrpo_cli.store.manifest import DataFile, Identity, Manifest
+from igrpo_cli.store.manifest import DataFile, Identity, Manifest, read_manifest
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class StagePlan:
     template_sha256: str | None = None
     reads: str | None = None
     """The entry of `config.STAGE_READS` that names the settings of the stage; None means the entry of its own name."""
+    recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """{section: {key: value}} that manifests record instead of the settings of the session."""
+    may_add_to: Callable[[Manifest, Identity], bool] = lambda manifest, identity: False
+    """Return True if all rows of a complete shard are rows of the shard with this identity too."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class UnfinishedShard:
     path: ShardPath
     identity: Identity
     overwrite: bool
+    adds_to: bool = False
+    """True where a complete shard has a part of the rows. It stays until it is replaced by all of them."""
     provenance: Provenance = field(default_factory=Provenance)
 
 
@@ -107,12 +113,13 @@ class StageShards:
 
     def identity_of(self, path: ShardPath) -> Identity:
         """Return the current identity of a shard. Raises MissingInputError where an input does not exist."""
+        config = self.session.stage_identity(self.plan.reads or path.stage)
         return Identity(
             stage=path.stage,
             iteration=path.iteration,
             shard=path.shard,
             num_shards=path.num_shards,
-            config=self.session.stage_identity(self.plan.reads or path.stage),
+            config={name: {**values, **self.plan.recorded.get(name, {})} for name, values in config.items()},
             policy=self.plan.policy_id,
             template_sha256=self.plan.template_sha256,
             inputs=self.session.inputs(*self.plan.inputs_of(path)),
@@ -127,10 +134,18 @@ class StageShards:
                 raise
             self._missing.append(number)
             return None
-        manifest = None if self.request.overwrite else completed(path, identity, self.session.console.note)
+        manifest, adds_to = None, False
+        if not self.request.overwrite:
+            try:
+                manifest = completed(path, identity, self.session.console.note)
+            except ConflictError:
+                adds_to = self.plan.may_add_to(read_manifest(path), identity)
+                if not adds_to:
+                    raise
         # After `completed`: where the shard itself was made from another input, that is the nearer cause.
         require_current(self.session.run, identity.inputs)
-        if manifest is None and not (self.request.overwrite or self.request.dry_run) and path.iteration == 0:
+        may_adopt = not (self.request.overwrite or self.request.dry_run or adds_to)
+        if manifest is None and may_adopt and path.iteration == 0:
             # Later policies of other runs are other policies.
             manifest = adopt_shard(path, identity, self.session.related_runs)
         if manifest is not None:
@@ -144,4 +159,4 @@ class StageShards:
         if self.request.dry_run:
             return None
         remove_stale_temporaries(path.data.parent)
-        return UnfinishedShard(path, identity, self.request.overwrite)
+        return UnfinishedShard(path, identity, self.request.overwrite, adds_to)

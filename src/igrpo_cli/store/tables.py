@@ -6,6 +6,7 @@ There is one Parquet row group per block of groups, so that a file can be read b
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -20,7 +21,14 @@ from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.store.atomic import publish_file, sha256_file
 from igrpo_cli.store.manifest import DataFile
 from igrpo_cli.store.rows import rows_of, table_of
-from igrpo_cli.store.schema import SCHEMA_OF, check_file_schema, is_always_finite, name_of_schema, version_of_schema
+from igrpo_cli.store.schema import (
+    ROLLOUTS,
+    SCHEMA_OF,
+    check_file_schema,
+    is_always_finite,
+    name_of_schema,
+    version_of_schema,
+)
 
 Record = TypeVar("Record")
 
@@ -74,12 +82,14 @@ def read_table(path: Path, schema: pa.Schema, columns: Sequence[str] | None = No
         return _checked(path, file.read(columns=_known(file, columns)))
 
 
-def iterate_blocks(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the blocks of `read_table`, with at most one block in memory."""
+def iterate_blocks(
+    path: Path, schema: pa.Schema, columns: Sequence[str] | None = None, numbers: Iterable[int] | None = None
+) -> Iterator[pa.Table]:
+    """Yield the blocks of `read_table`, all or those with these numbers, with at most one block in memory."""
     with _reading(path):
         file = _open(path, schema)
     with file:
-        for index in range(file.num_row_groups):
+        for index in range(file.num_row_groups) if numbers is None else numbers:
             with _reading(path):
                 block = _checked(path, file.read_row_group(index, columns=_known(file, columns)))
             # Outside of `_reading`, which would take the errors of whoever uses the block for the file's.
@@ -91,10 +101,20 @@ def read_records(path: Path, record: type[Record]) -> list[Record]:
     return [row for rows in iterate_records(path, record) for row in rows]
 
 
-def iterate_records(path: Path, record: type[Record]) -> Iterator[list[Record]]:
-    """Yield the blocks of `read_records`."""
-    for block in iterate_blocks(path, SCHEMA_OF[record]):
+def iterate_records(path: Path, record: type[Record], numbers: Iterable[int] | None = None) -> Iterator[list[Record]]:
+    """Yield the blocks of `read_records`, all or those with these numbers."""
+    for block in iterate_blocks(path, SCHEMA_OF[record], numbers=numbers):
         yield rows_of(block, record)
+
+
+def count_rollouts(path: Path) -> Counter[str]:
+    """Return tokens, verdicts and finish reasons of a file of rollouts, also of one that was resumed."""
+    counts: Counter[str] = Counter(tokens=0)
+    for block in iterate_blocks(path, ROLLOUTS, ("completion_ids", "verdict", "finish_reason")):
+        counts["tokens"] += sum(map(len, block["completion_ids"].to_pylist()))
+        counts.update(f"verdict_{verdict}" for verdict in block["verdict"].to_pylist())
+        counts.update(f"finish_{reason}" for reason in block["finish_reason"].to_pylist())
+    return counts
 
 
 def file_schema(path: Path, schema: pa.Schema) -> pa.Schema:
