@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from igrpo_cli.config.sections import SamplingSettings
+from igrpo_cli.engines.base import ignore_progress
 from igrpo_cli.errors import Interrupted
 from igrpo_cli.records import (
     ChatPrompt,
@@ -29,6 +30,7 @@ from igrpo_cli.watchdog import Watchdog
 if TYPE_CHECKING:
     from igrpo_cli.engines.base import Engine
     from igrpo_cli.rewards.scorer import Scorer, ScoringInput, ScoringResult
+    from igrpo_cli.ui.progress import Progress
 
 GRADING_THREADS = 4
 """Blocks that are graded and written at the same time: one slow completion must not delay the others."""
@@ -94,14 +96,15 @@ class Sampler:
     has nothing else to do, or when more than `MAX_BLOCKS_IN_GRADING` are behind.
 
     `start` returns the engine and the scorer. It is called when the first block comes in, so a command that has
-    nothing to sample loads no model.
+    nothing to sample loads no model. `progress` counts blocks; the sampler tells it of completions within a block.
 
     Methods raise Interrupted where the engine repeatedly returns something else than was requested, and whatever
     `keep` raises. Where the engine hangs, the process ends with the exit code of Interrupted.
     """
 
-    def __init__(self, start: Callable[[], tuple[Engine, Scorer]]) -> None:
+    def __init__(self, start: Callable[[], tuple[Engine, Scorer]], progress: Progress) -> None:
         self._start = start
+        self._progress = progress
         self._running: _Running | None = None
 
     def __enter__(self) -> Sampler:
@@ -114,7 +117,7 @@ class Sampler:
     def submit(self, job: BlockJob) -> None:
         """Hand a block to the engine, as soon as it has room."""
         if self._running is None:
-            self._running = _Running(*self._start())
+            self._running = _Running(*self._start(), self._progress)
         self.make_room()
         self._running.submit(job)
 
@@ -138,8 +141,11 @@ class Sampler:
 class _Running:
     """The engine, the scorer and the threads of a sampler that has work."""
 
-    def __init__(self, engine: Engine, scorer: Scorer) -> None:
+    def __init__(self, engine: Engine, scorer: Scorer, progress: Progress) -> None:
         self.engine = engine
+        self._progress = progress
+        self._num_blocks = self._num_completions = self._max_tokens = 0
+        engine.on_sampled = self._count
         self._scorer = scorer
         self._checked = _CheckedEngine(engine)
         self._stack = ExitStack()
@@ -161,6 +167,9 @@ class _Running:
             )
             for task, (_, prompt_ids) in zip(job.tasks, prompts, strict=True)
         ]
+        self._num_blocks += 1
+        self._num_completions += (completions := sum(len(group.seeds) for group in groups))
+        self._max_tokens += completions * plan.sampling.max_completion_length
         self._checked.submit(_Request(job, prompts, groups))
 
     def advance(self) -> None:
@@ -174,7 +183,12 @@ class _Running:
             future.result()
 
     def close(self) -> None:
+        self.engine.on_sampled = ignore_progress
         self._stack.close()
+
+    def _count(self, completions: int, tokens: int) -> None:
+        units = self._num_blocks * completions / self._num_completions
+        self._progress.sample(units, completions, tokens, self._num_blocks * tokens / self._max_tokens)
 
     def _grade(self, request: _Request, completions: list[list[Completion]]) -> None:
         tokenizer = self.engine.tokenizer

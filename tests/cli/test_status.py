@@ -61,10 +61,32 @@ def test_each_stage_says_what_is_done_missing_and_under_way(half_finished):
     assert all(stage.keys() == STAGE for stage in status["stages"].values())
     counts = {name: (stage["done"], stage["total"], stage["missing"]) for name, stage in status["stages"].items()}
     assert counts == {"draft": (4, 4, ""), "select": (4, 4, ""), "refine": (1, 4, "1-3"), "update": (0, 1, "0")}
+    changed = "2026-01-01T00:00:"
     assert status["stages"]["refine"]["under_way"] == [
-        {"shard": 1, "done": 1, "claimed": 1, "total": 1, "last_change": "2026-01-01T00:00:01+00:00"},
-        {"shard": 2, "done": 0, "claimed": 1, "total": 1, "last_change": "2026-01-01T00:00:02+00:00"},
+        {"shard": 1, "done": 1, "claimed": 1, "total": 1, "last_change": f"{changed}01+00:00", "seconds_left": 0.0},
+        {"shard": 2, "done": 0, "claimed": 1, "total": 1, "last_change": f"{changed}02+00:00", "seconds_left": None},
     ]
+
+
+def test_time_left_is_known_once_a_block_is_kept(tmp_path):
+    run = make_run(tmp_path / "named", "run.num_iterations=3")
+    assert status_of(run)["seconds_left_at_least"] is None
+    parts = run / "iteration_0000/draft/.parts/shard-00000-of-00001"
+    parts.mkdir(parents=True)
+    now = int(time.time())
+    # Two of four blocks in 20 seconds: 20 more for the stage, and as long for each of the two other iterations.
+    for name, age in (("block-000000.claim", 20), ("block-000000.parquet", 10), ("block-000001.parquet", 0)):
+        (parts / name).touch()
+        os.utime(parts / name, (now - age, now - age))
+    os.utime(parts, (now, now))
+    status = status_of(run)
+    (shard,) = status["stages"]["draft"]["under_way"]
+    assert (shard["done"], shard["total"], shard["seconds_left"]) == (2, 4, 20)
+    assert status["seconds_left_at_least"] == 3 * 40 - 20
+    text = igrpo("status", cwd=run).stdout
+    assert text.startswith("named: 0 of 3 iterations complete\n")
+    assert "at least 1 min 40 s left, from what is done of iteration 0" in text
+    assert re.search(r"0: 2 of 4 blocks, changed [0-9. s]+ ago, about 20 s left", text)
 
 
 def test_policies_scores_evaluations_and_costs_are_those_on_disk(half_finished):

@@ -112,6 +112,13 @@ def test_a_request_leaves_nothing_to_the_servers_defaults(start_server, engine_o
     assert expected.items() <= asked.items()
 
 
+def test_it_tells_of_completions_within_a_batch(start_server, engine_of):
+    engine, counts = engine_of(start_server()), []
+    engine.on_sampled = lambda *numbers: counts.append(numbers)
+    completed(engine)
+    assert counts == [(1, 2)] * sum(len(group.seeds) for group in GROUPS)
+
+
 def test_each_request_has_the_temperature_of_its_completion(start_server, engine_of):
     server = start_server()
     rising = SETTINGS.model_copy(update={"temperature": [0.7, 0.0]})

@@ -111,6 +111,15 @@ def test_completions_of_a_group_take_the_temperatures_in_turn(make_policy: MakeP
             assert one.sampling_logprobs == pytest.approx(other.sampling_logprobs, abs=1e-4)
 
 
+def test_it_tells_of_completions_and_tokens_while_it_samples(make_policy: MakePolicy):
+    engine, counts = engine_of(make_policy("llama"), max_num_seqs=5), []
+    engine.on_sampled = lambda *numbers: counts.append(numbers)
+    drawn = [completion for group in sample(engine) for completion in group]
+    expected = len(drawn), sum(len(completion.completion_ids) for completion in drawn)
+    assert tuple(map(sum, zip(*counts, strict=True))) == expected
+    assert counts[0][1] == 4, "the first wave, which has room for one group"
+
+
 def test_some_rows_of_these_tests_end_before_others(make_policy: MakePolicy):
     """Otherwise no rows would leave the batch in the tests above."""
     lengths = {

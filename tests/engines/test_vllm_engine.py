@@ -108,6 +108,13 @@ def test_completions_of_a_group_take_the_temperatures_in_turn(engine, groups):
             assert completion.sampling_logprobs == pytest.approx(alone.sampling_logprobs, abs=1e-5)
 
 
+def test_it_tells_of_completions_within_a_batch(engine, groups, monkeypatch):
+    counts = []
+    monkeypatch.setattr(engine, "on_sampled", lambda *numbers: counts.append(numbers))
+    drawn = [completion for group in sample(engine, groups) for completion in group]
+    assert sorted(counts) == sorted((1, len(completion.completion_ids)) for completion in drawn)
+
+
 def test_batches_under_way_together_come_back_whole_under_their_own_keys(engine, groups):
     one_by_one = {index: sample(engine, [group]) for index, group in enumerate(groups)}
     for index, group in enumerate(groups):

@@ -80,6 +80,37 @@ def test_preparations_are_not_part_of_the_pace_but_later_breaks_are(clock):
     assert blocks.text() == "1 of 10 blocks, 1 min 30 s left"
 
 
+def test_completions_within_a_block_tell_the_time_left(clock):
+    blocks = Progress("draft", 8, "blocks")
+    clock.now += 10
+    blocks.sample(0, completions=0, tokens=500, at_most=0.4)
+    assert blocks.text() == "0 of 8 blocks, 50 tokens/s, at most 3 min 10 s left"
+    clock.now += 10
+    blocks.sample(0.5, completions=16, tokens=700, at_most=0.6)
+    assert blocks.text() == "0 of 8 blocks, 16 completions, 60 tokens/s, 5 min 0 s left"
+    blocks.sample(0.5, completions=16, tokens=0, at_most=0)
+    blocks.advance()
+    clock.now += 10
+    # A block that is graded is counted once: 7 more at 30 s each.
+    assert blocks.text() == "1 of 8 blocks, 32 completions, 40 tokens/s, 3 min 30 s left"
+    assert blocks.reached == 1
+
+
+def test_work_that_holds_other_work_says_how_long_it_takes_itself(clock):
+    whole, part = Progress("run", 3, "iterations"), Progress("iteration 0", 4, "blocks")
+    clock.now += 10
+    assert whole.left_around(part) == ""
+    part.advance()
+    # 10 s of 40: the other two iterations take as long at least, and an update comes on top.
+    assert whole.left_around(part) == "at least 1 min 50 s left"
+    whole.seconds_per_unit = 50
+    assert whole.text(part) == "0 of 3 iterations, 2 min 20 s left"
+    clock.now += 50
+    whole.advance()
+    clock.now += 20
+    assert whole.text(part) == "1 of 3 iterations, 1 min 40 s left"
+
+
 def test_without_a_total_it_tells_what_is_done(clock):
     rows = Progress("grade", None, "rows")
     rows.advance(256, rows=256)
@@ -107,6 +138,15 @@ def test_a_line_names_the_work_and_what_it_is_at(hasty, capsys):
     with console.progress("draft", 2, "blocks"), console.activity("starting the engine"):
         time.sleep(0.15)
     assert capsys.readouterr().err.splitlines()[0] == "draft: starting the engine: 0.1 s so far"
+
+
+def test_a_line_ends_with_the_time_left_of_the_whole(hasty, capsys):
+    console = Console()
+    with console.progress("run", 2, "iterations") as whole, console.progress("iteration 0", 2, "blocks"):
+        whole.seconds_per_unit = 3600
+        time.sleep(0.15)
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith("run: iteration 0: 0 of 2 blocks, 0.1 s so far; run: 2 h 0 min left")
 
 
 def test_work_that_is_soon_done_leaves_no_line(capsys):

@@ -47,7 +47,7 @@ def _send(session: Session, name: str, *, follow: bool) -> dict[str, Any]:
 
 def _settings(session: Session) -> TrackerSettings:
     section, root = session.config.log, session.run.root
-    name = section.run_name or root.resolve().name
+    name = section.run_name or session.run.name
     return TrackerSettings(
         project=section.project,
         run_name=name,

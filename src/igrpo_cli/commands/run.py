@@ -11,6 +11,7 @@ from igrpo_cli.commands import eval as evaluation
 from igrpo_cli.commands.stage import perform, summary_line
 from igrpo_cli.config.files import write_config
 from igrpo_cli.errors import UsageError
+from igrpo_cli.inspection.run_state import RunStatus
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
 from igrpo_cli.pipeline.rollout_stage import RolloutStage, open_sampler
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
@@ -56,10 +57,13 @@ def run(
         for policy in (each for each in policies if each <= reached and session.run.policy(each).is_dir()):
             evaluate_policy(session, policy, bench, bench_dir)
         reports = []
-        for iteration in todo:
-            reports += run_iteration(session, iteration)
-            if iteration + 1 in policies:
-                evaluate_policy(session, iteration + 1, bench, bench_dir)
+        with console.progress(session.run.name, len(todo), "iterations") as whole:
+            whole.seconds_per_unit = RunStatus(session.run, session.run_config).seconds_per_iteration(reached)
+            for iteration in todo:
+                reports += run_iteration(session, iteration)
+                if iteration + 1 in policies:
+                    evaluate_policy(session, iteration + 1, bench, bench_dir)
+                whole.advance()
         seconds = round(time.monotonic() - started, 3)
         payload = {"run": str(path), "iterations": todo, "seconds": seconds}
         payload["stages"] = [report.payload() for report in reports]
@@ -136,7 +140,7 @@ def sample(session: Session, iteration: int) -> list[StageReport]:
     started = drafted = time.monotonic()
     with (
         session.console.progress(f"iteration {iteration}", num_blocks, "blocks") as progress,
-        open_sampler(session, session.policy(iteration)) as sampler,
+        open_sampler(session, session.policy(iteration), progress) as sampler,
     ):
         drafts, refinements = (RolloutStage(session, request, plan, sampler, progress) for plan in plans)
         draft.sample(drafts)

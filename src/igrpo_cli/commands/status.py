@@ -16,7 +16,7 @@ from igrpo_cli.inspection.run_state import RunStatus
 from igrpo_cli.inspection.shard_states import missing_shards
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.hints import command_line
-from igrpo_cli.store.layout import ShardPath, bench_name, format_shards
+from igrpo_cli.store.layout import RunDirectory, ShardPath, bench_name, format_shards
 from igrpo_cli.store.lineage import newest_policy
 from igrpo_cli.ui.console import Console, percent, printable, sparkline, table
 from igrpo_cli.ui.progress import duration
@@ -33,6 +33,8 @@ SPARKLINE_COLUMNS = 32
 SHOWN_CHARACTERS = 18
 """Maximum length of a list of shards on the screen. `--missing` and `--json` have the whole list."""
 SHOWN_FAULTS = 5
+STOPPED_SECONDS = 3600
+"""Without a change for so long, a shard counts as stopped, and no time is said to be left."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +164,17 @@ def status_line(status: Mapping[str, Any]) -> str:
 
 def _heading(status: Mapping[str, Any]) -> str:
     total, left = status["num_iterations"], len(status["unfinished"])
-    lines = [f"{printable(status['run'])}: {total - left} of {total} iterations complete"]
+    name = RunDirectory(Path()).name if status["run"] == "." else status["run"]
+    lines = [f"{printable(name)}: {total - left} of {total} iterations complete"]
     if status["policies"]:
         numbers = format_shards(each["policy"] for each in status["policies"])
         newest = status["policies"][-1]
         trained = f"made by the update of iteration {newest['policy'] - 1}"
         origin = f"the initial policy ({newest['model'] or 'made here'})" if newest["policy"] == 0 else trained
         lines.append(f"policies {numbers}; the newest, {newest['policy']:04d}, is {origin}")
+    if status["seconds_left_at_least"] is not None:
+        left_at_least = duration(status["seconds_left_at_least"])
+        lines.append(f"at least {left_at_least} left, from what is done of iteration {status['iteration']}")
     if status["forked_from"]:
         lines.append(f"forked from {printable(status['forked_from'])}")
     lines += [f"from iteration {first}: {printable(what)}" for first, what in status["changes"]]
@@ -194,7 +200,9 @@ def _in_progress(name: str, stage: Mapping[str, Any]) -> str:
         return ""
     changed = max(datetime.fromisoformat(each["last_change"]) for each in stage["under_way"])
     age = max((datetime.now(UTC) - changed).total_seconds(), 0.0)
-    return f"{_kept(name, stage).removeprefix(' + ')}, changed {duration(age)} ago"
+    left = [each["seconds_left"] for each in stage["under_way"] if each["seconds_left"] is not None]
+    about = f", about {duration(max(left))} left" if left and age < STOPPED_SECONDS else ""
+    return f"{_kept(name, stage).removeprefix(' + ')}, changed {duration(age)} ago{about}"
 
 
 def _kept(name: str, stage: Mapping[str, Any]) -> str:

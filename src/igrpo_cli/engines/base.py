@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -35,6 +35,8 @@ class Engine(Protocol):
     """Number of token ids that the policy has an embedding for."""
     step_timeout: float | None
     """Seconds after which a `step` counts as hung; None means no limit."""
+    on_sampled: Callable[[int, int], None]
+    """Called during `step` with the numbers of completions that ended and of tokens that were sampled."""
 
     @property
     def num_unfinished(self) -> int:
@@ -70,6 +72,10 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free all memory. The engine cannot be used afterwards."""
         ...
+
+
+def ignore_progress(completions: int, tokens: int) -> None:
+    """Do nothing: the `Engine.on_sampled` of an engine that nobody watches."""
 
 
 def resolve_dtype(dtype: Dtype, device: torch.device) -> Dtype:

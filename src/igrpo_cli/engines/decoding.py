@@ -94,6 +94,11 @@ class Decoding:
     def is_over(self) -> bool:
         return not self._rows_left
 
+    @property
+    def num_unfinished(self) -> int:
+        """Number of rows that are not complete."""
+        return int((self._lengths_R == 0).sum())
+
     @torch.inference_mode()
     def step(self) -> list[tuple[int, list[Completion]]]:
         """Sample the next token of every row; return (group index, completions) of the parts that are now complete."""

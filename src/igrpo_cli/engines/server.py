@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from igrpo_cli.config.sections import EngineSection, SamplingSettings
-from igrpo_cli.engines.base import require_room
+from igrpo_cli.engines.base import ignore_progress, require_room
 from igrpo_cli.engines.batches import Batch
 from igrpo_cli.engines.hub import check_model_directory, read_text_config
 from igrpo_cli.engines.server_endpoint import DeadEndpointError, Endpoint, PolicyFiles
@@ -39,6 +39,7 @@ class ServerEngine:
                 'engine.name = "server" needs the servers to sample from',
                 hint="--endpoint http://NODE:8000 for each running `vllm serve`",
             )
+        self.on_sampled: Callable[[int, int], None] = ignore_progress
         self._config = config
         self._trust_remote_code = trust_remote_code
         self._endpoints = [
@@ -131,7 +132,9 @@ class ServerEngine:
     def _take(self, batch: Batch, index: int, sample: int, future: Future[Completion]) -> None:
         self._error = future.exception()
         if self._error is None:
-            batch.put(index, sample, future.result())
+            completion = future.result()
+            batch.put(index, sample, completion)
+            self.on_sampled(1, len(completion.completion_ids))
 
     def _sample(self, batch: Batch, index: int, sample: int) -> Completion:
         """Sample one completion on the least busy server, or on another one if that server dies."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import transformers
 from igrpo_cli.config.sections import EngineSection, SamplingSettings
 from igrpo_cli.devices import describe_device, find_device, memory_for
 from igrpo_cli.engines.architectures import require_length, supported_config
-from igrpo_cli.engines.base import logits_not_finite, require_room, resolve_dtype
+from igrpo_cli.engines.base import ignore_progress, logits_not_finite, require_room, resolve_dtype
 from igrpo_cli.engines.decoding import Decoding, NonFiniteLogitsError, Part, find_batching
 from igrpo_cli.engines.hub import find_tensor, load_causal_lm
 from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -33,6 +33,7 @@ class TransformersEngine:
     """None: a step is a whole batch, which may take hours."""
 
     def __init__(self, policy_directory: Path, config: EngineSection, trust_remote_code: bool = False) -> None:
+        self.on_sampled: Callable[[int, int], None] = ignore_progress
         self._config = config
         self._trust_remote_code = trust_remote_code
         self._torch_device = find_device(config.device)
@@ -122,7 +123,9 @@ class TransformersEngine:
                 reaches_stop = partial(self.tokenizer.reaches_stop, strings=settings.stop) if settings.stop else None
                 decoding = Decoding(self._model, wave, settings, reaches_stop)
                 while not decoding.is_over:
+                    before = decoding.num_unfinished
                     yield from decoding.step()
+                    self.on_sampled(before - decoding.num_unfinished, before)
         except NonFiniteLogitsError as error:
             sampler = f"policy {self._policy} ({error}; {self.dtype}){self._non_finite_tensor()}"
             raise logits_not_finite(sampler) from error

@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 import os
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 
 from igrpo_cli.config.sections import EngineSection, SamplingSettings, temperature_of
 from igrpo_cli.devices import describe_device, find_device
-from igrpo_cli.engines.base import require_room, resolve_dtype
+from igrpo_cli.engines.base import ignore_progress, require_room, resolve_dtype
 from igrpo_cli.engines.batches import Batch, to_completion
 from igrpo_cli.engines.hub import check_model_directory, read_text_config
 from igrpo_cli.engines.tokenization import PolicyTokenizer
@@ -60,6 +60,7 @@ class VllmEngine:
                 f"{config.data_parallel_size})",
                 hint='run one task per copy, each with its --shard; or use `vllm serve` and engine.name = "server"',
             )
+        self.on_sampled: Callable[[int, int], None] = ignore_progress
         self._config = config
         self._trust_remote_code = trust_remote_code
         self.step_timeout: float | None = config.timeout
@@ -288,6 +289,7 @@ class VllmEngine:
             sampler,
         )
         batch.put(index, sample, completion)
+        self.on_sampled(1, len(completion.completion_ids))
 
 
 def _repack_heads(worker: Any) -> None:

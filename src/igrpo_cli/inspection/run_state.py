@@ -114,6 +114,9 @@ class RunStatus:
             "changes": described_changes(self._config),
             "forked_from": described_fork(run),
             "projection": None if projection is None else asdict(projection),
+            "seconds_left_at_least": None
+            if complete or shown not in costs
+            else self._seconds_left_at_least(states, costs[shown].wall_seconds, len(unfinished)),
             # The states and the costs of the iteration that is shown come from the same manifests.
             "faults": list(dict.fromkeys(faults)),
         }
@@ -123,6 +126,28 @@ class RunStatus:
         if stage == "update":
             return (self._run.update(iteration).shard,)
         return self._run.shards(iteration, stage, self._config.run.num_shards)
+
+    def seconds_per_iteration(self, end: int) -> float | None:
+        """Return the mean wall time of the complete iterations before `end`, the last `RECENT`; None without any."""
+        numbers = [number for number in range(end) if self._run.update(number).manifest.exists()][-RECENT:]
+        stages = self._config.stages()
+        costs = [read_complete_iteration(self._run, number, stages)[0] for number in numbers]
+        return fmean(each.wall_seconds for each in costs) if costs else None
+
+    def _seconds_left_at_least(
+        self, states: Mapping[str, StageState], seconds: float, num_iterations: int
+    ) -> float | None:
+        """Return the time left if every iteration took only what the first one has taken and its stage still takes.
+
+        `seconds` is the time of its complete shards. None before a block is kept.
+        """
+        shards = [(stage, each) for stage, state in states.items() for each in state.in_progress]
+        left = [each.seconds_left(self._blocks_of(stage, each.shard)) for stage, each in shards]
+        known = [each for each in left if each is not None]
+        if not known:
+            return None
+        spent = seconds + max(each.seconds or 0.0 for _, each in shards)
+        return (spent + max(known)) * num_iterations - spent
 
     def _state(self, iteration: int, stage: str) -> StageState:
         if stage == "update":
@@ -142,6 +167,7 @@ class RunStatus:
                     "claimed": each.claimed,
                     "total": self._blocks_of(stage, each.shard),
                     "last_change": each.last_change.isoformat(),
+                    "seconds_left": each.seconds_left(self._blocks_of(stage, each.shard)),
                 }
                 for each in state.in_progress
             ],

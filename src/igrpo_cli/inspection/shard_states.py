@@ -32,6 +32,12 @@ class PartialShard:
     """Blocks that some task has begun, those that are kept included."""
     last_change: datetime
     """UTC, whole seconds."""
+    seconds: float | None = None
+    """Time from the first claim to the last change. None for an update."""
+
+    def seconds_left(self, total: int) -> float | None:
+        """Return the time that the other blocks take at the pace so far; None before one is kept."""
+        return self.seconds * (total - self.done) / self.done if self.done and self.seconds is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,9 @@ def _partial_shard(path: ShardPath) -> PartialShard | None:
     files = [file for file in path.parts.iterdir() if file.name.startswith("block-")]
     changed = _last_change([path.parts, *files])
     done = {file.stem for file in files if file.suffix == ".parquet"}
-    return PartialShard(path.shard, len(done), len(done | {file.stem for file in files}), changed)
+    begun = min((file.stat().st_mtime for file in files), default=changed.timestamp())
+    seconds = max(changed.timestamp() - begun, 0.0)
+    return PartialShard(path.shard, len(done), len(done | {file.stem for file in files}), changed, seconds)
 
 
 def _last_change(files: Sequence[Path]) -> datetime:

@@ -82,14 +82,14 @@ def open_rollouts(session: Session, request: StageRequest, plan: RolloutPlan) ->
     title = plan.shards.path_of(0).data.parent.relative_to(session.run.root).as_posix()
     with (
         session.console.progress(title, num_blocks, "blocks") as progress,
-        open_sampler(session, plan.policy) as sampler,
+        open_sampler(session, plan.policy, progress) as sampler,
     ):
         stage = RolloutStage(session, request, plan, sampler, progress)
         yield stage
         stage.finish()
 
 
-def open_sampler(session: Session, policy: Policy) -> Sampler:
+def open_sampler(session: Session, policy: Policy, progress: Progress) -> Sampler:
     """Return a sampler on the session's engine and graders, which start with the first block."""
 
     def start() -> tuple[Engine, Scorer]:
@@ -97,7 +97,7 @@ def open_sampler(session: Session, policy: Policy) -> Sampler:
         scorer = session.scorer()
         return session.engine(policy), scorer
 
-    return Sampler(start)
+    return Sampler(start, progress)
 
 
 class RolloutStage:
@@ -329,7 +329,7 @@ class RolloutShard:
             self._parts.clear()
         self._in_progress.discard(number)
         self._missing.discard(number)
-        self._stage.progress.advance(tokens=sum(len(row.completion_ids) for row in rows))
+        self._stage.progress.advance()
 
     def _require_requested(self, number: int, found: Iterable[RowId]) -> None:
         from igrpo_cli.store.row_checks import require_planned

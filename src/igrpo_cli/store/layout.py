@@ -121,6 +121,11 @@ class RunDirectory:
     root: Path
 
     @property
+    def name(self) -> str:
+        """The name of the directory, also where it is the current one."""
+        return self.root.resolve().name
+
+    @property
     def run_toml(self) -> Path:
         """The file of the resolved settings."""
         return self.root / "run.toml"

@@ -28,12 +28,13 @@ def bars(active: Sequence[Progress]) -> Iterator[None]:
         table.add_column(no_wrap=True)
         table.add_column(ratio=1)
         table.add_column(no_wrap=True, justify="right")
-        for progress in list(active):
+        shown = list(active)
+        for progress in shown:
             if progress.total is None:
                 bar: RenderableType = spinners.setdefault(progress, Spinner("dots"))
             else:
-                bar = ProgressBar(total=progress.total, completed=progress.done)
-            table.add_row(Text(progress.title), bar, Text(progress.text()))
+                bar = ProgressBar(total=progress.total, completed=progress.reached)
+            table.add_row(Text(progress.title), bar, Text(progress.text(None if progress is shown[-1] else shown[-1])))
         return table
 
     # Stdout may be a file while stderr is a terminal. What is printed there must stay there.
