@@ -28,8 +28,6 @@ def commands_of(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
 def test_the_commands_of_a_guide_work_in_their_order(path, tmp_path):
-    if "igrpo sql" in path.read_text("utf-8"):
-        pytest.importorskip("duckdb", reason="needs igrpo-cli[sql]")
     (tmp_path / "bin").mkdir()
     (tmp_path / "work").mkdir()
     shell = Shell(tmp_path / "work", tmp_path / "bin")

@@ -90,6 +90,7 @@ app.command()(view_commands.sql)
 app.command()(view_commands.doctor)
 app.command()(run_commands.grade)
 app.command()(run_commands.study)
+app.command()(run_commands.stages)
 app.command()(run_commands.quickstart)
 
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from igrpo_cli.errors import UsageError
+from igrpo_cli.extras import require_extra
 from igrpo_cli.ui.console import NORMAL, QUIET, VERBOSE, Console
 
 Run = Annotated[Path, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="current directory")]
@@ -60,6 +61,18 @@ ReportTo = Annotated[
 ]
 TakeOver = Annotated[
     bool, typer.Option("--take-over", help="When these shards are complete, sample blocks of shards of other tasks.")
+]
+
+
+def _with_png(is_requested: bool) -> bool:
+    if is_requested:
+        require_extra("png", "--png")
+    return is_requested
+
+
+Png = Annotated[
+    bool,
+    typer.Option("--png", callback=_with_png, help="Also write the figures as PNG files, in a folder."),
 ]
 _OUTPUT = {
     "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")],

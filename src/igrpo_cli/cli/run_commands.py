@@ -16,6 +16,7 @@ from igrpo_cli.cli.options import (
     Iteration,
     Markdown,
     Overwrite,
+    Png,
     ReportTo,
     Run,
     Scores,
@@ -293,6 +294,23 @@ def quickstart(
 
 
 @with_console
+def stages(
+    copy_to: Annotated[
+        Path, typer.Option("--copy-to", metavar="DIR", help="Directory of the copies. Other files there are kept.")
+    ],
+    *,
+    console: Console,
+) -> None:
+    """Copy the Slurm scripts of the stages, to use and to adapt them.
+
+    Example: igrpo stages --copy-to stages
+    """
+    from igrpo_cli.commands import stages as command
+
+    command.run(copy_to, console)
+
+
+@with_console
 def study(
     file: Annotated[Path, typer.Argument(metavar="STUDY", help="File with the arms and seeds, or a packaged study.")],
     output: Annotated[
@@ -313,7 +331,7 @@ def study(
     sets: Sets = None,
     bench_dir: BenchDir = None,
     report: Annotated[bool, typer.Option("--report", help="Run nothing; report on what is there.")] = False,
-    png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG files.")] = False,
+    png: Png = False,
     dry_run: DryRun = False,
     markdown: Markdown = False,
     *,

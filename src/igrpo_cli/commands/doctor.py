@@ -19,7 +19,9 @@ from typing import Literal
 
 from igrpo_cli import __version__
 from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.extras import EXTRAS
 from igrpo_cli.inspection.run_config import read_run_config
+from igrpo_cli.pipeline.session import require_extras
 from igrpo_cli.problems.sources import model_location
 from igrpo_cli.store.atomic import publish_bytes, staging_directory
 from igrpo_cli.store.layout import RunDirectory
@@ -27,17 +29,6 @@ from igrpo_cli.store.settings import require_unedited
 from igrpo_cli.ui.console import Console, table
 
 PACKAGES = ("torch", "transformers", "pyarrow", "math-verify")
-EXTRAS = {
-    "lora": ("peft",),
-    "hub": ("datasets",),
-    "gguf": ("gguf",),
-    "sql": ("duckdb",),
-    "png": ("resvg-py", "font-roboto"),
-    "trackio": ("trackio",),
-    "tensorboard": ("tensorboard",),
-    "wandb": ("wandb",),
-}
-"""The extras of this package with the distributions that they need."""
 MAX_PUBLISH_SECONDS = 0.5
 """Slower file systems get a note: a run publishes thousands of files."""
 IMPORT_TIMEOUT = 300
@@ -162,12 +153,10 @@ def _files(path: Path) -> Check:
 
 
 def _settings(path: Path) -> Check:
-    from igrpo_cli.loggers.trackers import require_trackers
-
     run_toml = RunDirectory(path).run_toml
     require_unedited(run_toml)
     config = read_run_config(RunDirectory(path)).latest
-    require_trackers(config.log.report_to)
+    require_extras(config)
     return Check(
         "run.toml", "ok", f"{config.policy.model}, {config.run.num_shards} shards, engine {config.engine.name}"
     )

@@ -123,7 +123,7 @@ def _session(request: EvalRequest, console: Console) -> Iterator[Session]:
     sets = _with_samples(request)
     if request.model is None and not _is_plan_alone(request):
         with open_session(request.run, sets, console) as session:
-            session.require_trackers()
+            session.require_extras("eval")
             yield session
         return
     if request.run != Path():

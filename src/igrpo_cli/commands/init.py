@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,8 @@ from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, Missin
 from igrpo_cli.inspection.run_config import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
-from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_context, short_enough
+from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_completions_fit, require_context, short_enough
+from igrpo_cli.pipeline.session import require_extras
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft
 from igrpo_cli.records import Problem
 from igrpo_cli.store.hints import command_line
@@ -44,6 +46,13 @@ SHOWN_DRAFT = "(draft)"
 """Text of the draft in the prompt that `igrpo init` prints."""
 
 
+_ENVIRONMENTS = {
+    **dict.fromkeys(("draft", "select", "refine"), "IGRPO_SAMPLING_ENV"),
+    "update": "IGRPO_TRAINING_ENV",
+}
+"""The variable that names another environment for the jobs of a stage (`stages/task.sh`)."""
+
+
 class CreatedRun(NamedTuple):
     """Holds what `create_run` found."""
 
@@ -59,6 +68,7 @@ def run(
     """Create the run at `path` and print its content."""
     config = resolve_config(preset, config_file, sets)
     if dry_run:
+        require_possible(config)
         text = f"{write_config(config).decode()}\n{describe_arithmetic(config)}"
         console.data({"run": str(path), **_plan(config)}, text)
         return
@@ -95,17 +105,17 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
 
     run_directory, content = RunDirectory(path), run_toml(write_config(config))
     is_run = require_same_settings(run_directory, config)
+    require_possible(config)
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
     policy = config.policy
-    _require_blocks(config)
     _require_reward_functions(config)
+    loaded = _load(config)  # before transformers is imported, so that a wrong column is an error at once
     model = fetch_model(model_location(policy.model), policy.revision, trust_remote_code=policy.trust_remote_code)
     for note in check_architecture(
         model.directory, config.engine.max_model_len, trust_remote_code=policy.trust_remote_code
     ):
         console.note(note)
-    loaded = _load(config)
     tokenizer = PolicyTokenizer(model.directory, trust_remote_code=policy.trust_remote_code)
     lengths = PromptLengths(loaded.problems, config, tokenizer)
     problems = short_enough(lengths, loaded.problems, config)
@@ -184,6 +194,20 @@ def _by_solve_rate(loaded: LoadedProblems, run: Path, config: RunConfig) -> Load
     return replace(loaded, problems=problems, counts=counts, sha256=sha256)
 
 
+def require_possible(config: RunConfig) -> None:
+    """Raise UsageError for settings that cannot work, as far as that shows without data, tokenizer and weights.
+
+    These are shards without blocks, a completion as long as the context of the model, and packages that are not
+    installed. The stages of an environment of its own are not checked here (docs/slurm.md).
+    """
+    from igrpo_cli.engines.hub import stated_positions
+    from igrpo_cli.problems.sources import model_location
+
+    _require_blocks(config)
+    require_extras(config, (stage for stage in config.stages() if not os.environ.get(_ENVIRONMENTS[stage])))
+    require_completions_fit(config, stated_positions(Path(model_location(config.policy.model)).expanduser()))
+
+
 def _require_blocks(config: RunConfig) -> None:
     """Raise UsageError for more shards than an iteration has blocks: the tasks of the others would have no work."""
     blocks = config.blocks()
@@ -200,12 +224,13 @@ def _require_blocks(config: RunConfig) -> None:
 
 def _require_reward_functions(config: RunConfig) -> None:
     """Raise UsageError unless the reward functions that the run calls can be imported and called."""
+    if not config.reward.functions_in_use:
+        return
     from igrpo_cli.rewards.functions import resolve_target
     from igrpo_cli.rewards.grading_pool import GradingPool
 
     functions = {name: resolve_target(name, target) for name, target in config.reward.functions_in_use.items()}
-    if functions:
-        GradingPool(config.reward, functions).close()
+    GradingPool(config.reward, functions).close()
 
 
 def _require_external_drafts(location: Path, config: RunConfig, problems: list[Problem]) -> None:

@@ -35,7 +35,7 @@ def run(
             hint="igrpo draft, select and refine as usual, then torchrun … -m igrpo_cli update RUN",
         )
     with open_session(path, sets, console) as session:
-        session.require_trackers()
+        session.require_extras(*session.config.stages())
         if sets and not dry_run:
             kept = command_line(path, "set", " ".join(map(shlex.quote, sets)))
             console.note(f"--set holds for this command alone; `{kept}` holds for later ones too")

@@ -42,7 +42,7 @@ class StageOptions:
 def run(name: str, path: Path, options: StageOptions, sets: list[str], console: Console) -> None:
     """Open the run at `path`, run the stage `name` and print its report."""
     with open_session(path, sets, console) as session:
-        session.require_trackers()
+        session.require_extras(name)
         request = StageRequest(
             iteration=_iteration(session, name, options.iteration),
             # An update has one shard, so it does not read the number of a Slurm task.

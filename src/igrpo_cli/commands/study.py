@@ -180,7 +180,7 @@ def _run_cell(
     path, policies = root / cell.path, study.evaluated(cell.config)
     create_run(path, cell.config, console)
     with open_session(path, [], console) as session:
-        session.require_trackers()
+        session.require_extras(*session.config.stages())
         session.related_runs = tuple(related)
         todo = unfinished(session)
         lost = [each for each in range(todo[0] if todo else policies[-1]) if not _is_updated(session.run, each)]

@@ -102,6 +102,17 @@ def read_text_config(directory: Path, trust_remote_code: bool) -> Any:
     return read_config(directory, trust_remote_code).get_text_config()
 
 
+def stated_positions(directory: Path) -> int | None:
+    """Return the number of positions that `config.json` states, without importing transformers; None if it does not."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        config = config.get("text_config", config)
+        positions = config.get("max_position_embeddings", config.get("n_positions"))
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return None
+    return positions if isinstance(positions, int) and positions > 0 else None
+
+
 def positions_of(directory: Path, trust_remote_code: bool) -> int | None:
     """Return the number of positions of a model; None if it has no maximum or transformers cannot read its config."""
     try:

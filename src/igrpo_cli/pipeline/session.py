@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import read_toml, refuse_fixed
 from igrpo_cli.errors import UsageError
+from igrpo_cli.extras import require_extra
 from igrpo_cli.inspection.run_config import read_run_config
 from igrpo_cli.store.atomic import run_guard
 from igrpo_cli.store.completion import count_problems, input_hashes
@@ -58,6 +59,20 @@ def limit_cpu_threads(number: int) -> None:
         os.environ["OMP_NUM_THREADS"] = str(number)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(number)
+
+
+def require_extras(config: RunConfig, stages: Iterable[str] = ()) -> None:
+    """Raise UsageError where a setting of `stages` needs a package that is not installed. Imports none of them.
+
+    Trackers are needed in all stages.
+    """
+    for name in config.log.report_to:
+        require_extra(name, f"log.report_to = {name}")
+    stages = set(stages)
+    if config.engine.name == "vllm" and stages & {"draft", "refine", "eval"}:
+        require_extra("vllm", "engine.name = vllm")
+    if config.update.lora_r and "update" in stages:
+        require_extra("lora", f"update.lora_r = {config.update.lora_r}")
 
 
 class Session:
@@ -239,11 +254,9 @@ class Session:
         """
         return list(input_hashes(*paths))
 
-    def require_trackers(self) -> None:
-        """Raise UsageError where `log.report_to` names a tracker that is not installed."""
-        from igrpo_cli.loggers.trackers import require_trackers
-
-        require_trackers(self.config.log.report_to)
+    def require_extras(self, *stages: str) -> None:
+        """Raise UsageError where a setting of `stages` needs a package that is not installed, as trackers do."""
+        require_extras(self.config, stages)
 
     def report(self) -> None:
         """Notify the trackers of `log.report_to` of new figures, without waiting for them."""

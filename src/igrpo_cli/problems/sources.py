@@ -152,7 +152,7 @@ PACKAGED_POLICIES = {"tiny": "tiny-policy", "columns": "columns-policy"}
 """The folder of each packaged policy by its name in `policy.model`."""
 
 
-def packaged_folder(name: Literal["data", "studies"]) -> Path:
+def packaged_folder(name: Literal["data", "studies", "stages"]) -> Path:
     """Return a folder of packaged files: in the installed package, or at the top of a source checkout.
 
     Raises `MissingInputError` when neither exists.
