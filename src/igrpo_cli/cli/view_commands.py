@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from igrpo_cli.cli import completion
 from igrpo_cli.cli.options import BenchDir, Iteration, Markdown, Png, Run, Sets, with_console
 from igrpo_cli.ui.console import Console
 
@@ -24,7 +25,12 @@ def status(
         ),
     ] = None,
     bench: Annotated[
-        str, typer.Option("--bench", help="For --missing eval: benchmark name, or a JSONL or Parquet file.")
+        str,
+        typer.Option(
+            "--bench",
+            autocompletion=completion.benches,
+            help="For --missing eval: benchmark name, or a JSONL or Parquet file.",
+        ),
     ] = "",
     bench_dir: BenchDir = None,
     iteration: Iteration = None,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import (
@@ -24,7 +24,7 @@ from igrpo_cli.config.files import (
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError, UsageError
 from igrpo_cli.inspection.run_config import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
-from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
+from igrpo_cli.pipeline.plan import describe_size, size_of_run
 from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_completions_fit, require_context, short_enough
 from igrpo_cli.pipeline.session import require_extras
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft
@@ -69,12 +69,16 @@ def run(
     config = resolve_config(preset, config_file, sets)
     if dry_run:
         require_possible(config)
-        text = f"{write_config(config).decode()}\n{describe_arithmetic(config)}"
-        console.data({"run": str(path), **_plan(config)}, text)
+        size = _size(config)
+        text = f"{write_config(config).decode()}\n{describe_size(config, size)}"
+        console.data({"run": str(path), **_plan(config, size)}, text)
         return
     created = create_run(path, config, console)
-    payload = {"run": str(path), "problems": created.counts["kept"], "counts": created.counts, **_plan(config)}
-    console.data({**payload, "prompts": created.prompts}, f"{_shown(created.prompts)}\n\n{_next_steps(path)}")
+    number = created.counts["kept"]
+    size = _size(config, config.num_iterations(number))
+    payload = {"run": str(path), "problems": number, "counts": created.counts, **_plan(config, size)}
+    texts = (_shown(created.prompts), describe_size(config, size), _next_steps(path))
+    console.data({**payload, "prompts": created.prompts}, "\n\n".join(texts))
 
 
 def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]) -> RunConfig:
@@ -200,12 +204,25 @@ def require_possible(config: RunConfig) -> None:
     These are shards without blocks, a completion as long as the context of the model, and packages that are not
     installed. The stages of an environment of its own are not checked here (docs/slurm.md).
     """
-    from igrpo_cli.engines.hub import stated_positions
+    from igrpo_cli.engines.hub import local_model, stated_positions
     from igrpo_cli.problems.sources import model_location
 
+    _require_data_and_model(config)
     _require_blocks(config)
     require_extras(config, (stage for stage in config.stages() if not os.environ.get(_ENVIRONMENTS[stage])))
-    require_completions_fit(config, stated_positions(Path(model_location(config.policy.model)).expanduser()))
+    model = local_model(model_location(config.policy.model), config.policy.revision)
+    require_completions_fit(config, None if model is None else stated_positions(model))
+
+
+def _require_data_and_model(config: RunConfig) -> None:
+    """Raise UsageError for a preset that leaves the problems or the model to the user, who names none."""
+    values = {"data.train": config.data.train, "policy.model": config.policy.model}
+    examples = {"data.train": "problems.jsonl", "policy.model": "DIRECTORY_OR_HUB_ID"}
+    if missing := [name for name, value in values.items() if not value]:
+        raise UsageError(
+            f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set: the preset leaves that to you",
+            hint=f"igrpo init RUN --preset NAME {' '.join(f'--set {name}={examples[name]}' for name in missing)}",
+        )
 
 
 def _require_blocks(config: RunConfig) -> None:
@@ -321,8 +338,16 @@ def require_same_settings(run_directory: RunDirectory, config: RunConfig, hint: 
     return True
 
 
-def _plan(config: RunConfig) -> dict[str, object]:
-    return {"plan": iteration_arithmetic(config), "config": config.model_dump(mode="json", exclude_none=True)}
+def _size(config: RunConfig, num_iterations: int | None = None) -> dict[str, Any]:
+    from igrpo_cli.engines.hub import local_model
+    from igrpo_cli.problems.sources import model_location
+
+    model = local_model(model_location(config.policy.model), config.policy.revision)
+    return size_of_run(config, num_iterations, model)
+
+
+def _plan(config: RunConfig, size: dict[str, Any]) -> dict[str, object]:
+    return {"plan": size, "config": config.model_dump(mode="json", exclude_none=True)}
 
 
 def _next_steps(path: Path) -> str:

@@ -11,7 +11,7 @@ from igrpo_cli.commands import eval as evaluation
 from igrpo_cli.commands.stage import perform, summary_line
 from igrpo_cli.config.files import write_config
 from igrpo_cli.errors import UsageError
-from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
+from igrpo_cli.pipeline.plan import describe_size
 from igrpo_cli.pipeline.rollout_stage import RolloutStage, open_sampler
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
@@ -41,12 +41,12 @@ def run(
             console.note(f"--set holds for this command alone; `{kept}` holds for later ones too")
         todo = unfinished(session)[:iterations]
         if dry_run:
+            plan = {"plan": session.size(), "iterations": todo}
             lines = [
                 write_config(session.config).decode(),
-                describe_arithmetic(session.config),
-                f"{len(todo)} iterations",
+                describe_size(session.config, plan["plan"]),
+                f"{len(todo)} iterations to run",
             ]
-            plan = {"plan": iteration_arithmetic(session.config), "iterations": todo}
             console.data({"run": str(path), **plan}, "\n".join(lines))
             return
         started = time.monotonic()

@@ -16,7 +16,7 @@ from igrpo_cli.config.study import FIGURES, PAGE, Cell, Study, read_study
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.pipeline.plan import iteration_arithmetic
 from igrpo_cli.pipeline.session import open_session
-from igrpo_cli.problems.sources import packaged_folder
+from igrpo_cli.problems.sources import packaged_studies
 from igrpo_cli.store.hints import shell_path
 from igrpo_cli.store.layout import RunDirectory, bench_name, format_shards, parse_shards
 from igrpo_cli.store.locks import locked
@@ -55,7 +55,7 @@ def study_file(name: Path) -> Path:
     """
     if name.exists():
         return name
-    packaged = {path.stem: path for path in sorted(packaged_folder("studies").glob("*.toml"))}
+    packaged = packaged_studies()
     if str(name) not in packaged:
         names = ", ".join(packaged)
         raise UsageError(

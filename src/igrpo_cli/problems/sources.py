@@ -169,6 +169,11 @@ def packaged_data() -> Path:
     return packaged_folder("data")
 
 
+def packaged_studies() -> dict[str, Path]:
+    """Return the files of the packaged studies by name."""
+    return {path.stem: path for path in sorted(packaged_folder("studies").glob("*.toml"))}
+
+
 def model_location(model: str) -> str:
     """Return the model directory or Hub id for `model`; `tiny` and `columns` are packaged policies."""
     folder = PACKAGED_POLICIES.get(model)
