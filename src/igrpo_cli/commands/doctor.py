@@ -212,8 +212,9 @@ def _architecture(directory: Path, max_model_len: int | None, trust_remote_code:
 
 
 def _extras() -> Check:
-    missing = [extra for extra, distributions in EXTRAS.items() if not all(map(_is_installed, distributions))]
-    here = [extra for extra in EXTRAS if extra not in missing]
+    extras = {extra: distributions for extra, distributions in EXTRAS.items() if extra != "vllm"}  # tried by itself
+    missing = [extra for extra, distributions in extras.items() if not all(map(_is_installed, distributions))]
+    here = [extra for extra in extras if extra not in missing]
     hint = f"if needed: pip install 'igrpo-cli[{','.join(missing)}]'" if missing else None
     return Check("extras", "ok", ", ".join(here) or "none", hint)
 
