@@ -41,13 +41,13 @@ def run(
             console.note(f"--set holds for this command alone; `{kept}` holds for later ones too")
         todo = unfinished(session)[:iterations]
         if dry_run:
-            plan = {"plan": session.size(), "iterations": todo}
+            size = session.size()
             lines = [
                 write_config(session.config).decode(),
-                describe_size(session.config, plan["plan"]),
+                describe_size(session.config, size),
                 f"{len(todo)} iterations to run",
             ]
-            console.data({"run": str(path), **plan}, "\n".join(lines))
+            console.data({"run": str(path), "plan": size, "iterations": todo}, "\n".join(lines))
             return
         started = time.monotonic()
         bench = session.run_config.latest.run.eval_bench or ""

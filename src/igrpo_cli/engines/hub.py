@@ -123,7 +123,7 @@ def local_model(model: str, revision: str | None = None) -> Path | None:
 
 def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]] | None:
     """Return the shape of each tensor, from the headers of the weight files; None where one cannot be read."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     try:
         for path in sorted(directory.glob("*.safetensors")):
             with path.open("rb") as file:
