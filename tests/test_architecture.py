@@ -13,10 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "igrpo_cli"
-LIGHT = ("records", "errors", "seeds", "thoughts", "texts")
+LIGHT = ("records", "errors", "extras", "seeds", "thoughts", "texts")
 ROOMS = {
     "records": (),
     "errors": (),
+    "extras": (),
     "seeds": (),
     "thoughts": (),
     "texts": (),
@@ -83,7 +84,7 @@ ROOMS = {
         "training",
         "ui",
     ),
-    "cli": ("commands", "config", "ui"),
+    "cli": ("commands", "config", "problems", "ui"),
     "__main__": ("cli",),
     "__init__": (),
 }

@@ -26,7 +26,7 @@ EVAL_KEYS = {
         (["draft", "--iteraton", "3"], "--iteration", "igrpo draft --help"),
         (["drft"], "'draft'", "igrpo --help"),
         (["draft", "--iteration", "x"], "integer", "igrpo draft --help"),
-        (["init", "RUN", "--preset", "quikstart"], "did you mean quickstart?", "known: arithmetic, paper"),
+        (["init", "RUN", "--preset", "quikstart"], "did you mean quickstart?", "known: arithmetic, base, paper"),
         (
             ["init", "RUN", "--set", "draft.temprature=1"],
             "did you mean draft.temperature?",

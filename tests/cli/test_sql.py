@@ -9,15 +9,12 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from command_line import igrpo, sets
-
-pytest.importorskip("duckdb", reason="needs igrpo-cli[sql]")
 
 QUERIES = re.findall(r"^```sql\n(.*?)^```", (Path(__file__).parents[2] / "docs/sql.md").read_text("utf-8"), re.M | re.S)
 
@@ -206,15 +203,11 @@ def test_a_run_without_a_single_row_has_all_tables(run, tmp_path):
     ]
 
 
-def test_no_run_and_no_duckdb_say_what_to_type(tmp_path, run, monkeypatch):
+def test_no_run_says_what_to_type(tmp_path, run):
     assert igrpo("sql", "SELECT 1", tmp_path).code == 3
     swapped = igrpo("sql", run, "SELECT 1")
     assert (swapped.code, "the query comes first" in swapped.stderr) == (2, True)
     assert igrpo("sql", "SELECT 1", run, "--json", "--csv").code == 2
-    monkeypatch.setitem(sys.modules, "duckdb", None)
-    missing = igrpo("sql", "SELECT 1", run)
-    assert missing.code == 1
-    assert "hint: pip install 'igrpo-cli[sql]'" in missing.stderr
 
 
 def test_the_json_of_no_rows_names_the_columns(run):

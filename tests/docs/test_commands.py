@@ -15,7 +15,7 @@ from igrpo_cli.cli.app import app
 ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = {"sh", "text", "python", "toml", "sql"}
-NOT_RUN = 12
+NOT_RUN = 13
 """Number of blocks that need a GPU, a server, a cluster or a download."""
 MENTIONED = re.compile(r"(?:^|`|&& )igrpo ([a-z]+(?:-[a-z]+)*)((?: [^`|#&\n]*)?)", re.M)
 """Matches a command in a block or between backticks."""
@@ -28,8 +28,6 @@ def commands_of(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", GUIDES, ids=lambda path: path.name)
 def test_the_commands_of_a_guide_work_in_their_order(path, tmp_path):
-    if "igrpo sql" in path.read_text("utf-8"):
-        pytest.importorskip("duckdb", reason="needs igrpo-cli[sql]")
     (tmp_path / "bin").mkdir()
     (tmp_path / "work").mkdir()
     shell = Shell(tmp_path / "work", tmp_path / "bin")

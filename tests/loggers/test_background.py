@@ -122,7 +122,7 @@ def test_a_tracker_that_is_not_installed_is_an_error_before_any_work(run, monkey
     result = igrpo(command, run, *bench, *sets("log.report_to=wandb"))
     assert result.code == 2
     assert result.stderr.splitlines() == [
-        "error: log.report_to has wandb, which is not installed",
+        "error: log.report_to = wandb needs the package wandb, which is not installed",
         "hint: pip install 'igrpo-cli[wandb]'",
     ]
     assert not (run / "iteration_0000").exists()

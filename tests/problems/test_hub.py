@@ -167,6 +167,6 @@ def test_failures_become_errors_with_a_hint(
 
 def test_without_the_package_the_hint_is_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingInputError, match="needs the package datasets") as missing:
+    with pytest.raises(UsageError, match="needs the package datasets") as missing:
         load_problems("a/b")
     assert "igrpo-cli[hub]" in (missing.value.hint or "")

@@ -1,5 +1,6 @@
 """The command line: all commands, and from how one ended to its exit code and error message. Imports nothing heavy."""
 
+import difflib
 import io
 import os
 import sys
@@ -13,6 +14,7 @@ from typer.core import TyperGroup
 
 from igrpo_cli import __version__
 from igrpo_cli.cli import change_commands, run_commands, view_commands
+from igrpo_cli.cli.completion import completed_words
 from igrpo_cli.cli.signals import CtrlC, clean_interrupts
 from igrpo_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, IgrpoError, UsageError
 from igrpo_cli.ui.console import print_error
@@ -48,7 +50,6 @@ app = typer.Typer(
     help="iGRPO as files: draft, select, refine and update, each a command that reads and writes Parquet shards.\n\n"
     "Example: igrpo quickstart runs/quick",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -90,6 +91,7 @@ app.command()(view_commands.sql)
 app.command()(view_commands.doctor)
 app.command()(run_commands.grade)
 app.command()(run_commands.study)
+app.command()(run_commands.stages)
 app.command()(run_commands.quickstart)
 
 
@@ -171,13 +173,25 @@ def _require_unicode(arguments: list[str]) -> None:
 
 
 def _only_requested(arguments: list[str]) -> typer.Typer:
-    """Return `app` with only the requested command, if it exists. Typer would read the options of all commands."""
-    requested = [command for command in app.registered_commands if arguments[:1] == [_name_of(command)]]
+    """Return `app` with only the command that is requested or completed. Typer would read the options of all commands.
+
+    Raises UsageError for a command that does not exist.
+    """
+    first = (arguments or completed_words())[:1]
+    requested = [command for command in app.registered_commands if first == [_name_of(command)]]
     if not requested:
+        if arguments and not arguments[0].startswith("-"):
+            raise _unknown_command(arguments[0])
         return app
     narrowed = copy(app)
     narrowed.registered_commands = requested
     return narrowed
+
+
+def _unknown_command(name: str) -> UsageError:
+    near = difflib.get_close_matches(name, map(_name_of, app.registered_commands), n=1)
+    meant = f". Did you mean '{near[0]}'?" if near else ""
+    return UsageError(f"No such command '{name}'{meant}", hint="igrpo --help")
 
 
 def _name_of(command: Any) -> str:

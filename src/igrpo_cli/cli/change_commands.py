@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from igrpo_cli.cli import completion
 from igrpo_cli.cli.options import DryRun, Run, Sets, with_console
 from igrpo_cli.errors import UsageError
 from igrpo_cli.ui.console import Console
@@ -15,7 +16,10 @@ Stage = Literal["draft", "select", "refine", "update"]
 @with_console
 def set_settings(
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN] [SECTION.KEY=VALUE]...", help="Settings, after the run.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUN] [SECTION.KEY=VALUE]...", autocompletion=completion.settings, help="Settings, after the run."
+        ),
     ] = None,
     from_iteration: Annotated[
         int | None,

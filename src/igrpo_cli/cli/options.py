@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from igrpo_cli.cli import completion
 from igrpo_cli.errors import UsageError
+from igrpo_cli.extras import require_extra
 from igrpo_cli.ui.console import NORMAL, QUIET, VERBOSE, Console
 
 Run = Annotated[Path, typer.Argument(metavar="[RUN]", help="Run directory.", show_default="current directory")]
@@ -27,7 +29,12 @@ Shard = Annotated[
 ]
 Sets = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a setting for this command; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="SECTION.KEY=VALUE",
+        autocompletion=completion.settings,
+        help="Override a setting for this command; repeatable.",
+    ),
 ]
 Scores = Annotated[
     str | None,
@@ -48,7 +55,12 @@ BenchDir = Annotated[
 ]
 Engine = Annotated[
     str | None,
-    typer.Option("--engine", metavar="NAME", help="auto, transformers, vllm or server. Short for --set engine.name."),
+    typer.Option(
+        "--engine",
+        metavar="NAME",
+        autocompletion=completion.engines,
+        help="auto, transformers, vllm or server. Short for --set engine.name.",
+    ),
 ]
 Endpoints = Annotated[
     list[str] | None,
@@ -56,10 +68,27 @@ Endpoints = Annotated[
 ]
 ReportTo = Annotated[
     list[str] | None,
-    typer.Option("--report-to", metavar="NAME", help="tensorboard, trackio or wandb. Short for --set log.report_to."),
+    typer.Option(
+        "--report-to",
+        metavar="NAME",
+        autocompletion=completion.trackers,
+        help="tensorboard, trackio or wandb. Short for --set log.report_to.",
+    ),
 ]
 TakeOver = Annotated[
     bool, typer.Option("--take-over", help="When these shards are complete, sample blocks of shards of other tasks.")
+]
+
+
+def _with_png(is_requested: bool) -> bool:
+    if is_requested:
+        require_extra("png", "--png")
+    return is_requested
+
+
+Png = Annotated[
+    bool,
+    typer.Option("--png", callback=_with_png, help="Also write the figures as PNG files, in a folder."),
 ]
 _OUTPUT = {
     "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")],

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from igrpo_cli.cli import completion
 from igrpo_cli.cli.options import (
     BenchDir,
     Cascade,
@@ -16,6 +17,7 @@ from igrpo_cli.cli.options import (
     Iteration,
     Markdown,
     Overwrite,
+    Png,
     ReportTo,
     Run,
     Scores,
@@ -40,7 +42,11 @@ STAGES = {
 Model = Annotated[str | None, typer.Option("--model", help="Model directory or Hub id, instead of RUN.")]
 Benches = Annotated[
     list[str] | None,
-    typer.Option("--bench", help="Benchmark name (--list), or a JSONL or Parquet file; repeatable."),
+    typer.Option(
+        "--bench",
+        autocompletion=completion.benches,
+        help="Benchmark name (--list), or a JSONL or Parquet file; repeatable.",
+    ),
 ]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="Only the first problems. Short for --set eval.limit.")
@@ -61,7 +67,14 @@ Comparison = Annotated[
 @with_console
 def init(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to create.")],
-    preset: Annotated[str | None, typer.Option("--preset", help="quickstart, arithmetic, smollm2 or paper.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            autocompletion=completion.presets,
+            help="quickstart, arithmetic, smollm2, small (0.5-2B, one GPU), base (7-8B, 8 GPUs) or paper.",
+        ),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", metavar="FILE", help="TOML file that overrides the preset.")
     ] = None,
@@ -293,13 +306,39 @@ def quickstart(
 
 
 @with_console
+def stages(
+    copy_to: Annotated[
+        Path, typer.Option("--copy-to", metavar="DIR", help="Directory of the copies. Other files there are kept.")
+    ],
+    *,
+    console: Console,
+) -> None:
+    """Copy the Slurm scripts of the stages, to use and to adapt them.
+
+    Example: igrpo stages --copy-to stages
+    """
+    from igrpo_cli.commands import stages as command
+
+    command.run(copy_to, console)
+
+
+@with_console
 def study(
-    file: Annotated[Path, typer.Argument(metavar="STUDY", help="File with the arms and seeds, or a packaged study.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDY",
+            autocompletion=completion.studies,
+            help="File with the arms and seeds, or a packaged study.",
+        ),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("--output", metavar="DIR", help="Directory of all its runs.", show_default="runs/NAME"),
     ] = None,
-    arms: Annotated[list[str] | None, typer.Option("--arm", help="Run only this arm; repeatable.")] = None,
+    arms: Annotated[
+        list[str] | None, typer.Option("--arm", autocompletion=completion.arms, help="Run only this arm; repeatable.")
+    ] = None,
     seeds: Annotated[list[int] | None, typer.Option("--seed", help="Run only this seed; repeatable.")] = None,
     cell: Annotated[
         str | None,
@@ -313,7 +352,7 @@ def study(
     sets: Sets = None,
     bench_dir: BenchDir = None,
     report: Annotated[bool, typer.Option("--report", help="Run nothing; report on what is there.")] = False,
-    png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG files.")] = False,
+    png: Png = False,
     dry_run: DryRun = False,
     markdown: Markdown = False,
     *,

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from igrpo_cli.cli.options import BenchDir, Iteration, Markdown, Run, Sets, with_console
+from igrpo_cli.cli import completion
+from igrpo_cli.cli.options import BenchDir, Iteration, Markdown, Png, Run, Sets, with_console
 from igrpo_cli.ui.console import Console
 
 HERE = Path()
@@ -24,7 +25,12 @@ def status(
         ),
     ] = None,
     bench: Annotated[
-        str, typer.Option("--bench", help="For --missing eval: benchmark name, or a JSONL or Parquet file.")
+        str,
+        typer.Option(
+            "--bench",
+            autocompletion=completion.benches,
+            help="For --missing eval: benchmark name, or a JSONL or Parquet file.",
+        ),
     ] = "",
     bench_dir: BenchDir = None,
     iteration: Iteration = None,
@@ -114,9 +120,7 @@ def report(
         Path | None,
         typer.Option("--output", metavar="FILE", help="Where to write.", show_default="RUN/report.html, ./report.html"),
     ] = None,
-    as_png: Annotated[
-        bool, typer.Option("--png", help="Also write the figures as PNG files, in a folder next to the report.")
-    ] = False,
+    as_png: Png = False,
     *,
     console: Console,
 ) -> None:
@@ -233,7 +237,7 @@ def what_if(
         Path | None,
         typer.Option("--figures", metavar="FOLDER", help="Draw each column over the iterations as an SVG file."),
     ] = None,
-    as_png: Annotated[bool, typer.Option("--png", help="Also write the figures as PNG files.")] = False,
+    as_png: Png = False,
     markdown: Markdown = False,
     *,
     console: Console,

@@ -19,7 +19,9 @@ from typing import Literal
 
 from igrpo_cli import __version__
 from igrpo_cli.errors import IgrpoError, MissingInputError
+from igrpo_cli.extras import EXTRAS
 from igrpo_cli.inspection.run_config import read_run_config
+from igrpo_cli.pipeline.session import require_extras
 from igrpo_cli.problems.sources import model_location
 from igrpo_cli.store.atomic import publish_bytes, staging_directory
 from igrpo_cli.store.layout import RunDirectory
@@ -27,17 +29,6 @@ from igrpo_cli.store.settings import require_unedited
 from igrpo_cli.ui.console import Console, table
 
 PACKAGES = ("torch", "transformers", "pyarrow", "math-verify")
-EXTRAS = {
-    "lora": ("peft",),
-    "hub": ("datasets",),
-    "gguf": ("gguf",),
-    "sql": ("duckdb",),
-    "png": ("resvg-py", "font-roboto"),
-    "trackio": ("trackio",),
-    "tensorboard": ("tensorboard",),
-    "wandb": ("wandb",),
-}
-"""The extras of this package with the distributions that they need."""
 MAX_PUBLISH_SECONDS = 0.5
 """Slower file systems get a note: a run publishes thousands of files."""
 IMPORT_TIMEOUT = 300
@@ -162,12 +153,10 @@ def _files(path: Path) -> Check:
 
 
 def _settings(path: Path) -> Check:
-    from igrpo_cli.loggers.trackers import require_trackers
-
     run_toml = RunDirectory(path).run_toml
     require_unedited(run_toml)
     config = read_run_config(RunDirectory(path)).latest
-    require_trackers(config.log.report_to)
+    require_extras(config)
     return Check(
         "run.toml", "ok", f"{config.policy.model}, {config.run.num_shards} shards, engine {config.engine.name}"
     )
@@ -223,8 +212,9 @@ def _architecture(directory: Path, max_model_len: int | None, trust_remote_code:
 
 
 def _extras() -> Check:
-    missing = [extra for extra, distributions in EXTRAS.items() if not all(map(_is_installed, distributions))]
-    here = [extra for extra in EXTRAS if extra not in missing]
+    extras = {extra: distributions for extra, distributions in EXTRAS.items() if extra != "vllm"}  # tried by itself
+    missing = [extra for extra, distributions in extras.items() if not all(map(_is_installed, distributions))]
+    here = [extra for extra in extras if extra not in missing]
     hint = f"if needed: pip install 'igrpo-cli[{','.join(missing)}]'" if missing else None
     return Check("extras", "ok", ", ".join(here) or "none", hint)
 

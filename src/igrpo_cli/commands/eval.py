@@ -11,6 +11,7 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from igrpo_cli.config import RunConfig
+from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.config.files import apply_overrides, check_config, parse_override
 from igrpo_cli.errors import ConflictError, UsageError
 from igrpo_cli.evaluation.shards import (
@@ -24,6 +25,7 @@ from igrpo_cli.evaluation.shards import (
     with_samples_on_disk,
 )
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
+from igrpo_cli.pipeline.plan import describe_sampling, size_of_sampling
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import Problem, StageReport
 from igrpo_cli.store.hints import shell_path
@@ -125,7 +127,7 @@ def _session(request: EvalRequest, console: Console) -> Iterator[Session]:
     sets = _with_samples(request)
     if request.model is None and not _is_plan_alone(request):
         with open_session(request.run, sets, console) as session:
-            session.require_trackers()
+            session.require_extras("eval")
             yield session
         return
     if request.run != Path():
@@ -330,15 +332,16 @@ def _dry_run(session: Session, evaluation: Evaluation, report: StageReport) -> t
     """Return the plan under the keys of a real evaluation. Values that are not known yet are null."""
     unknown = ("avg_at_k", "ci95", "pass_at_k", "maj_at_k", "verdicts", "mean_completion_tokens", "truncated_fraction")
     head, section = _head(evaluation), session.config.eval
-    completions = head["problems"] * head["samples"]
-    plan = {
-        "completions": completions,
-        "max_tokens_sampled": completions * section.max_gen_toks,
-        "missing_shards": report.details["missing_shards"],
-    }
+    blocks = Blocks(head["problems"], session.config.engine.groups_per_block, session.config.run.num_shards)
+    prompt = session.config.prompts.max_prompt_length
+    if evaluation.selection is not None:
+        prompt += min(section.max_gen_toks, session.config.prompts.max_draft_tokens)
+    plan = size_of_sampling(blocks, head["samples"], prompt, section.max_gen_toks)
+    plan["missing_shards"] = report.details["missing_shards"]
     text = (
-        f"{evaluation.bench}: {head['problems']} problems x {head['samples']} samples = {completions:,} completions, "
-        f"at most {plan['max_tokens_sampled']:,} tokens; missing shards: {plan['missing_shards'] or 'none'}"
+        f"{evaluation.bench}: {head['problems']} problems x {head['samples']} samples = {plan['completions']:,} "
+        f"completions, at most {plan['max_tokens_sampled']:,} tokens; "
+        f"missing shards: {plan['missing_shards'] or 'none'}\n{describe_sampling(plan)}"
     )
     config = session.config.model_dump(mode="json", exclude_none=True)
     return {**head, **dict.fromkeys(unknown), "plan": plan, "config": config}, text

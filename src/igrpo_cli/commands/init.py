@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from textwrap import indent
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import (
@@ -23,8 +24,9 @@ from igrpo_cli.config.files import (
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError, UsageError
 from igrpo_cli.inspection.run_config import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
-from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
-from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_context, short_enough
+from igrpo_cli.pipeline.plan import describe_size, size_of_run
+from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_completions_fit, require_context, short_enough
+from igrpo_cli.pipeline.session import require_extras
 from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft
 from igrpo_cli.records import Problem
 from igrpo_cli.store.hints import command_line
@@ -44,6 +46,13 @@ SHOWN_DRAFT = "(draft)"
 """Text of the draft in the prompt that `igrpo init` prints."""
 
 
+_ENVIRONMENTS = {
+    **dict.fromkeys(("draft", "select", "refine"), "IGRPO_SAMPLING_ENV"),
+    "update": "IGRPO_TRAINING_ENV",
+}
+"""The variable that names another environment for the jobs of a stage (`stages/task.sh`)."""
+
+
 class CreatedRun(NamedTuple):
     """Holds what `create_run` found."""
 
@@ -59,12 +68,17 @@ def run(
     """Create the run at `path` and print its content."""
     config = resolve_config(preset, config_file, sets)
     if dry_run:
-        text = f"{write_config(config).decode()}\n{describe_arithmetic(config)}"
-        console.data({"run": str(path), **_plan(config)}, text)
+        require_possible(config)
+        size = _size(config)
+        text = f"{write_config(config).decode()}\n{describe_size(config, size)}"
+        console.data({"run": str(path), **_plan(config, size)}, text)
         return
     created = create_run(path, config, console)
-    payload = {"run": str(path), "problems": created.counts["kept"], "counts": created.counts, **_plan(config)}
-    console.data({**payload, "prompts": created.prompts}, f"{_shown(created.prompts)}\n\n{_next_steps(path)}")
+    number = created.counts["kept"]
+    size = _size(config, config.num_iterations(number))
+    payload = {"run": str(path), "problems": number, "counts": created.counts, **_plan(config, size)}
+    texts = (_shown(created.prompts), describe_size(config, size), _next_steps(path))
+    console.data({**payload, "prompts": created.prompts}, "\n\n".join(texts))
 
 
 def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]) -> RunConfig:
@@ -95,17 +109,17 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
 
     run_directory, content = RunDirectory(path), run_toml(write_config(config))
     is_run = require_same_settings(run_directory, config)
+    require_possible(config)
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
     policy = config.policy
-    _require_blocks(config)
     _require_reward_functions(config)
+    loaded = _load(config)  # before transformers is imported, so that a wrong column is an error at once
     model = fetch_model(model_location(policy.model), policy.revision, trust_remote_code=policy.trust_remote_code)
     for note in check_architecture(
         model.directory, config.engine.max_model_len, trust_remote_code=policy.trust_remote_code
     ):
         console.note(note)
-    loaded = _load(config)
     tokenizer = PolicyTokenizer(model.directory, trust_remote_code=policy.trust_remote_code)
     lengths = PromptLengths(loaded.problems, config, tokenizer)
     problems = short_enough(lengths, loaded.problems, config)
@@ -184,6 +198,33 @@ def _by_solve_rate(loaded: LoadedProblems, run: Path, config: RunConfig) -> Load
     return replace(loaded, problems=problems, counts=counts, sha256=sha256)
 
 
+def require_possible(config: RunConfig) -> None:
+    """Raise UsageError for settings that cannot work, as far as that shows without data, tokenizer and weights.
+
+    These are shards without blocks, a completion as long as the context of the model, and packages that are not
+    installed. The stages of an environment of its own are not checked here (docs/slurm.md).
+    """
+    from igrpo_cli.engines.hub import local_model, stated_positions
+    from igrpo_cli.problems.sources import model_location
+
+    _require_data_and_model(config)
+    _require_blocks(config)
+    require_extras(config, (stage for stage in config.stages() if not os.environ.get(_ENVIRONMENTS[stage])))
+    model = local_model(model_location(config.policy.model), config.policy.revision)
+    require_completions_fit(config, None if model is None else stated_positions(model))
+
+
+def _require_data_and_model(config: RunConfig) -> None:
+    """Raise UsageError for a preset that leaves the problems or the model to the user, who names none."""
+    values = {"data.train": config.data.train, "policy.model": config.policy.model}
+    examples = {"data.train": "problems.jsonl", "policy.model": "DIRECTORY_OR_HUB_ID"}
+    if missing := [name for name, value in values.items() if not value]:
+        raise UsageError(
+            f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set: the preset leaves that to you",
+            hint=f"igrpo init RUN --preset NAME {' '.join(f'--set {name}={examples[name]}' for name in missing)}",
+        )
+
+
 def _require_blocks(config: RunConfig) -> None:
     """Raise UsageError for more shards than an iteration has blocks: the tasks of the others would have no work."""
     blocks = config.blocks()
@@ -200,12 +241,13 @@ def _require_blocks(config: RunConfig) -> None:
 
 def _require_reward_functions(config: RunConfig) -> None:
     """Raise UsageError unless the reward functions that the run calls can be imported and called."""
+    if not config.reward.functions_in_use:
+        return
     from igrpo_cli.rewards.functions import resolve_target
     from igrpo_cli.rewards.grading_pool import GradingPool
 
     functions = {name: resolve_target(name, target) for name, target in config.reward.functions_in_use.items()}
-    if functions:
-        GradingPool(config.reward, functions).close()
+    GradingPool(config.reward, functions).close()
 
 
 def _require_external_drafts(location: Path, config: RunConfig, problems: list[Problem]) -> None:
@@ -296,8 +338,16 @@ def require_same_settings(run_directory: RunDirectory, config: RunConfig, hint: 
     return True
 
 
-def _plan(config: RunConfig) -> dict[str, object]:
-    return {"plan": iteration_arithmetic(config), "config": config.model_dump(mode="json", exclude_none=True)}
+def _size(config: RunConfig, num_iterations: int | None = None) -> dict[str, Any]:
+    from igrpo_cli.engines.hub import local_model
+    from igrpo_cli.problems.sources import model_location
+
+    model = local_model(model_location(config.policy.model), config.policy.revision)
+    return size_of_run(config, num_iterations, model)
+
+
+def _plan(config: RunConfig, size: dict[str, Any]) -> dict[str, object]:
+    return {"plan": size, "config": config.model_dump(mode="json", exclude_none=True)}
 
 
 def _next_steps(path: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.loggers.trackers import MAX_WAIT_SECONDS, TrackerSettings, open_tracker, require_trackers, send_new
+from igrpo_cli.loggers.trackers import MAX_WAIT_SECONDS, TrackerSettings, open_tracker, send_new
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.layout import LOG
 from igrpo_cli.store.locks import locked
@@ -25,7 +25,7 @@ def run(path: Path, trackers: list[str], sets: list[str], *, follow: bool, conso
         names = list(dict.fromkeys(session.config.log.report_to))
         if not names:
             raise UsageError("no tracker is named", hint="igrpo log RUN --to tensorboard, or trackio, or wandb")
-        require_trackers(names)
+        session.require_extras()
         sent = {name: _send(session, name, follow=follow) for name in names}
     console.data({"run": str(path), "trackers": sent}, "\n".join(_text(name, each) for name, each in sent.items()))
 

@@ -37,7 +37,7 @@ def run(path: Path | None, seed: int, sets: list[str], console: Console) -> None
     config = resolve_config(PRESET, None, [f"run.seed={seed}", *sets])
     create_run(path, config, console)
     with open_session(path, [], console) as session:
-        session.require_trackers()
+        session.require_extras(*session.config.stages())
         before = _evaluate(session, path, 0)
         for iteration in unfinished(session):
             run_iteration(session, iteration)

@@ -12,7 +12,7 @@ from igrpo_cli.commands.stage import perform, summary_line
 from igrpo_cli.config.files import write_config
 from igrpo_cli.errors import UsageError
 from igrpo_cli.inspection.run_state import RunStatus
-from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
+from igrpo_cli.pipeline.plan import describe_size
 from igrpo_cli.pipeline.rollout_stage import RolloutStage, open_sampler
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
@@ -36,19 +36,19 @@ def run(
             hint="igrpo draft, select and refine as usual, then torchrun … -m igrpo_cli update RUN",
         )
     with open_session(path, sets, console) as session:
-        session.require_trackers()
+        session.require_extras(*session.config.stages())
         if sets and not dry_run:
             kept = command_line(path, "set", " ".join(map(shlex.quote, sets)))
             console.note(f"--set holds for this command alone; `{kept}` holds for later ones too")
         todo = unfinished(session)[:iterations]
         if dry_run:
+            size = session.size()
             lines = [
                 write_config(session.config).decode(),
-                describe_arithmetic(session.config),
-                f"{len(todo)} iterations",
+                describe_size(session.config, size),
+                f"{len(todo)} iterations to run",
             ]
-            plan = {"plan": iteration_arithmetic(session.config), "iterations": todo}
-            console.data({"run": str(path), **plan}, "\n".join(lines))
+            console.data({"run": str(path), "plan": size, "iterations": todo}, "\n".join(lines))
             return
         started = time.monotonic()
         bench = session.run_config.latest.run.eval_bench or ""

@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from igrpo_cli.errors import DamagedFileError, IgrpoError, UsageError
+from igrpo_cli.errors import DamagedFileError, UsageError
 from igrpo_cli.pipeline.session import open_session
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.views import run_tables
@@ -103,14 +103,12 @@ def _cut(cell: Any, longest: int) -> Any:
 class RunDatabase:
     """The tables of `run_tables` for one query. The query reaches no file, network, extension or setting.
 
-    Raises IgrpoError when DuckDB is not installed, and the errors of `run_tables`.
+    Raises the errors of `run_tables`.
     """
 
     def __init__(self, run: RunDirectory, num_shards: int) -> None:
-        try:
-            import duckdb
-        except ImportError as error:
-            raise IgrpoError(f"SQL needs DuckDB: {error}", hint="pip install 'igrpo-cli[sql]'") from error
+        import duckdb
+
         self._error: type[Exception] = duckdb.Error
         self._tables = run_tables(run, num_shards)
         self._database = duckdb.connect(":memory:", config=_SETTINGS)

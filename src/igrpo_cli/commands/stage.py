@@ -11,7 +11,7 @@ from pathlib import Path
 from igrpo_cli.commands import draft, refine, select, update
 from igrpo_cli.config.files import write_config
 from igrpo_cli.errors import UsageError
-from igrpo_cli.pipeline.plan import describe_arithmetic, iteration_arithmetic
+from igrpo_cli.pipeline.plan import describe_size
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
 from igrpo_cli.records import StageReport
 from igrpo_cli.store.atomic import remove_directory
@@ -42,7 +42,7 @@ class StageOptions:
 def run(name: str, path: Path, options: StageOptions, sets: list[str], console: Console) -> None:
     """Open the run at `path`, run the stage `name` and print its report."""
     with open_session(path, sets, console) as session:
-        session.require_trackers()
+        session.require_extras(name)
         request = StageRequest(
             iteration=_iteration(session, name, options.iteration),
             # An update has one shard, so it does not read the number of a Slurm task.
@@ -76,7 +76,7 @@ def perform(session: Session, name: str, request: StageRequest) -> StageReport:
     if name == "update" and not request.dry_run:
         session.report()
     if request.dry_run:
-        report.details["plan"] = iteration_arithmetic(session.config)
+        report.details["plan"] = session.size()
         report.details["config"] = session.config.model_dump(mode="json", exclude_none=True)
     return report
 
@@ -119,4 +119,6 @@ def _iteration(session: Session, name: str, iteration: int | None) -> int:
 def _plan_text(session: Session, report: StageReport) -> str:
     missing = report.details.get("missing_shards")
     shards = f"missing shards: {missing}" if missing else "nothing to do: all shards are there"
-    return "\n".join([write_config(session.config).decode(), describe_arithmetic(session.config), shards])
+    return "\n".join(
+        [write_config(session.config).decode(), describe_size(session.config, report.details["plan"]), shards]
+    )

@@ -16,7 +16,7 @@ from igrpo_cli.config.study import FIGURES, PAGE, Cell, Study, read_study
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.pipeline.plan import iteration_arithmetic
 from igrpo_cli.pipeline.session import open_session
-from igrpo_cli.problems.sources import packaged_folder
+from igrpo_cli.problems.sources import packaged_studies
 from igrpo_cli.store.hints import shell_path
 from igrpo_cli.store.layout import RunDirectory, bench_name, format_shards, parse_shards
 from igrpo_cli.store.locks import locked
@@ -55,7 +55,7 @@ def study_file(name: Path) -> Path:
     """
     if name.exists():
         return name
-    packaged = {path.stem: path for path in sorted(packaged_folder("studies").glob("*.toml"))}
+    packaged = packaged_studies()
     if str(name) not in packaged:
         names = ", ".join(packaged)
         raise UsageError(
@@ -180,7 +180,7 @@ def _run_cell(
     path, policies = root / cell.path, study.evaluated(cell.config)
     create_run(path, cell.config, console)
     with open_session(path, [], console) as session:
-        session.require_trackers()
+        session.require_extras(*session.config.stages())
         session.related_runs = tuple(related)
         todo = unfinished(session)
         lost = [each for each in range(todo[0] if todo else policies[-1]) if not _is_updated(session.run, each)]

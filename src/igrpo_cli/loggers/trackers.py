@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.errors import IgrpoError
 from igrpo_cli.loggers.entries import Entry, read_entries
 from igrpo_cli.store.layout import RunDirectory
 
@@ -48,17 +47,6 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Store all entries, and record what was sent."""
-
-
-def require_trackers(names: Sequence[str]) -> None:
-    """Raise UsageError for a tracker that is not installed. Imports nothing."""
-    for name in names:
-        spec = find_spec(name)
-        # A folder with that name in the current directory, such as wandb creates, is a package without origin.
-        if spec is None or spec.origin is None:
-            raise UsageError(
-                f"log.report_to has {name}, which is not installed", hint=f"pip install 'igrpo-cli[{name}]'"
-            )
 
 
 @contextmanager

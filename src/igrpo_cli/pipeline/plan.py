@@ -1,8 +1,23 @@
-"""Count what an iteration samples and trains on, for `--dry-run`."""
+"""Size a run before it starts: completions, tokens, blocks and disk, for `igrpo init` and every `--dry-run`."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from igrpo_cli.config import RunConfig
+from igrpo_cli.config.blocks import Blocks
+
+BYTES_PER_TOKEN = 4 + 4 + 4
+"""A sampled token as an id (int32), a log-prob (float32) and about four bytes of text, before compression."""
+BYTES_PER_ROW, BYTES_PER_SHARD = 256, 2**15
+"""The other columns of a completion; the footer of a Parquet file and its manifest."""
+ADAM, MASTER = 8, 4
+"""Bytes of the state of a trained parameter: two moments, and its weight, all in float32."""
+_EMBEDDING = re.compile(r"embed|wte|wpe|lm_head")
 
 
 def iteration_arithmetic(config: RunConfig) -> dict[str, int]:
@@ -31,6 +46,50 @@ def iteration_arithmetic(config: RunConfig) -> dict[str, int]:
     }
 
 
+def size_of_run(
+    config: RunConfig, num_iterations: int | None = None, model: Path | None = None, iteration: int | None = None
+) -> dict[str, Any]:
+    """Return the counts of one iteration and of the whole run, and the bytes on disk of both.
+
+    `num_iterations` is None where it depends on problems that are not read yet, and `model` where the directory of the
+    initial policy is not on this machine: what depends on them is None. `iteration` is the one that is counted; None
+    means the settings of `config` itself.
+    """
+    shown = config if iteration is None else config.at(iteration)
+    num_iterations = num_iterations or config.run.num_iterations
+    each = [] if num_iterations is None else [config.at(number) for number in range(num_iterations)]
+    counts = [iteration_arithmetic(of_iteration) for of_iteration in each]
+    disk = _bytes_of_iteration(shown, model)
+    keep = shown.update.keep_optimizer_states
+    kept = num_iterations if not keep or num_iterations is None else min(keep, num_iterations)
+    total = None
+    if kept is not None and disk["policy"] is not None and disk["optimizer_state"] is not None:
+        # The policy of iteration 0 is a pointer to the model. One optimiser state more is on disk while an update
+        # publishes, and checkpoints between its steps (update.save_steps).
+        total = disk["policy"] * len(each) + disk["optimizer_state"] * kept + sum(map(_bytes_of_shards, each))
+    blocks = config.blocks()
+    return {
+        **iteration_arithmetic(shown),
+        **_size_of_blocks(blocks),
+        "iterations": num_iterations,
+        "total_completions": sum(each["completions"] for each in counts) if counts else None,
+        "total_max_tokens_sampled": sum(each["max_tokens_sampled"] for each in counts) if counts else None,
+        "disk_bytes": {**disk, "total": total},
+        "kept": {"policies": "all", "optimizer_states": keep or "all", "shards": "all"},
+    }
+
+
+def size_of_sampling(blocks: Blocks, num_samples: int, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+    """Return the counts and the bytes of one stage of sampling, as `igrpo eval` has."""
+    completions = blocks.num_groups * num_samples
+    return {
+        "completions": completions,
+        "max_tokens_sampled": completions * completion_tokens,
+        **_size_of_blocks(blocks),
+        "disk_bytes": {"shards": _bytes_of_rollouts(blocks, num_samples, prompt_tokens, completion_tokens)},
+    }
+
+
 def describe_arithmetic(config: RunConfig) -> str:
     """Return the counts of one iteration as two lines of text, and where iterations alternate those of both kinds."""
     if config.update.train_on == "alternate":
@@ -48,3 +107,113 @@ def describe_arithmetic(config: RunConfig) -> str:
         f"train: {counts['completions_trained_on']:,} completions ({config.update.train_on}), "
         f"{counts['optimizer_steps']} optimiser steps of {counts['completions_per_optimizer_step']:,} completions"
     )
+
+
+def describe_size(config: RunConfig, size: Mapping[str, Any]) -> str:
+    """Return the text of `size_of_run`: an iteration, the whole run, and what is kept."""
+    number, disk, keep = size["iterations"], size["disk_bytes"], size["kept"]["optimizer_states"]
+    if number is None:
+        whole = "the number of iterations is known when `igrpo init` has read the problems"
+    else:
+        whole = (
+            f"{number:,} iterations, {size['total_completions']:,} completions, "
+            f"at most {size['total_max_tokens_sampled']:,} tokens"
+        )
+    if disk["policy"] is None:
+        stored = f"{config.policy.model} is not on this machine, so the size of policies is not known"
+    else:
+        total = "" if disk["total"] is None else f"; at most {_shown(disk['total'])} at the end of the run"
+        stored = f"policy {_shown(disk['policy'])}, optimiser state {_shown(disk['optimizer_state'])}{total}"
+    states = "all optimiser states" if keep == "all" else f"the last {keep} optimiser states"
+    return (
+        f"{describe_arithmetic(config)}\n{describe_blocks(size)}\nin total: {whole}\n"
+        f"disk: shards of an iteration at most {_shown(disk['shards'])}, {stored}\n"
+        f"kept: all policies and shards, {states} (update.keep_optimizer_states)"
+    )
+
+
+def describe_sampling(size: Mapping[str, Any]) -> str:
+    """Return the text of the rest of `size_of_sampling`."""
+    return f"{describe_blocks(size)}\ndisk: at most {_shown(size['disk_bytes']['shards'])}, which are kept"
+
+
+def describe_blocks(size: Mapping[str, Any]) -> str:
+    """Return the shards and blocks of a stage as one line."""
+    return (
+        f"shards: {size['shards']} in a stage, each of at most {size['blocks_per_shard']} blocks of "
+        f"{size['groups_per_block']} problems; {size['blocks']} blocks in all"
+    )
+
+
+def _size_of_blocks(blocks: Blocks) -> dict[str, int]:
+    shards = [len(blocks.of_shard(shard)) for shard in range(blocks.num_shards)]
+    return {
+        "shards": blocks.num_shards,
+        "blocks": sum(shards),
+        "blocks_per_shard": max(shards),
+        "groups_per_block": blocks.size,
+    }
+
+
+def _bytes_of_iteration(config: RunConfig, model: Path | None) -> dict[str, int | None]:
+    from igrpo_cli.engines.hub import tensor_shapes
+
+    shapes = None if model is None else tensor_shapes(model)
+    if shapes is None:
+        return {"shards": _bytes_of_shards(config), "policy": None, "optimizer_state": None}
+    num_parameters = sum(map(math.prod, shapes.values()))
+    per_parameter = 2 if config.policy.dtype == "bfloat16" else 4
+    if config.update.lora_r:
+        # The state of the adapters, and the adapters themselves.
+        state = (ADAM + MASTER + 4) * _lora_parameters(config, shapes)
+    else:
+        # A policy in float32 is the master copy itself.
+        state = (ADAM + (MASTER if config.policy.dtype == "bfloat16" else 0)) * num_parameters
+    return {
+        "shards": _bytes_of_shards(config),
+        "policy": per_parameter * num_parameters,
+        "optimizer_state": state,
+    }
+
+
+def _lora_parameters(config: RunConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the parameters of A [r, in] and B [out, r] of each adapted matrix, as the names of tensors tell them."""
+    targets = config.update.lora_target_modules
+    matrices = [
+        shape
+        for name, shape in shapes.items()
+        if len(shape) == 2
+        and not _EMBEDDING.search(name)
+        and (not targets or name.removesuffix(".weight").endswith(tuple(targets)))
+    ]
+    return sum(config.update.lora_r * sum(shape) for shape in matrices)
+
+
+def _bytes_of_shards(config: RunConfig) -> int:
+    """Return the most bytes of the shards of one iteration. Metrics and advantages are small beside them."""
+    prompt, draft, refine = config.prompts.max_prompt_length, config.draft, config.refine
+    stored = _bytes_of_rollouts(config.blocks(), draft.num_generations, prompt, draft.max_completion_length)
+    if "refine" in config.stages():
+        shown = min(draft.max_completion_length, config.prompts.max_draft_tokens)
+        stored += _bytes_of_rollouts(
+            config.blocks(), refine.num_generations, prompt + shown, refine.max_completion_length
+        )
+        # A selection repeats the text of its draft.
+        stored += (
+            config.data.problems_sampled * 4 * draft.max_completion_length + config.run.num_shards * BYTES_PER_SHARD
+        )
+    return stored
+
+
+def _bytes_of_rollouts(blocks: Blocks, num_samples: int, prompt_tokens: int, completion_tokens: int) -> int:
+    """Return the most bytes of the shards of a stage. Prompts count once for each group."""
+    completions = num_samples * (completion_tokens * BYTES_PER_TOKEN + BYTES_PER_ROW)
+    prompt = prompt_tokens * (BYTES_PER_TOKEN - 4)
+    return blocks.num_groups * (completions + prompt) + blocks.num_shards * BYTES_PER_SHARD
+
+
+def _shown(num_bytes: int) -> str:
+    for size, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB")):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.1f} {unit}"
+    return f"{num_bytes / 1000:.0f} kB"

@@ -107,6 +107,26 @@ def short_enough(lengths: PromptLengths, problems: Sequence[Problem], config: Ru
     return kept
 
 
+def require_completions_fit(config: RunConfig, positions: int | None) -> None:
+    """Raise UsageError for a completion that is as long as the context of the model, however short the prompt.
+
+    It needs no tokenizer and no problems. `require_context` also counts prompts and drafts.
+    """
+    context = config.engine.max_model_len or positions
+    if context is None:
+        return
+    for stage in ("draft", "refine"):
+        length = getattr(config, stage).max_completion_length
+        if stage in config.stages() and length >= context:
+            limit = "engine.max_model_len" if config.engine.max_model_len else "the positions of the model"
+            raise UsageError(
+                f"{stage}.max_completion_length = {length:,}, but {config.policy.model} takes {context:,} tokens of "
+                f"prompt and completion together ({limit})",
+                # The prompt of a refinement contains a draft: a quarter each, and half of the context for the problem.
+                hint=f"--set {stage}.max_completion_length={max(context // 4, 1)}, or a model with a longer context",
+            )
+
+
 def require_context(
     lengths: PromptLengths, problems: Sequence[Problem], config: RunConfig, positions: int | None
 ) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import read_toml, refuse_fixed
-from igrpo_cli.errors import UsageError
+from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.extras import require_extra
 from igrpo_cli.inspection.run_config import read_run_config
 from igrpo_cli.store.atomic import run_guard
 from igrpo_cli.store.completion import count_problems, input_hashes
@@ -60,6 +61,20 @@ def limit_cpu_threads(number: int) -> None:
             sys.modules["torch"].set_num_threads(number)
 
 
+def require_extras(config: RunConfig, stages: Iterable[str] = ()) -> None:
+    """Raise UsageError where a setting of `stages` needs a package that is not installed. Imports none of them.
+
+    Trackers are needed in all stages.
+    """
+    for name in config.log.report_to:
+        require_extra(name, f"log.report_to = {name}")
+    stages = set(stages)
+    if config.engine.name == "vllm" and stages & {"draft", "refine", "eval"}:
+        require_extra("vllm", "engine.name = vllm")
+    if config.update.lora_r and "update" in stages:
+        require_extra("lora", f"update.lora_r = {config.update.lora_r}")
+
+
 class Session:
     """Represents one open run. The engine, the graders and the problems start when they are first needed."""
 
@@ -70,6 +85,7 @@ class Session:
         self.run_config = config
         """The settings of the whole run."""
         self._settings = self.config
+        self._iteration: int | None = None
         self.console = console
         self._engine: Engine | None = None
         self._engine_policy: str | None = None
@@ -93,7 +109,7 @@ class Session:
 
         What was started with other ones is closed.
         """
-        before = self._settings
+        before, self._iteration = self._settings, iteration
         after = self.run_config.latest if iteration is None else self.run_config.changed(iteration)
         if (before.reward, before.judge) != (after.reward, after.judge):
             self._close(self._grader, self._judge)
@@ -140,6 +156,16 @@ class Session:
         self._engine_policy = policy.id
         self.console.detail(f"{self._engine.name} engine on {self._engine.device} samples from {policy.id}")
         return self._engine
+
+    def size(self) -> dict[str, Any]:
+        """Return the size of the run, counted for the iteration in use (`plan.size_of_run`)."""
+        from igrpo_cli.pipeline.plan import size_of_run
+
+        try:
+            model = read_policy(self.run, 0).directory
+        except IgrpoError:
+            model = None
+        return size_of_run(self.run_config, self.num_iterations(), model, self._iteration)
 
     def sleep_engine(self) -> None:
         """Free the accelerator for the update. The next `engine` call loads its policy again."""
@@ -239,11 +265,9 @@ class Session:
         """
         return list(input_hashes(*paths))
 
-    def require_trackers(self) -> None:
-        """Raise UsageError where `log.report_to` names a tracker that is not installed."""
-        from igrpo_cli.loggers.trackers import require_trackers
-
-        require_trackers(self.config.log.report_to)
+    def require_extras(self, *stages: str) -> None:
+        """Raise UsageError where a setting of `stages` needs a package that is not installed, as trackers do."""
+        require_extras(self.config, stages)
 
     def report(self) -> None:
         """Notify the trackers of `log.report_to` of new figures, without waiting for them."""

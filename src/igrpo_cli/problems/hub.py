@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
+from igrpo_cli.extras import importing_extra
 from igrpo_cli.problems.rows import RawRow, Table
 from igrpo_cli.problems.sources import ProblemSource
 
-INSTALL_HINT = "pip install 'igrpo-cli[hub]', or name a local file or folder instead"
 OFFLINE_HINT = (
     "connect to the network, or fill the cache (HF_HOME) on a connected machine and copy it, "
     "or name a local file or folder (--bench-dir DIR, --set data.train=PATH); gated datasets need `hf auth login`"
@@ -22,8 +22,8 @@ COMMIT = re.compile(r"@([0-9a-f]{40})/")
 def open_hub(source: ProblemSource) -> tuple[list[Table], str | None]:
     """Return one table per config of `source`, and the Hub commit of the data (None if it is unknown).
 
-    Raises `MissingInputError` when the package `datasets` or the data is missing, and `UsageError` when a config or a
-    split must be named.
+    Raises `MissingInputError` when the data is missing, and `UsageError` when the package `datasets` is not installed,
+    or when a config or a split must be named.
     """
     hub_id = str(source.location)
     datasets = _import_datasets(hub_id)
@@ -39,10 +39,8 @@ def open_hub(source: ProblemSource) -> tuple[list[Table], str | None]:
 
 
 def _import_datasets(hub_id: str) -> Any:
-    try:
+    with importing_extra("hub", f"reading {hub_id}"):
         import datasets
-    except ImportError:
-        raise MissingInputError(f"reading {hub_id} needs the package datasets", hint=INSTALL_HINT) from None
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     return datasets

@@ -152,7 +152,7 @@ PACKAGED_POLICIES = {"tiny": "tiny-policy", "columns": "columns-policy"}
 """The folder of each packaged policy by its name in `policy.model`."""
 
 
-def packaged_folder(name: Literal["data", "studies"]) -> Path:
+def packaged_folder(name: Literal["data", "studies", "stages"]) -> Path:
     """Return a folder of packaged files: in the installed package, or at the top of a source checkout.
 
     Raises `MissingInputError` when neither exists.
@@ -167,6 +167,11 @@ def packaged_folder(name: Literal["data", "studies"]) -> Path:
 def packaged_data() -> Path:
     """Return the folder of the packaged policies and problems. Raises as `packaged_folder`."""
     return packaged_folder("data")
+
+
+def packaged_studies() -> dict[str, Path]:
+    """Return the files of the packaged studies by name."""
+    return {path.stem: path for path in sorted(packaged_folder("studies").glob("*.toml"))}
 
 
 def model_location(model: str) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from igrpo_cli.errors import UsageError
+from igrpo_cli.extras import importing_extra
 from igrpo_cli.inspection.curves import Point
 
 WIDTH, PLOT_HEIGHT = 380, 190
@@ -133,11 +133,9 @@ def rasterise(svg: str, css: str) -> bytes:
 
     The font comes from a package, because many machines for training have none.
     """
-    try:
+    with importing_extra("png", "--png"):
         import font_roboto
         import resvg_py
-    except ImportError as error:
-        raise UsageError("--png needs resvg-py and font-roboto", hint="pip install 'igrpo-cli[png]'") from error
     fonts = Path(font_roboto.__file__).parent / "files"
     return bytes(
         resvg_py.svg_to_bytes(

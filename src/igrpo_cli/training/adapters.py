@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from igrpo_cli.config.update import UpdateSection
-from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.errors import UsageError
+from igrpo_cli.extras import importing_extra
 from igrpo_cli.training.ranks import full_tensor
 
 NAME = "default"
@@ -142,8 +143,6 @@ def _is_matrix_product(layer: torch.nn.Linear) -> bool:
 
 
 def _peft() -> Any:
-    try:
+    with importing_extra("lora", "update.lora_r"):
         import peft
-    except ImportError as error:
-        raise IgrpoError(f"LoRA needs peft: {error}", hint="pip install 'igrpo-cli[lora]'") from error
     return peft

