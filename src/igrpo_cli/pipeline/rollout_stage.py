@@ -341,8 +341,10 @@ class RolloutShard:
         return not self._shard.overwrite and completed(self.path, self._shard.identity) is not None
 
     def _describe(self, data: DataFile) -> Manifest:
+        from igrpo_cli.store.views import rollout_counts
+
         engine = self._stage.session.engine(self._stage.plan.policy)
-        counts = _counts(self.path)
+        counts = rollout_counts(self.path.data)
         counts["truncated_drafts"] = self._num_truncated
         return self._shard.provenance.manifest(
             self._shard.identity,
@@ -385,16 +387,3 @@ def refuse_ungraded(report: StageReport, threshold: float) -> None:
             f"({share:.1%}, more than reward.max_ungraded_share = {threshold:.1%})",
             hint="the lines above give the reasons; fix them and use --overwrite, or raise the threshold with --set",
         )
-
-
-def _counts(path: ShardPath) -> Counter[str]:
-    """Tokens, verdicts and finish reasons of a shard, from its file: a shard that was resumed counts all its rows."""
-    from igrpo_cli.store.schema import ROLLOUTS
-    from igrpo_cli.store.tables import iterate_blocks
-
-    counts: Counter[str] = Counter(tokens=0)
-    for block in iterate_blocks(path.data, ROLLOUTS, ("completion_ids", "verdict", "finish_reason")):
-        counts["tokens"] += sum(map(len, block["completion_ids"].to_pylist()))
-        counts.update(f"verdict_{verdict}" for verdict in block["verdict"].to_pylist())
-        counts.update(f"finish_{reason}" for reason in block["finish_reason"].to_pylist())
-    return counts

@@ -5,6 +5,7 @@ Shape suffixes: _B groups of a block, _N drafts of a group.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import reduce
@@ -25,12 +26,14 @@ from igrpo_cli.records import VERDICTS, Verdict
 from igrpo_cli.store.layout import RunDirectory, ShardPath, shards_in
 from igrpo_cli.store.schema import (
     ADVANTAGES,
+    CRITIQUE_COLUMNS,
     METRICS,
     PROBLEMS,
     ROLLOUTS,
     SCORES,
     SELECTIONS,
     reward_columns,
+    with_critiques,
     with_reward_parts,
 )
 from igrpo_cli.store.scores import with_scores
@@ -198,6 +201,30 @@ def _rollouts(block: pa.Table) -> RolloutColumns:
     )
 
 
+def rollout_counts(path: Path) -> Counter[str]:
+    """Return sampled tokens, verdicts, finish reasons and critiques of a rollout shard, from its file.
+
+    So a shard that was resumed counts all its rows. A critique counts once for its group, and so do its tokens.
+    """
+    counts: Counter[str] = Counter(tokens=0)
+    columns = ["completion_ids", "verdict", "finish_reason"]
+    has_critiques = "critique" in file_schema(path, ROLLOUTS).names
+    of_critiques = ["group_id", "draft_sample_id", *CRITIQUE_COLUMNS] if has_critiques else []
+    for block in iterate_blocks(path, ROLLOUTS, columns + of_critiques):
+        counts["tokens"] += sum(map(len, block["completion_ids"].to_pylist()))
+        counts.update(f"verdict_{verdict}" for verdict in block["verdict"].to_pylist())
+        counts.update(f"finish_{reason}" for reason in block["finish_reason"].to_pylist())
+        if has_critiques:
+            rows = block.select(of_critiques).to_pylist()
+            critiques = {row["group_id"]: row for row in rows if row["draft_sample_id"] is not None}.values()
+            num_tokens = sum(len(each["critique_ids"]) for each in critiques)
+            empty = sum(not each["critique"] for each in critiques)
+            counts.update(
+                tokens=num_tokens, critique_tokens=num_tokens, critiques=len(critiques), empty_critiques=empty
+            )
+    return counts
+
+
 def _integers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
@@ -220,8 +247,8 @@ class _File:
 def run_tables(run: RunDirectory, num_shards: int) -> dict[str, ds.Dataset]:
     """Return the complete shards and updates of a run as tables by name; a kind without files is an empty table.
 
-    `rollouts` has the reward parts of all its files, null where a file lacks one. `scores` has the name of the set as
-    column `name`; `evals` has the benchmark and the evaluation as columns `bench` and `policy`.
+    `rollouts` has the reward parts and critiques of all its files, null where a file lacks one. `scores` has the name
+    of the set as column `name`; `evals` has the benchmark and the evaluation as columns `bench` and `policy`.
 
     Raises UnknownSchemaError and DamagedFileError for files that are not of their kind. Scanning the tables reads the
     rows and verifies their checksums.
@@ -272,6 +299,8 @@ def _table(schema: pa.Schema, files: list[_File], place: tuple[str, ...] = ()) -
     if reward_columns(schema):
         parts = {name.removeprefix("reward_") for each in found for name in reward_columns(each)}
         schema = with_reward_parts(schema, parts)
+    if any("critique" in each.names for each in found):
+        schema = with_critiques(schema)
     for position, column in enumerate(place):
         schema = schema.insert(position, pa.field(column, pa.string()))
     if not files:
