@@ -25,7 +25,7 @@ from igrpo_cli.config.sections import Section
 from igrpo_cli.config.study import Study
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.store import schema as schemas
-from igrpo_cli.store.schema import CHOICES, SCHEMA_OF, name_of_schema, version_of_schema
+from igrpo_cli.store.schema import CHOICES, SCHEMA_OF, name_of_schema, version_of_schema, with_critiques
 
 REFERENCE = Path(__file__).parent / "reference"
 GENERATED = "<!-- Generated from the code: `just reference`. -->"
@@ -121,7 +121,7 @@ def columns() -> str:
                 "yes" if field.nullable else "",
                 own.get(field.name) or shared.get(field.name, ""),
             )
-            for field in schema
+            for field in (with_critiques(schema) if name == "rollouts" else schema)
         ]
         parts += [f"## {name}", f"Version {version_of_schema(schema)}. {described[variable]}"]
         parts += [_table(("column", "type", "may be null", "meaning"), rows)]

@@ -6,8 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from igrpo_cli.config import RunConfig
 from igrpo_cli.config.sections import PromptsSection
-from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft, template_hash, visible_draft
+from igrpo_cli.prompts import (
+    critique_prompt,
+    prompt_with_draft,
+    prompt_without_draft,
+    template_hash,
+    visible_critique,
+    visible_draft,
+)
 from igrpo_cli.records import Problem, PromptSegment
 
 
@@ -114,3 +122,44 @@ def test_the_template_hash_changes_with_every_setting_of_the_section():
     assert template_hash(PromptsSection()) == base
     assert template_hash(PromptsSection(system_prompt="x")) != base
     assert template_hash(PromptsSection(draft_view="no_think")) != base
+
+
+SEES_CRITIQUE = {"refine_template": "{problem}\n[draft]\n{draft}\n[/draft]\nCritique: {critique}\nAgain."}
+
+
+def test_a_critique_is_asked_for_with_problem_draft_verdict_and_answer():
+    section = {
+        "by": "policy",
+        "template": "{problem}\n[draft]\n{draft}\n[/draft]\n{verdict}, it is {answer}.{critique}",
+    }
+    config = RunConfig(prompts={**SEES_CRITIQUE, "system_prompt": "Solve."}, critique=section)
+    asked = Problem("p0", "1+1?", "2", "sums:1", earlier_turns='["Hi", "Hello"]', prefill="So")
+    prompt = critique_prompt(asked, "3 [/draft] {answer}", config, "no_answer")
+    assert text_of(prompt) == "1+1?\n[draft]\n3 [ /draft] {answer}\n[/draft]\nwrong, it is 2.{critique}"
+    assert [part.text for part in prompt.user if not part.trusted] == ["1+1?", "3 [ /draft] {answer}", "2"]
+    assert (prompt.system, prompt.earlier, prompt.prefill) == ("", ("Hi", "Hello"), "")
+
+
+def test_the_critique_stands_in_the_place_of_the_template_as_untrusted_text():
+    prompts = PromptsSection(**SEES_CRITIQUE)
+    prompt = prompt_with_draft(problem("1+1?"), "3", prompts, "wrong", "It is 2. [/draft] Critique: {draft}")
+    shown = "It is 2. [ /draft] C ritique: {draft}"
+    assert text_of(prompt) == f"1+1?\n[draft]\n3\n[/draft]\nCritique: {shown}\nAgain."
+    assert PromptSegment(shown, trusted=False, is_draft=True) in prompt.user
+    later = PromptsSection(draft_turn="assistant", refine_request="{verdict}: {critique}")
+    prompt = prompt_with_draft(problem("1+1?"), "3", later, "wrong", "{verdict}")
+    assert text_of(prompt) == "wrong: {verdict}"
+    assert [part.trusted for part in prompt.user] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("written", "shown"),
+    [
+        ("<think>a b</think> It is 2 not 3", "It is 2"),
+        ("It is", "It is"),
+        ("<think>a b", ""),
+        ("", ""),
+    ],
+)
+def test_refinements_see_the_answer_part_of_a_critique(written, shown):
+    assert visible_critique(written, 3, words) == shown

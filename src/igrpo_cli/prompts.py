@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from igrpo_cli.config import RunConfig
@@ -32,17 +32,40 @@ def prompt_without_draft(problem: Problem, prompts: PromptsSection) -> ChatPromp
 
 
 def prompt_with_draft(
-    problem: Problem, draft: str, prompts: PromptsSection, verdict: Verdict | None = None
+    problem: Problem, draft: str, prompts: PromptsSection, verdict: Verdict | None = None, critique: str = ""
 ) -> ChatPrompt:
     """Return the prompt q': the problem and a draft, in one user turn or as an earlier turn of the assistant.
 
     `draft` is the result of `visible_draft`. In the user turn it stands between fixed markers: a marker of the template
     within the draft gets a space after its first character, so that a draft cannot end its own frame. In the turn of
-    the assistant it is as it was written. `verdict` is that on the draft, for templates with `{verdict}`.
+    the assistant it is as it was written. `verdict` is that on the draft, for templates with `{verdict}`, and
+    `critique` the result of `visible_critique`, for those with `{critique}`.
     """
     if prompts.draft_turn == "user":
-        draft = _without_markers(draft, prompts.refine_template)
-    return _with_slot(problem, PromptSegment(draft, trusted=False, is_draft=True), prompts, verdict)
+        draft, critique = (_without_markers(text, prompts.refine_template) for text in (draft, critique))
+    return _with_slot(problem, PromptSegment(draft, trusted=False, is_draft=True), prompts, verdict, critique)
+
+
+def critique_prompt(problem: Problem, draft: str, config: RunConfig, verdict: Verdict | None = None) -> ChatPrompt:
+    """Return the prompt that asks for a critique of a draft: `critique.template`, filled as a prompt with draft is.
+
+    It has the earlier turns of the problem, and no prefill, which begins a solution.
+    """
+    section, prompts = config.critique, config.prompts
+    draft = _without_markers(draft, section.template)
+    fill = {
+        "{problem}": PromptSegment(problem.problem, trusted=False),
+        "{draft}": PromptSegment(draft, trusted=False, is_draft=True),
+        "{verdict}": PromptSegment(prompts.verdict_text(verdict), trusted=True),
+        "{answer}": PromptSegment(problem.answer, trusted=False),
+    }
+    earlier = tuple(json.loads(problem.earlier_turns or "[]"))
+    return ChatPrompt(section.system_prompt, _filled(section.template, fill), prompts.chat_template_kwargs, earlier)
+
+
+def visible_critique(critique: str, max_tokens: int, truncate: Truncate) -> str:
+    """Return the part of a critique that refinements see: the text after its thought, at most `max_tokens` tokens."""
+    return truncate((after_thought(critique) or "").strip(), max_tokens)[0]
 
 
 def refined_problem(problem: Problem, selection: Selection, config: RunConfig) -> Problem:
@@ -76,21 +99,23 @@ def template_hash(prompts: PromptsSection) -> str:
 
 
 def _with_slot(
-    problem: Problem, draft: PromptSegment, prompts: PromptsSection, verdict: Verdict | None = None
+    problem: Problem, draft: PromptSegment, prompts: PromptsSection, verdict: Verdict | None = None, critique: str = ""
 ) -> ChatPrompt:
     """Return the prompt with `draft` in the place that `prompts.draft_turn` names."""
-    told = prompts.verdict_text(verdict)
-    if prompts.draft_turn == "assistant":
-        request = PromptSegment(prompts.refine_request.replace("{verdict}", told), trusted=True)
-        return _prompt(problem, (request,), prompts, (problem.problem, draft.text))
     fill = {
-        "{problem}": PromptSegment(problem.problem, trusted=False),
-        "{draft}": draft,
-        "{verdict}": PromptSegment(told, trusted=True),
+        "{verdict}": PromptSegment(prompts.verdict_text(verdict), trusted=True),
+        "{critique}": PromptSegment(critique, trusted=False, is_draft=True),
     }
-    pieces = re.split(r"(\{problem\}|\{draft\}|\{verdict\})", prompts.refine_template)
-    user = tuple(fill.get(piece) or PromptSegment(piece, trusted=True) for piece in pieces if piece)
-    return _prompt(problem, user, prompts)
+    if prompts.draft_turn == "assistant":
+        return _prompt(problem, _filled(prompts.refine_request, fill), prompts, (problem.problem, draft.text))
+    fill |= {"{problem}": PromptSegment(problem.problem, trusted=False), "{draft}": draft}
+    return _prompt(problem, _filled(prompts.refine_template, fill), prompts)
+
+
+def _filled(template: str, fill: Mapping[str, PromptSegment]) -> tuple[PromptSegment, ...]:
+    """Return a template as segments, with those of `fill` in the places of its keys."""
+    pieces = re.split("(" + "|".join(map(re.escape, fill)) + ")", template)
+    return tuple(fill.get(piece) or PromptSegment(piece, trusted=True) for piece in pieces if piece)
 
 
 def _prompt(
@@ -102,7 +127,7 @@ def _prompt(
 
 
 def _without_markers(draft: str, template: str) -> str:
-    markers = {line.strip() for line in re.split(r"\{problem\}|\{draft\}|\n", template)}
+    markers = {line.strip() for line in re.split(r"\{problem\}|\{draft\}|\{critique\}|\n", template)}
     for marker in sorted(filter(None, markers), key=len, reverse=True):
         draft = draft.replace(marker, f"{marker[0]} {marker[1:]}")
     return draft

@@ -49,7 +49,7 @@ class PromptSegment:
     trusted: bool
     """True for template text. Control tokens are parsed only in trusted text, never in problems and drafts."""
     is_draft: bool = False
-    """True for a draft. Tags of thoughts that are control tokens stay control tokens in it, as the model wrote them."""
+    """True for a draft or critique. Tags that are control tokens stay control tokens in it, as the model wrote them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +152,11 @@ class Rollout:
     """Result of grading. `ungraded` means that grading failed; it is not the same as `wrong`."""
     extracted_answer: str | None
     """Answer that was compared with the reference; None if the completion contains none."""
+    critique: str | None = None
+    """Critique of the draft in the prompt, as the prompt shows it; empty for a refinement without draft. None: the run
+    has no critiques (`critique.by`)."""
+    critique_ids: Sequence[int] | None = None
+    """Token ids of the critique as the policy wrote it, thoughts included; none for one by the judge."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ shards, and a block that is done is kept when its shard is interrupted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -38,6 +38,8 @@ MAX_ATTEMPTS = 3
 """How often a batch is sampled for which the engine returns something else than was requested."""
 _ROUNDING = 1e-3
 """By how much rounding may raise a log-prob above 0 (nats)."""
+Critique = tuple[str, Sequence[int]]
+"""Text of a critique as it was written, and its token ids if the policy wrote it."""
 MAX_BLOCKS_IN_GRADING = 64
 """Sampled blocks that may wait for their grades before sampling pauses. Bounds the memory that they take."""
 
@@ -55,6 +57,13 @@ class RolloutTask:
     """The whole draft, of which the prompt may show a part; None without draft."""
     draft_truncated: bool = False
     """True where the draft in the prompt was cut to `prompts.max_draft_tokens`."""
+    critique_prompt: ChatPrompt | None = None
+    """Asks for the critique that is written first; None if the prompt needs none, or has it."""
+    with_critique: Callable[[Critique], RolloutTask] | None = None
+    """Returns the task with a critique in its prompt."""
+    critique: str | None = None
+    """See `records.Rollout`, as for `critique_ids`."""
+    critique_ids: Sequence[int] | None = None
 
     def without(self, rows: Container[tuple[int, int]]) -> RolloutTask:
         """Return the task without the samples that exist, where `rows` are their ids of group and sample."""
@@ -71,6 +80,10 @@ class SamplingPlan:
     seed: int
     seed_names: tuple[str | int, ...]
     """Names of the stream of random numbers. The seed of a row is derived from (seed, *seed_names, group, sample)."""
+    critiques: SamplingPlan | None = None
+    """How critiques are written; None in a stage without critiques."""
+    ask_judge: Callable[[Sequence[ChatPrompt]], list[Critique]] | None = None
+    """Returns the reply to each prompt; None where the policy is sampled."""
 
     def seed_of(self, group_id: int, sample_id: int) -> int:
         """Return the seed of one row, which follows from its identity alone."""
@@ -152,13 +165,24 @@ class _Running:
         self._watchdog = self._stack.enter_context(_watchdog_of(engine))
         self._threads = ThreadPoolExecutor(GRADING_THREADS, thread_name_prefix="igrpo-grading")
         self._stack.callback(self._threads.shutdown, wait=False, cancel_futures=True)
-        self._in_grading: set[Future[None]] = set()
+        self._in_grading: set[Future[tuple[BlockJob, list[Critique]] | None]] = set()
 
     @property
     def is_busy(self) -> bool:
         return bool(self._checked.num_unfinished or self._in_grading)
 
     def submit(self, job: BlockJob) -> None:
+        """Sample a block, after its critiques are written."""
+        prompts, plan = [(task, task.critique_prompt) for task in job.tasks], job.plan.critiques
+        asked = [replace(task, prompt=prompt, sample_ids=(0,)) for task, prompt in prompts if prompt is not None]
+        if plan is None or not asked:
+            self._sample(job)
+        elif (ask := plan.ask_judge) is not None:
+            self._in_grading.add(self._threads.submit(lambda: (job, ask([task.prompt for task in asked]))))
+        else:
+            self._sample(replace(job, plan=plan, tasks=asked), criticised=job)
+
+    def _sample(self, job: BlockJob, criticised: BlockJob | None = None) -> None:
         tokenizer, plan = self.engine.tokenizer, job.plan
         prompts = [tokenizer.encode_prompt(task.prompt) for task in job.tasks]
         groups = [
@@ -167,10 +191,10 @@ class _Running:
             )
             for task, (_, prompt_ids) in zip(job.tasks, prompts, strict=True)
         ]
-        self._num_blocks += 1
+        self._num_blocks += criticised is None
         self._num_completions += (completions := sum(len(group.seeds) for group in groups))
         self._max_tokens += completions * plan.sampling.max_completion_length
-        self._checked.submit(_Request(job, prompts, groups))
+        self._checked.submit(_Request(job, prompts, groups, criticised=criticised))
 
     def advance(self) -> None:
         """Take one step of the engine, and raise what went wrong in grading; wait for a grade if nothing is sampled."""
@@ -180,7 +204,11 @@ class _Running:
         must_wait = not self._checked.num_unfinished or len(self._in_grading) > MAX_BLOCKS_IN_GRADING
         done, self._in_grading = wait(self._in_grading, None if must_wait else 0, FIRST_COMPLETED)
         for future in done:
-            future.result()
+            if (written := future.result()) is not None:
+                job, critiques = written
+                given = iter(critiques)
+                tasks = [task.with_critique(next(given)) if task.with_critique else task for task in job.tasks]
+                self._sample(replace(job, tasks=tasks))
 
     def close(self) -> None:
         self.engine.on_sampled = ignore_progress
@@ -190,7 +218,8 @@ class _Running:
         units = self._num_blocks * completions / self._num_completions
         self._progress.sample(units, completions, tokens, self._num_blocks * tokens / self._max_tokens)
 
-    def _grade(self, request: _Request, completions: list[list[Completion]]) -> None:
+    def _grade(self, request: _Request, completions: list[list[Completion]]) -> tuple[BlockJob, list[Critique]] | None:
+        """Grade and keep the rows of a block. Critiques are not graded, but returned with the block that waits."""
         tokenizer = self.engine.tokenizer
         stops = tokenizer.with_all_stops(request.job.plan.sampling)
         # A thought that the template opens, and a prefill, are part of what is graded and shown.
@@ -199,12 +228,16 @@ class _Running:
             [before + tokenizer.decode_completion(each.completion_ids, stops, before) for each in drawn]
             for before, drawn in zip(begun, completions, strict=True)
         ]
+        if request.criticised is not None:
+            ids = [completion.completion_ids for (completion,) in completions]
+            return request.criticised, list(zip((text for (text,) in texts), ids, strict=True))
         results = self._scorer.score(_scoring_inputs(request, completions, texts))
         rows = _rows(request, completions, texts, results)
         for row, result in zip(rows, results, strict=True):
             if result.grade.reason is not None:
                 request.job.note(row, result.grade.reason)
         request.job.keep(rows)
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,6 +249,8 @@ class _Request:
     """The prompt of each task as (text, token ids)."""
     groups: list[SamplingGroup]
     attempt: int = 1
+    criticised: BlockJob | None = None
+    """The block whose critiques these are; None for a block to grade."""
 
     @property
     def name(self) -> str:
@@ -339,51 +374,47 @@ def _scoring_inputs(
 ) -> list[ScoringInput]:
     from igrpo_cli.rewards.scorer import ScoringInput
 
-    max_length = request.job.plan.sampling.max_completion_length
-    per_task = zip(request.job.tasks, request.prompts, completions, texts, strict=True)
+    longest = request.job.plan.sampling.max_completion_length
     return [
-        ScoringInput(
-            task.problem,
-            prompt,
-            text,
-            len(completion.completion_ids),
-            max_length,
-            completion.finish_reason,
-            task.draft,
-        )
-        for task, (prompt, _), drawn, texts_of_task in per_task
-        for completion, text in zip(drawn, texts_of_task, strict=True)
+        ScoringInput(task.problem, prompt, text, len(each.completion_ids), longest, each.finish_reason, task.draft)
+        for task, (prompt, _), _, each, text in _samples(request, completions, texts)
     ]
 
 
 def _rows(
     request: _Request, completions: list[list[Completion]], texts: list[list[str]], results: list[ScoringResult]
 ) -> list[Rollout]:
-    plan, scores = request.job.plan, iter(results)
-    rows = []
-    per_task = zip(request.job.tasks, request.prompts, completions, texts, strict=True)
-    for task, (prompt, prompt_ids), drawn, texts_of_task in per_task:
+    plan, samples = request.job.plan, _samples(request, completions, texts)
+    return [
+        Rollout(
+            iteration=plan.iteration,
+            stage=plan.stage,
+            problem_id=task.problem.problem_id,
+            group_id=task.group_id,
+            sample_id=sample_id,
+            draft_sample_id=task.draft_sample_id,
+            prompt=prompt,
+            prompt_ids=prompt_ids,
+            completion=text,
+            completion_ids=completion.completion_ids,
+            sampling_logprobs=completion.sampling_logprobs,
+            finish_reason=completion.finish_reason,
+            seed=plan.seed_of(task.group_id, sample_id),
+            reward=score.reward,
+            reward_parts=score.parts,
+            verdict=score.grade.verdict,
+            extracted_answer=score.grade.extracted_answer,
+            critique=task.critique,
+            critique_ids=task.critique_ids,
+        )
+        for (task, (prompt, prompt_ids), sample_id, completion, text), score in zip(samples, results, strict=True)
+    ]
+
+
+def _samples(
+    request: _Request, completions: list[list[Completion]], texts: list[list[str]]
+) -> Iterator[tuple[RolloutTask, tuple[str, list[int]], int, Completion, str]]:
+    """Yield task, prompt, sample id, completion and text of each row, in order."""
+    for task, prompt, drawn, texts_of_task in zip(request.job.tasks, request.prompts, completions, texts, strict=True):
         for sample_id, completion, text in zip(task.sample_ids, drawn, texts_of_task, strict=True):
-            score = next(scores)
-            rows.append(
-                Rollout(
-                    iteration=plan.iteration,
-                    stage=plan.stage,
-                    problem_id=task.problem.problem_id,
-                    group_id=task.group_id,
-                    sample_id=sample_id,
-                    draft_sample_id=task.draft_sample_id,
-                    prompt=prompt,
-                    prompt_ids=prompt_ids,
-                    completion=text,
-                    completion_ids=completion.completion_ids,
-                    sampling_logprobs=completion.sampling_logprobs,
-                    finish_reason=completion.finish_reason,
-                    seed=plan.seed_of(task.group_id, sample_id),
-                    reward=score.reward,
-                    reward_parts=score.parts,
-                    verdict=score.grade.verdict,
-                    extracted_answer=score.grade.extracted_answer,
-                )
-            )
-    return rows
+            yield task, prompt, sample_id, completion, text

@@ -238,3 +238,54 @@ def test_an_evaluation_with_draft_needs_answers_without_the_reference():
     assert RunConfig().evaluates_with_draft
     assert not RunConfig(reward={"refinements": "verdict"}).evaluates_with_draft
     assert not RunConfig(prompts={"refine_template": "{problem}{draft}{verdict}"}).evaluates_with_draft
+
+
+SEES_CRITIQUE = {"refine_template": "{problem}{draft}{critique}"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts": SEES_CRITIQUE}, 'set critique.by = "policy" or "judge"'),
+        ({"prompts": {"draft_turn": "assistant", "refine_request": "{critique}"}}, "prompts.refine_request has"),
+        ({"critique": {"by": "policy"}}, "put {critique} into prompts.refine_template"),
+        (
+            {"critique": {"by": "policy"}, "prompts": {**SEES_CRITIQUE, "draft_turn": "assistant"}},
+            "put {critique} into prompts.refine_request",
+        ),
+        ({"critique": {"by": "policy", "template": "{draft}"}, "prompts": SEES_CRITIQUE}, "exactly once each"),
+        ({"critique": {"by": "judge"}, "prompts": SEES_CRITIQUE}, "set judge.model, and judge.endpoint"),
+        (
+            {"critique": {"by": "policy"}, "prompts": SEES_CRITIQUE, "select": {"strategy": "none"}},
+            'strategy = "none" shows none',
+        ),
+        (
+            {
+                "critique": {"by": "policy", "template": "{problem}{draft}{verdict}"},
+                "prompts": SEES_CRITIQUE,
+                "select": {"strategy": "shuffled"},
+            },
+            "graded drafts of the same problem",
+        ),
+        ({"critique": {"by": "policy"}, "prompts": {**SEES_CRITIQUE, "empty_draft": "-"}}, "unset prompts.empty_draft"),
+        (
+            {"critique": {"by": "policy"}, "prompts": SEES_CRITIQUE, "reward": {"refinements": "verdict"}},
+            "refinements would see the verdict",
+        ),
+    ],
+)
+def test_settings_that_make_no_sense_of_critiques_are_refused(settings, message):
+    with pytest.raises(ValidationError, match=message):
+        RunConfig(**settings)
+
+
+def test_refinements_depend_on_critiques_where_there_are_any():
+    assert "critique" not in stage_identity(RunConfig(critique={"temperature": 0.5}), "refine")
+    policy = RunConfig(critique={"by": "policy"}, prompts=SEES_CRITIQUE)
+    judge = RunConfig(critique={"by": "judge"}, prompts=SEES_CRITIQUE, judge={"model": "m"})
+    assert stage_identity(policy, "refine")["critique"]["temperature"] == 1.0
+    assert "judge" not in stage_identity(policy, "refine")
+    assert "temperature" not in stage_identity(judge, "refine")["critique"], "a judge has its own"
+    assert stage_identity(judge, "refine")["judge"]["model"] == "m"
+    assert "judge" not in stage_identity(judge, "draft")
+    assert not policy.evaluates_with_draft

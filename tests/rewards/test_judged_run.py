@@ -98,3 +98,62 @@ def test_completions_on_disk_are_judged_later(server, tmp_path):
     scores = pq.read_table(next((run / "iteration_0000/draft/scores/judge").glob("*.parquet"))).to_pylist()
     assert [row["reward"] for row in scores] == [row["reward_judge"] for row in scores]
     assert igrpo("select", run, "--scores", "judge").code == 0
+
+
+CRITICISED = (
+    "critique.by=judge",
+    "judge.model=judge",
+    "judge.max_retries=1",
+    'critique.template="Problem {problem}, draft {draft}, answer {answer}."',
+    'prompts.refine_template="{problem}\\n\\n[draft]\\n{draft}\\n[/draft]\\n{critique}"',
+    "critique.max_completion_length=5",
+)
+
+
+def test_refinements_see_the_critiques_of_the_judge_which_are_paid_for_once(server, tmp_path):
+    run = make_run(tmp_path / "run", "run.num_iterations=1", *CRITICISED)
+    without = igrpo("refine", run)
+    assert without.code == 3, "the drafts come first"
+    for stage in ("draft", "select"):
+        assert igrpo(stage, run).code == 0
+    missing = igrpo("refine", run)
+    assert missing.code == 2
+    assert 'critique.by = "judge", but judge.endpoint is not set' in missing.stderr
+    there = sets(f"judge.endpoint={server.url}")
+    server.reply = lambda prompt: "<think>hm</think> 12345678"
+    server.faults = [*[None] * 2, *["drop"] * 1000]
+    assert igrpo("refine", run, *there).code == 75
+    server.faults, answered = [], server.num_answered
+    done = igrpo("refine", run, *there)
+    assert done.code == 0, done.stderr
+    selected = {row["group_id"]: row for row in rows_of(run, "select")}
+    for row in rows_of(run, "refine"):
+        assert row["prompt"].endswith("[/draft]\n12345<|assistant|>"), "without its thought, and cut to 5 tokens"
+        assert (row["critique"], row["critique_ids"]) == ("12345", [])
+    asked = {body["messages"][0]["content"] for body in server.asked}
+    drafts = {row["draft"].replace("<", "< ") for row in selected.values()}
+    assert {prompt.partition(", draft ")[2].rpartition(", answer ")[0] for prompt in asked} == drafts
+    assert server.num_answered == len(asked), f"{answered} of them before the judge went away"
+    before = files_below(run)
+    assert igrpo("refine", run, "--overwrite", *there).code == 0
+    assert (files_below(run), server.num_answered) == (before, len(asked))
+    assert igrpo("verify", run).code == 0
+    kept = [json.loads(line) for file in run.glob("judge/*.jsonl") for line in file.read_text().splitlines()]
+    assert {line["text"] for line in kept} == {"<think>hm</think> 12345678"}
+
+
+def test_a_critique_that_the_judge_refuses_is_empty_and_counted(server, tmp_path):
+    run = make_run(tmp_path / "run", "run.num_iterations=1", *CRITICISED)
+    for stage in ("draft", "select"):
+        assert igrpo(stage, run).code == 0
+    first, *others = rows_of(run, "select")
+    server.poison = {first["draft"].replace("<", "< "): 400}
+    refused = [row["group_id"] for row in (first, *others) if row["draft"] == first["draft"]]
+    server.reply = lambda prompt: "wrong"
+    done = igrpo("refine", run, *sets(f"judge.endpoint={server.url}"))
+    assert done.code == 0, done.stderr
+    for row in rows_of(run, "refine"):
+        assert row["critique"] == ("" if row["group_id"] in refused else "wrong")
+    (manifest,) = (json.loads(file.read_text()) for file in run.glob("iteration_0000/refine/*.json"))
+    assert (manifest["counts"]["critiques"], manifest["counts"]["empty_critiques"]) == (8, len(refused))
+    assert manifest["counts"]["critique_tokens"] == 0

@@ -22,7 +22,7 @@ from igrpo_cli.records import (
 )
 from igrpo_cli.store.rows import rows_of, storable, table_of
 from igrpo_cli.store.schema import ADVANTAGES, METRICS, ROLLOUTS, SCHEMA_OF, SELECTIONS
-from igrpo_cli.store.tables import read_records, write_rows
+from igrpo_cli.store.tables import count_rollouts, read_records, write_rows
 from sample_run import rollout, selection
 
 WILD = st.text(st.characters(), max_size=30) | st.sampled_from(["\ud800", "a\udfffb", "\0", "\ufeff", "😀", "a\r\nb"])
@@ -107,6 +107,32 @@ def test_reward_parts_become_columns_and_parts_again():
     table = table_of(ROLLOUTS, [row])
     assert table["reward_judge"].to_pylist() == [0.5]
     assert rows_of(table, Rollout)[0].reward_parts == {"accuracy": 0.0, "format": 1.0, "judge": 0.5}
+
+
+def test_critiques_are_further_columns_that_other_files_lack(tmp_path):
+    assert "critique" not in table_of(ROLLOUTS, [rollout()]).schema.names
+    rows = [
+        rollout(0, 0, stage="refine", draft_sample_id=1, critique="a\ud800", critique_ids=[3, 4, 5]),
+        rollout(0, 1, stage="refine", draft_sample_id=1, critique="a\ud800", critique_ids=[3, 4, 5]),
+        rollout(1, 0, stage="refine", draft_sample_id=2, critique="", critique_ids=[6]),
+        rollout(2, 0, stage="refine", critique="", critique_ids=[]),
+    ]
+    path = tmp_path / "file.parquet"
+    write_rows(path, ROLLOUTS, [rows[:2], rows[2:]], replace=True)
+    back = read_records(path, Rollout)
+    assert [(row.critique, row.critique_ids) for row in back] == [(r"a\ud800", [3, 4, 5])] * 2 + [("", [6]), ("", [])]
+    # 4 completions of 4 tokens, critiques of 3 and 1 tokens: each counts once for its group.
+    counts = count_rollouts(path)
+    assert {name: counts[name] for name in ("tokens", "critique_tokens", "critiques", "empty_critiques")} == {
+        "tokens": 20,
+        "critique_tokens": 4,
+        "critiques": 2,
+        "empty_critiques": 1,
+    }
+    with pytest.raises(IgrpoError, match="rollouts row 1 lacks the column critique"):
+        table_of(ROLLOUTS, [rows[0], rollout()])
+    with pytest.raises(IgrpoError, match="blocks with other columns"):
+        write_rows(path, ROLLOUTS, [rows[:2], [rollout(1)]], replace=True)
 
 
 def test_arrays_and_their_numbers_are_welcome():

@@ -209,10 +209,13 @@ def _require_answers(config: RunConfig) -> None:
         return
     told = "the prompt tells the verdict of the grader on the draft ({verdict}), which needs the reference answer"
     asked = 'refinements state a verdict on their draft (reward.refinements = "verdict"), not an answer'
+    written = "the prompt holds a critique of the draft ({critique}), which is written in training only"
+    other = "" if config.critique.by == "none" else "--set critique.by=none "
     raise UsageError(
-        f"there is no evaluation with draft: {told if config.prompts.shows_verdict else asked}",
+        f"there is no evaluation with draft: "
+        f"{told if config.prompts.shows_verdict else written if config.prompts.shows_critique else asked}",
         hint="evaluate without --with-draft; or, to measure refinements of another prompt, add "
-        "--set reward.refinements=answer --set 'prompts.refine_template=…'",
+        f"{other}--set reward.refinements=answer --set 'prompts.refine_template=…'",
     )
 
 

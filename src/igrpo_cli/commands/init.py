@@ -27,7 +27,7 @@ from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.pipeline.plan import describe_size, size_of_run
 from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_completions_fit, require_context, short_enough
 from igrpo_cli.pipeline.session import require_extras
-from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft
+from igrpo_cli.prompts import critique_prompt, prompt_with_draft, prompt_without_draft
 from igrpo_cli.records import Problem
 from igrpo_cli.store.hints import command_line
 from igrpo_cli.store.layout import RunDirectory
@@ -44,6 +44,8 @@ SHOWN_SETTINGS = 3
 
 SHOWN_DRAFT = "(draft)"
 """Text of the draft in the prompt that `igrpo init` prints."""
+SHOWN_CRITIQUE = "(critique)"
+"""Text of its critique there."""
 
 
 _ENVIRONMENTS = {
@@ -272,7 +274,9 @@ def _prompts(problem: Problem, config: RunConfig, tokenizer: PolicyTokenizer) ->
     """Return the prompts of a problem as the model reads them: without draft, and with a short one if it is refined."""
     prompts = {"without draft": prompt_without_draft(problem, config.prompts)}
     if "refine" in config.stages() and config.select.strategy != "none":
-        prompts["with a draft"] = prompt_with_draft(problem, SHOWN_DRAFT, config.prompts, "wrong")
+        if config.critique.by != "none":
+            prompts["for a critique"] = critique_prompt(problem, SHOWN_DRAFT, config, "wrong")
+        prompts["with a draft"] = prompt_with_draft(problem, SHOWN_DRAFT, config.prompts, "wrong", SHOWN_CRITIQUE)
     return {name: tokenizer.encode_prompt(prompt)[0] for name, prompt in prompts.items()}
 
 

@@ -179,6 +179,7 @@ def _payload(story: GroupStory, settings: Mapping[str, Any]) -> dict[str, Any]:
         "broken": story.is_broken,
         "gradient": story.has_reward_variance,
         "selection": selection,
+        "critique": story.critique,
         "drafts": [_completion(draft, story) for draft in story.drafts],
         "refinements": [_completion(refinement, story) for refinement in story.refinements],
     }
@@ -262,6 +263,8 @@ def _passages(story: GroupStory, settings: Mapping[str, Any], full: bool) -> Ite
     passages = [_prompt("prompt", story.drafts), *_drafts(story)]
     if story.selection is not None:
         passages.append(Passage(selection_sentence(story.selection, settings)))
+    if (critique := story.critique) is not None:
+        passages.append(Passage("critique of the draft", [("same", critique)]))
     if story.refinements:
         passages += [_prompt("prompt of the refinements", story.refinements), *_refinements(story)]
     for passage in passages:

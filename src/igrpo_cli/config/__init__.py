@@ -11,6 +11,7 @@ from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.config.data import DataSection
 from igrpo_cli.config.rewards import JudgeSection, RewardSection
 from igrpo_cli.config.sections import (
+    CritiqueSection,
     EngineSection,
     EvalSection,
     GenerationSection,
@@ -42,6 +43,7 @@ class RunConfig(Section):
     prompts: PromptsSection = PromptsSection()
     draft: GenerationSection = GenerationSection()
     select: SelectSection = SelectSection()
+    critique: CritiqueSection = CritiqueSection()
     refine: GenerationSection = GenerationSection()
     reward: RewardSection = RewardSection()
     judge: JudgeSection = JudgeSection()
@@ -78,6 +80,7 @@ class RunConfig(Section):
         self._check_selection()
         self._check_update()
         self._check_verdicts()
+        self._check_critiques()
         return self
 
     def _check_update(self) -> None:
@@ -103,7 +106,8 @@ class RunConfig(Section):
 
     def _check_verdicts(self) -> None:
         """Check the settings of a run whose refinements state the verdict on their draft, or see it."""
-        is_stated, is_shown = self.reward.refinements == "verdict", self.prompts.shows_verdict
+        is_stated = self.reward.refinements == "verdict"
+        is_shown = self.prompts.shows_verdict or self.critique.shows_verdict
         if not is_stated and not is_shown:
             return
         what = 'reward.refinements = "verdict"' if is_stated else "{verdict} in the prompt"
@@ -126,6 +130,30 @@ class RunConfig(Section):
         if is_stated and self.prompts.verdict_text("correct") == self.prompts.verdict_text("wrong"):
             raise ValueError(f"{what} needs different texts for correct and wrong in prompts.verdict_texts")
 
+    def _check_critiques(self) -> None:
+        """Check the settings of a run whose refinements see a critique in words."""
+        section, prompts = self.critique, self.prompts
+        where = "prompts.refine_template" if prompts.draft_turn == "user" else "prompts.refine_request"
+        if section.by == "none":
+            if prompts.shows_critique:
+                raise ValueError(f'{where} has {{critique}}: set critique.by = "policy" or "judge", or remove it')
+            return
+        what = f'critique.by = "{section.by}"'
+        if not prompts.shows_critique:
+            raise ValueError(f"{what}, but no refinement sees a critique: put {{critique}} into {where}")
+        if section.template.count("{problem}") != 1 or section.template.count("{draft}") != 1:
+            raise ValueError("critique.template must hold {problem} and {draft} exactly once each")
+        if section.by == "judge" and not self.judge.model:
+            raise ValueError(f"{what}: set judge.model, and judge.endpoint")
+        if self.select.strategy == "none":
+            raise ValueError(f'{what} needs drafts, and select.strategy = "none" shows none')
+        if prompts.empty_draft is not None:
+            raise ValueError(f"{what} is for prompts with a draft only: unset prompts.empty_draft")
+        if self.reward.refinements == "verdict":
+            raise ValueError(
+                f'{what} does not go with reward.refinements = "verdict": refinements would see the verdict'
+            )
+
     @property
     def evaluations(self) -> tuple[str | None, ...]:
         """The evaluations of a policy: without draft (None), and with draft (`eval.selection`) if the run has one."""
@@ -134,7 +162,8 @@ class RunConfig(Section):
     @property
     def evaluates_with_draft(self) -> bool:
         """Return True if an evaluation with draft measures answers that the policy finds without the reference."""
-        return self.reward.refinements == "answer" and not self.prompts.shows_verdict
+        has_answers = self.reward.refinements == "answer" and not self.prompts.shows_verdict
+        return has_answers and self.critique.by == "none"
 
     def at(self, iteration: int) -> RunConfig:
         """Return the settings of one iteration: `changed`, where solving and refining iterations alternate too."""
@@ -190,7 +219,7 @@ _EVALUATED = ("run.cpu_threads", "prompts", "eval", "reward", "judge", "engine")
 STAGE_READS: dict[str, tuple[str, ...]] = {
     "draft": ("run.seed", "run.cpu_threads", *_SAMPLED, "prompts", "draft", "reward", "judge", "engine"),
     "select": ("run.seed", "select", "reward.ungraded", "reward.weights", "refine.num_generations"),
-    "refine": ("run.seed", "run.cpu_threads", "prompts", "refine", "reward", "judge", "engine"),
+    "refine": ("run.seed", "run.cpu_threads", "prompts", "critique", "refine", "reward", "judge", "engine"),
     "scores": ("reward", "judge", "prompts.verdict_texts"),
     "update": (
         "run.seed",
@@ -215,8 +244,11 @@ def stage_identity(config: RunConfig, stage: str) -> dict[str, dict[str, Any]]:
         if (stage, name) == ("scores", "prompts.verdict_texts") and config.reward.refinements == "answer":
             continue
         section_name, _, key = name.partition(".")
-        if section_name == "judge" and "judge" not in config.reward.weights:
-            continue  # Without a weight the judge is not called.
+        asks_judge = "judge" in config.reward.weights or (stage == "refine" and config.critique.by == "judge")
+        if section_name == "judge" and not asks_judge:
+            continue
+        if section_name == "critique" and config.critique.by == "none":
+            continue
         if (stage, name) == ("select", "reward.weights") and not config.select.reads_verdicts:
             continue  # The weights only decide which drafts are wrong.
         if (stage, name) == ("select", "refine.num_generations") and config.select.allocation == "fixed":

@@ -114,7 +114,7 @@ class PromptsSection(Section):
 
     `{verdict}`, here or in `refine_request`, stands for the verdict of the grader on the draft, as in Critique-GRPO
     with indicative critiques (arXiv 2506.03106). It is not required. It needs the reference answer, so such a run has
-    no evaluation with draft."""
+    no evaluation with draft. `{critique}` stands for a critique in words, see `[critique]`."""
     verdict_texts: dict[JudgedAs, Annotated[str, Field(min_length=1)]] = Field(default=VERDICT_TEXTS)
     """Texts for the verdict on a draft: those that stand for `{verdict}`, and the answers that `reward.refinements =
     "verdict"` asks for. `wrong` also stands for `no_answer`. A text that is not set has its default."""
@@ -128,7 +128,16 @@ class PromptsSection(Section):
     @property
     def shows_verdict(self) -> bool:
         """Return True if a prompt with draft holds the verdict on it."""
-        return "{verdict}" in (self.refine_template if self.draft_turn == "user" else self.refine_request)
+        return "{verdict}" in self._asks
+
+    @property
+    def shows_critique(self) -> bool:
+        """Return True if a prompt with draft holds a critique of it."""
+        return "{critique}" in self._asks
+
+    @property
+    def _asks(self) -> str:
+        return self.refine_template if self.draft_turn == "user" else self.refine_request
 
     def verdict_text(self, verdict: Verdict | None) -> str:
         """Return the text for a verdict on a draft; None is one that is not known."""
@@ -186,6 +195,40 @@ class GenerationSection(SamplingSettings):
                 "(num_generations)"
             )
         return self
+
+
+class CritiqueSection(SamplingSettings):
+    """Critiques in words of the selected drafts, which refinements see (Critique-GRPO, arXiv 2506.03106).
+
+    `igrpo refine` has one critique written of each draft, before it samples the refinements of that draft. It stands in
+    the place of `{critique}` in `prompts.refine_template`, or in `prompts.refine_request`. The sampling keys are for
+    critiques by the policy."""
+
+    by: Literal["none", "policy", "judge"] = "none"
+    """Who writes them: the policy that is trained, or the model of `[judge]`, with its cache and within its budget."""
+    template: str = (
+        "{problem}\n\n[draft]\n{draft}\n[/draft]\n\n"
+        "Check this draft step by step. Say where it goes wrong and why, or that it is right. Do not solve the problem "
+        "again."
+    )
+    """User turn that asks for a critique. It contains `{problem}` and `{draft}` exactly once each. It shows the draft
+    as refinements see it (`prompts.draft_view`). `{verdict}` stands for the verdict of the grader on the draft, and
+    `{answer}` for the reference answer. Neither is required."""
+    system_prompt: str = ""
+    """System turn before it; empty means none."""
+    max_completion_length: PositiveInt = 240
+    """Maximum tokens per critique, its thought and EOS included. A critique by the judge, whose tokens are others
+    (`judge.max_completion_tokens`), is cut to as many tokens of the policy."""
+
+    @property
+    def shows_verdict(self) -> bool:
+        """Return True if a prompt for a critique holds the verdict on the draft."""
+        return self.by != "none" and "{verdict}" in self.template
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that critiques depend on; a judge has its own sampling settings."""
+        own = ("by", "template", "system_prompt", "max_completion_length")
+        return {key: value for key, value in super().identity().items() if self.by == "policy" or key in own}
 
 
 ExternalPath = Annotated[str, Field(min_length=1), AfterValidator(os.path.abspath)]

@@ -61,6 +61,11 @@ class GroupStory:
         return self.selection.draft if self.selection is not None and self.selection.action == "condition" else None
 
     @property
+    def critique(self) -> str | None:
+        """The critique in the prompt of the refinements; None in a run without critiques, and without draft."""
+        return self.refinements[0].critique if self.refinements and self.draft_shown is not None else None
+
+    @property
     def is_fixed(self) -> bool:
         """True if the draft in the prompt is graded and not correct, and some refinement is correct."""
         was_wrong = self.draft_verdict not in (None, "correct", "ungraded") and not self.has_verifications

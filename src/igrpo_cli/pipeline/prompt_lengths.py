@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import IgrpoError, UsageError
-from igrpo_cli.prompts import prompt_with_draft, prompt_without_draft
+from igrpo_cli.prompts import critique_prompt, prompt_with_draft, prompt_without_draft
 from igrpo_cli.records import VERDICTS, ChatPrompt, Problem
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class PromptLengths:
 
     def __init__(self, problems: Sequence[Problem], config: RunConfig, tokenizer: PolicyTokenizer) -> None:
         self._problems = problems
-        self._prompts = config.prompts
+        self._config, self._prompts = config, config.prompts
         self._tokenizer = tokenizer
 
     def over(self, problem: Problem, limit: int) -> int | None:
@@ -46,6 +46,14 @@ class PromptLengths:
             self._count(prompt_with_draft(self._shortest, "1", self._prompts, verdict)) for verdict in VERDICTS
         )
         return max(with_draft - self._count(prompt_without_draft(self._shortest, self._prompts)), 0)
+
+    @cached_property
+    def added_by_a_critique_prompt(self) -> int:
+        """Number of tokens by which a prompt for a critique is longer than one without draft, the draft aside."""
+        longest = max((each.answer for each in self._problems), key=len)
+        asked = replace(self._shortest, answer=longest)
+        asking = max(self._count(critique_prompt(asked, "1", self._config, verdict)) for verdict in VERDICTS)
+        return max(asking - self._count(prompt_without_draft(self._shortest, self._prompts)), 0)
 
     @cached_property
     def begun(self) -> int:
@@ -143,7 +151,11 @@ def require_context(
     if "refine" in config.stages() and config.select.strategy != "none":
         # An answer alone is short. If it is not, refine says so.
         shown = 0 if prompts.draft_view == "answer_only" else min(draft + lengths.begun, prompts.max_draft_tokens)
-        _require_room(lengths, problems, config, context, "refine", shown, config.refine.max_completion_length)
+        critique = 0 if config.critique.by == "none" else config.critique.max_completion_length
+        if config.critique.by == "policy":
+            _require_room(lengths, problems, config, context, "critique", shown, critique)
+        refinement = config.refine.max_completion_length
+        _require_room(lengths, problems, config, context, "refine", shown, refinement, critique)
 
 
 def _require_room(
@@ -154,26 +166,32 @@ def _require_room(
     stage: str,
     draft: int,
     completion: int,
+    critique: int = 0,
 ) -> None:
-    markers = lengths.added_by_a_draft if stage == "refine" else 0
-    room = context - draft - markers - completion
+    markers = 0
+    if stage != "draft":
+        markers = lengths.added_by_a_draft if stage == "refine" else lengths.added_by_a_critique_prompt
+    room = context - draft - markers - critique - completion
     too_long = [(tokens, problem) for problem in problems if (tokens := lengths.over(problem, room)) is not None]
     if not too_long:
         return
     prompt, problem = max(too_long, key=lambda each: each[0])
     excess = prompt - room
-    of_draft = f"draft {draft:,} + its markers {markers} + " if stage == "refine" else ""
+    of_draft = f"draft {draft:,} + its markers {markers} + " if stage != "draft" else ""
+    of_draft += f"critique {critique:,} + " if critique else ""
     limit = "engine.max_model_len" if config.engine.max_model_len else "the positions of the model"
     ways = [
         f"prompts.max_draft_tokens={draft - excess} (longer drafts are cut, and counted)" if draft > excess else "",
         f"{stage}.max_completion_length={completion - excess}" if completion > excess else "",
+        f"critique.max_completion_length={critique - excess}" if critique > excess else "",
         f"prompts.max_prompt_length={room} with --skip-bad-rows, which leaves out {len(too_long):,} problems"
         if 0 < room < prompt and len(too_long) < len(problems)
         else "",
         "a higher engine.max_model_len" if config.engine.max_model_len else "",
     ]
+    total = prompt + draft + markers + critique + completion
     raise UsageError(
-        f"{stage} may need {prompt + draft + markers + completion:,} tokens (prompt of {problem.source} {prompt:,} + "
+        f"{stage} may need {total:,} tokens (prompt of {problem.source} {prompt:,} + "
         f"{of_draft}completion {completion:,}), and {config.policy.model} takes {context:,} ({limit})",
         hint=f"--set {'; or '.join(filter(None, ways))}" if any(ways) else "use a model with a longer context",
     )

@@ -191,20 +191,23 @@ class Session:
                 self.grader(),
                 section.weights,
                 overlong_cache=section.overlong_cache_in_use,
-                judge=self._start_judge() if "judge" in section.weights else None,
+                judge=self.judge() if "judge" in section.weights else None,
                 has_functions=bool(section.functions_in_use),
             )
         return self._scorer
 
-    def _start_judge(self) -> Judge:
+    def judge(self) -> Judge:
+        """Return the judge, which starts once. Raises UsageError without an endpoint."""
         from igrpo_cli.rewards.judge import Judge
 
-        if not self.config.judge.endpoint:
-            raise UsageError(
-                "reward.weights has judge, but judge.endpoint is not set",
-                hint="--set judge.endpoint=http://NODE:8000, any OpenAI-compatible server",
-            )
-        self._judge = Judge(self.config.judge, self.run.judgements)
+        if self._judge is None:
+            if not self.config.judge.endpoint:
+                what = "reward.weights has judge" if "judge" in self.config.reward.weights else 'critique.by = "judge"'
+                raise UsageError(
+                    f"{what}, but judge.endpoint is not set",
+                    hint="--set judge.endpoint=http://NODE:8000, any OpenAI-compatible server",
+                )
+            self._judge = Judge(self.config.judge, self.run.judgements)
         return self._judge
 
     def stage_identity(self, stage: str) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 from igrpo_cli.config.rewards import JudgeSection
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.http_client import ClosedError, HttpClient
+from igrpo_cli.records import ChatPrompt
 from igrpo_cli.rewards.extraction import marked_answer
 from igrpo_cli.rewards.judge_cache import CallBudget, JudgementCache
 from igrpo_cli.rewards.judge_chat import (
@@ -27,6 +28,7 @@ from igrpo_cli.rewards.judge_chat import (
     JudgeScore,
     JudgeServer,
     RequestError,
+    chat_messages,
     judge_messages,
     read_verdict,
 )
@@ -35,6 +37,7 @@ from igrpo_cli.seeds import derive_seed
 
 __all__ = ["Judge", "JudgeRequest", "JudgeScore"]
 
+Reader = Callable[[ChatReply], JudgeScore]
 _PROBE = [{"role": "user", "content": "Write one line and nothing else:\nScore: 0"}]
 
 
@@ -91,9 +94,11 @@ class Judge:
         Raises Interrupted if the judge does not answer, IgrpoError if the budget is spent or the settings do not fit
         the server, and ClosedError if the judge is closed meanwhile. Judgements made until then are kept.
         """
-        found = [self._find(request) for request in requests]
-        wait([each for each in found if isinstance(each, Future)])
-        return [each.result() if isinstance(each, Future) else each for each in found]
+        return _results([self._find(request) for request in requests])
+
+    def write(self, prompts: Sequence[ChatPrompt]) -> list[str]:
+        """Return the replies to `prompts`, in order; empty where the judge refuses a prompt. Raises as `score`."""
+        return [each.text or "" for each in _results([self._ask(chat_messages(each), _read_text) for each in prompts])]
 
     def close(self) -> None:
         """Break off all requests; `score` then raises ClosedError. Closing twice has no effect."""
@@ -114,8 +119,10 @@ class Judge:
             return JudgeScore(0.0)
         if is_blank(request.reference):
             return JudgeScore(None, "empty reference")
-        messages = judge_messages(request.problem, request.reference, answer)
-        key = self._key(messages)
+        return self._ask(judge_messages(request.problem, request.reference, answer), _read_score)
+
+    def _ask(self, messages: list[dict[str, str]], read: Reader) -> JudgeScore | Future[JudgeScore]:
+        key = self._key(messages, read)
         with self._lock:
             if self._is_closed:
                 raise ClosedError
@@ -124,11 +131,11 @@ class Judge:
                 self._num_cached += 1
                 return known
             self._num_submitted += 1
-            future = self._threads.submit(self._judge_or_fail, self._num_submitted, key, messages)
+            future = self._threads.submit(self._judge_or_fail, self._num_submitted, key, messages, read)
             self._in_progress[key] = future
         return future
 
-    def _key(self, messages: list[dict[str, str]]) -> str:
+    def _key(self, messages: list[dict[str, str]], read: Reader) -> str:
         """Return the SHA-256 of everything that decides a judgement."""
         decisive = {
             "model": self._named_model(),
@@ -136,7 +143,7 @@ class Judge:
             "temperature": float(self._config.temperature),
             "max_completion_tokens": self._config.max_completion_tokens,
             "extra_body": dict(self._config.extra_body),
-            "parser_version": PARSER_VERSION,
+            **({"parser_version": PARSER_VERSION} if read is _read_score else {"reply": "text"}),
         }
         return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -146,12 +153,12 @@ class Judge:
                 self._model = self._server.only_model()
             return self._model
 
-    def _judge_or_fail(self, number: int, key: str, messages: list[dict[str, str]]) -> JudgeScore:
+    def _judge_or_fail(self, number: int, key: str, messages: list[dict[str, str]], read: Reader) -> JudgeScore:
         """Judge the question submitted as `number`; if an earlier one failed while it waited, fail with that error."""
         try:
             if self._failure is not None and number <= self._num_failed:
                 raise self._failure
-            return self._judge(key, messages)
+            return self._judge(key, messages, read)
         except BaseException as error:
             with self._lock:
                 if error is not self._failure:
@@ -161,7 +168,7 @@ class Judge:
             with self._lock:
                 del self._in_progress[key]
 
-    def _judge(self, key: str, messages: list[dict[str, str]]) -> JudgeScore:
+    def _judge(self, key: str, messages: list[dict[str, str]], read: Reader) -> JudgeScore:
         self._budget.read_others()
         if (known := self._cache.get(key)) is not None:
             with self._lock:
@@ -174,9 +181,9 @@ class Judge:
             except RequestError as error:
                 self._require_healthy(error, request)
                 return JudgeScore(None, error.reason)
-            score = JudgeScore(None, CUT_OFF) if reply.is_cut_off else read_verdict(reply.content)
+            score = read(reply)
             # Above temperature 0 another reply may have a verdict.
-            is_final = score.score is not None or self._config.temperature == 0
+            is_final = score.reason is None or self._config.temperature == 0
             self._record(key if is_final else None, score, reply)
         return score
 
@@ -213,3 +220,16 @@ class Judge:
             except RequestError as probe_error:
                 raise probe_error.if_all_fail from probe_error
             self._record(None, JudgeScore(None, "probe of the judge"), reply)
+
+
+def _read_score(reply: ChatReply) -> JudgeScore:
+    return JudgeScore(None, CUT_OFF) if reply.is_cut_off else read_verdict(reply.content)
+
+
+def _read_text(reply: ChatReply) -> JudgeScore:
+    return JudgeScore(None, text=reply.content.encode("utf-8", "replace").decode("utf-8"))
+
+
+def _results(found: Sequence[JudgeScore | Future[JudgeScore]]) -> list[JudgeScore]:
+    wait([each for each in found if isinstance(each, Future)])
+    return [each.result() if isinstance(each, Future) else each for each in found]

@@ -2,8 +2,8 @@
 
 The cache is a directory of append-only JSONL files, one per process. Every task of a run reads all of them, and so
 does a resumed run: no judgement is paid for twice. A line is `{"key", "score", "prompt_tokens", "completion_tokens",
-"sha256"}`, with `reason` if the score is null. A null key marks a call that counts in the budget, but whose result
-another call may change; it is never looked up. `sha256` is the checksum of the other fields.
+"sha256"}`, with `reason` if the score is null, or `text` for a critique. A null key marks a call that counts in the
+budget, but whose result another call may change; it is never looked up. `sha256` is the checksum of the other fields.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class JudgementCache:
             "key": key,
             "score": score.score,
             **({} if score.reason is None else {"reason": score.reason}),
+            **({} if score.text is None else {"text": score.text}),
             "prompt_tokens": num_prompt_tokens,
             "completion_tokens": num_completion_tokens,
         }
@@ -201,12 +202,12 @@ def _parsed(line: bytes) -> _Line | None:
     """Return the judgement in `line`; None if it is not exactly what `add` writes."""
     try:
         value = read_checksummed_line(line)
-        key, score, reason = value["key"], value["score"], value.get("reason")
+        key, score, reason, text = value["key"], value["score"], value.get("reason"), value.get("text")
         tokens = [value["prompt_tokens"], value["completion_tokens"]]
     except (ValueError, KeyError):
         return None
     is_key = key is None or (type(key) is str and _KEY.fullmatch(key) is not None)
-    is_score = type(reason) is str if score is None else type(score) in (int, float) and 0 <= score <= 1
+    is_score = str in (type(reason), type(text)) if score is None else type(score) in (int, float) and 0 <= score <= 1
     if not (is_key and is_score and all(type(number) is int and number >= 0 for number in tokens)):
         return None
-    return _Line(key, JudgeScore(None, reason) if score is None else JudgeScore(float(score)), sum(tokens))
+    return _Line(key, JudgeScore(None, reason, text) if score is None else JudgeScore(float(score)), sum(tokens))

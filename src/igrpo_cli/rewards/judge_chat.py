@@ -16,6 +16,7 @@ from typing import Any
 
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.http_client import HttpClient, PermanentError, TransientError
+from igrpo_cli.records import ChatPrompt
 from igrpo_cli.thoughts import after_thought
 
 PARSER_VERSION = 1
@@ -64,12 +65,14 @@ _REFUSES_ONE_REQUEST = (400, 413, 422)
 
 @dataclass(frozen=True, slots=True)
 class JudgeScore:
-    """The score of one answer, or the reason why there is none."""
+    """The score of one answer or the text that was asked for, or the reason why there is none."""
 
     score: float | None
     """In [0, 1]; None: not judged, and the row is `ungraded`."""
     reason: str | None = None
     """Why the answer was not judged; holds no text of a model."""
+    text: str | None = None
+    """The reply where a text was asked for, such as a critique; None for a score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,15 @@ def judge_messages(problem: str, reference: str, answer: str) -> list[dict[str, 
     code = next(code for code in _codes(texts) if not any(code in text for text in texts))
     content = _TEMPLATE.format(code=code, problem=texts[0], reference=texts[1], answer=texts[2])
     return [{"role": "user", "content": content}]
+
+
+def chat_messages(prompt: ChatPrompt) -> list[dict[str, str]]:
+    """Return a prompt as a chat with the judge. No tokenizer finds a control token in its untrusted texts."""
+    turns = [_without_control_tokens(turn) for turn in prompt.earlier]
+    user = (part.text if part.trusted else _without_control_tokens(part.text) for part in prompt.user)
+    roles = ["assistant" if number % 2 else "user" for number in range(len(turns) + 1)]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, [*turns, "".join(user)], strict=True)]
+    return [{"role": "system", "content": prompt.system}, *messages] if prompt.system else messages
 
 
 def read_verdict(reply: str) -> JudgeScore:

@@ -26,6 +26,7 @@ from igrpo_cli.store.schema import (
     is_always_finite,
     name_of_schema,
     reward_columns,
+    with_critiques,
     with_reward_parts,
 )
 
@@ -35,7 +36,7 @@ FLOAT32_MAX = (2 - 2**-23) * 2.0**127
 
 
 def table_of(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
-    """Return a table of `schema` from records or dicts, with the further reward parts of the first row.
+    """Return a table of `schema` from records or dicts, with the further reward parts and critiques of the first row.
 
     Raises IgrpoError naming column, row (counted from 0 in `rows`) and kind of the first bad value.
     """
@@ -44,6 +45,8 @@ def table_of(schema: pa.Schema, rows: Sequence[Any]) -> pa.Table:
     if cells and reward_columns(schema):
         further = (name.removeprefix("reward_") for name in cells[0] if name.startswith("reward_"))
         schema = with_reward_parts(schema, further)
+    if cells and "critique" in cells[0]:
+        schema = with_critiques(schema)
     kind, names = name_of_schema(schema), set(schema.names)
     for index, cell in enumerate(cells):
         if cell.keys() != names:
@@ -82,6 +85,8 @@ def _cells(row: Any, names: Sequence[str]) -> dict[str, Any]:
     cell = dict(row) if isinstance(row, dict) else {name: getattr(row, name) for name in names}
     if PARTS in cell:
         cell |= {f"reward_{name}": value for name, value in cell.pop(PARTS).items()}
+    if cell.get("critique", "") is None:
+        del cell["critique"], cell["critique_ids"]
     return cell
 
 

@@ -78,7 +78,13 @@ ROLLOUTS = _schema(
     },
     nullable=("draft_sample_id", "extracted_answer"),
 )
-"""One row per completion, in order of group and sample; see `records.Rollout`."""
+"""One row per completion, in order of group and sample; see `records.Rollout`.
+
+`critique` and `critique_ids` are only in refinements of runs with critiques (`critique.by`).
+"""
+
+CRITIQUE_COLUMNS: dict[str, pa.DataType] = {"critique": pa.string(), "critique_ids": _INT32_LIST}
+"""Further columns of `ROLLOUTS`, for critiques."""
 
 SCORES = _schema(
     "scores",
@@ -201,6 +207,13 @@ def with_reward_parts(schema: pa.Schema, further_parts: Iterable[str] = ()) -> p
     return schema
 
 
+def with_critiques(schema: pa.Schema) -> pa.Schema:
+    """Return `ROLLOUTS`, with any reward parts, and `CRITIQUE_COLUMNS` at its end."""
+    for name, kind in CRITIQUE_COLUMNS.items():
+        schema = schema.append(pa.field(name, kind, nullable=False))
+    return schema
+
+
 def is_always_finite(column: str) -> bool:
     """Return True where NaN or infinity in a column of that name is a defect, as in the reward parts."""
     return column in FINITE or _REWARD_PART.fullmatch(column) is not None
@@ -212,7 +225,7 @@ def reward_columns(schema: pa.Schema) -> list[str]:
 
 
 def check_file_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
-    """Check that a file is of the kind `expected`; rollouts and scores may have further reward parts.
+    """Check that a file is of the kind `expected`, which may have further reward parts and critiques.
 
     Raises UnknownSchemaError for another kind or version, and DamagedFileError where the columns are not those of the
     kind and version that the file states.
@@ -237,6 +250,8 @@ def check_file_schema(path: Path, found: pa.Schema, expected: pa.Schema) -> None
 def _check_columns(path: Path, found: pa.Schema, expected: pa.Schema) -> None:
     if reward_columns(expected):
         expected = with_reward_parts(expected, (name.removeprefix("reward_") for name in reward_columns(found)))
+    if name_of_schema(expected) == "rollouts" and not CRITIQUE_COLUMNS.keys().isdisjoint(found.names):
+        expected = with_critiques(expected)
     for theirs, ours in zip_longest(found, expected):
         if theirs is None or ours is None or not theirs.equals(ours):
             column, kind = (ours or theirs).name, name_of_schema(expected)

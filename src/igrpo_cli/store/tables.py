@@ -22,6 +22,7 @@ from igrpo_cli.store.atomic import publish_file, sha256_file
 from igrpo_cli.store.manifest import DataFile
 from igrpo_cli.store.rows import rows_of, table_of
 from igrpo_cli.store.schema import (
+    CRITIQUE_COLUMNS,
     ROLLOUTS,
     SCHEMA_OF,
     check_file_schema,
@@ -108,12 +109,26 @@ def iterate_records(path: Path, record: type[Record], numbers: Iterable[int] | N
 
 
 def count_rollouts(path: Path) -> Counter[str]:
-    """Return tokens, verdicts and finish reasons of a file of rollouts, also of one that was resumed."""
+    """Return sampled tokens, verdicts, finish reasons and critiques of a rollout shard, from its file.
+
+    So a shard that was resumed counts all its rows. A critique counts once for its group, and so do its tokens.
+    """
     counts: Counter[str] = Counter(tokens=0)
-    for block in iterate_blocks(path, ROLLOUTS, ("completion_ids", "verdict", "finish_reason")):
+    columns = ["completion_ids", "verdict", "finish_reason"]
+    has_critiques = "critique" in file_schema(path, ROLLOUTS).names
+    of_critiques = ["group_id", "draft_sample_id", *CRITIQUE_COLUMNS] if has_critiques else []
+    for block in iterate_blocks(path, ROLLOUTS, columns + of_critiques):
         counts["tokens"] += sum(map(len, block["completion_ids"].to_pylist()))
         counts.update(f"verdict_{verdict}" for verdict in block["verdict"].to_pylist())
         counts.update(f"finish_{reason}" for reason in block["finish_reason"].to_pylist())
+        if has_critiques:
+            rows = block.select(of_critiques).to_pylist()
+            critiques = {row["group_id"]: row for row in rows if row["draft_sample_id"] is not None}.values()
+            num_tokens = sum(len(each["critique_ids"]) for each in critiques)
+            empty = sum(not each["critique"] for each in critiques)
+            counts.update(
+                tokens=num_tokens, critique_tokens=num_tokens, critiques=len(critiques), empty_critiques=empty
+            )
     return counts
 
 

@@ -31,6 +31,7 @@ from igrpo_cli.store.schema import (
     SCORES,
     SELECTIONS,
     reward_columns,
+    with_critiques,
     with_reward_parts,
 )
 from igrpo_cli.store.scores import with_scores
@@ -220,8 +221,8 @@ class _File:
 def run_tables(run: RunDirectory, num_shards: int) -> dict[str, ds.Dataset]:
     """Return the complete shards and updates of a run as tables by name; a kind without files is an empty table.
 
-    `rollouts` has the reward parts of all its files, null where a file lacks one. `scores` has the name of the set as
-    column `name`; `evals` has the benchmark and the evaluation as columns `bench` and `policy`.
+    `rollouts` has the reward parts and critiques of all its files, null where a file lacks one. `scores` has the name
+    of the set as column `name`; `evals` has the benchmark and the evaluation as columns `bench` and `policy`.
 
     Raises UnknownSchemaError and DamagedFileError for files that are not of their kind. Scanning the tables reads the
     rows and verifies their checksums.
@@ -272,6 +273,8 @@ def _table(schema: pa.Schema, files: list[_File], place: tuple[str, ...] = ()) -
     if reward_columns(schema):
         parts = {name.removeprefix("reward_") for each in found for name in reward_columns(each)}
         schema = with_reward_parts(schema, parts)
+    if any("critique" in each.names for each in found):
+        schema = with_critiques(schema)
     for position, column in enumerate(place):
         schema = schema.insert(position, pa.field(column, pa.string()))
     if not files:
