@@ -6,7 +6,6 @@ shards, and a block that is done is kept when its shard is interrupted.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Container, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
@@ -14,16 +13,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from igrpo_cli.config.sections import SamplingSettings
-from igrpo_cli.engines.base import ignore_progress
+from igrpo_cli.engines.base import fault_of_completion, ignore_progress
 from igrpo_cli.errors import Interrupted
-from igrpo_cli.records import (
-    ChatPrompt,
-    Completion,
-    Problem,
-    Rollout,
-    RolloutStage,
-    SamplingGroup,
-)
+from igrpo_cli.records import ChatPrompt, Completion, Problem, Rollout, RolloutStage, SamplingGroup
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.watchdog import Watchdog
 
@@ -36,8 +28,6 @@ GRADING_THREADS = 4
 """Blocks that are graded and written at the same time: one slow completion must not delay the others."""
 MAX_ATTEMPTS = 3
 """How often a batch is sampled for which the engine returns something else than was requested."""
-_ROUNDING = 1e-3
-"""By how much rounding may raise a log-prob above 0 (nats)."""
 Critique = tuple[str, Sequence[int]]
 """Text of a critique as it was written, and its token ids if the policy wrote it."""
 MAX_BLOCKS_IN_GRADING = 64
@@ -339,24 +329,8 @@ def _fault_of(request: _Request, answers: Sequence[Sequence[Sequence[Completion]
         if len(drawn) != len(group.seeds):
             return f"{len(drawn)} completions of {request.name_of(index)} instead of {len(group.seeds)}"
         for sample, (seed, completion) in enumerate(zip(group.seeds, drawn, strict=True)):
-            if (fault := _fault_of_completion(completion, seed, vocab_size)) is not None:
+            if (fault := fault_of_completion(completion, seed, vocab_size)) is not None:
                 return f"{fault} as sample {sample} of {request.name_of(index)}"
-    return None
-
-
-def _fault_of_completion(completion: Completion, seed: int, vocab_size: int) -> str | None:
-    """Return why a completion cannot have been drawn with a seed; None where it can."""
-    ids, logprobs = completion.completion_ids, completion.sampling_logprobs
-    if completion.seed != seed:
-        return "the completion of another seed"
-    if len(logprobs) != len(ids):
-        return f"{len(ids)} tokens with {len(logprobs)} log-probs"
-    if invalid := [token for token in (min(ids, default=0), max(ids, default=0)) if not 0 <= token < vocab_size]:
-        return f"token id {invalid[0]}, where the vocabulary has {vocab_size},"
-    # A finite sum has finite terms; a few thousand finite log-probs do not overflow.
-    if not math.isfinite(sum(logprobs)) or max(logprobs, default=0.0) > _ROUNDING:
-        impossible = next(each for each in logprobs if not -math.inf < each <= _ROUNDING)
-        return f"a log-prob of {impossible}"
     return None
 
 

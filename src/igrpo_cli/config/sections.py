@@ -372,15 +372,9 @@ class EvalSection(Section):
 
     def sampling(self) -> SamplingSettings:
         """Return the sampling settings under their own names."""
-        return SamplingSettings(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            max_completion_length=self.max_gen_toks,
-            stop=self.stop,
-            stop_token_ids=self.stop_token_ids,
-        )
+        names = [name for name in SamplingSettings.model_fields if name in type(self).model_fields]
+        shared = {name: getattr(self, name) for name in names}
+        return SamplingSettings(max_completion_length=self.max_gen_toks, **shared)
 
 
 class LogSection(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
     from igrpo_cli.engines.tokenization import PolicyTokenizer
+
+
+_ROUNDING = 1e-3
+"""By how much rounding may raise a log-prob above 0 (nats)."""
 
 
 class Engine(Protocol):
@@ -107,3 +112,19 @@ def logits_not_finite(sampler: str) -> IgrpoError:
         f"{sampler} gives logits that are not finite",
         hint="its weights are damaged or its training diverged: return to an earlier policy",
     )
+
+
+def fault_of_completion(completion: Completion, seed: int, vocab_size: int) -> str | None:
+    """Return why a completion cannot have been drawn with a seed; None where it can."""
+    ids, logprobs = completion.completion_ids, completion.sampling_logprobs
+    if completion.seed != seed:
+        return "the completion of another seed"
+    if len(logprobs) != len(ids):
+        return f"{len(ids)} tokens with {len(logprobs)} log-probs"
+    if invalid := [token for token in (min(ids, default=0), max(ids, default=0)) if not 0 <= token < vocab_size]:
+        return f"token id {invalid[0]}, where the vocabulary has {vocab_size},"
+    # A finite sum has finite terms; a few thousand finite log-probs do not overflow.
+    if not math.isfinite(sum(logprobs)) or max(logprobs, default=0.0) > _ROUNDING:
+        impossible = next(each for each in logprobs if not -math.inf < each <= _ROUNDING)
+        return f"a log-prob of {impossible}"
+    return None
