@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
 from command_line import ONE_THREAD, igrpo, sets
+from igrpo_cli.errors import IgrpoError
+from igrpo_cli.extras import importing_extra
 
 ARITHMETIC = ("--preset", "arithmetic")
 
@@ -18,13 +21,16 @@ def test_a_preset_for_any_data_asks_for_problems_and_model(tmp_path, preset):
     assert result.code == 2
     assert result.stderr.splitlines() == [
         "error: data.train and policy.model are not set: the preset leaves that to you",
-        "hint: igrpo init RUN --preset NAME --set data.train=problems.jsonl --set policy.model=DIRECTORY_OR_HUB_ID",
+        f"hint: igrpo init {tmp_path / 'run'} --preset {preset} --set data.train=problems.jsonl "
+        "--set policy.model=DIRECTORY_OR_HUB_ID",
     ]
     one = igrpo("init", tmp_path / "run", "--preset", preset, *sets("data.train=arithmetic"))
-    assert (one.code, one.stderr.splitlines()[0].partition(":")[2]) == (
-        2,
-        " policy.model is not set: the preset leaves that to you",
-    )
+    assert one.code == 2
+    assert one.stderr.splitlines() == [
+        "error: policy.model is not set: the preset leaves that to you",
+        f"hint: igrpo init {tmp_path / 'run'} --preset {preset} --set data.train=arithmetic "
+        "--set policy.model=DIRECTORY_OR_HUB_ID",
+    ]
 
 
 def test_a_preset_for_any_data_takes_them(tmp_path):
@@ -49,6 +55,16 @@ def test_a_package_that_is_not_installed_is_one_kind_of_error(tmp_path, monkeypa
     assert result.code == 2
     assert f"needs the package {package}, which is not installed\nhint: {hint}" in result.stderr
     assert not (tmp_path / "run" / "run.toml").exists()
+
+
+def test_a_package_that_is_installed_and_broken_is_another_kind(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", ModuleType("peft"))
+    with (
+        pytest.raises(IgrpoError, match=r"update.lora_r needs a package that cannot be imported: no torch") as broken,
+        importing_extra("lora", "update.lora_r"),
+    ):
+        raise ImportError("no torch")
+    assert (broken.value.exit_code, broken.value.hint) == (1, "pip install 'igrpo-cli[lora]'")
 
 
 def test_a_package_of_another_environment_is_not_asked_for(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,7 @@ from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_completions
 from igrpo_cli.pipeline.session import require_extras
 from igrpo_cli.prompts import critique_prompt, prompt_with_draft, prompt_without_draft
 from igrpo_cli.records import Problem
-from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.hints import command_line, shell_path
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.settings import require_unedited, run_toml
 from igrpo_cli.ui.console import Console, percent, printable
@@ -69,6 +70,7 @@ def run(
 ) -> None:
     """Create the run at `path` and print its content."""
     config = resolve_config(preset, config_file, sets)
+    _require_data_and_model(config, _command(path, preset, config_file, sets))
     if dry_run:
         require_possible(config)
         size = _size(config)
@@ -209,21 +211,31 @@ def require_possible(config: RunConfig) -> None:
     from igrpo_cli.engines.hub import local_model, stated_positions
     from igrpo_cli.problems.sources import model_location
 
-    _require_data_and_model(config)
+    _require_data_and_model(config, "igrpo init RUN")
     _require_blocks(config)
     require_extras(config, (stage for stage in config.stages() if not os.environ.get(_ENVIRONMENTS[stage])))
     model = local_model(model_location(config.policy.model), config.policy.revision)
     require_completions_fit(config, None if model is None else stated_positions(model))
 
 
-def _require_data_and_model(config: RunConfig) -> None:
-    """Raise UsageError for a preset that leaves the problems or the model to the user, who names none."""
+def _command(path: Path, preset: str | None, config_file: Path | None, sets: list[str]) -> str:
+    """Return the command line of this `igrpo init`, for hints that add to it."""
+    options = [("--preset", preset), ("--config", config_file), *(("--set", text) for text in sets)]
+    given = [f"{flag} {shlex.quote(str(value))}" for flag, value in options if value is not None]
+    return " ".join([f"igrpo init {shell_path(path)}", *given])
+
+
+def _require_data_and_model(config: RunConfig, command: str) -> None:
+    """Raise UsageError for a preset that leaves the problems or the model to the user, who names none.
+
+    The hint is `command` with both.
+    """
     values = {"data.train": config.data.train, "policy.model": config.policy.model}
     examples = {"data.train": "problems.jsonl", "policy.model": "DIRECTORY_OR_HUB_ID"}
     if missing := [name for name, value in values.items() if not value]:
         raise UsageError(
             f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set: the preset leaves that to you",
-            hint=f"igrpo init RUN --preset NAME {' '.join(f'--set {name}={examples[name]}' for name in missing)}",
+            hint=" ".join([command, *(f"--set {name}={examples[name]}" for name in missing)]),
         )
 
 
