@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ class StagePlan:
     template_sha256: str | None = None
     reads: str | None = None
     """The entry of `config.STAGE_READS` that names the settings of the stage; None means the entry of its own name."""
+    config: Mapping[str, Mapping[str, Any]] | None = None
+    """What the rows follow from besides the inputs; None means the settings that `reads` names."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class StageShards:
             iteration=path.iteration,
             shard=path.shard,
             num_shards=path.num_shards,
-            config=self.session.stage_identity(self.plan.reads or path.stage),
+            config=self.plan.config or self.session.stage_identity(self.plan.reads or path.stage),
             policy=self.plan.policy_id,
             template_sha256=self.plan.template_sha256,
             inputs=self.session.inputs(*self.plan.inputs_of(path)),
