@@ -15,7 +15,7 @@ import huggingface_hub.constants as hub_constants
 import pytest
 import yaml
 
-from command_line import igrpo, sets
+from command_line import igrpo, make_run, run_to_end, sets
 
 REPO = "someone/sums"
 API = f"/api/models/{REPO}"
@@ -249,6 +249,8 @@ def test_the_card_says_what_was_trained_and_how_well_it_does(run):
     for figures in (evaluated(run, 2), evaluated(run, 0)):
         assert f"{100 * figures['avg_at_k']:.1f} %" in row
         assert f"({100 * figures['ci95'][0]:.1f} to" in row
+    assert "3 x 2, temperature 1, top-p 1, at most 40 tokens" in row
+    assert "igrpo eval RUN --iteration 2 --bench arithmetic --samples 2 --set eval.limit=3" in text
     assert str(run) not in card
 
 
@@ -278,3 +280,18 @@ def test_a_policy_or_an_adapter_that_does_not_exist_is_an_error(run, hub):
     assert "policy 2 has no adapter" in no_adapter.stderr
     assert igrpo("push", run, "--repo", "sums").code == 2
     assert hub.calls == []
+
+
+@pytest.mark.slow
+def test_an_adapter_is_pushed_without_the_weights_and_names_its_base_model(hub, tmp_path):
+    pytest.importorskip("peft", reason="needs igrpo-cli[lora]")
+    run = run_to_end(make_run(tmp_path / "run", "run.num_iterations=1", "update.lora_r=4"))
+    assert push(run, "--adapter", "--base-model", "someone/base").code == 0
+    assert sorted(hub.files) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    adapter = run / "iteration_0000/update/adapter"
+    assert hub.files["adapter_model.safetensors"] == (adapter / "adapter_model.safetensors").read_bytes()
+    assert json.loads(hub.files["adapter_config.json"])["base_model_name_or_path"] == "someone/base"
+    front = yaml.safe_load(hub.files["README.md"].decode().split("---\n")[1])
+    assert (front["library_name"], front["base_model"]) == ("peft", "someone/base")
+    (adapter / "adapter_model.safetensors").write_bytes(b"damaged")
+    assert push(run, "--adapter").code == 1

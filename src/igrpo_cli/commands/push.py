@@ -18,8 +18,9 @@ from igrpo_cli.inspection.run_config import described_changes, described_fork
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.checksummed_json import read_summary, recorded_files, verify_directory
 from igrpo_cli.store.hints import command_line
-from igrpo_cli.store.layout import read_eval_name
+from igrpo_cli.store.layout import read_eval_name, shards_in
 from igrpo_cli.store.lineage import newest_policy
+from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.policies import MODEL_FILES, Policy, read_policy, verify_policy
 from igrpo_cli.ui.console import Console
 
@@ -27,6 +28,8 @@ CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
 OF_THIS_MACHINE: dict[str, Any] = {"log": True, "judge": {"endpoint"}, "engine": {"endpoints", "device"}}
 """Settings that a card leaves out: they change no result, and addresses of servers are private."""
+SAMPLING = ("temperature", "top_p", "top_k", "max_gen_toks", "limit", "seed")
+"""Settings of an evaluation that its command in the card names where they differ from those of the run."""
 AGAIN = "run the same command again: files that have arrived are not sent twice"
 
 
@@ -151,7 +154,6 @@ def _card(session: Session, number: int, request: PushRequest) -> Any:
     if not evaluations:
         flags = f"--bench BENCH --iteration {number}"
         session.console.note(f"the card has no evaluation: {command_line(session.run.root, 'eval', flags)}")
-    sampling = {name: getattr(config.eval, name) for name in ("temperature", "top_p", "max_gen_toks")}
     return ModelCard(
         repo=request.repo,
         title=request.repo.partition("/")[2],
@@ -162,7 +164,6 @@ def _card(session: Session, number: int, request: PushRequest) -> Any:
         method="iGRPO" if "refine" in session.run_config.stages() else "GRPO",
         facts=_facts(config, number, base_name),
         evaluations=evaluations,
-        sampling=", ".join(f"`{name}` {value}" for name, value in sampling.items()),
         system_prompt=config.prompts.system_prompt,
         settings=_settings(session.run_config),
         commands=_commands(session, number, benches),
@@ -223,18 +224,31 @@ def _evaluations(session: Session, number: int) -> tuple[list[list[str]], list[s
         before = session.run.eval_summary(path.parent.parent.name, 0, conditioned=selection)
         initial = read_summary(before) if number and before.exists() else {}
         trained_on = f", {summary['trained_on']} of them trained on" if summary.get("trained_on") else ""
+        sampling, sets = _sampling(session, path.parent)
         rows.append(
             [
                 summary["bench"],
-                f"{summary['problems']} x {summary['samples']}{trained_on}",
+                f"{summary['problems']} x {summary['samples']}{trained_on}, {sampling}",
                 "without draft" if selection is None else f"with draft ({selection})",
                 accuracy_text(summary["avg_at_k"], summary["ci95"]),
                 accuracy_text(initial["avg_at_k"], initial["ci95"]) if initial.get("avg_at_k") is not None else "",
             ]
         )
         draft = "" if selection is None else f" --with-draft --set eval.selection={selection}"
-        flags.append(f"--bench {summary['bench']} --samples {summary['samples']}{draft}")
+        flags.append(f"--bench {summary['bench']} --samples {summary['samples']}{draft}{sets}")
     return rows, flags
+
+
+def _sampling(session: Session, directory: Path) -> tuple[str, str]:
+    """Return how an evaluation was sampled, in words and as `--set` of what differs from the settings of the run."""
+    place = next(iter(shards_in(directory)), None)
+    if place is None:
+        return "sampling not recorded", ""
+    recorded = read_manifest(session.run.eval_shard_in(directory, *place)).identity.config["eval"]
+    settings = session.config.eval.identity()
+    sets = [f" --set eval.{key}={recorded[key]}" for key in SAMPLING if recorded[key] not in (None, settings[key])]
+    temperature, top_p, length = (recorded[key] for key in ("temperature", "top_p", "max_gen_toks"))
+    return f"temperature {temperature:g}, top-p {top_p:g}, at most {length} tokens", "".join(sets)
 
 
 def _commands(session: Session, number: int, benches: Sequence[str]) -> list[str]:

@@ -30,9 +30,7 @@ class ModelCard:
     method: str
     facts: Mapping[str, str]
     evaluations: Sequence[Sequence[str]]
-    """Rows: benchmark, number of samples, prompt, accuracy of this policy, accuracy of the initial one."""
-    sampling: str
-    """Settings of the evaluations."""
+    """Rows: benchmark, samples and how they were drawn, prompt, accuracy of this policy, that of the initial one."""
     system_prompt: str
     settings: str
     """TOML of the settings that differ from the defaults."""
