@@ -147,7 +147,7 @@ def _hub_model(session: Session) -> str | None:
 def _card(session: Session, number: int, request: PushRequest) -> Any:
     from igrpo_cli.report.model_card import ModelCard
 
-    config = session.run_config.at(max(number - 1, 0))
+    config = session.run_config.changed(max(number - 1, 0))
     base_model = request.base_model or _hub_model(session)
     base_name = base_model or _last_name(config.policy.model)
     evaluations, benches = _evaluations(session, number)
