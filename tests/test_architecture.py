@@ -86,7 +86,7 @@ ROOMS = {
     ),
     "cli": ("commands", "config", "problems", "ui"),
     "__main__": ("cli",),
-    "__init__": (),
+    "__init__": ("inspection",),
 }
 """What each room may import besides itself and LIGHT. A room imports only rooms above it in this table."""
 OWNERS = {

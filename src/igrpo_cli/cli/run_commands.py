@@ -265,6 +265,14 @@ def grade(
         str | None,
         typer.Option("--against", metavar="NAME", help="Scores to compare with.", show_default="as recorded"),
     ] = None,
+    from_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--from-file",
+            metavar="FILE",
+            help="Take rewards from a file with group_id, sample_id, reward; a completion without row is left out.",
+        ),
+    ] = None,
     iteration: Iteration = None,
     shard: Shard = None,
     sets: Sets = None,
@@ -280,7 +288,7 @@ def grade(
     from igrpo_cli.commands import grade as command
 
     request = command.GradeRequest(
-        stage, tuple(reward or ()), scores, against, iteration, shard, overwrite=overwrite, dry_run=dry_run
+        stage, tuple(reward or ()), scores, against, iteration, shard, overwrite, dry_run, from_file
     )
     command.run(path, request, sets or [], console)
 

@@ -1,4 +1,4 @@
-"""The commands that show and check runs: their options and one call each into `commands`."""
+"""The commands that show, check and publish runs: their options and one call each into `commands`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from igrpo_cli.cli import completion
 from igrpo_cli.cli.options import BenchDir, Iteration, Markdown, Png, Run, Sets, with_console
+from igrpo_cli.errors import UsageError
 from igrpo_cli.ui.console import Console
 
 HERE = Path()
@@ -274,6 +275,47 @@ def sql(
     from igrpo_cli.commands import sql as command
 
     command.run(run, query, rows, console, as_csv=as_csv)
+
+
+@with_console
+def push(
+    run: Run = HERE,
+    repo: Annotated[str, typer.Option("--repo", metavar="USER/NAME", help="Repository on the Hub.")] = "",
+    policy: Annotated[
+        int | None, typer.Option("--policy", min=0, metavar="K", show_default="newest", help="Policy, by number.")
+    ] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Push the LoRA adapter instead of the merged weights.")
+    ] = False,
+    base_model: Annotated[
+        str | None,
+        typer.Option("--base-model", metavar="ID", show_default="that of the run", help="Hub id of the base model."),
+    ] = None,
+    card: Annotated[
+        Path | None, typer.Option("--card", metavar="FILE", help="Your own model card instead of the generated one.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository public. Without it it is private.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace other files of the repository.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the card, list the files and send nothing.")
+    ] = False,
+    *,
+    console: Console,
+) -> None:
+    """Upload a policy and its model card to the Hugging Face Hub, in one commit.
+
+    Every file of the policy is verified first. Nothing else of the run is sent.
+
+    Example: igrpo push runs/first --policy 2 --repo USER/NAME --dry-run
+    """
+    from igrpo_cli.commands import push as command
+
+    if not repo:
+        raise UsageError("push needs a repository", hint="igrpo push RUN --repo USER/NAME")
+    request = command.PushRequest(run, repo, policy, adapter, base_model, card, public, overwrite, dry_run)
+    command.run(request, console)
 
 
 @with_console

@@ -37,6 +37,8 @@ class GradeRequest:
     shard: str | None = None
     overwrite: bool = False
     dry_run: bool = False
+    source: Path | None = None
+    """A file of the user's with rewards."""
 
 
 def run(path: Path, request: GradeRequest, sets: list[str], console: Console) -> None:
@@ -55,6 +57,8 @@ def _grade_run(path: Path, request: GradeRequest, sets: list[str], console: Cons
             f"grading a run needs the stage: --stage {' or '.join(SCORED_STAGES)}",
             hint=f"igrpo grade {shell_path(path)} --stage draft --reward accuracy",
         )
+    if request.source is not None and request.rewards:
+        raise UsageError("--from-file brings its own rewards", hint="leave out --reward")
     if request.rewards:
         weights = ", ".join(f"{name} = {weight}" for name, weight in parse_weights(request.rewards).items())
         sets = [*sets, f"reward.weights={{{weights}}}"]
@@ -65,8 +69,8 @@ def _grade_run(path: Path, request: GradeRequest, sets: list[str], console: Cons
             overwrite=request.overwrite,
             dry_run=request.dry_run,
         )
-        name = request.scores or name_of_weights(session.config.reward.weights)
-        grade_stage(session, request.stage, work, name, request.against, console)
+        default = name_of_weights(session.config.reward.weights) if request.source is None else request.source.stem
+        grade_stage(session, request.stage, work, request.scores or default, request.against, console, request.source)
 
 
 def _grade_file(path: Path, sets: list[str], console: Console) -> None:

@@ -184,8 +184,7 @@ def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:
     section, config = session.config.eval, session.config
     paths, without_draft = evaluation_shards(session, evaluation), evaluation_shards(session, evaluation.without_draft)
     has_drafts = evaluation.selection is not None
-
-    blocks = _blocks(session, evaluation)
+    identity, blocks = session.stage_identity("conditioned" if has_drafts else "eval"), _blocks(session, evaluation)
 
     def may_add_to(manifest: Manifest, identity: Identity) -> bool:
         # More samples without draft are another input of their refinements, which compare the prompts of their rows.
@@ -205,8 +204,7 @@ def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:
             inputs_of=inputs_of,
             policy_id=evaluation.policy.id,
             template_sha256=template_hash(config.prompts),
-            reads="conditioned" if has_drafts else "eval",
-            recorded={"eval": {"repeats": evaluation.repeats}},
+            config={**identity, "eval": {**identity["eval"], "repeats": evaluation.repeats}},
             may_add_to=may_add_to,
         ),
         policy=evaluation.policy,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from igrpo_cli.config import RunConfig
-from igrpo_cli.errors import UsageError
+from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards
 from igrpo_cli.pipeline.ungraded import UngradedNotes, refuse_ungraded
 from igrpo_cli.prompts import refined_problem
 from igrpo_cli.records import VERDICTS, Problem, Rollout, Score, Selection, StageReport
 from igrpo_cli.rewards.scorer import ScoringInput, ScoringResult
+from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.layout import ShardPath
 from igrpo_cli.store.manifest import Manifest, read_manifest
@@ -35,6 +38,8 @@ class ScoreSet:
     stage: str
     iteration: int
     name: str
+    source: Path | None = None
+    """A file with the rewards; None means that they are computed."""
 
     def rollouts(self, shard: int) -> ShardPath:
         """Return the shard that is scored."""
@@ -48,18 +53,25 @@ class ScoreSet:
         """Score the rows of those requested shards that have no scores of this name yet."""
         from igrpo_cli.store.schema import SCORES
 
-        inputs = [self.session.run.problems()]
+        inputs, given = [self.session.run.problems()], None if self.source is None else read_rewards(self.source)
         plan = StagePlan(
-            "scores", self.path, lambda path: [*inputs, self.rollouts(path.shard), *self._selections(path.shard)]
+            "scores",
+            self.path,
+            lambda path: [*inputs, self.rollouts(path.shard), *self._selections(path.shard)],
+            config=None if self.source is None else {"scores": {"file_sha256": sha256_file(self.source)}},
         )
         stage = StageShards(self.session, request, plan)
         title = self.path(0).data.parent.relative_to(self.session.run.root).as_posix()
         with self.session.console.progress(title, self._num_rows(request), "rows") as progress:
             for shard in stage.unfinished():
                 rollouts = open_input(self.rollouts(shard.path.shard))
-                stage.commit(shard, SCORES, partial(self._scores, shard.path, rollouts, progress))
+                if given is None:
+                    stage.commit(shard, SCORES, partial(self._scores, shard.path, rollouts, progress))
+                else:
+                    stage.commit(shard, SCORES, partial(self._given_scores, shard.path, given))
         report = stage.report()
-        refuse_ungraded(report, self.session.config.reward.max_ungraded_share)
+        if given is None:
+            refuse_ungraded(report, self.session.config.reward.max_ungraded_share)
         report.details |= {"of": self.stage, "scores": self.name}
         return report
 
@@ -83,7 +95,11 @@ class ScoreSet:
     def _selections(self, shard: int) -> list[ShardPath]:
         """Return the selections of the shard where the reward depends on drafts."""
         reward = self.session.config.reward
-        if self.stage != "refine" or ("copy" not in reward.weights and reward.refinements == "answer"):
+        if (
+            self.stage != "refine"
+            or self.source is not None
+            or ("copy" not in reward.weights and reward.refinements == "answer")
+        ):
             return []
         return [self.session.run.shard(self.iteration, "select", shard, self.session.config.run.num_shards)]
 
@@ -127,6 +143,30 @@ class ScoreSet:
                     notes(row, result.grade.reason)
             progress.advance(len(rollouts))
             yield [_score(row, result) for row, result in zip(rollouts, results, strict=True)]
+
+    def _given_scores(
+        self, path: ShardPath, given: Mapping[tuple[int, int], float], counts: Counter[str]
+    ) -> Iterator[list[Score]]:
+        """Yield the rows with the rewards of a file; a completion without a reward is `ungraded`.
+
+        Raises IgrpoError for a completion that the iteration does not have.
+        """
+        from igrpo_cli.store.tables import iterate_records
+
+        found: set[tuple[int, int]] = set()
+        for rollouts in iterate_records(self.rollouts(path.shard).data, Rollout):
+            found |= {(row.group_id, row.sample_id) for row in rollouts}
+            scores = [_given_score(row, given.get((row.group_id, row.sample_id))) for row in rollouts]
+            counts.update(f"verdict_{score.verdict}" for score in scores)
+            yield scores
+        groups = self.session.config.blocks().groups_of_shard(path.shard)
+        is_last = path.shard == path.num_shards - 1
+        ours = (key for key in given if key[0] in groups or (is_last and key[0] >= groups.stop))
+        for group_id, sample_id in sorted(set(ours) - found)[:1]:
+            raise IgrpoError(
+                f"{self.source}: {self.stage} {self.iteration} has no sample {sample_id} of group {group_id}",
+                hint="take group_id and sample_id from the rollouts of this stage and iteration",
+            )
 
 
 class Flips:
@@ -192,11 +232,49 @@ def parse_weights(texts: Sequence[str]) -> dict[str, float]:
     return weights
 
 
+def read_rewards(path: Path) -> dict[tuple[int, int], float]:
+    """Return {(group_id, sample_id): reward} of a file in any format of problem files.
+
+    A row without a reward (null) is left out. Raises IgrpoError, which names the row, MissingInputError and
+    DamagedFileError.
+    """
+    from igrpo_cli.problems.files import read_rows
+    from igrpo_cli.problems.rows import BLANK_LINE, BadRow
+
+    if not path.is_file():
+        raise MissingInputError(f"{path} does not exist", hint="a JSONL, CSV or Parquet file of rewards")
+    rewards: dict[tuple[int, int], float] = {}
+    for number, row in read_rows(path):
+        if isinstance(row, BadRow):
+            if row.kind == BLANK_LINE:
+                continue
+            raise IgrpoError(f"{path} row {number}: {row.reason}", hint=row.cure)
+        if "reward" in row and row["reward"] in (None, ""):
+            continue
+        try:
+            key, reward = (int(row["group_id"]), int(row["sample_id"])), float(row["reward"])
+            if not math.isfinite(reward) or key in rewards:
+                raise ValueError
+        except (KeyError, TypeError, ValueError):
+            raise IgrpoError(
+                f"{path} row {number} has no numbers group_id, sample_id and reward, or repeats a completion",
+                hint="one row for each completion, for example group_id,sample_id,reward in a CSV file",
+            ) from None
+        rewards[key] = reward
+    return rewards
+
+
 def grade_stage(
-    session: Session, stage: str, request: StageRequest, name: str, against: str | None, console: Console
+    session: Session,
+    stage: str,
+    request: StageRequest,
+    name: str,
+    against: str | None,
+    console: Console,
+    source: Path | None = None,
 ) -> None:
-    """Make a set of scores and print what it changed."""
-    scores = ScoreSet(session, stage, request.iteration, name)
+    """Make a set of scores, from the file `source` if given, and print what it changed."""
+    scores = ScoreSet(session, stage, request.iteration, name, source)
     report = scores.make(request)
     if request.dry_run:
         console.data(report.payload(), f"missing shards: {report.details['missing_shards'] or 'none'}")
@@ -213,6 +291,21 @@ def _scoring_input(
     if selection is not None:
         problem, draft = refined_problem(problem, selection, config), selection.draft
     return ScoringInput(problem, row.prompt, row.completion, num_tokens, max_length, row.finish_reason, draft)
+
+
+def _given_score(row: Rollout, reward: float | None) -> Score:
+    """Return the score of a completion with another reward; without one it is left out, as if it were ungraded."""
+    return Score(
+        iteration=row.iteration,
+        stage=row.stage,
+        problem_id=row.problem_id,
+        group_id=row.group_id,
+        sample_id=row.sample_id,
+        reward=row.reward if reward is None else reward,
+        reward_parts=row.reward_parts,
+        verdict="ungraded" if reward is None else row.verdict,
+        extracted_answer=row.extracted_answer,
+    )
 
 
 def _score(row: Rollout, result: ScoringResult) -> Score:

@@ -30,10 +30,8 @@ class StagePlan:
     policy_id: str | None = None
     """The policy that is sampled from or trained; None where no policy takes part."""
     template_sha256: str | None = None
-    reads: str | None = None
-    """The entry of `config.STAGE_READS` that names the settings of the stage; None means the entry of its own name."""
-    recorded: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """{section: {key: value}} that manifests record instead of the settings of the session."""
+    config: Mapping[str, Mapping[str, Any]] | None = None
+    """What the rows follow from besides the inputs; None means the settings of the stage (`config.STAGE_READS`)."""
     may_add_to: Callable[[Manifest, Identity], bool] = lambda manifest, identity: False
     """Return True if all rows of a complete shard are rows of the shard with this identity too."""
 
@@ -113,13 +111,12 @@ class StageShards:
 
     def identity_of(self, path: ShardPath) -> Identity:
         """Return the current identity of a shard. Raises MissingInputError where an input does not exist."""
-        config = self.session.stage_identity(self.plan.reads or path.stage)
         return Identity(
             stage=path.stage,
             iteration=path.iteration,
             shard=path.shard,
             num_shards=path.num_shards,
-            config={name: {**values, **self.plan.recorded.get(name, {})} for name, values in config.items()},
+            config=self.plan.config or self.session.stage_identity(path.stage),
             policy=self.plan.policy_id,
             template_sha256=self.plan.template_sha256,
             inputs=self.session.inputs(*self.plan.inputs_of(path)),

@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
+from pyarrow import Table as Table  # also the type of tables for rooms that do not import pyarrow
 from pyarrow.fs import LocalFileSystem
 
-from igrpo_cli.errors import DamagedFileError
+from igrpo_cli.errors import DamagedFileError, UsageError
 from igrpo_cli.records import VERDICTS, Verdict
 from igrpo_cli.store.layout import RunDirectory, ShardPath, shards_in
 from igrpo_cli.store.schema import (
@@ -30,12 +31,13 @@ from igrpo_cli.store.schema import (
     ROLLOUTS,
     SCORES,
     SELECTIONS,
+    name_of_schema,
     reward_columns,
     with_critiques,
     with_reward_parts,
 )
 from igrpo_cli.store.scores import with_scores
-from igrpo_cli.store.tables import file_schema, iterate_blocks
+from igrpo_cli.store.tables import file_schema, iterate_blocks, read_table
 
 _CANDIDATE_COLUMNS = (
     "group_id",
@@ -206,6 +208,40 @@ def _integers(column: pa.ChunkedArray | pa.Array) -> NDArray[np.int64]:
     return found
 
 
+_SCHEMAS = {name_of_schema(each): each for each in (ROLLOUTS, SELECTIONS, METRICS, ADVANTAGES, PROBLEMS, SCORES)}
+
+
+def read_together(kind: str, paths: Sequence[Path], columns: Sequence[str] | None = None) -> Table:
+    """Return the rows of files of one kind (`rollouts`, …) in order. Reads and raises as `read_table`.
+
+    `columns` are those to read; None means all. Rollouts and scores have the reward parts of all files, null where a
+    file lacks one. Raises UsageError for a column that no file has.
+    """
+    schema = _SCHEMAS[kind]
+    found = [file_schema(path, schema) for path in paths]
+    schema = _with_parts_of(found, schema)
+    names = schema.names if columns is None else list(columns)
+    unknown = [name for name in names if name not in schema.names]
+    if unknown:
+        raise UsageError(f"{kind} have no column {unknown[0]!r}; they have {', '.join(schema.names)}")
+    lacking = {name for name in names for each in found if name not in each.names}
+    fields = (schema.field(name) for name in names)
+    wanted = pa.schema([field.with_nullable(field.nullable or field.name in lacking) for field in fields])
+    tables = [wanted.empty_table()]
+    for path, each in zip(paths, found, strict=True):
+        tables.append(_filled(read_table(path, _SCHEMAS[kind], [name for name in names if name in each.names]), wanted))
+    return pa.concat_tables(tables).unify_dictionaries()
+
+
+def _filled(table: pa.Table, wanted: pa.Schema) -> pa.Table:
+    """Return the columns of `wanted`, with nulls in those that the table lacks."""
+    arrays = [
+        table[field.name] if field.name in table.schema.names else pa.nulls(table.num_rows, field.type)
+        for field in wanted
+    ]
+    return pa.table(arrays, schema=wanted)
+
+
 _FORMAT = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
@@ -269,12 +305,7 @@ def _finished(paths: Iterable[ShardPath]) -> list[ShardPath]:
 
 
 def _table(schema: pa.Schema, files: list[_File], place: tuple[str, ...] = ()) -> ds.Dataset:
-    found = [file_schema(file.path, schema) for file in files]
-    if reward_columns(schema):
-        parts = {name.removeprefix("reward_") for each in found for name in reward_columns(each)}
-        schema = with_reward_parts(schema, parts)
-    if any("critique" in each.names for each in found):
-        schema = with_critiques(schema)
+    schema = _with_parts_of([file_schema(file.path, schema) for file in files], schema)
     for position, column in enumerate(place):
         schema = schema.insert(position, pa.field(column, pa.string()))
     if not files:
@@ -284,6 +315,14 @@ def _table(schema: pa.Schema, files: list[_File], place: tuple[str, ...] = ()) -
         _FORMAT.make_fragment(str(file.path), filesystem, partition_expression=_is_of(file.place)) for file in files
     ]
     return ds.FileSystemDataset(fragments, schema, _FORMAT, filesystem)
+
+
+def _with_parts_of(found: Sequence[pa.Schema], schema: pa.Schema) -> pa.Schema:
+    """Return `schema` with the reward parts and critiques of all files."""
+    if reward_columns(schema):
+        parts = {name.removeprefix("reward_") for each in found for name in reward_columns(each)}
+        schema = with_reward_parts(schema, parts)
+    return with_critiques(schema) if any("critique" in each.names for each in found) else schema
 
 
 def _is_of(place: Mapping[str, str]) -> ds.Expression | None:
