@@ -330,6 +330,8 @@ def _scoring_inputs(
             max_length,
             completion.finish_reason,
             task.draft,
+            task.group_id,
+            completion.completion_ids,
         )
         for task, (prompt, _), drawn, texts_of_task in per_task
         for completion, text in zip(drawn, texts_of_task, strict=True)
