@@ -117,7 +117,7 @@ def test_a_parameter_that_is_no_column_is_refused_by_init_and_by_stages(drafted,
     graded = igrpo("grade", "run", "--stage", "draft", "--scores", "other", *wrong)
     for result in (made, graded):
         assert result.code == 2
-        assert "the reward function of_subject has the parameter 'subject', which is no column" in result.stderr
+        assert "of_subject (data_rewards:of_subject) has the parameter 'subject', which is no column" in result.stderr
         assert "the other columns of the data are solution, level, source, extra" in result.stderr
     assert not (folder / "other" / "run.toml").exists()
 

@@ -18,7 +18,7 @@ from problem_files import write_lines
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.problems import loading
 from igrpo_cli.problems.loading import load_mix, load_problems
-from igrpo_cli.problems.rows import column_text
+from igrpo_cli.problems.rows import BinaryValueError, column_text
 
 ROWS: list[Any] = [
     {"id": "a", "question": "1+1?", "solution": "2", "level": 3, "tests": [{"in": [1], "out": None}]},
@@ -102,7 +102,14 @@ def test_a_duplicate_keeps_the_columns_of_the_first(tmp_path: Path) -> None:
 
 def test_kinds_that_json_lacks_become_text_or_null() -> None:
     assert column_text(datetime.date(2026, 2, 9)) == '"2026-02-09"'
+    assert (
+        column_text([datetime.datetime(2026, 2, 9, 8), datetime.timedelta(hours=1)])
+        == '["2026-02-09 08:00:00", "1:00:00"]'
+    )
     assert column_text([Decimal("1.5"), float("nan"), float("inf"), 2]) == "[1.5, null, null, 2]"
+    for binary in (b"x", [{"array": bytearray(b"x")}], object()):
+        with pytest.raises(BinaryValueError):
+            column_text(binary)
     assert column_text({"a": float("nan"), (1, 2): "\ud800"}) == '{"a": null, "(1, 2)": "\\ud800"}'
 
 

@@ -224,7 +224,8 @@ def test_a_column_that_the_data_lack_is_named_with_those_that_there_are(module):
     require_columns(signatures, ["subject", "level"])
     with pytest.raises(UsageError) as caught:
         require_columns(signatures, ["levels", "subject"])
-    assert "the reward function mine has the parameter 'level', which is no column of the data" in caught.value.message
+    said = "the reward function mine (own_rewards:of_level) has the parameter 'level', which is no column of the data"
+    assert caught.value.message == said
     assert "the other columns of the data are levels, subject; " in (caught.value.hint or "")
 
 

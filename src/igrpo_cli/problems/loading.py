@@ -153,10 +153,13 @@ class _OtherColumns:
     sizes: Counter[str] = field(default_factory=Counter)
     """Number of characters by column, in the order in which the columns appeared."""
     left_out: dict[str, str] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
+    """Columns that the settings of some source name, whatever their size."""
 
     def add(self, problem_id: str, values: Mapping[str, Any], *, are_named: bool) -> None:
         """Keep the values of a row. Raises `UsageError` for binary data in a column that the settings name."""
         texts = self.rows[problem_id] = {}
+        self.named.update(values if are_named else ())
         for name, value in values.items():
             if name in self.left_out:
                 continue
@@ -169,7 +172,7 @@ class _OtherColumns:
                 self._leave_out(name, "it holds binary data")
                 continue
             self.sizes[name] += len(texts[name])
-            if self.sizes[name] > MAX_COLUMN_LENGTH and not are_named:
+            if self.sizes[name] > MAX_COLUMN_LENGTH and name not in self.named:
                 reason = f"it has more than {MAX_COLUMN_LENGTH >> 20} MiB"
                 self._leave_out(name, f"{reason}; to keep it, name the columns to keep: data.columns=[…]")
 

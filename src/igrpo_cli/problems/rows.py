@@ -11,9 +11,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date, time
+from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from igrpo_cli.texts import JSON_CURE, control_fault
 
@@ -156,13 +157,13 @@ def _tokens(text: str) -> Iterator[tokenize.TokenInfo]:
 
 
 class BinaryValueError(Exception):
-    """A value holds bytes, such as an image."""
+    """A value holds bytes or a Python object, such as an image."""
 
 
 def column_text(value: object) -> str:
-    """Return a value of a column as JSON: NaN and infinity as null, dates and other kinds as text.
+    """Return a value of a column as JSON: NaN and infinity as null, dates and times as text.
 
-    Raises `BinaryValueError` for bytes at any depth.
+    Raises `BinaryValueError` for bytes and objects at any depth.
     """
     try:
         text = _JSON.encode(value)
@@ -180,11 +181,11 @@ def _for_json(value: Any) -> Any:
 
 
 def _other_kind(value: object) -> object:
-    if isinstance(value, bytes | bytearray | memoryview):
-        raise BinaryValueError
     if isinstance(value, Decimal):
         return float(value) if value.is_finite() else None
-    return value.isoformat() if isinstance(value, date | time) else str(value)
+    if isinstance(value, date | time | timedelta | UUID):
+        return str(value)
+    raise BinaryValueError
 
 
 _JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_other_kind)

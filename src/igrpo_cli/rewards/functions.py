@@ -61,6 +61,8 @@ class FunctionFailedError(Exception):
 class FunctionSignature:
     """What a reward function is called with."""
 
+    target: str
+    """Its `module:function`."""
     parameters: Sequence[str]
     """Names of the values that it gets if they exist: of `PARAMETERS`, `completion_ids`, and columns of the data."""
     columns: Sequence[str] = ()
@@ -85,7 +87,8 @@ class RewardFunction:
     def __init__(self, name: str, target: str) -> None:
         """Import `target`, a `module:function`. Raises UsageError if it cannot be imported or called."""
         self.name = name
-        self._what = f"the reward function {name} ({target})"
+        self._target = target
+        self._what = _named(name, target)
         module, _, attribute = target.partition(":")
         try:
             function: Any = import_module(module)
@@ -164,7 +167,7 @@ class RewardFunction:
                 found.append(singular.get(name, name))
                 if name not in passed and parameter.default is parameter.empty:
                     columns.append(name)
-        return FunctionSignature(found, columns, takes_all, is_batched)
+        return FunctionSignature(self._target, found, columns, takes_all, is_batched)
 
     def _cannot_pass(self, name: str) -> UsageError:
         return UsageError(
@@ -180,7 +183,7 @@ def require_columns(signatures: Mapping[str, FunctionSignature], known: Sequence
         for missing in signature.missing(known):
             columns = f"the other columns of the data are {', '.join(known)}" if known else "the data has no others"
             raise UsageError(
-                f"the reward function {name} has the parameter {missing!r}, which is no column of the data",
+                f"{_named(name, signature.target)} has the parameter {missing!r}, which is no column of the data",
                 hint=f"{columns}; each function may have the parameters {', '.join(PARAMETERS)}",
             )
 
@@ -218,6 +221,10 @@ def source_sha256(target: str) -> str | None:
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+
+
+def _named(name: str, target: str) -> str:
+    return f"the reward function {name} ({target})"
 
 
 def _place(error: Exception) -> str:
