@@ -42,6 +42,13 @@ def test_a_bare_prompt_is_the_problem_as_untrusted_text():
     assert prompt.user == (PromptSegment("1+1?", trusted=False),)
 
 
+def test_every_prompt_has_the_system_prompt_of_its_problem():
+    own = Problem("p0", "1+1?", "2", "sums:1", system_prompt="Base 7.")
+    for prompts in (PromptsSection(), PromptsSection(draft_turn="assistant"), PromptsSection(empty_draft="N/A")):
+        for prompt in (prompt_without_draft(own, prompts), prompt_with_draft(own, "3", prompts)):
+            assert (prompt.system, prompt.problem_system) == ("", "Base 7.")
+
+
 def test_the_draft_stands_right_after_the_problem_between_markers():
     prompt = prompt_with_draft(problem("1+1?"), "It is 3.", PromptsSection())
     assert text_of(prompt) == "1+1?\n\n[draft]\nIt is 3.\n[/draft]"

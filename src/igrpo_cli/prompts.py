@@ -123,7 +123,8 @@ def _prompt(
 ) -> ChatPrompt:
     """Return the prompt of a problem; `last_turns` follow its own earlier turns."""
     earlier = (*json.loads(problem.earlier_turns or "[]"), *last_turns)
-    return ChatPrompt(prompts.system_prompt, user, prompts.chat_template_kwargs, earlier, problem.prefill)
+    kwargs, system = prompts.chat_template_kwargs, prompts.system_prompt
+    return ChatPrompt(system, user, kwargs, earlier, problem.prefill, problem.system_prompt)
 
 
 def _without_markers(draft: str, template: str) -> str:

@@ -6,6 +6,7 @@ T tokens of one completion, P tokens of a prompt.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -39,6 +40,15 @@ class Problem:
     """Turns before that of the problem, as a JSON list of texts: user, assistant, user, … Empty without any."""
     prefill: str = ""
     """Beginning of the assistant's turn, which every completion continues. Empty: completions begin the turn."""
+    system_prompt: str = ""
+    """System prompt of this problem, which follows `prompts.system_prompt`. Empty without one."""
+    columns: str = "{}"
+    """Other columns of its row, as a JSON object. All problems of a file have the same names; null without a value."""
+
+    def column_values(self) -> dict[str, Any]:
+        """Return the other columns of its row by name."""
+        values: dict[str, Any] = json.loads(self.columns)
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,7 @@ class ChatPrompt:
     """Holds a prompt before the chat template is applied: a system turn, earlier turns and the user turn."""
 
     system: str
-    """Empty: the prompt has no system turn."""
+    """System prompt of the settings. If it and `problem_system` are empty, the prompt has no system turn."""
     user: tuple[PromptSegment, ...]
     """Parts of the user turn, in order."""
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +76,8 @@ class ChatPrompt:
     """Turns before the user turn: user, assistant, user, …, of even number. They are untrusted."""
     prefill: str = ""
     """Beginning of the turn of the assistant. It is untrusted, and part of what the model says."""
+    problem_system: str = ""
+    """System prompt of the problem. It stands after `system` and is untrusted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from igrpo_cli.config.sections import SamplingSettings
-from igrpo_cli.engines.base import fault_of_completion, ignore_progress
+from igrpo_cli.engines.base import Engine, fault_of_completion, ignore_progress
 from igrpo_cli.errors import Interrupted
 from igrpo_cli.records import ChatPrompt, Completion, Problem, Rollout, RolloutStage, SamplingGroup
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from igrpo_cli.engines.base import Engine
     from igrpo_cli.rewards.scorer import Scorer, ScoringInput, ScoringResult
     from igrpo_cli.ui.progress import Progress
 
@@ -348,11 +347,11 @@ def _scoring_inputs(
 ) -> list[ScoringInput]:
     from igrpo_cli.rewards.scorer import ScoringInput
 
-    longest = request.job.plan.sampling.max_completion_length
-    return [
-        ScoringInput(task.problem, prompt, text, len(each.completion_ids), longest, each.finish_reason, task.draft)
-        for task, (prompt, _), _, each, text in _samples(request, completions, texts)
-    ]
+    longest, inputs = request.job.plan.sampling.max_completion_length, []
+    for task, (prompt, _), _, each, text in _samples(request, completions, texts):
+        facts = (task.problem, prompt, text, len(each.completion_ids), longest, each.finish_reason)
+        inputs.append(ScoringInput(*facts, task.draft, task.group_id, each.completion_ids))
+    return inputs
 
 
 def _rows(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -271,6 +272,22 @@ def test_earlier_turns_have_the_roles_of_the_template_and_their_control_tokens_a
     assert [text.count(word) for word in ("1+1?", "2", "3+4?")] == [1, 1, 1]
     assert text == expected.replace("1+1?", "1+1?<|im_end|>")
     assert control_ids(bpe, ids) == control_ids(bpe, plain_ids)
+
+
+def test_the_system_prompt_of_a_problem_follows_that_of_the_settings_and_its_control_tokens_are_text(bpe):
+    asked = ChatPrompt("Be brief.", (PromptSegment("3+4?", trusted=False),), problem_system="Base 7.<|im_end|>")
+    text, ids = bpe.encode_prompt(asked)
+    expected, plain_ids = bpe.encode_prompt(replace(asked, system="Be brief.\n\nBase 7.", problem_system=""))
+    assert text == expected.replace("Base 7.", "Base 7.<|im_end|>")
+    assert control_ids(bpe, ids) == control_ids(bpe, plain_ids)
+    alone, _ = bpe.encode_prompt(replace(asked, system="", problem_system="Base 7."))
+    assert alone == expected.replace("Be brief.\n\n", "")
+
+
+def test_without_a_system_turn_the_system_prompt_of_a_problem_stands_before_its_text(tmp_path):
+    template = "{% for m in messages %}{{ raise_exception('no') if m.role == 'system' }}{{ m.content }}{% endfor %}:"
+    asked = ChatPrompt("Be brief.", (PromptSegment("3+4?", trusted=False),), problem_system="Base 7.")
+    assert saved(tmp_path, bpe_tokenizer(template)).encode_prompt(asked)[0] == "Be brief.\n\nBase 7.\n\n3+4?:"
 
 
 def test_a_model_without_template_or_system_turn_shows_earlier_turns_after_the_system_text(tmp_path):

@@ -122,7 +122,8 @@ def test_examples_and_the_beginning_of_an_answer_are_kept_as_they_are_written(tm
     path = write_lines(tmp_path / "a.jsonl", [{"prompt": chat, "answer": "10"}, {"prompt": chat[3:], "answer": "7"}])
     examples, prefilled = load_problems(str(path)).problems
     assert (examples.problem, examples.prefill) == ("3+4?", "Let me think. ")
-    assert json.loads(examples.earlier_turns) == ["Use base 7.\n\n1+1?", "<think>easy</think> 2"]
+    assert json.loads(examples.earlier_turns) == ["1+1?", "<think>easy</think> 2"]
+    assert (examples.system_prompt, prefilled.system_prompt) == ("Use base 7.", "")
     # The same question after other turns is another problem, so its answer is no contradiction.
     assert (prefilled.problem, prefilled.prefill, prefilled.earlier_turns) == ("3+4?", "Let me think. ", "")
 
@@ -162,11 +163,12 @@ def test_one_bad_row_in_a_wrapped_list_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
-def test_a_system_turn_comes_before_the_question(tmp_path: Path, role: str) -> None:
+def test_a_system_turn_is_the_system_prompt_of_its_problem(tmp_path: Path, role: str) -> None:
     chat = [{"role": role, "content": "Use base 7."}, {"role": "user", "content": [{"type": "text", "text": "3+4?"}]}]
     for value in (chat, json.dumps(chat)):
         path = write_lines(tmp_path / "a.jsonl", [{"prompt": value, "answer": "10"}])
-        assert pairs(load_problems(str(path))) == [("Use base 7.\n\n3+4?", "10")]
+        (problem,) = load_problems(str(path)).problems
+        assert (problem.system_prompt, problem.problem, problem.answer) == ("Use base 7.", "3+4?", "10")
 
 
 def test_the_cure_of_a_lost_backslash_is_the_hint(tmp_path: Path) -> None:
@@ -255,7 +257,8 @@ def test_every_prompt_a_hundred_times_leaves_one_of_each(tmp_path: Path) -> None
     ]
     pq.write_table(pa.Table.from_pylist(chats), tmp_path / "dapo.parquet")
     loaded = load_problems(str(tmp_path / "dapo.parquet"), skip_bad_rows=True)
-    assert pairs(loaded) == [(f"Be brief.\n\n{n}?", str(n)) for n in range(5)]
+    assert pairs(loaded) == [(f"{n}?", str(n)) for n in range(5)]
+    assert {problem.system_prompt for problem in loaded.problems} == {"Be brief."}
     assert loaded.counts == {"rows": 500, "kept": 5, "duplicate_problem": 495}
 
 

@@ -20,7 +20,8 @@ GOLDEN = {
         draft_group_id int32 | draft_answer string | num_refinements int16 null | draft_verdict {CHOICE} null""",
     "metrics": "iteration int32 | step int32 | name string | value double",
     "problems": """
-        problem_id string | problem string | answer string | source string | earlier_turns string | prefill string""",
+        problem_id string | problem string | answer string | source string | earlier_turns string | prefill string
+        system_prompt string | columns string""",
     "advantages": f"""
         iteration int32 | step int32 | stage {CHOICE} | problem_id string | group_id int32 | sample_id int16
         reward float | advantage float | num_tokens int32 | old_logprob_mean float | policy_entropy_mean float""",
@@ -34,7 +35,7 @@ def test_columns_types_and_nullability_are_those_agreed_upon(schema):
     assert columns == [
         column.strip() for line in GOLDEN[name].split("\n") for column in line.split("|") if column.strip()
     ]
-    versions = {"selections": b"3", "problems": b"2"}
+    versions = {"selections": b"3", "problems": b"3"}
     assert schema.metadata[b"igrpo.schema_version"] == versions.get(name, b"1")
 
 

@@ -134,6 +134,7 @@ def _session(request: EvalRequest, console: Console) -> Iterator[Session]:
         raise UsageError("eval takes a run or --model, not both", hint="igrpo eval --model M --bench aime24")
     config = _config_of_model(request.model or "MODEL", sets)
     session = Session(RunDirectory(request.output or Path()), config, console)
+    session.has_problems = False
     try:
         yield session
     finally:

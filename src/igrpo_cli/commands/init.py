@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from igrpo_cli.ui.console import Console, percent, printable
 if TYPE_CHECKING:
     from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.loading import LoadedProblems
+    from igrpo_cli.rewards.functions import FunctionSignature
 
 SHOWN_SETTINGS = 3
 """Maximum number of differing settings in the message about an existing run."""
@@ -107,6 +108,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     from igrpo_cli.engines.hub import fetch_model, positions_of
     from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.problems.sources import model_location
+    from igrpo_cli.rewards.functions import require_columns
     from igrpo_cli.store.atomic import publish_bytes, remove_stale_temporaries
     from igrpo_cli.store.manifest import read_manifest
     from igrpo_cli.store.policies import write_pointer
@@ -117,8 +119,11 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
     policy = config.policy
-    _require_reward_functions(config)
+    signatures = _signatures_of_functions(config)
     loaded = _load(config)  # before transformers is imported, so that a wrong column is an error at once
+    require_columns(signatures, list(loaded.problems[0].column_values()))
+    for note in _notes_on_columns(loaded, signatures):
+        console.note(note)
     model = fetch_model(model_location(policy.model), policy.revision, trust_remote_code=policy.trust_remote_code)
     for note in check_architecture(
         model.directory, config.engine.max_model_len, trust_remote_code=policy.trust_remote_code
@@ -253,15 +258,30 @@ def _require_blocks(config: RunConfig) -> None:
         )
 
 
-def _require_reward_functions(config: RunConfig) -> None:
-    """Raise UsageError unless the reward functions that the run calls can be imported and called."""
-    if not config.reward.functions_in_use:
-        return
+def _signatures_of_functions(config: RunConfig) -> Mapping[str, FunctionSignature]:
+    """Return what the reward functions of the run are called with. Raises UsageError where one cannot be imported."""
     from igrpo_cli.rewards.functions import resolve_target
     from igrpo_cli.rewards.grading_pool import GradingPool
 
     functions = {name: resolve_target(name, target) for name, target in config.reward.functions_in_use.items()}
-    GradingPool(config.reward, functions).close()
+    if not functions:
+        return {}
+    with GradingPool(config.reward, functions) as pool:
+        return pool.signatures
+
+
+def _notes_on_columns(loaded: LoadedProblems, signatures: Mapping[str, FunctionSignature]) -> Iterator[str]:
+    """Yield the other columns of the data that are kept, those that are not, and those that functions do not get."""
+    from igrpo_cli.rewards.functions import PARAMETERS
+
+    kept = list(loaded.problems[0].column_values())
+    if kept:
+        yield f"other columns of the data, for reward functions and SQL: {', '.join(kept)}"
+    for name, reason in loaded.left_out_columns.items():
+        yield f"the column {name} is not kept: {reason}"
+    for name in kept:
+        if name in PARAMETERS and any(signature.wants(name) for signature in signatures.values()):
+            yield f"reward functions do not get the column {name}: their parameter {name} is {PARAMETERS[name]}"
 
 
 def _require_external_drafts(location: Path, config: RunConfig, problems: list[Problem]) -> None:

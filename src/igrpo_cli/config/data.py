@@ -37,6 +37,12 @@ class SourceSection(Section):
     """Column of the ids; unset as above."""
     choices_column: str | None = None
     """Column with the choices of each problem; `none` ignores the choices of multiple-choice data."""
+    system_column: str | None = None
+    """Column with a system prompt for each problem, which follows `prompts.system_prompt`; unset means `system_prompt`
+    or `system` if there is such a column of texts; `none` ignores it."""
+    columns: list[str] | None = None
+    """Other columns to keep with the problems, for reward functions and `igrpo sql`. Unset means all of them, without
+    columns of binary data and columns of more than 64 MiB, which are reported."""
 
     def reading(self) -> dict[str, Any]:
         """Return the settings besides `train` that say how problems are read."""
@@ -64,7 +70,7 @@ class DataSection(SourceSection):
 
     mix: Annotated[list[MixSource], Field(min_length=1)] | None = None
     """Several sources, instead of `train`. Each is a table with `train`, `weight` (1 if unset), `name` and the settings
-    from `split` to `choices_column`; a text is the `train` of a source. A problem of a source with weight 2 is drawn
+    from `split` to `columns`; a text is the `train` of a source. A problem of a source with weight 2 is drawn
     twice as often as one of a source with weight 1, and an epoch has as many draws as there are problems. The ids of
     problems begin with the name of their source, which is the last part of its `train` unless `name` is set."""
     skip_bad_rows: bool = False

@@ -37,7 +37,7 @@ class RewardSection(Section):
     functions: dict[str, str] = Field(default_factory=dict)
     """Additional parts: name = "module:function", or the name of an entry point of the group `igrpo.rewards`.
 
-    A function without a weight is not called."""
+    A function without a weight is not called. A parameter of a function may be a column of the data."""
     refuse_copied_answers: bool = True
     """Refuse an answer that is copied from the text of the problem and is not the reference itself.
 

@@ -96,7 +96,8 @@ class PromptsSection(Section):
     """How prompts are built from problems and drafts. Both stages have the same system prompt, as in the paper."""
 
     system_prompt: str = ""
-    """Empty means no system turn."""
+    """System prompt of all problems. That of a problem follows it (`data.system_column`). Without either there is no
+    system turn."""
     chat_template_kwargs: dict[str, bool | int | float | str] = Field(default={})
     """Further arguments of the model's chat template, for example `{enable_thinking = false}`."""
     draft_turn: Literal["user", "assistant"] = "user"

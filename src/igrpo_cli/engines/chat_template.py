@@ -58,7 +58,7 @@ class ChatTemplate:
             ) from error
         self._source: str = _DATE_CALL.sub(lambda call: repr(TEMPLATE_DATE.strftime(call[2])), source)
         self._beginning = _text_beginning(tokenizer) if self.is_plain else ""
-        self._thoughts: dict[tuple[str, str, tuple[PromptSegment, ...]], str] = {}
+        self._thoughts: dict[tuple[str, str, str, tuple[PromptSegment, ...]], str] = {}
         self._system_turns: dict[str, bool] = {}
 
     def render(self, prompt: ChatPrompt) -> list[PromptSegment]:
@@ -96,8 +96,11 @@ class ChatTemplate:
         earlier = [
             PromptSegment(text, trusted=False, is_draft=number % 2 == 1) for number, text in enumerate(prompt.earlier)
         ]
-        texts = [_mark_untrusted(turn, marker, untrusted) for turn in (*([each] for each in earlier), prompt.user)]
-        rendered = self._apply(prompt.system, texts, prompt.template_kwargs)
+        texts = [
+            _mark_untrusted(turn, marker, untrusted)
+            for turn in (_system_turn(prompt), *([each] for each in earlier), prompt.user)
+        ]
+        rendered = self._apply(texts[0], texts[1:], prompt.template_kwargs)
         pieces = re.split(f"{marker}([0-9]+)E", rendered)
         if missing := set(range(len(untrusted))) - {int(number) for number in pieces[1::2]}:
             raise IgrpoError(
@@ -122,16 +125,17 @@ class ChatTemplate:
         """Return the end of the rendered prompt from the thought that it ends with, open or closed; "" without one."""
         # The texts of problems and drafts decide nothing, but a template may look for a switch in the user turn.
         user = tuple(part if part.trusted else replace(part, text="?") for part in prompt.user)
-        key = prompt.system, json.dumps(prompt.template_kwargs, sort_keys=True), user
+        has_system = "?" if prompt.problem_system else ""
+        key = prompt.system, has_system, json.dumps(prompt.template_kwargs, sort_keys=True), user
         if key not in self._thoughts:
-            *_, last = self._render(replace(prompt, user=user, earlier=()))
+            *_, last = self._render(replace(prompt, user=user, earlier=(), problem_system=has_system))
             self._thoughts[key] = last_thought(last.text) if last.trusted else ""
         return self._thoughts[key]
 
     def _free_marker(self, prompt: ChatPrompt) -> str:
         """Return a word that occurs neither in the template nor in the text of the prompt."""
         texts = [*prompt.earlier, *(segment.text for segment in prompt.user)]
-        known = "".join([self._source, prompt.system, *texts])
+        known = "".join([self._source, prompt.system, prompt.problem_system, *texts])
         marker = "UNTRUSTED"
         while marker in known:
             marker += "X"
@@ -179,6 +183,14 @@ class ChatTemplate:
             **template_kwargs,
         )
         return str(rendered)
+
+
+def _system_turn(prompt: ChatPrompt) -> list[PromptSegment]:
+    """Return the system prompt of the settings, then that of the problem, with a blank line between."""
+    parts = [PromptSegment(prompt.system, trusted=True), PromptSegment(prompt.problem_system, trusted=False)]
+    if prompt.system and prompt.problem_system:
+        parts.insert(1, PromptSegment("\n\n", trusted=True))
+    return parts
 
 
 def _mark_untrusted(segments: Sequence[PromptSegment], marker: str, untrusted: list[PromptSegment]) -> str:

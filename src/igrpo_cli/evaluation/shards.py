@@ -128,7 +128,11 @@ def incomplete_shards(session: Session, evaluation: Evaluation) -> list[ShardPat
 def sample_evaluation(session: Session, evaluation: Evaluation, request: StageRequest) -> StageReport:
     """Sample the requested shards of an evaluation: completions without draft, or refinements of earlier samples."""
     with open_rollouts(session, request, _plan(session, evaluation)) as stage:
+        has_noted = False
         for shard in stage.unfinished():
+            if not has_noted:
+                _note_missing_columns(session, evaluation)
+                has_noted = True
             if evaluation.selection is None:
                 for block in shard.blocks():
                     block.sample_and_grade([_task_without_draft(stage, evaluation, group) for group in block.groups])
@@ -223,6 +227,17 @@ def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:
 def _blocks(session: Session, evaluation: Evaluation) -> Blocks:
     config = session.config
     return Blocks(len(evaluation.problems), config.engine.groups_per_block, config.run.num_shards)
+
+
+def _note_missing_columns(session: Session, evaluation: Evaluation) -> None:
+    """Name the reward functions that need a column which the benchmark lacks. They are not called."""
+    if not session.config.reward.functions_in_use:
+        return
+    known = evaluation.problems[0].column_values()
+    for name, signature in session.grader().signatures.items():
+        if missing := signature.missing(known):
+            what = f"{evaluation.bench} has no column {missing[0]}"
+            session.console.note(f"the reward function {name} is not called: {what}; its part of the reward is 0")
 
 
 def _samples_to_refine(session: Session, evaluation: Evaluation, path: ShardPath) -> dict[int, list[Rollout]]:

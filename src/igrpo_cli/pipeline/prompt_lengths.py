@@ -65,31 +65,43 @@ class PromptLengths:
     @cached_property
     def _shortest(self) -> Problem:
         problem = min(self._problems, key=lambda each: len(each.problem))
-        return replace(problem, earlier_turns="", prefill="")
+        return replace(problem, earlier_turns="", prefill="", system_prompt="")
 
     @cached_property
     def _frame(self) -> tuple[float, int]:
         """Tokens that the template adds at most, and the number of times that it shows the problem."""
+        return self._frame_of(self._shortest)
+
+    @cached_property
+    def _frame_with_system(self) -> tuple[float, int]:
+        """As `_frame`, for problems with a system prompt of their own."""
+        return self._frame_of(replace(self._shortest, system_prompt="?"))
+
+    def _frame_of(self, shortest: Problem) -> tuple[float, int]:
         try:
-            text, ids = self._tokenizer.encode_prompt(prompt_without_draft(self._shortest, self._prompts))
-            characters = set().union(*(each.problem + each.prefill for each in self._problems))
+            text, ids = self._tokenizer.encode_prompt(prompt_without_draft(shortest, self._prompts))
+            characters = set().union(*map(_own_text, self._problems))
             self._tokenizer.encode_text("".join(sorted(characters)))
         except IgrpoError:
             return math.inf, 1
-        return len(ids), max(text.count(self._shortest.problem), 1)
+        return len(ids), max(text.count(shortest.problem), 1)
 
     def _at_most(self, problem: Problem) -> float:
         if problem.earlier_turns:
             return math.inf  # What the template adds to each turn is not known.
-        text = problem.problem + problem.prefill
+        text = _own_text(problem)
         num_bytes = len(text)
         if not text.isascii():
             num_bytes = max(len(form.encode()) for form in (text, unicodedata.normalize("NFKD", text)))
-        added, times_shown = self._frame
+        added, times_shown = self._frame_with_system if problem.system_prompt else self._frame
         return added + times_shown * num_bytes
 
     def _count(self, prompt: ChatPrompt) -> int:
         return len(self._tokenizer.encode_prompt(prompt)[1])
+
+
+def _own_text(problem: Problem) -> str:
+    return problem.system_prompt + problem.problem + problem.prefill
 
 
 def short_enough(lengths: PromptLengths, problems: Sequence[Problem], config: RunConfig) -> list[Problem]:

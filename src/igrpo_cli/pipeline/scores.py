@@ -287,10 +287,11 @@ def grade_stage(
 def _scoring_input(
     row: Rollout, problem: Problem, max_length: int, selection: Selection | None, config: RunConfig
 ) -> ScoringInput:
-    num_tokens, draft = len(row.completion_ids), None
+    ids, draft = row.completion_ids, None
     if selection is not None:
         problem, draft = refined_problem(problem, selection, config), selection.draft
-    return ScoringInput(problem, row.prompt, row.completion, num_tokens, max_length, row.finish_reason, draft)
+    facts = (problem, row.prompt, row.completion, len(ids), max_length, row.finish_reason)
+    return ScoringInput(*facts, draft, row.group_id, ids)
 
 
 def _given_score(row: Rollout, reward: float | None) -> Score:

@@ -98,6 +98,8 @@ class Session:
         self._trackers: BackgroundTrackers | None = None
         self._known_lineage: set[str] = set()
         """Ids of policies whose ancestors are known to be those on disk."""
+        self.has_problems = True
+        """False for an evaluation without a run, where there are no training problems."""
         self.related_runs: tuple[Path, ...] = ()
         """Run directories whose shards of the initial policy are taken over where they are the same (`adopt_shard`)."""
         self.warm_trainer: tuple[str, PolicyTrainer] | None = None
@@ -183,16 +185,18 @@ class Session:
 
     def scorer(self) -> Scorer:
         """Return the scorer of completions. Raises UsageError for a reward that cannot be computed."""
+        from igrpo_cli.rewards.functions import require_columns
         from igrpo_cli.rewards.scorer import Scorer
 
         if self._scorer is None:
-            section = self.config.reward
+            section, signatures = self.config.reward, self.grader().signatures
+            if signatures and self.has_problems:
+                require_columns(signatures, list(self.problems()[0].column_values()))
             self._scorer = Scorer(
                 self.grader(),
                 section.weights,
                 overlong_cache=section.overlong_cache_in_use,
                 judge=self.judge() if "judge" in section.weights else None,
-                has_functions=bool(section.functions_in_use),
             )
         return self._scorer
 

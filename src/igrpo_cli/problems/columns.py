@@ -38,6 +38,7 @@ LETTERED_NAME = re.compile(r"(?:[A-Z]|(?:option|choice|opt|op)[ _-]?(?P<letter>[
 LABEL_NAMES = ("answer_index", "answer_idx", "answerkey", "answer_key", "correct", "correct_option", "label")
 """Names of columns of answers that count only if the rows have choices, in order of precedence."""
 RIGHT_NAMES = ("correct answer", "correct_answer")
+SYSTEM_NAMES = ("system_prompt", "system")
 WRONG_NAME = re.compile(r"incorrect[ _]answer[ _]\d+", re.IGNORECASE)
 SYSTEM_ROLES = frozenset({"system", "developer"})
 CHAT = re.compile(r"\s*\[\s*\{")
@@ -70,6 +71,20 @@ class Columns:
     """True if a numeric answer is known to be the 0-based index of a choice."""
     answers_are_texts: bool = False
     """True if answers repeat the text of a choice. It then takes precedence over a letter."""
+    system: str | None = None
+    """Column of the system prompts; None without one."""
+    kept: tuple[str, ...] | None = None
+    """Other columns that the source names; None: all."""
+
+    def others_of(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the columns of `row` besides those that a problem already holds, or those that the source names.
+
+        An answer column of another name than `answer` is one of them, since reward functions may know it by that name.
+        """
+        if self.kept is not None:
+            return {name: row.get(name) for name in self.kept}
+        held = {self.problem, self.id, self.system, *([self.answer] if self.answer.lower() == "answer" else [])}
+        return {name: value for name, value in row.items() if name not in held}
 
 
 def find_columns(rows: Sequence[Mapping[str, Any]], source: ProblemSource, label: str) -> Columns:
@@ -84,9 +99,13 @@ def find_columns(rows: Sequence[Mapping[str, Any]], source: ProblemSource, label
     problem = _named(source.problem_column, rows, names, label)
     problem = problem or _text_within("problem", _only_one("problem", PROBLEM_NAMES, names, label), rows, label)
     id_column = _id_column(source.id_column, rows, names, label)
+    system, kept = _system_column(source.system_column, rows, names, label), source.columns
+    whole = list(dict.fromkeys(name for row in rows for name in row))
+    if missing := [name for name in kept or () if name not in whole]:
+        raise UsageError(f"data.columns: {label} has no column {missing[0]} (its columns: {_listing(whole)})")
     right, wrong = _right_and_wrong(source, rows, names, label)
     if right is not None:
-        return Columns(problem, right, id_column, "plain", wrong=wrong)
+        return Columns(problem, right, id_column, "plain", wrong=wrong, system=system, kept=kept)
     choices = _choices_column(rows, source.choices_column, names, label)
     lettered = () if choices is not None or source.choices_column is not None else _lettered_columns(names)
     answer = _named(source.answer_column, rows, names, label)
@@ -98,7 +117,7 @@ def find_columns(rows: Sequence[Mapping[str, Any]], source: ProblemSource, label
     form = source.answer_form
     if form == "auto" and answer.lower().rpartition(".")[2] == SOLUTION_NAME:
         form = "solution"
-    columns = Columns(problem, answer, id_column, form, choices, lettered)
+    columns = Columns(problem, answer, id_column, form, choices, lettered, system=system, kept=kept)
     values = [_value(row, answer) for row in rows]
     counts_from_zero = _is_index_name(answer) or any(is_index(value) and value == 0 for value in values)
     are_texts = answer.lower() not in LABEL_NAMES and any(
@@ -113,11 +132,13 @@ class Chat(NamedTuple):
     """The messages of a problem column."""
 
     question: str
-    """The last user turn, after the system turns if it is the only one."""
+    """The last user turn."""
     earlier_turns: str = ""
-    """As in `records.Problem`. System turns stand before the first one."""
+    """As in `records.Problem`."""
     prefill: str = ""
     """The turn of the assistant at the end, as it is written."""
+    system: str = ""
+    """The system turns, or the system prompt in a column of its own."""
 
 
 def chat_and_answer(row: Mapping[str, Any], columns: Columns) -> tuple[Chat, str]:
@@ -160,9 +181,15 @@ def _chat(row: Mapping[str, Any], columns: Columns) -> Chat:
         value = written if isinstance(written := written_value(value), list) else value
         if isinstance(value, str) and ROLE.search(value):
             raise BadRow("wrong_type", "the problem is a chat written as text, and is not JSON", "write a JSON list")
-    if isinstance(value, list) and value:
-        return _read_chat(value)
-    return Chat(text_of(value, "problem"))
+    chat = _read_chat(value) if isinstance(value, list) and value else Chat(text_of(value, "problem"))
+    written = None if columns.system is None else _value(row, columns.system)
+    if written is None or (isinstance(written, str) and not written.strip()):
+        return chat
+    system = text_of(written, "system_prompt")
+    if chat.system not in ("", system):
+        reason = f"the chat has a system turn, and column {columns.system} has another system prompt"
+        raise BadRow("chat_turns", reason, "remove one of them, or ignore the column: --set data.system_column=none")
+    return chat._replace(system=system)
 
 
 def _choices_of(row: Mapping[str, Any], columns: Columns) -> Any:
@@ -281,6 +308,20 @@ def _id_column(wanted: str | None, rows: Sequence[Mapping[str, Any]], names: lis
     return found[0] if found else None
 
 
+def _system_column(wanted: str | None, rows: Sequence[Mapping[str, Any]], names: list[str], label: str) -> str | None:
+    """Return the column of the system prompts, or None. A known name counts only if the column holds texts alone."""
+    if wanted == NONE and NONE not in names:
+        return None
+    if wanted is not None:
+        return _named(wanted, rows, names, label)
+    known = [
+        name
+        for name in _matching(SYSTEM_NAMES, names)
+        if all(isinstance(_value(row, name), str | None) for row in rows)
+    ]
+    return _only_one("system", SYSTEM_NAMES, known, label) if known else None
+
+
 def _value(row: Mapping[str, Any], column: str) -> Any:
     """Return the value of a column, or what is below it: `a.b.0` is the first element of the list `b` in object `a`.
 
@@ -314,8 +355,7 @@ def _below(value: Any, path: str) -> Any:
 def _read_chat(messages: list[Any]) -> Chat:
     """Return the parts of a chat: system turns, turns of user and assistant, and perhaps the beginning of an answer.
 
-    Text of a data set does not become a system turn of the prompt, where control tokens are allowed. It is put before
-    the first user turn, with a blank line between. Raises `BadRow` for any other order of roles.
+    Several system turns are joined with blank lines between them. Raises `BadRow` for any other order of roles.
     """
     if not all(isinstance(message, dict) for message in messages):
         raise BadRow("wrong_type", "the problem is a list, but not one of chat messages")
@@ -332,9 +372,8 @@ def _read_chat(messages: list[Any]) -> Chat:
         text_of(prefill, "turn")  # White space at the end of the beginning of an answer counts.
         messages = messages[:-1]
     texts = [text_of(_content(message), "turn") for message in messages]
-    texts[: num_system + 1] = ["\n\n".join(texts[: num_system + 1])]
-    *earlier, question = texts
-    return Chat(question, json.dumps(earlier, ensure_ascii=False) if earlier else "", prefill)
+    system, (*earlier, question) = "\n\n".join(texts[:num_system]), texts[num_system:]
+    return Chat(question, json.dumps(earlier, ensure_ascii=False) if earlier else "", prefill, system)
 
 
 def _content(message: Mapping[str, Any]) -> Any:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from reprlib import repr as short
 from typing import Any, TypedDict, Unpack
 
-from igrpo_cli.errors import IgrpoError
+from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.problems.columns import Columns, chat_and_answer, find_columns, id_text
 from igrpo_cli.problems.files import digest_of, open_file, problem_files
 from igrpo_cli.problems.hub import open_hub
-from igrpo_cli.problems.rows import BLANK_LINE, BadRow, RawRow, Table
+from igrpo_cli.problems.rows import BLANK_LINE, BadRow, BinaryValueError, RawRow, Table, column_text
 from igrpo_cli.problems.sources import ProblemSource, resolve_training
 from igrpo_cli.records import AnswerForm, Problem
 
 NUM_ROWS_FOR_COLUMNS = 100
+MAX_COLUMN_LENGTH = 64 << 20
+"""Maximum number of characters of another column as JSON, over all rows, unless the settings name it."""
 SKIP_HINT = "or skip and count such rows: --skip-bad-rows"
 
 
@@ -36,6 +38,8 @@ class LoadedProblems:
     """SHA-256 of the file or of the list of files (see `files.digest_of`), for a Hub dataset of its problems."""
     revision: str | None
     """Commit of a Hub dataset; None for local files."""
+    left_out_columns: dict[str, str] = field(default_factory=dict)
+    """Other columns that are not kept, each with the reason."""
 
 
 class Reading(TypedDict, total=False):
@@ -48,6 +52,8 @@ class Reading(TypedDict, total=False):
     id_column: str | None
     answer_form: AnswerForm
     choices_column: str | None
+    system_column: str | None
+    columns: Sequence[str] | None
     revision: str | None
 
 
@@ -104,6 +110,8 @@ def _read_source(
         id_column=reading.get("id_column") or known.id_column,
         answer_form=known.answer_form if reading.get("answer_form", "auto") == "auto" else reading["answer_form"],
         choices_column=reading.get("choices_column") or known.choices_column,
+        system_column=reading.get("system_column") or known.system_column,
+        columns=known.columns if (kept := reading.get("columns")) is None else tuple(kept),
         revision=reading.get("revision") or known.revision,
     )
     tables, sha256, commit = _open(resolved)
@@ -128,12 +136,60 @@ def _open(source: ProblemSource) -> tuple[list[Table], str | None, str | None]:
     return [open_file(path, folder) for path in files], digest_of(files, folder), None
 
 
-_Text = tuple[str, str, str]
+_Text = tuple[str, str, str, str]
 
 
 def _text(problem: Problem) -> _Text:
     """Return everything that a prompt shows of a problem."""
-    return problem.earlier_turns, problem.problem, problem.prefill
+    return problem.system_prompt, problem.earlier_turns, problem.problem, problem.prefill
+
+
+@dataclass(slots=True)
+class _OtherColumns:
+    """Collects the columns of rows besides problem and answer, as JSON by name, and leaves out whole columns."""
+
+    rows: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By the id of the problem."""
+    sizes: Counter[str] = field(default_factory=Counter)
+    """Number of characters by column, in the order in which the columns appeared."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    named: set[str] = field(default_factory=set)
+    """Columns that the settings of some source name, whatever their size."""
+
+    def add(self, problem_id: str, values: Mapping[str, Any], *, are_named: bool) -> None:
+        """Keep the values of a row. Raises `UsageError` for binary data in a column that the settings name."""
+        texts = self.rows[problem_id] = {}
+        self.named.update(values if are_named else ())
+        for name, value in values.items():
+            if name in self.left_out:
+                continue
+            try:
+                texts[name] = column_text(value)
+            except BinaryValueError:
+                if are_named:
+                    what = f"the column {name} holds binary data, which cannot be kept"
+                    raise UsageError(what, hint="remove it from data.columns") from None
+                self._leave_out(name, "it holds binary data")
+                continue
+            self.sizes[name] += len(texts[name])
+            if self.sizes[name] > MAX_COLUMN_LENGTH and name not in self.named:
+                reason = f"it has more than {MAX_COLUMN_LENGTH >> 20} MiB"
+                self._leave_out(name, f"{reason}; to keep it, name the columns to keep: data.columns=[…]")
+
+    def added_to(self, problems: Iterable[Problem]) -> list[Problem]:
+        """Return the problems with their other columns. All have all names, in one order, null where there is none."""
+        names = {name: json.dumps(name, ensure_ascii=False) for name in self.sizes}
+        return [replace(each, columns=self._object(each.problem_id, names)) for each in problems]
+
+    def _object(self, problem_id: str, names: Mapping[str, str]) -> str:
+        texts = self.rows[problem_id]
+        return "{" + ", ".join(f"{written}: {texts.get(name, 'null')}" for name, written in names.items()) + "}"
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self.left_out[name] = reason
+        del self.sizes[name]
+        for texts in self.rows.values():
+            texts.pop(name, None)
 
 
 @dataclass(slots=True)
@@ -149,22 +205,25 @@ class _ProblemDeduplicator:
     """Place of the first row with each identifier."""
     counts: Counter[str] = field(default_factory=Counter)
     """Number of rows that were not kept, by kind."""
+    others: _OtherColumns = field(default_factory=_OtherColumns)
 
     def of_source(self, name: str) -> list[Problem]:
         """Return the problems of one of several sources, or all for an empty name."""
-        return [each for each in self.kept.values() if not name or each.problem_id.startswith(f"{name}/")]
+        return self.others.added_to(
+            each for each in self.kept.values() if not name or each.problem_id.startswith(f"{name}/")
+        )
 
     def loaded(self, location: str, sha256: str, commit: str | None) -> LoadedProblems:
         """Return the problems that were kept. Raises `IgrpoError` when there are none."""
-        problems = list(self.kept.values())
+        problems = self.of_source("")
         if not problems:
             raise IgrpoError(f"{location} contains no usable problem ({_as_words(self.counts) or 'no rows'})")
         num_rows = self.counts.total() + len(problems)
         counts = {"rows": num_rows, "kept": len(problems), **dict(sorted(self.counts.items()))}
-        return LoadedProblems(problems, counts, location, sha256, commit)
+        return LoadedProblems(problems, counts, location, sha256, commit, self.others.left_out)
 
-    def add(self, problem: Problem) -> None:
-        """Keep `problem`. Raises `BadRow` when it repeats or contradicts an earlier one."""
+    def add(self, problem: Problem, others: Mapping[str, Any], *, are_named: bool) -> None:
+        """Keep `problem` with its other columns. Raises `BadRow` when it repeats or contradicts an earlier one."""
         text, place = _text(problem), problem.source
         if text in self.conflicting:
             raise BadRow("conflicting_answer", "earlier rows give different answers to the problem")
@@ -179,6 +238,7 @@ class _ProblemDeduplicator:
         if problem.problem_id in self.places:
             reason = f"the id {short(problem.problem_id)} is already used by {self.places[problem.problem_id]}"
             raise BadRow("duplicate_id", reason)
+        self.others.add(problem.problem_id, others, are_named=are_named)
         self.kept[text] = problem
         self.places[problem.problem_id] = place
 
@@ -211,7 +271,8 @@ def _read_table(table: Table, source: ProblemSource, deduplicator: _ProblemDedup
             if isinstance(values, BadRow):
                 raise values
             assert columns is not None, "the first good row is among the samples"
-            deduplicator.add(_problem(number, values, columns, table))
+            problem, others = _problem(number, values, columns, table), columns.others_of(values)
+            deduplicator.add(problem, others, are_named=source.columns is not None)
         except BadRow as bad:
             deduplicator.reject(bad, f"{table.full_label} row {number}")
 
@@ -228,11 +289,12 @@ def _problem(number: int, values: dict[str, Any], columns: Columns, table: Table
         source=f"{table.full_label}:{number}",
         earlier_turns=chat.earlier_turns,
         prefill=chat.prefill,
+        system_prompt=chat.system,
     )
 
 
 def _digest_of_problems(problems: Sequence[Problem]) -> str:
-    rows = [[row.problem_id, row.problem, row.answer, row.earlier_turns, row.prefill] for row in problems]
+    rows = [[*_text(row), row.problem_id, row.answer, row.columns] for row in problems]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 

@@ -11,8 +11,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 from igrpo_cli.texts import JSON_CURE, control_fault
 
@@ -152,3 +154,38 @@ def _num_strings(text: str) -> int:
 
 def _tokens(text: str) -> Iterator[tokenize.TokenInfo]:
     return tokenize.generate_tokens(io.StringIO(text).readline)
+
+
+class BinaryValueError(Exception):
+    """A value holds bytes or a Python object, such as an image."""
+
+
+def column_text(value: object) -> str:
+    """Return a value of a column as JSON: NaN and infinity as null, dates and times as text.
+
+    Raises `BinaryValueError` for bytes and objects at any depth.
+    """
+    try:
+        text = _JSON.encode(value)
+    except (ValueError, TypeError):  # NaN, infinity, or a key that JSON does not have
+        text = _JSON.encode(_for_json(value))
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair
+
+
+def _for_json(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _for_json(each) for key, each in value.items()}
+    return [_for_json(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _other_kind(value: object) -> object:
+    if isinstance(value, Decimal):
+        return float(value) if value.is_finite() else None
+    if isinstance(value, date | time | timedelta | UUID):
+        return str(value)
+    raise BinaryValueError
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_other_kind)

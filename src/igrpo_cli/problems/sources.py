@@ -37,6 +37,10 @@ class ProblemSource:
     """Column with the list of choices; the answer names one of them. `none` ignores such a column."""
     wrong_columns: tuple[str, ...] = ()
     """Columns of the wrong choices. `answer_column` must then be given; it holds the text of the right choice."""
+    system_column: str | None = None
+    """Column of the system prompts; `none` ignores such a column."""
+    columns: tuple[str, ...] | None = None
+    """Other columns to keep. None: all that are neither binary nor too large."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,16 @@
 """Reward functions of the user: named in the settings, found by module or entry point, called in grading workers.
 
-A function is called with one completion. Its parameters are any of `PARAMETERS`, and it returns a finite number:
+A function is called with one completion. Its parameters are any of `PARAMETERS` and of the columns of the data, and it
+returns a finite number:
 
     def brevity(num_tokens, max_completion_length):
         return 1 - num_tokens / max_completion_length
+
+A function with a parameter `completions`, `prompts` or `completion_ids` is called with all completions of a group, and
+has the form of TRL. Each of its parameters is a list, and it returns a list:
+
+    def brevity(completions, **kwargs):
+        return [1 / (1 + len(completion)) for completion in completions]
 """
 
 from __future__ import annotations
@@ -14,7 +21,9 @@ import math
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -34,7 +43,12 @@ PARAMETERS = {
     "max_completion_length": "tokens at which sampling stops",
     "finish_reason": "stop, length or abort",
 }
-"""The parameters that a function may have, by name."""
+"""The parameters that a function may have, by name. A column of the data with one of these names is not passed."""
+
+LISTS = {"completion": "completions", "prompt": "prompts"}
+"""The parameters whose lists have another name, which is TRL's. The list of any other parameter has its own name."""
+COMPLETION_IDS = "completion_ids"
+"""Parameter with the token ids of each completion of a group, as in TRL."""
 
 _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -43,13 +57,38 @@ class FunctionFailedError(Exception):
     """A function failed at a row; the message names the function and holds no text of the model."""
 
 
+@dataclass(frozen=True, slots=True)
+class FunctionSignature:
+    """What a reward function is called with."""
+
+    target: str
+    """Its `module:function`."""
+    parameters: Sequence[str]
+    """Names of the values that it gets if they exist: of `PARAMETERS`, `completion_ids`, and columns of the data."""
+    columns: Sequence[str] = ()
+    """Columns among the parameters that have no default. It cannot be called without them."""
+    takes_all: bool = False
+    """True for `**kwargs`."""
+    is_batched: bool = False
+    """True if it is called with the lists of a whole group."""
+
+    def wants(self, name: str) -> bool:
+        """Return True if the function is called with the value `name`, where that exists."""
+        return (self.takes_all or name in self.parameters) and (self.is_batched or name != COMPLETION_IDS)
+
+    def missing(self, known: Container[str]) -> list[str]:
+        """Return the columns that the function cannot be called without, and that are not `known`."""
+        return [name for name in self.columns if name not in known]
+
+
 class RewardFunction:
     """One function of the user, imported and checked."""
 
     def __init__(self, name: str, target: str) -> None:
         """Import `target`, a `module:function`. Raises UsageError if it cannot be imported or called."""
         self.name = name
-        self._what = f"the reward function {name} ({target})"
+        self._target = target
+        self._what = _named(name, target)
         module, _, attribute = target.partition(":")
         try:
             function: Any = import_module(module)
@@ -61,42 +100,92 @@ class RewardFunction:
                 hint="the module must be installed, on PYTHONPATH or in the current directory",
             ) from error
         self._function: Callable[..., Any] = function
-        self._parameters = self._find_parameters()
+        self.signature = self._read_signature()
 
     def __call__(self, row: Mapping[str, Any]) -> float:
-        """Return the value for `row`, which holds all of `PARAMETERS`. Raises FunctionFailedError."""
+        """Return the value for `row`, which holds `PARAMETERS` and columns. Raises FunctionFailedError."""
+        return self._number(self._call(partial(self._function, **{name: row[name] for name in self._names(row)})))
+
+    def of_group(self, rows: Sequence[Mapping[str, Any]]) -> list[float | FunctionFailedError]:
+        """Return the value for each row of a group, or why it is none. Raises FunctionFailedError for all rows."""
+        lists = {LISTS.get(name, name): [row[name] for row in rows] for name in self._names(rows[0])}
+        returned = self._call(partial(self._function, **lists))
+        if isinstance(returned, str | bytes | Mapping) or not isinstance(returned, Iterable):
+            raise FunctionFailedError(f"{self._what} returned {type(returned).__name__}, not a list of numbers")
+        values = self._call(partial(list, returned))  # which runs the code of a generator
+        if len(values) != len(rows):
+            raise FunctionFailedError(f"{self._what} returned {len(values)} values for {len(rows)} completions")
+        return [self._number_or_error(value, place) for place, value in enumerate(values)]
+
+    def _names(self, row: Mapping[str, Any]) -> list[str]:
+        taken = LISTS.values() if self.signature.is_batched else ()
+        return [name for name in row if self.signature.wants(name) and name not in taken]
+
+    def _call(self, call: Callable[[], Any]) -> Any:
         try:
-            value = self._function(**{name: row[name] for name in self._parameters})
+            return call()
         except Exception as error:
             raise FunctionFailedError(f"{self._what} raised {type(error).__name__}{_place(error)}") from error
+
+    def _number(self, value: Any, where: str = "") -> float:
         try:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
-            raise FunctionFailedError(f"{self._what} returned {type(value).__name__}, not a number") from None
+            raise FunctionFailedError(f"{self._what} returned {type(value).__name__}{where}, not a number") from None
         if not math.isfinite(number) or isinstance(value, str):
-            raise FunctionFailedError(f"{self._what} returned {type(value).__name__} {number}, not a finite number")
+            what = f"{type(value).__name__} {number}{where}"
+            raise FunctionFailedError(f"{self._what} returned {what}, not a finite number")
         return number
 
-    def _find_parameters(self) -> list[str]:
+    def _number_or_error(self, value: Any, place: int) -> float | FunctionFailedError:
+        try:
+            return self._number(value, f" at place {place} of its list")
+        except FunctionFailedError as error:
+            return error
+
+    def _read_signature(self) -> FunctionSignature:
         if not callable(self._function):
             raise UsageError(f"{self._what} is not a function but {type(self._function).__name__}")
         try:
             parameters = inspect.signature(self._function).parameters.values()
         except (TypeError, ValueError) as error:
             raise UsageError(f"{self._what} has no signature that Python can read: {error}") from error
-        known = ", ".join(PARAMETERS)
-        found = []
+        is_batched = any(each.name in (*LISTS.values(), COMPLETION_IDS) for each in parameters)
+        singular = {many: one for one, many in LISTS.items()} if is_batched else {}
+        passed = {*PARAMETERS} - {*LISTS} | {*singular, COMPLETION_IDS} if is_batched else {*PARAMETERS}
+        found, columns, takes_all = [], [], False
         for parameter in parameters:
-            if parameter.kind is parameter.VAR_KEYWORD:
-                return list(PARAMETERS)
-            if parameter.name in PARAMETERS and parameter.kind is not parameter.POSITIONAL_ONLY:
-                found.append(parameter.name)
-            elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
-                raise UsageError(
-                    f"{self._what} has the parameter {parameter.name!r}, which cannot be passed by name",
-                    hint=f"a reward function may have the parameters {known}",
-                )
-        return found
+            kind, name = parameter.kind, parameter.name
+            if kind is parameter.VAR_POSITIONAL:
+                continue
+            if kind is parameter.VAR_KEYWORD:
+                takes_all = True
+            elif kind is parameter.POSITIONAL_ONLY or (is_batched and name in LISTS):
+                if parameter.default is parameter.empty:
+                    raise self._cannot_pass(name)
+            else:
+                found.append(singular.get(name, name))
+                if name not in passed and parameter.default is parameter.empty:
+                    columns.append(name)
+        return FunctionSignature(self._target, found, columns, takes_all, is_batched)
+
+    def _cannot_pass(self, name: str) -> UsageError:
+        return UsageError(
+            f"{self._what} has the parameter {name!r}, which cannot be passed by name",
+            hint=f"a reward function may have the parameters {', '.join(PARAMETERS)}, and columns of the data; "
+            f"one of a whole group {', '.join((*LISTS.values(), COMPLETION_IDS))} and the others",
+        )
+
+
+def require_columns(signatures: Mapping[str, FunctionSignature], known: Sequence[str]) -> None:
+    """Raise UsageError for a function with a parameter that is neither passed to all nor a column of the data."""
+    for name, signature in signatures.items():
+        for missing in signature.missing(known):
+            columns = f"the other columns of the data are {', '.join(known)}" if known else "the data has no others"
+            raise UsageError(
+                f"{_named(name, signature.target)} has the parameter {missing!r}, which is no column of the data",
+                hint=f"{columns}; each function may have the parameters {', '.join(PARAMETERS)}",
+            )
 
 
 def resolve_target(name: str, target: str) -> str:
@@ -132,6 +221,10 @@ def source_sha256(target: str) -> str | None:
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+
+
+def _named(name: str, target: str) -> str:
+    return f"the reward function {name} ({target})"
 
 
 def _place(error: Exception) -> str:

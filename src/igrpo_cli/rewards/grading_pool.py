@@ -3,6 +3,8 @@
 Each worker is a process started from the interpreter, not forked: it inherits no torch, no thread, no signal handler
 and no open file. The kernel ends a worker whose row uses too much CPU time, so a verdict does not depend on the load
 of the machine. The pool starts another worker, and the other rows are graded as if nothing had happened.
+
+A reward function of whole groups is called with the rows of one group, after they are graded.
 """
 
 from __future__ import annotations
@@ -17,15 +19,18 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from multiprocessing import Pipe
+from operator import itemgetter
 from queue import SimpleQueue
 from typing import Any
 
 from igrpo_cli.config.rewards import RewardSection
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import Grade
+from igrpo_cli.rewards.functions import FunctionSignature
 
 Pair = tuple[str, str]
 """(completion, reference)"""
@@ -89,8 +94,9 @@ class GradingPool:
         Raises UsageError if a function cannot be called, and IgrpoError if a worker cannot start with them.
         """
         start = partial(WorkerProcess, config, functions, wall_seconds)
-        if functions:
-            _require_functions(start, functions)
+        self.signatures = _signatures(start, functions) if functions else {}
+        """What the functions are called with, by name."""
+        self._per_group = [name for name, signature in self.signatures.items() if signature.is_batched]
         self._reasons: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._is_closed = False
@@ -108,15 +114,24 @@ class GradingPool:
         with self._lock:
             return self._reasons.copy()
 
-    def submit(self, pairs: Sequence[Pair], contexts: Sequence[Mapping[str, Any]] | None = None) -> PendingGrades:
+    def submit(
+        self,
+        pairs: Sequence[Pair],
+        contexts: Sequence[Mapping[str, Any]] | None = None,
+        groups: Sequence[int] | None = None,
+    ) -> PendingGrades:
         """Start grading `pairs`; the result has one grade per pair, in order.
 
         `contexts`, one per pair, hold further arguments of the user's functions, and the text of the problem as
-        `problem`, of which an answer must be no copy. Raises IgrpoError if the pool is closed.
+        `problem`, of which an answer must be no copy. Functions of whole groups are called with each run of equal
+        `groups`, or with each pair alone. Raises IgrpoError if the pool is closed.
         """
         contexts = contexts or [{}] * len(pairs)
         rows: list[Row] = [(*pair, context) for pair, context in zip(pairs, contexts, strict=True)]
         chunks = [rows[first : first + ROWS_PER_CHUNK] for first in range(0, len(rows), ROWS_PER_CHUNK)]
+        if self._per_group:
+            numbered = zip(range(len(rows)) if groups is None else groups, rows, strict=True)
+            chunks = [[row for _, row in group] for _, group in groupby(numbered, key=itemgetter(0))]
         with self._lock:
             if self._is_closed:
                 raise IgrpoError("the grading pool is closed")
@@ -145,7 +160,7 @@ class GradingPool:
     def _grade_chunk(self, rows: Sequence[Row]) -> list[Grade]:
         supervisor = self._idle.get()
         try:
-            grades = supervisor.grade(rows)
+            grades = supervisor.grade(rows, self._per_group)
         except BaseException:
             supervisor.drop_worker()
             raise
@@ -174,10 +189,11 @@ class WorkerSupervisor:
                 self._worker = self._start()
             return self._worker
 
-    def grade(self, rows: Sequence[Row]) -> list[Grade]:
+    def grade(self, rows: Sequence[Row], per_group: Sequence[str] = ()) -> list[Grade]:
         """Return one grade per row. A row whose worker ends without reaching a limit is graded once more.
 
-        Raises IgrpoError if no worker can be started, and CancelledError after `stop`.
+        The rows are a group for the functions `per_group`, which are called after they are graded. Raises IgrpoError
+        if no worker can be started, and CancelledError after `stop`.
         """
         grades: list[Grade] = []
         repeated = -1
@@ -200,9 +216,32 @@ class WorkerSupervisor:
                     grades.append(Grade("ungraded", None, time.perf_counter() - start, end.reason))
                 else:
                     repeated = len(grades)
+        for name in per_group:
+            grades = self._with_function(name, rows, grades)
         if self._is_stopped:
             raise CancelledError  # the last row may be ungraded because its worker was killed
         return grades
+
+    def _with_function(self, name: str, rows: Sequence[Row], grades: Sequence[Grade]) -> list[Grade]:
+        """Return the grades with the values of a function of whole groups; a row without one is `ungraded`."""
+        graded = [(*row, grade.extracted_answer, grade.verdict) for row, grade in zip(rows, grades, strict=True)]
+        reason = ""
+        for _ in range(2):  # once more where the worker ends without reaching a limit
+            worker = self._ready_worker()
+            try:
+                worker.send([{"function": name, "rows": graded}])
+                reply = worker.receive(len(rows))
+            except WorkerEndedError as end:
+                self.drop_worker()
+                reason = f"{end.reason} in the reward function {name}, called with a group of {len(rows)}"
+                if end.is_final:
+                    break
+            else:
+                if reply["is_last"]:
+                    self.drop_worker()
+                found = zip(grades, reply["values"], reply["reasons"], strict=True)
+                return [_with_part(grade, name, value, reason) for grade, value, reason in found]
+        return [_with_part(grade, name, None, reason) for grade in grades]
 
     def stop(self) -> None:
         """End the worker, and with it `grade` in another thread."""
@@ -268,6 +307,8 @@ class WorkerProcess:
         )
         theirs.close()
         self._is_ready = False
+        self.signatures: dict[str, FunctionSignature] = {}
+        """What the user's functions are called with, by name. The worker says so when it is ready."""
 
     def wait_until_ready(self) -> None:
         """Wait until the worker has imported everything.
@@ -285,18 +326,22 @@ class WorkerProcess:
                 f"a grading worker cannot start: {message['failed']}",
                 hint=f"{sys.executable} -c 'import math_verify'",
             )
+        self.signatures = {name: FunctionSignature(**fields) for name, fields in message.get("functions", {}).items()}
         self._is_ready = True
 
-    def send(self, rows: Sequence[Row]) -> None:
-        """Send rows to the worker. Raises WorkerEndedError."""
+    def send(self, rows: Sequence[Row] | Sequence[Mapping[str, Any]]) -> None:
+        """Send rows to the worker, or a group and a function. Raises WorkerEndedError."""
         try:
             self._pipe.send_bytes(json.dumps(rows).encode("ascii"))
         except OSError:
             raise self._ended() from None
 
-    def receive(self) -> dict[str, Any]:
-        """Return the reply for the next row. Raises WorkerEndedError, at the latest after the wall time limit."""
-        return self._receive(self._wall_seconds)
+    def receive(self, num_rows: int = 1) -> dict[str, Any]:
+        """Return the reply for the next row or group. Raises WorkerEndedError, at the latest after the wall time limit.
+
+        The limit of a group is that of its `num_rows` rows.
+        """
+        return self._receive(self._wall_seconds * num_rows)
 
     def kill(self) -> None:
         """End the process; a thread that waits on its pipe sees the end."""
@@ -328,11 +373,21 @@ class WorkerProcess:
         return WorkerEndedError(f"the worker ended with {how}", is_final=False)
 
 
-def _require_functions(start: Callable[[], WorkerProcess], functions: Mapping[str, str]) -> None:
-    """Start one worker to check that the user's functions can be called, before anything is sampled."""
+def _with_part(grade: Grade, name: str, value: float | None, reason: str | None) -> Grade:
+    if reason is not None:
+        return replace(grade, verdict="ungraded", reason=reason)
+    return grade if value is None else replace(grade, parts={**grade.parts, name: value})
+
+
+def _signatures(start: Callable[[], WorkerProcess], functions: Mapping[str, str]) -> dict[str, FunctionSignature]:
+    """Start one worker to learn how the user's functions are called, and that they can be, before anything is sampled.
+
+    Raises UsageError if a function cannot be called, and IgrpoError if the worker cannot start.
+    """
     worker = start()
     try:
         worker.wait_until_ready()
+        return worker.signatures
     except WorkerEndedError as end:
         raise IgrpoError(
             f"a grading worker with the functions {', '.join(functions)} ended as it started: {end.reason}",

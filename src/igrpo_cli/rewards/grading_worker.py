@@ -1,7 +1,8 @@
 """The grading process: grades one row at a time, and is ended by the kernel when a row is too expensive.
 
-It is started by `grading_pool` and shares only a pipe of JSON with it. A message to it is a list of rows, each
-[completion, reference, further arguments of the user's functions]. It replies to each row.
+It is started by `grading_pool` and shares only a pipe of JSON with it. A message to it is a list. It replies to
+each element: a row [completion, reference, further arguments of the user's functions], or a group for a function,
+{"function": name, "rows": such rows, each with its extracted answer and verdict}.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,11 +57,16 @@ def main(arguments: list[str]) -> None:
         except Exception as error:
             _send(pipe, {"failed": f"{type(error).__name__}: {error}"})
             return
-        _send(pipe, {"ready": True})
+        _send(pipe, {"functions": {each.name: asdict(each.signature) for each in functions}})
+        per_row = [each for each in functions if not each.signature.is_batched]
+        per_group = {each.name: each for each in functions if each.signature.is_batched}
         spare_mb = limits["memory_mb"] / 16
         max_mb = _peak_memory_mb() + spare_mb
         for row in _rows(pipe, parent):
-            reply = _grade(row, functions, limits, spare_mb)
+            if isinstance(row, dict):
+                reply = _call_with_group(per_group[row["function"]], row["rows"], limits)
+            else:
+                reply = _grade(row, per_row, limits, spare_mb)
             is_last = _peak_memory_mb() > max_mb  # sympy does not give memory back: let another worker go on
             _send(pipe, {**reply, "is_last": is_last})
             if is_last:
@@ -116,7 +123,7 @@ def _limit_memory(memory_mb: int) -> None:
             resource.setrlimit(kind, (limit, limit))
 
 
-def _rows(pipe: Connection, parent: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _rows(pipe: Connection, parent: int) -> Iterator[Any]:
     while True:
         while not pipe.poll(SECONDS_BETWEEN_CHECKS):
             if os.getppid() != parent:
@@ -148,9 +155,7 @@ def _grade(
         verdict, reason = "ungraded", "memory limit"
     parts: dict[str, float] = {}
     if functions:
-        arguments = {"completion": completion, "answer": answer, **context}
-        arguments |= {"extracted_answer": grade.extracted_answer, "verdict": verdict}
-        parts, failure = _call(functions, arguments)
+        parts, failure = _call(functions, _arguments(completion, answer, context, grade.extracted_answer, verdict))
         if failure is not None:
             verdict, reason = "ungraded", failure
     signal.setitimer(signal.ITIMER_PROF, 0.0)
@@ -158,18 +163,53 @@ def _grade(
     return {**fields, "seconds": time.perf_counter() - start}
 
 
+def _arguments(
+    completion: str, answer: str, context: dict[str, Any], extracted_answer: str | None, verdict: str
+) -> dict[str, Any]:
+    """Return everything that a function may be called with. A column of the data replaces nothing."""
+    ours = {"completion": completion, "answer": answer, "extracted_answer": extracted_answer, "verdict": verdict}
+    return {**context, **ours}
+
+
 def _call(functions: Sequence[RewardFunction], arguments: dict[str, Any]) -> tuple[dict[str, float], str | None]:
-    """Return the values of the functions by name, and the error of the last one that failed."""
+    """Return the values of the functions by name, and the error of the last one that failed.
+
+    A function that needs a column which the data of the row lacks is not called.
+    """
     from igrpo_cli.rewards.functions import FunctionFailedError
 
     parts: dict[str, float] = {}
     reason = None
     for function in functions:
+        if function.signature.missing(arguments):
+            continue
         try:
             parts[function.name] = function(arguments)
         except FunctionFailedError as error:
             reason = str(error)
     return parts, reason
+
+
+def _call_with_group(
+    function: RewardFunction, graded: Sequence[Sequence[Any]], limits: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the values for the rows of a group, and why a row has none. The group has the CPU time of its rows."""
+    from igrpo_cli.rewards.functions import FunctionFailedError
+
+    rows = [_arguments(*each) for each in graded]
+    if function.signature.missing(rows[0]):
+        return {"values": [None] * len(rows), "reasons": [None] * len(rows)}
+    signal.setitimer(signal.ITIMER_PROF, limits["cpu_seconds"] * len(rows))
+    try:
+        found: Sequence[float | FunctionFailedError] = function.of_group(rows)
+    except FunctionFailedError as error:
+        found = [error] * len(rows)
+    signal.setitimer(signal.ITIMER_PROF, 0.0)
+    failed = [isinstance(each, FunctionFailedError) for each in found]
+    return {
+        "values": [None if is_failed else each for each, is_failed in zip(found, failed, strict=True)],
+        "reasons": [str(each) if is_failed else None for each, is_failed in zip(found, failed, strict=True)],
+    }
 
 
 def _peak_memory_mb() -> float:

@@ -18,12 +18,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from igrpo_cli.errors import UsageError
 from igrpo_cli.records import FinishReason, Grade, Problem
+from igrpo_cli.rewards.functions import COMPLETION_IDS, FunctionSignature
 from igrpo_cli.rewards.grading_pool import GradingPool
 
 if TYPE_CHECKING:
@@ -47,16 +48,28 @@ class ScoringInput:
     finish_reason: FinishReason
     draft: str | None = None
     """The whole draft of a refinement; None without draft."""
+    group_id: int = 0
+    """The group of the completion, which functions of whole groups are called with."""
+    completion_ids: Sequence[int] = ()
 
-    def context(self) -> dict[str, Any]:
-        """Return the parameters of the user's functions besides completion, reference and verdict."""
-        return {
-            "problem": self.problem.problem,
+    def context(self, signatures: Collection[FunctionSignature]) -> dict[str, Any]:
+        """Return the problem, and what functions want besides completion, reference and verdict.
+
+        A column of the data does not replace a parameter of the same name.
+        """
+
+        def is_wanted(name: str) -> bool:
+            return any(signature.wants(name) for signature in signatures)
+
+        values = {
+            **(self.problem.column_values() if signatures else {}),
             "prompt": self.prompt,
             "num_tokens": self.num_tokens,
             "max_completion_length": self.max_completion_length,
             "finish_reason": self.finish_reason,
+            COMPLETION_IDS: [int(token_id) for token_id in self.completion_ids] if is_wanted(COMPLETION_IDS) else [],
         }
+        return {**{name: value for name, value in values.items() if is_wanted(name)}, "problem": self.problem.problem}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +92,18 @@ class Scorer:
         *,
         overlong_cache: int | None = None,
         judge: Judge | None = None,
-        has_functions: bool = False,
     ) -> None:
         """Combine the sources of the parts: `overlong_cache` (in tokens) for `overlong`, `judge` for `judge`."""
         self._pool = pool
         self._weights = weights
         self._overlong_cache = overlong_cache
         self._judge = judge
-        self._has_functions = has_functions
 
     def score(self, rows: Sequence[ScoringInput]) -> list[ScoringResult]:
         """Return the rewards of `rows`, in order. Raises the errors of the pool and of the judge."""
         pairs = [(row.completion, row.problem.answer) for row in rows]
-        contexts = [row.context() if self._has_functions else {"problem": row.problem.problem} for row in rows]
-        grading = self._pool.submit(pairs, contexts)
+        contexts = [row.context(self._pool.signatures.values()) for row in rows]
+        grading = self._pool.submit(pairs, contexts, [row.group_id for row in rows])
         judged: list[JudgeScore] | list[None] = [None] * len(rows)
         if self._judge is not None:
             from igrpo_cli.rewards.judge import JudgeRequest

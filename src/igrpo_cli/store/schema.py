@@ -139,7 +139,7 @@ METRICS = _schema(
 
 PROBLEMS = _schema(
     "problems",
-    2,
+    3,
     {
         "problem_id": pa.string(),
         "problem": pa.string(),
@@ -147,9 +147,11 @@ PROBLEMS = _schema(
         "source": pa.string(),
         "earlier_turns": pa.string(),
         "prefill": pa.string(),
+        "system_prompt": pa.string(),
+        "columns": pa.string(),
     },
 )
-"""See `records.Problem`."""
+"""See `records.Problem`. Version 2 had no `system_prompt` and no `columns`."""
 
 ADVANTAGES = _schema(
     "advantages",

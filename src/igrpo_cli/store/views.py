@@ -5,7 +5,9 @@ Shape suffixes: _B groups of a block, _N drafts of a group.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import reduce
 from itertools import chain
@@ -24,6 +26,7 @@ from pyarrow.fs import LocalFileSystem
 from igrpo_cli.errors import DamagedFileError, UsageError
 from igrpo_cli.records import VERDICTS, Verdict
 from igrpo_cli.store.layout import RunDirectory, ShardPath, shards_in
+from igrpo_cli.store.rows import storable
 from igrpo_cli.store.schema import (
     ADVANTAGES,
     METRICS,
@@ -257,8 +260,9 @@ class _File:
 def run_tables(run: RunDirectory, num_shards: int) -> dict[str, ds.Dataset]:
     """Return the complete shards and updates of a run as tables by name; a kind without files is an empty table.
 
-    `rollouts` has the reward parts and critiques of all its files, null where a file lacks one. `scores` has the name
-    of the set as column `name`; `evals` has the benchmark and the evaluation as columns `bench` and `policy`.
+    `rollouts` has the reward parts and critiques of all its files, null where a file lacks one. `problems` has the
+    other columns of the data. `scores` has the name of the set as column `name`; `evals` has the benchmark and the
+    evaluation as columns `bench` and `policy`.
 
     Raises UnknownSchemaError and DamagedFileError for files that are not of their kind. Scanning the tables reads the
     rows and verifies their checksums.
@@ -275,7 +279,7 @@ def run_tables(run: RunDirectory, num_shards: int) -> dict[str, ds.Dataset]:
         "selections": _table(SELECTIONS, [_File(path.data) for path in shards["select"]]),
         "metrics": _table(METRICS, [_File(update.metrics) for update in updates]),
         "advantages": _table(ADVANTAGES, [_File(update.advantages) for update in updates]),
-        "problems": _table(PROBLEMS, [_File(path.data) for path in _finished([run.problems()])]),
+        "problems": _with_other_columns(_table(PROBLEMS, [_File(path.data) for path in _finished([run.problems()])])),
         "scores": _table(SCORES, _scores(run, rollouts), ("name",)),
         "evals": _table(ROLLOUTS, _evals(run), ("bench", "policy")),
     }
@@ -328,3 +332,32 @@ def _with_parts_of(found: Sequence[pa.Schema], schema: pa.Schema) -> pa.Schema:
 def _is_of(place: Mapping[str, str]) -> ds.Expression | None:
     terms = [ds.field(column) == value for column, value in place.items()]
     return reduce(and_, terms) if terms else None
+
+
+def _with_other_columns(problems: ds.Dataset) -> ds.Dataset:
+    """Return the table of the problems with each other column of the data as a column.
+
+    Numbers, texts and booleans keep their type if all values of a column have it. Other columns are JSON. A name that
+    the table already has, in any letter case, gets `data_` in front.
+    """
+    try:
+        table = problems.to_table()
+    except (pa.ArrowException, OSError):
+        return problems  # A query of this table reports the damage.
+    rows = [json.loads(text) for text in table["columns"].to_pylist()]
+    table = table.drop_columns("columns")
+    for name in rows[0] if rows else ():
+        taken, unique = {each.lower() for each in table.column_names}, name
+        while unique.lower() in taken:
+            unique = f"data_{unique}"
+        table = table.append_column(unique, _array([row[name] for row in rows]))
+    return ds.dataset(table)
+
+
+def _array(values: Sequence[Any]) -> pa.Array:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds in ({int}, {float}, {int, float}, {bool}):
+        with suppress(pa.ArrowInvalid, OverflowError):  # a large integer
+            return pa.array(values)
+    texts = values if kinds <= {str} else [each if each is None else json.dumps(each) for each in values]
+    return pa.array([each if each is None else storable(each) for each in texts], pa.string())
