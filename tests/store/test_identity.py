@@ -32,6 +32,12 @@ def test_a_changed_setting_is_named_with_both_values():
     )
 
 
+def test_an_unset_key_that_an_earlier_version_did_not_have_is_no_difference():
+    on_disk = identity_of(SHARD)
+    now = identity_of(SHARD, config={**on_disk.config, "draft": {**on_disk.config["draft"], "min_p": None}})
+    assert identity_differences(on_disk, now) == []
+
+
 def test_changed_inputs_are_named_with_both_hashes():
     on_disk = identity_of(SELECT, inputs=(FileHash(DRAFTS, "ab12" * 16),))
     now = identity_of(SELECT, inputs=(FileHash(DRAFTS, "cd34" * 16),))

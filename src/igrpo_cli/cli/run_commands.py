@@ -176,7 +176,7 @@ def evaluate(
     run: Run = HERE,
     benches: Benches = None,
     model: Model = None,
-    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Samples per problem.")] = None,
+    samples: Annotated[int | None, typer.Option("--samples", min=1, help="Samples per problem, in all.")] = None,
     limit: Limit = None,
     with_draft: WithDraft = False,
     comparison: Comparison = None,
