@@ -15,7 +15,7 @@ from igrpo_cli.cli.app import app
 ROOT = Path(__file__).parents[2]
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = {"sh", "text", "python", "toml", "sql"}
-NOT_RUN = 18
+NOT_RUN = 19
 """Number of blocks that need a GPU, a server, a cluster, a download or another program."""
 MENTIONED = re.compile(r"(?:^|`|&& )igrpo ([a-z]+(?:-[a-z]+)*)((?: [^`|#&\n]*)?)", re.M)
 """Matches a command in a block or between backticks."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 from igrpo_cli.errors import ConflictError, UsageError
 from igrpo_cli.problems.sources import packaged_folder
+from igrpo_cli.store.atomic import publish_file
 from igrpo_cli.store.hints import shell_path
 from igrpo_cli.ui.console import Console
 
@@ -25,13 +27,16 @@ def run(target: Path, console: Console) -> None:
         raise ConflictError(
             f"{target} has other files of these names: {names}", hint=f"igrpo stages --copy-to {shell_path(target)}-2"
         )
-    target.mkdir(parents=True, exist_ok=True)
     copied = [path for path in scripts if not (target / path.name).exists()]
     for path in copied:
-        shutil.copy(path, target / path.name)  # with its permissions: the scripts can be executed
+        publish_file(target / path.name, partial(_copy, path))
     payload = {"directory": str(target), "copied": [path.name for path in copied]}
     done = f"{len(copied)} files copied to" if copied else "all files are already in"
     console.data(payload, f"{done} {target}. Next: {shell_path(target)}/submit.sh RUN --dry-run")
+
+
+def _copy(script: Path, temporary: Path) -> None:
+    shutil.copy(script, temporary)  # with its permissions, as it can be executed
 
 
 def _differs(ours: Path, theirs: Path) -> bool:
