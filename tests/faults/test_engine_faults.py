@@ -16,6 +16,7 @@ import torch
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
 from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.engines.base import ignore_progress
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.engines.transformers import TransformersEngine
 from igrpo_cli.engines.vllm import VllmEngine
@@ -198,6 +199,7 @@ def test_a_vllm_that_answers_other_requests_gives_back_a_batch_without_them(othe
     engine.tokenizer = PolicyTokenizer(packaged_data() / "tiny-policy")
     engine._config, engine._max_model_len, engine._num_batches = SimpleNamespace(max_num_seqs=5), 50, 0
     engine._batches, engine._requests, engine._add = {}, {}, lambda *_: None
+    engine.on_sampled = ignore_progress
     outputs = [output_of("0/0/0", [5], 7), other]
     engine._llm = SimpleNamespace(step=lambda: outputs, has_unfinished_requests=lambda: False)
     engine.submit(
