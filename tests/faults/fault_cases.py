@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from forked import AGAIN, FEW_OPERATIONS, Fork, WarmRun, everything_below, timed
+from forked import FEW_OPERATIONS, REPLACING, Fork, WarmRun, everything_below, timed
 
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.verify import verify_run
@@ -76,14 +76,14 @@ def goes_on(warm: WarmRun, name: str) -> None:
 
 
 def whole_or_not_there(warm: WarmRun, name: str) -> None:
-    expected = warm.result(name)
+    expected, before = warm.result(name), everything_below(warm.before(name)) if name.endswith(REPLACING) else {}
     for relative, content in everything_below(warm.work).items():
         # Until the second rename of an update its policy lies in it.
         place = relative.replace("iteration_0000/update/policy/", "policies/0001/")
         require(place in expected, f"{relative} is no file of an undisturbed run")
-        require(content == expected[place], f"{relative} is partial")
-    # What is made once more is missed by what was made from it, until it is there again.
-    if not name.endswith(AGAIN) and (name != "init" or RunDirectory(warm.work).run_toml.exists()):
+        require(content in (expected[place], before.get(place)), f"{relative} is partial")
+    # What is replaced is missed by what was made from it, until it is there again.
+    if not name.endswith(REPLACING) and (name != "init" or RunDirectory(warm.work).run_toml.exists()):
         require_sound(warm)
 
 

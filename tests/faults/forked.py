@@ -47,14 +47,17 @@ COMMANDS = {
     "refine": ("--iteration", "0"),
     "update": ("--iteration", "0"),
     "eval": ("--bench", "arithmetic", "--samples", "2"),
+    "eval with more samples": ("--bench", "arithmetic", "--samples", "3"),
     "grade": ("--stage", "draft", "--iteration", "0", "--reward", "format"),
     "set": ("select.strategy=worst",),
     "extend": ("--iterations", "2"),
     "fork": ("RUN/fork", "--from", "1"),
 }
-"""Commands in their order, with what follows the run; RUN is its path."""
+"""Commands in their order by a name that begins with the command, with what follows the run; RUN is its path."""
 FEW_OPERATIONS = {"set": 5, "extend": 5}
 """Commands with few file operations: one in the middle of them."""
+REPLACING = (AGAIN, " more samples")
+"""Ends of the names of commands that replace files. What was made from these is missed by `verify` meanwhile."""
 OVERWRITING = ("draft", "select", "refine", "update", "eval", "grade")
 """Commands that can do their work once more."""
 
@@ -176,7 +179,7 @@ class WarmRun:
     def command(self, name: str) -> list[object]:
         first = name.removesuffix(AGAIN)
         arguments = [each.replace("RUN", str(self.work)) for each in COMMANDS[first]]
-        return [first, self.work, *arguments, *(["--overwrite"] if first != name else []), "-q"]
+        return [first.partition(" ")[0], self.work, *arguments, *(["--overwrite"] if first != name else []), "-q"]
 
     def reset(self, name: str, finished: bool = False) -> Path:
         """Put the run directory back to how it was before a command, or with `finished` after it."""
