@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from command_line import ONE_THREAD, igrpo, sets
+from command_line import ONE_THREAD, igrpo, make_run, sets
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.extras import importing_extra
 
@@ -55,6 +55,18 @@ def test_a_package_that_is_not_installed_is_one_kind_of_error(tmp_path, monkeypa
     assert result.code == 2
     assert f"needs the package {package}, which is not installed\nhint: {hint}" in result.stderr
     assert not (tmp_path / "run" / "run.toml").exists()
+
+
+def test_settings_that_cannot_work_are_refused_by_set_and_fork_too(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    changed = igrpo("set", run, "update.lora_r=4")
+    forked = igrpo("fork", run, tmp_path / "fork", "--from", 0, *sets("refine.max_completion_length=600"))
+    assert (changed.code, forked.code) == (2, 2)
+    assert "needs the package peft, which is not installed" in changed.stderr
+    assert "--set refine.max_completion_length=" in forked.stderr
+    assert not (run / "changes").exists()
+    assert not (tmp_path / "fork").exists()
 
 
 def test_a_package_that_is_installed_and_broken_is_another_kind(monkeypatch):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from igrpo_cli.commands.init import require_possible
 from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import read_toml, refuse_fixed
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
@@ -108,11 +109,12 @@ def _changes(session: Session, request: ForkRequest) -> Changes:
 
 
 def _require_settings(session: Session, request: ForkRequest, changes: Changes) -> RunConfig:
-    """Return the settings of the new run. Raises UsageError where a shared stage would have other settings."""
+    """Return the settings of the new run. Raises UsageError where a shared stage would have other ones."""
     config = session.run_config.model_copy(update={"changes": []})
     for from_iteration, settings in changes:
         config = changed_config(config, from_iteration, settings)
     old, new = session.run_config.at(request.iteration), config.at(request.iteration)
+    require_possible(new)
     if request.stage not in new.stages():
         raise UsageError(
             f"iteration {request.iteration} has no stage {request.stage}", hint=f"its stages: {', '.join(new.stages())}"
