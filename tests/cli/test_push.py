@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 import shutil
 import threading
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ import pytest
 import yaml
 
 from command_line import igrpo, make_run, run_to_end, sets
+from igrpo_cli.inspection.run_config import read_run_config
+from igrpo_cli.pipeline.changes import commands_until
+from igrpo_cli.store.layout import RunDirectory
 
 REPO = "someone/sums"
 API = f"/api/models/{REPO}"
@@ -263,6 +267,26 @@ def test_the_settings_and_commands_of_a_card_make_a_run_with_the_same_settings(r
     assert (tmp_path / "again/run.toml").read_bytes() == (run / "run.toml").read_bytes()
     assert "learning_rate = 0.0001" in settings
     assert "temperature" not in settings.partition("[eval]")[0]  # the default
+
+
+def test_the_commands_of_a_card_repeat_the_changes_that_its_policy_has_seen(tmp_path):
+    first, again = make_run(tmp_path / "first"), make_run(tmp_path / "again")
+    for run, command in (
+        (first, ["set", "reward.weights.format=0.5", "select.strategy=worst", "--from-iteration", 1]),
+        (first, ["extend", "--iterations", 4]),
+        (first, ["set", "select.strategy=random", "--from-iteration", 3]),
+    ):
+        assert igrpo(command[0], run, *command[1:]).code == 0
+    commands = commands_until(read_run_config(RunDirectory(first)), 3)
+    assert commands == [
+        'igrpo set RUN \'reward.weights={"accuracy" = 1.0, "format" = 0.5}\' select.strategy=worst --from-iteration 1',
+        "igrpo extend RUN --iterations 4",
+        "igrpo run RUN --iterations 3",
+    ]
+    for command in commands[:-1]:
+        assert igrpo(*(str(again) if word == "RUN" else word for word in shlex.split(command)[1:])).code == 0
+    same, before = (read_run_config(RunDirectory(run)) for run in (again, first))
+    assert same.changes == before.changes[:2]
 
 
 def test_a_card_of_the_users_own_takes_the_place_of_the_generated_one(run, hub, tmp_path):

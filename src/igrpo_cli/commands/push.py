@@ -14,7 +14,8 @@ from typing import Any
 from igrpo_cli import __version__
 from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import ConflictError, IgrpoError, Interrupted, MissingInputError, UsageError
-from igrpo_cli.inspection.run_config import described_changes, described_fork
+from igrpo_cli.inspection.run_config import described_fork
+from igrpo_cli.pipeline.changes import commands_until
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.checksummed_json import read_summary, recorded_files, verify_directory
 from igrpo_cli.store.hints import command_line
@@ -252,17 +253,11 @@ def _sampling(session: Session, directory: Path) -> tuple[str, str]:
 
 
 def _commands(session: Session, number: int, benches: Sequence[str]) -> list[str]:
-    changes = [
-        f"igrpo set RUN {text.replace(' = ', '=')} --from-iteration {first}"
-        for first, text in described_changes(session.run_config)
-    ]
     evaluations = [f"igrpo eval RUN --iteration {number} {flags}" for flags in benches]
-    trained = [f"igrpo run RUN --iterations {number}"] if number else []
     return [
         f"pip install igrpo-cli=={__version__}",
         "igrpo init RUN --config settings.toml",
-        *changes,
-        *trained,
+        *commands_until(session.run_config, number),
         *evaluations,
     ]
 

@@ -155,10 +155,11 @@ def refuse_fixed(settings: Mapping[str, Any], overrides: Iterable[str], run_toml
         if f"{section}.{key}" in CHANGEABLE:
             continue
         if section in FIXED_SECTIONS and settings.get(section, {}).get(key) != value:
+            extends = f"igrpo extend RUN --iterations {value} adds iterations; " if key == "num_iterations" else ""
             raise ConflictError(
                 f"{section}.{key} was fixed when the run was created "
                 f"({settings.get(section, {}).get(key)!r} in {run_toml}, {value!r} now)",
-                hint=f"igrpo init NEW_RUN --config {shlex.quote(str(run_toml))} --set {shlex.quote(text)}",
+                hint=f"{extends}igrpo init NEW_RUN --config {shlex.quote(str(run_toml))} --set {shlex.quote(text)}",
             )
 
 

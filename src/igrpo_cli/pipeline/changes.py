@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from igrpo_cli.store.layout import PARTS, RunDirectory, shards_in
 from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.settings import add_change
 from igrpo_cli.ui.console import printable
+
+EXTENDED = ("run.num_iterations", "update.lr_scheduler_iterations")
+"""Settings that `igrpo extend` changes."""
 
 
 def record(
@@ -71,6 +75,32 @@ def changed_config(config: RunConfig, from_iteration: int, settings: Settings) -
     changes = [*(each.model_dump() for each in config.changes), change]
     names = [f"change {number}" for number in range(1, len(changes))] + ["the new settings"]
     return with_changes(config.model_dump(mode="json", exclude_none=True), changes, names, "run.toml")
+
+
+def commands_until(config: RunConfig, number: int) -> list[str]:
+    """Return the commands that change a new run as this one was, and run its first `number` iterations."""
+    commands, done = [], 0
+    for change in (each for each in config.changes if each.from_iteration < number):
+        settings = {name: value for name, value in flat_settings(change.settings).items() if name not in EXTENDED}
+        texts = " ".join(shlex.quote(f"{name}={_toml(value)}") for name, value in settings.items())
+        if texts:
+            commands.append(f"igrpo set RUN {texts} --from-iteration {change.from_iteration}")
+        total, scheduled = (flat_settings(change.settings).get(name) for name in EXTENDED)
+        if total is not None:
+            # A schedule that is stretched changes from the first iteration on that is not complete.
+            if change.from_iteration > done:
+                commands.append(f"igrpo run RUN --iterations {change.from_iteration - done}")
+                done = change.from_iteration
+            is_stretched = scheduled in (None, total) and config.update.lr_scheduler_type != "constant"
+            stretch = " --schedule stretch" if is_stretched else ""
+            commands.append(f"igrpo extend RUN --iterations {total}{stretch}")
+    return [*commands, f"igrpo run RUN --iterations {number - done}"] if number > done else commands
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+    return value if isinstance(value, str) and value.isidentifier() else json.dumps(value, ensure_ascii=False)
 
 
 def first_possible(session: Session, settings: Settings) -> int:
