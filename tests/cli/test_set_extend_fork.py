@@ -180,6 +180,20 @@ def test_a_fork_equals_a_run_with_these_settings_from_the_start(run, worst_from_
     assert (taken.code, f"{new} exists already" in taken.stderr) == (4, True)
 
 
+def test_a_fork_keeps_the_length_of_its_run_and_names_later_changes_that_it_does_not_have(run, tmp_path):
+    assert igrpo("extend", run, "--iterations", 4).code == 0
+    assert igrpo("set", run, "select.strategy=worst", "--from-iteration", 3).code == 0
+    new = tmp_path / "new"
+    planned = igrpo("fork", run, new, "--from", 1, "--dry-run", "--json")
+    made = igrpo("fork", run, new, "--from", 1, "--json")
+    again = igrpo("fork", run, new, "--from", 1, "--json")
+    assert planned.json == made.json
+    assert made.json["bytes_shared"] > 0
+    assert again.json == {**made.json, "exists": True, "bytes_shared": 0, "bytes_copied": 0}
+    assert "not in the fork, since it was changed later: select.strategy = worst, from iteration 3" in made.stderr
+    assert igrpo("run", new, "--dry-run", "--json").json["iterations"] == [1, 2, 3]
+
+
 def test_a_fork_of_copies_shares_no_file(run, tmp_path):
     made = igrpo("fork", run, tmp_path / "new", "--from", 1, "--copy", "--json").json
     assert made["bytes_shared"] == 0

@@ -122,6 +122,13 @@ def test_dynamic_sampling_and_drafts_alone(finished_run):
     assert dynamic["nonzero_advantages"] > ask(finished_run)["as run"]["nonzero_advantages"]
 
 
+def test_alternating_iterations_are_asked_as_the_one_that_is_looked_at(finished_run):
+    found = igrpo("what-if", finished_run, "--iteration", "1", *sets("update.train_on=alternate"), "--json")
+    assert found.code == 0, found.stderr
+    same = igrpo("what-if", finished_run, "--iteration", "1", *sets("update.train_on=refinements"), "--json").json
+    assert [row["groups"] for row in found.json["variants"]] == [row["groups"] for row in same["variants"]]
+
+
 def test_the_effective_sample_size_falls_with_later_policies(finished_run):
     sizes = {}
     for policy in (1, 2):

@@ -12,7 +12,8 @@ from igrpo_cli.commands.init import require_possible
 from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import read_toml, refuse_fixed
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
-from igrpo_cli.pipeline.changes import changed_config, changed_settings, conflicting_names, made_with
+from igrpo_cli.inspection.run_config import described_changes, flat_settings
+from igrpo_cli.pipeline.changes import EXTENDED, changed_config, changed_settings, conflicting_names, made_with
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.atomic import make_directory, publish_directory, share_file, staging_directory
 from igrpo_cli.store.completion import damage_of, input_hashes
@@ -57,14 +58,16 @@ def run(request: ForkRequest, console: Console) -> None:
         _require_shards(session, request)
         _require_optimizer(session, request, config)
         fork = Fork(str(request.run.absolute()), request.iteration, request.stage, session.policy(request.iteration).id)
-        if _exists(request, fork, changes):
-            console.data({"run": str(request.new), "exists": True}, printable(f"{request.new} is this fork already"))
-            return
-        files = list(_files(session, request))
+        files, exists = list(_files(session, request)), _exists(request, fork, changes)
         linked = copied = 0
-        if not request.dry_run:
+        if request.dry_run and not exists:
+            for file in files:
+                size = (session.run.root / file).stat().st_size
+                linked, copied = (linked, copied + size) if _is_copied(request, file) else (linked + size, copied)
+        elif not exists:
+            _note_later_changes(session, request)
             with staging_directory(request.new) as staged:
-                linked, copied = _share(session.run, RunDirectory(staged), files, as_copy=request.as_copy)
+                linked, copied = _share(request, session.run, RunDirectory(staged), files)
                 for from_iteration, settings in changes:
                     add_change(RunDirectory(staged), from_iteration, settings)
                 write_fork(RunDirectory(staged), fork)
@@ -80,6 +83,7 @@ def run(request: ForkRequest, console: Console) -> None:
             "files": len(files),
             "bytes_shared": linked,
             "bytes_copied": copied,
+            "exists": exists,
         }
         kind = "would share" if request.dry_run else "shares"
         text = (
@@ -87,15 +91,21 @@ def run(request: ForkRequest, console: Console) -> None:
             f"{request.iteration}: {linked / 1e6:,.1f} MB as links, {copied / 1e6:,.1f} MB as copies\n"
             f"next: {command_line(request.new, 'run')}"
         )
-        console.data(payload, printable(text))
+        console.data(payload, printable(f"{request.new} is this fork already" if exists else text))
 
 
 def _changes(session: Session, request: ForkRequest) -> Changes:
-    """Return the changes of the new run: those of the run so far, those of `--set`, and a fresh optimiser."""
-    changes = [
-        (each["from_iteration"], each["settings"])
-        for each in read_changes(session.run)
-        if each["from_iteration"] <= request.iteration
+    """Return the changes of the new run: those of the run so far, of `--set` and of a fresh optimiser, and its length.
+
+    Of later changes of the run only those by `igrpo extend` are kept.
+    """
+    recorded = [(each["from_iteration"], each["settings"]) for each in read_changes(session.run)]
+    changes = [(first, settings) for first, settings in recorded if first <= request.iteration]
+    extensions = [
+        (first, {section: {key: settings[section][key]} for section, key in kept})
+        for first, settings in recorded
+        if first > request.iteration
+        and (kept := [name.split(".") for name in EXTENDED if name in flat_settings(settings)])
     ]
     before = session.run_config.changed(request.iteration)
     own = changed_settings(before, request.sets)
@@ -104,8 +114,17 @@ def _changes(session: Session, request: ForkRequest) -> Changes:
         once = "fresh" if has_weights else "from_policy"
         later = own.get("update", {}).get("optimizer_state", before.update.optimizer_state)
         own.setdefault("update", {})["optimizer_state"] = once
-        return [*changes, (request.iteration, own), (request.iteration + 1, {"update": {"optimizer_state": later}})]
-    return [*changes, (request.iteration, own)] if own else changes
+        changes += [(request.iteration, own), (request.iteration + 1, {"update": {"optimizer_state": later}})]
+    elif own:
+        changes.append((request.iteration, own))
+    return [*changes, *extensions]
+
+
+def _note_later_changes(session: Session, request: ForkRequest) -> None:
+    """Name the settings that the run changed after the iteration of the fork, which does not have them."""
+    for first, text in described_changes(session.run_config):
+        if first > request.iteration and text.partition(" ")[0] not in EXTENDED:
+            session.console.note(f"not in the fork, since it was changed later: {text}, from iteration {first}")
 
 
 def _require_settings(session: Session, request: ForkRequest, changes: Changes) -> RunConfig:
@@ -211,14 +230,18 @@ def _files_below(root: Path) -> Iterator[Path]:
         yield from (Path(directory, name) for name in sorted(files) if not name.startswith("."))
 
 
-def _share(run: RunDirectory, new: RunDirectory, files: list[Path], *, as_copy: bool) -> tuple[int, int]:
+def _is_copied(request: ForkRequest, file: Path) -> bool:
+    """Return True for a file that is not to be linked, relative to the run: on request, or because it grows."""
+    return request.as_copy or file.parts[0] in COPIED
+
+
+def _share(request: ForkRequest, run: RunDirectory, new: RunDirectory, files: list[Path]) -> tuple[int, int]:
     """Link or copy the files; return the bytes of links and of copies."""
     linked = copied = 0
     for file in files:
         size = (run.root / file).stat().st_size
-        grows = file.parts[0] in COPIED
         make_directory((new.root / file).parent)
-        if share_file(run.root / file, new.root / file, as_copy=as_copy or grows):
+        if share_file(run.root / file, new.root / file, as_copy=_is_copied(request, file)):
             linked += size
         else:
             copied += size

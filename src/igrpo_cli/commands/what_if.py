@@ -192,7 +192,7 @@ def _ask(session: Session, number: int, variants: Sequence[Variant], request: Wh
     for variant in variants:
         config = asked.own
         if variant.overrides:
-            config = check_config(apply_overrides(settings, variant.overrides), "--set")
+            config = check_config(apply_overrides(settings, variant.overrides), "--set").at(number)
         outcomes.append(asked.outcome(config))
     if request.gradient:
         _add_cosines(asked, outcomes)
