@@ -298,7 +298,11 @@ def test_a_card_of_the_users_own_takes_the_place_of_the_generated_one(run, hub, 
 
 
 def test_a_policy_or_an_adapter_that_does_not_exist_is_an_error(run, hub):
-    assert push(run, "--policy", "7").code == 3
+    for beyond in (push(run, "--policy", "3"), igrpo("fork", run, run.parent / "new", "--from", "3")):
+        assert beyond.code == 3
+        assert "policy 3 does not exist" in beyond.stderr
+        assert "; the run has 0-2\n" in beyond.stderr
+        assert f"hint: igrpo status {run} shows its 2 iterations; igrpo extend {run} --iter" in beyond.stderr
     no_adapter = push(run, "--adapter")
     assert no_adapter.code == 3
     assert "policy 2 has no adapter" in no_adapter.stderr
