@@ -8,7 +8,7 @@ import json
 import shlex
 import shutil
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,10 +16,12 @@ import huggingface_hub.constants as hub_constants
 import pytest
 import yaml
 
-from command_line import igrpo, make_run, run_to_end, sets
+from command_line import SMALL, igrpo, make_run, run_to_end, sets
 from igrpo_cli.inspection.run_config import read_run_config
 from igrpo_cli.pipeline.changes import commands_until
 from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.manifest import publish_manifest, read_manifest
+from igrpo_cli.store.settings import add_change
 
 REPO = "someone/sums"
 API = f"/api/models/{REPO}"
@@ -289,6 +291,57 @@ def test_the_commands_of_a_card_repeat_the_changes_that_its_policy_has_seen(tmp_
     assert same.changes == before.changes[:2]
 
 
+def test_a_card_has_all_settings_of_an_evaluation_and_nothing_of_this_machine(run, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    sampled = sets("eval.limit=2", "eval.top_k=7", "eval.min_p=0.05", """eval.stop=["it's"]""")
+    evaluation = igrpo("eval", copy, "--bench", "arithmetic", "--iteration", 2, "--samples", 1, "--overwrite", *sampled)
+    assert evaluation.code == 0, evaluation.stderr
+    changed = {
+        "judge": {"endpoint": "http://10.0.0.7:8000", "model": "/home/me/models/judge"},
+        "engine": {"endpoints": ["http://10.0.0.8:8000"], "device": "cpu"},
+        "log": {"project": "a-private-one"},
+        "select": {"strategy": "external", "external": "/home/me/drafts.jsonl"},
+    }
+    add_change(RunDirectory(copy), 0, {"log": {"project": "a-private-one"}})
+    add_change(RunDirectory(copy), 1, changed)
+    card = push(copy, "--dry-run").stdout
+    drafts = """'select.external="drafts.jsonl"'"""
+    assert [line for line in card.splitlines() if line.startswith("igrpo set")] == [
+        f"""igrpo set RUN judge.model=judge select.strategy=external {drafts} --from-iteration 1"""
+    ]
+    assert not [secret for secret in ("10.0.0", "/home", "private", "device", str(tmp_path)) if secret in card]
+    assert "2 x 1, temperature 1, top-p 1, top-k 7, min-p 0.05, at most 40 tokens" in card
+    command = shlex.split(next(line for line in card.splitlines() if line.startswith("igrpo eval")))
+    assert command[7:] == ["--samples", "1", *sampled[2:], *sampled[:2]]
+
+    # What the evaluation left unset is named where the run has a value.
+    unset = Path(shutil.copytree(run, tmp_path / "unset"))
+    add_change(RunDirectory(unset), 0, {"eval": {"min_p": 0.1}})
+    assert "--samples 2 --set eval.min_p=0.0 --set eval.limit=3\n" in push(unset, "--dry-run").stdout
+
+
+def test_a_card_tells_hub_data_by_the_recorded_commit_and_names_system_prompts(tmp_path):
+    folder = tmp_path / "team/sums"
+    folder.mkdir(parents=True)
+    rows = [{"problem": f"1+{n}", "answer": str(1 + n), "system_prompt": "Add."} for n in range(8)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    init = igrpo("init", "run", "--preset", "arithmetic", *sets(*SMALL, "data.train=team/sums"), cwd=tmp_path)
+    assert init.code == 0, init.stderr
+    run = RunDirectory(tmp_path / "run")
+    card = push(run.root, "--dry-run").stdout
+    assert "team" not in card
+    assert "| data | sums |" in card
+    assert 'train = "sums"' in card
+    assert "the chat template of the tokenizer, with the system prompts of the problems." in card
+
+    manifest = read_manifest(run.problems())
+    from_hub = replace(manifest, versions={**manifest.versions, "problems": "0" * 40})
+    publish_manifest(run.problems().manifest, from_hub, replace=True)
+    card = igrpo("push", "run", "--repo", REPO, "--dry-run", cwd=tmp_path).stdout
+    assert yaml.safe_load(card.split("---\n")[1])["datasets"] == ["team/sums"]
+    assert 'train = "team/sums"' in card
+
+
 def test_a_card_of_the_users_own_takes_the_place_of_the_generated_one(run, hub, tmp_path):
     (tmp_path / "card.md").write_text("---\nlicense: mit\n---\nmine\n")
     assert push(run, "--card", tmp_path / "card.md").code == 0
@@ -298,7 +351,11 @@ def test_a_card_of_the_users_own_takes_the_place_of_the_generated_one(run, hub, 
 
 
 def test_a_policy_or_an_adapter_that_does_not_exist_is_an_error(run, hub):
-    assert push(run, "--policy", "7").code == 3
+    for beyond in (push(run, "--policy", "3"), igrpo("fork", run, run.parent / "new", "--from", "3")):
+        assert beyond.code == 3
+        assert "policy 3 does not exist" in beyond.stderr
+        assert "; the run has 0-2\n" in beyond.stderr
+        assert f"hint: igrpo status {run} shows its 2 iterations; igrpo extend {run} --iter" in beyond.stderr
     no_adapter = push(run, "--adapter")
     assert no_adapter.code == 3
     assert "policy 2 has no adapter" in no_adapter.stderr

@@ -184,7 +184,7 @@ def test_wrong_requests_say_what_to_type(finished_run, tmp_path):
         (["--vary", "select.strategy=best,wost"], 2, "--set: select.strategy = 'wost'", "`igrpo init"),
         (["--set", "reward.weights={accuracy=1,length=1}"], 2, "the draft rollouts of iteration 1 have no part", "ig"),
         (["--iteration", "5"], 2, "iteration 5 of 2 does not exist", "for example --iteration 0"),
-        (["--against", "7"], 3, "policy 7 does not exist", "igrpo update"),
+        (["--against", "7"], 3, "policy 7 does not exist", "igrpo status"),
         (["--set", "select.scores=mine"], 3, "", "igrpo grade"),
         (["--png"], 2, "--png needs a folder", "--figures"),
     ]:

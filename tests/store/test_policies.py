@@ -131,9 +131,16 @@ def test_a_model_directory_that_went_away_is_a_missing_input(run, pointed):
 
 
 @pytest.mark.parametrize(
-    ("iteration", "hint"), [(0, "igrpo init {0} --config {0}/run.toml"), (3, "igrpo update {0} --iteration 2")]
+    ("iteration", "hint"),
+    [
+        (0, "igrpo init {0} --config {0}/run.toml"),
+        (1, "igrpo update {0} --iteration 0"),
+        (3, "igrpo status {0}"),
+    ],
 )
 def test_a_policy_that_is_not_made_yet_names_the_command(run, iteration, hint):
+    if iteration:
+        run.policy(0).mkdir(parents=True)
     with pytest.raises(MissingInputError, match=f"policy {iteration} does not exist") as caught:
         read_policy(run, iteration)
     assert caught.value.hint == hint.format(run.root)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,13 +14,14 @@ from typing import Any
 
 from igrpo_cli import __version__
 from igrpo_cli.config import RunConfig
+from igrpo_cli.config.sections import EvalSection
 from igrpo_cli.errors import ConflictError, IgrpoError, Interrupted, MissingInputError, UsageError
-from igrpo_cli.inspection.run_config import described_fork
-from igrpo_cli.pipeline.changes import commands_until
+from igrpo_cli.inspection.run_config import Settings, described_fork
+from igrpo_cli.pipeline.changes import commands_until, shell_setting
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.checksummed_json import read_summary, recorded_files, verify_directory
 from igrpo_cli.store.hints import command_line
-from igrpo_cli.store.layout import read_eval_name, shards_in
+from igrpo_cli.store.layout import bench_name, read_eval_name, shards_in
 from igrpo_cli.store.lineage import newest_policy
 from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.policies import MODEL_FILES, Policy, read_policy, verify_policy
@@ -27,10 +29,8 @@ from igrpo_cli.ui.console import Console
 
 CARD = "README.md"
 ADAPTER_CONFIG = "adapter_config.json"
-OF_THIS_MACHINE: dict[str, Any] = {"log": True, "judge": {"endpoint"}, "engine": {"endpoints", "device"}}
-"""Settings that a card leaves out: they change no result, and addresses of servers are private."""
-SAMPLING = ("temperature", "top_p", "top_k", "max_gen_toks", "limit", "seed")
-"""Settings of an evaluation that its command in the card names where they differ from those of the run."""
+OF_THIS_MACHINE = {"log", "judge.endpoint", "engine.endpoints", "engine.device"}
+"""Sections and keys that a card leaves out: they change no result, and addresses of servers are private."""
 AGAIN = "run the same command again: files that have arrived are not sent twice"
 
 
@@ -134,7 +134,8 @@ def _adapter_files(session: Session, number: int, base_model: str | None) -> dic
     verify_directory(directory)
     files: dict[str, Path | bytes] = {name: directory / name for name in sorted(recorded_files(directory))}
     config = json.loads((directory / ADAPTER_CONFIG).read_bytes())
-    config["base_model_name_or_path"] = base_model or _hub_model(session) or _last_name(session.config.policy.model)
+    initial = _shortened(session.config.policy.model, _local_names(session))
+    config["base_model_name_or_path"] = base_model or initial
     files[ADAPTER_CONFIG] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
     return files
 
@@ -150,7 +151,8 @@ def _card(session: Session, number: int, request: PushRequest) -> Any:
 
     config = session.run_config.changed(max(number - 1, 0))
     base_model = request.base_model or _hub_model(session)
-    base_name = base_model or _last_name(config.policy.model)
+    local = _local_names(session)
+    base_name = base_model or _shortened(config.policy.model, local)
     evaluations, benches = _evaluations(session, number)
     if not evaluations:
         flags = f"--bench BENCH --iteration {number}"
@@ -161,19 +163,20 @@ def _card(session: Session, number: int, request: PushRequest) -> Any:
         is_adapter=request.adapter,
         base_model=base_model,
         base_name=base_name,
-        datasets=_hub_data(config),
+        datasets=list(_hub_data(session).values()),
         method="iGRPO" if "refine" in session.run_config.stages() else "GRPO",
-        facts=_facts(config, number, base_name),
+        facts=_facts(config, number, base_name, local),
         evaluations=evaluations,
         system_prompt=config.prompts.system_prompt,
-        settings=_settings(session.run_config),
-        commands=_commands(session, number, benches),
+        has_own_system_prompts=any(problem.system_prompt for problem in session.problems()),
+        settings=_settings(session.run_config, local),
+        commands=_commands(session, number, benches, local),
         notes=_notes(session, config),
         version=__version__,
     )
 
 
-def _facts(config: RunConfig, number: int, base_name: str) -> dict[str, str]:
+def _facts(config: RunConfig, number: int, base_name: str, local: Collection[str]) -> dict[str, str]:
     drafts, refinements, update = config.draft.num_generations, config.refine.num_generations, config.update
     if "refine" in config.stages():
         shown = f"draft shown: {config.select.strategy}"
@@ -182,7 +185,7 @@ def _facts(config: RunConfig, number: int, base_name: str) -> dict[str, str]:
         sampled = f"GRPO, {drafts} completions of each problem"
     return {
         "base model": base_name,
-        "data": ", ".join(_data_names(config)),
+        "data": ", ".join(_shortened(_data_sources(config), local)),
         "method": sampled,
         "policy": f"{number}, after {number} iterations of {config.data.problems_per_iteration} problems",
         "objective": f"{update.loss_type}, trained on {update.train_on}, beta {update.beta:g}",
@@ -196,20 +199,29 @@ def _data_sources(config: RunConfig) -> list[str]:
     return [source.train for source in config.data.mix or ()] or [config.data.train]
 
 
-def _data_names(config: RunConfig) -> list[str]:
-    return [_last_name(each) for each in _data_sources(config)]
-
-
-def _hub_data(config: RunConfig) -> list[str]:
-    """Return the Hub ids of the training data."""
+def _hub_data(session: Session) -> dict[str, str]:
+    """Return the Hub id of each source of problems that `init` read from the Hub: those whose commit it recorded."""
     from igrpo_cli.problems.sources import TRAINING_SETS
 
-    found = []
-    for name in _data_sources(config):
-        location = TRAINING_SETS[name].source.location if name in TRAINING_SETS else name
-        if isinstance(location, str) and location.count("/") == 1 and not Path(location).exists():
-            found.append(location)
-    return found
+    config, commits = session.run_config, read_manifest(session.run.problems()).versions.get("problems", "")
+    of_mix = [source.train for source in config.data.mix or () if f", {source.label} " in f", {commits}"]
+    names = of_mix if config.data.mix or not commits else [config.data.train]
+    return {name: str(TRAINING_SETS[name].source.location) if name in TRAINING_SETS else name for name in names}
+
+
+def _local_names(session: Session) -> set[str]:
+    """Return the values of settings that name files and folders of this machine, relative paths too."""
+    from igrpo_cli.problems.sources import PREFIX
+
+    config = session.run_config
+    names = {*_data_sources(config), config.policy.model, str(config.data.solve_rate_run)}
+    of_hub = {*_hub_data(session), _hub_model(session)}
+    for each in (config, *(config.changed(change.from_iteration) for change in config.changes)):
+        names |= {each.select.external or "", bench := each.run.eval_bench or ""}
+        problems = session.run.eval_problems(bench_name(bench or "unset"))
+        if problems.manifest.exists() and "problems" in read_manifest(problems).versions:
+            of_hub.add(bench)
+    return {name for name in names - of_hub if not name.startswith(PREFIX)}
 
 
 def _evaluations(session: Session, number: int) -> tuple[list[list[str]], list[str]]:
@@ -225,7 +237,7 @@ def _evaluations(session: Session, number: int) -> tuple[list[list[str]], list[s
         before = session.run.eval_summary(path.parent.parent.name, 0, conditioned=selection)
         initial = read_summary(before) if number and before.exists() else {}
         trained_on = f", {summary['trained_on']} of them trained on" if summary.get("trained_on") else ""
-        sampling, sets = _sampling(session, path.parent)
+        sampling, sets = _sampling(session, number, path.parent, summary["problems"])
         rows.append(
             [
                 summary["bench"],
@@ -236,30 +248,33 @@ def _evaluations(session: Session, number: int) -> tuple[list[list[str]], list[s
             ]
         )
         draft = "" if selection is None else f" --with-draft --set eval.selection={selection}"
-        flags.append(f"--bench {summary['bench']} --samples {summary['samples']}{draft}{sets}")
+        flags.append(f"--bench {shlex.quote(summary['bench'])} --samples {summary['samples']}{draft}{sets}")
     return rows, flags
 
 
-def _sampling(session: Session, directory: Path) -> tuple[str, str]:
+def _sampling(session: Session, number: int, directory: Path, problems: int) -> tuple[str, str]:
     """Return how an evaluation was sampled, in words and as `--set` of what differs from the settings of the run."""
     place = next(iter(shards_in(directory)), None)
     if place is None:
         return "sampling not recorded", ""
-    recorded = read_manifest(session.run.eval_shard_in(directory, *place)).identity.config["eval"]
-    settings = session.config.eval.identity()
-    sets = [f" --set eval.{key}={recorded[key]}" for key in SAMPLING if recorded[key] not in (None, settings[key])]
-    temperature, top_p, length = (recorded[key] for key in ("temperature", "top_p", "max_gen_toks"))
-    return f"temperature {temperature:g}, top-p {top_p:g}, at most {length} tokens", "".join(sets)
+    identity = read_manifest(session.run.eval_shard_in(directory, *place)).identity
+    recorded, of_run = EvalSection().with_recorded(identity.config["eval"]), session.run_config.changed(number - 1).eval
+    # A command cannot unset a key, so what was unset has the value that means the same.
+    values = {"min_p": 0.0, "limit": problems}
+    values |= {key: value for key, value in recorded.identity().items() if value is not None}
+    differing = (key for key, value in of_run.identity().items() if value != recorded.identity()[key])
+    sets = [f" --set {shell_setting(f'eval.{key}', values[key])}" for key in differing if key != "repeats"]
+    top_k = f", top-k {recorded.top_k}" if recorded.top_k else ""
+    min_p = f", min-p {recorded.min_p:g}" if recorded.min_p else ""
+    words = f"temperature {recorded.temperature:g}, top-p {recorded.top_p:g}{top_k}{min_p}"
+    return f"{words}, at most {recorded.max_gen_toks} tokens", "".join(sets)
 
 
-def _commands(session: Session, number: int, benches: Sequence[str]) -> list[str]:
+def _commands(session: Session, number: int, benches: Sequence[str], local: Collection[str]) -> list[str]:
+    training = commands_until(session.run_config, number, lambda settings: _shown(settings, local))
     evaluations = [f"igrpo eval RUN --iteration {number} {flags}" for flags in benches]
-    return [
-        f"pip install igrpo-cli=={__version__}",
-        "igrpo init RUN --config settings.toml",
-        *commands_until(session.run_config, number),
-        *evaluations,
-    ]
+    install, init = f"pip install igrpo-cli=={__version__}", "igrpo init RUN --config settings.toml"
+    return [install, init, *training, *evaluations]
 
 
 def _notes(session: Session, config: RunConfig) -> list[str]:
@@ -271,32 +286,37 @@ def _notes(session: Session, config: RunConfig) -> list[str]:
     return notes
 
 
-def _settings(config: RunConfig) -> str:
+def _settings(config: RunConfig, local: Collection[str]) -> str:
     """Return the settings that differ from the defaults, as TOML."""
     import tomli_w
 
-    ours, defaults = (
-        each.model_dump(mode="json", exclude_none=True, exclude=OF_THIS_MACHINE) for each in (config, RunConfig())
-    )
+    ours, defaults = (each.model_dump(mode="json", exclude_none=True) for each in (config, RunConfig()))
+    if config.data.mix is not None:
+        del ours["data"]["train"]  # The names of the sources in `mix`, joined.
     sections = {
-        name: {key: _shortened(value) for key, value in keys.items() if value != defaults[name].get(key)}
+        name: {key: value for key, value in keys.items() if value != defaults[name].get(key)}
         for name, keys in ours.items()
     }
-    return tomli_w.dumps({name: keys for name, keys in sections.items() if keys})
+    return tomli_w.dumps({name: keys for name, keys in _shown(sections, local).items() if keys})
 
 
-def _shortened(value: Any) -> Any:
-    """Return a setting with every absolute path in it shortened to its last name."""
+def _shown(settings: Settings, local: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return settings as a card shows them: without those of this machine, and paths as their last name."""
+    return {
+        name: {key: _shortened(value, local) for key, value in keys.items() if f"{name}.{key}" not in OF_THIS_MACHINE}
+        for name, keys in settings.items()
+        if name not in OF_THIS_MACHINE
+    }
+
+
+def _shortened(value: Any, local: Collection[str]) -> Any:
+    """Return a setting with the last names of the `local` paths and of all absolute paths in it."""
     if isinstance(value, str):
-        return _last_name(value)
+        is_path = value in local or (value.startswith(("/", "~", "./", "../")) and "\n" not in value)
+        return (Path(value).name or value) if is_path else value
     if isinstance(value, list):
-        return [_shortened(each) for each in value]
-    return {key: _shortened(each) for key, each in value.items()} if isinstance(value, dict) else value
-
-
-def _last_name(text: str) -> str:
-    """Return the last name of a path of this machine, which is nobody else's; other texts as they are."""
-    return Path(text).name if text.startswith(("/", "~", "./", "../")) and "\n" not in text else text
+        return [_shortened(each, local) for each in value]
+    return {key: _shortened(each, local) for key, each in value.items()} if isinstance(value, dict) else value
 
 
 def _push(upload: Upload, request: PushRequest, console: Console) -> tuple[str, bool]:

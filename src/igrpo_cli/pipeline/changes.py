@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from igrpo_cli.config import RunConfig, stage_identity
@@ -77,12 +77,15 @@ def changed_config(config: RunConfig, from_iteration: int, settings: Settings) -
     return with_changes(config.model_dump(mode="json", exclude_none=True), changes, names, "run.toml")
 
 
-def commands_until(config: RunConfig, number: int) -> list[str]:
-    """Return the commands that change a new run as this one was, and run its first `number` iterations."""
+def commands_until(config: RunConfig, number: int, shown: Callable[[Settings], Settings] = dict) -> list[str]:
+    """Return the commands that change a new run as this one was, and run its first `number` iterations.
+
+    `shown` maps the settings of a change to those that the commands name.
+    """
     commands, done = [], 0
     for change in (each for each in config.changes if each.from_iteration < number):
-        settings = {name: value for name, value in flat_settings(change.settings).items() if name not in EXTENDED}
-        texts = " ".join(shlex.quote(f"{name}={_toml(value)}") for name, value in settings.items())
+        settings = flat_settings(shown(change.settings))
+        texts = " ".join(shell_setting(name, value) for name, value in settings.items() if name not in EXTENDED)
         if texts:
             commands.append(f"igrpo set RUN {texts} --from-iteration {change.from_iteration}")
         total, scheduled = (flat_settings(change.settings).get(name) for name in EXTENDED)
@@ -95,6 +98,11 @@ def commands_until(config: RunConfig, number: int) -> list[str]:
             stretch = " --schedule stretch" if is_stretched else ""
             commands.append(f"igrpo extend RUN --iterations {total}{stretch}")
     return [*commands, f"igrpo run RUN --iterations {number - done}"] if number > done else commands
+
+
+def shell_setting(name: str, value: Any) -> str:
+    """Return `section.key=value` for `igrpo set` and `--set`, quoted for a shell."""
+    return shlex.quote(f"{name}={_toml(value)}")
 
 
 def _toml(value: Any) -> str:

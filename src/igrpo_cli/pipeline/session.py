@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import read_toml, refuse_fixed
-from igrpo_cli.errors import IgrpoError, UsageError
+from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.extras import require_extra
 from igrpo_cli.inspection.run_config import read_run_config
 from igrpo_cli.store.atomic import run_guard
@@ -134,7 +134,15 @@ class Session:
         """Return the policy that `iteration` samples from. Raises as `read_policy` and `require_lineage`."""
         if iteration > 0:
             promote_policy(self.run, iteration - 1)
-        policy = read_policy(self.run, iteration)
+        try:
+            policy = read_policy(self.run, iteration)
+        except MissingInputError as error:
+            if iteration <= self.num_iterations():
+                raise
+            status = command_line(self.run.root, "status")
+            extend = command_line(self.run.root, "extend", f"--iterations {iteration}")
+            hint = f"{status} shows its {self.num_iterations()} iterations; {extend} adds iterations"
+            raise MissingInputError(error.message, hint=hint) from None
         require_lineage(self.run, policy, self._known_lineage)
         self._known_lineage.add(policy.id)
         return policy

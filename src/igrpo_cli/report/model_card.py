@@ -32,6 +32,8 @@ class ModelCard:
     evaluations: Sequence[Sequence[str]]
     """Rows: benchmark, samples and how they were drawn, prompt, accuracy of this policy, that of the initial one."""
     system_prompt: str
+    has_own_system_prompts: bool
+    """True where problems have system prompts of their own, which follow `system_prompt`."""
     settings: str
     """TOML of the settings that differ from the defaults."""
     commands: Sequence[str]

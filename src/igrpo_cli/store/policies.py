@@ -30,8 +30,8 @@ from igrpo_cli.store.checksummed_json import (
     sha256_json,
     validated,
 )
-from igrpo_cli.store.hints import init_command
-from igrpo_cli.store.layout import RunDirectory
+from igrpo_cli.store.hints import command_line, init_command
+from igrpo_cli.store.layout import RunDirectory, format_shards
 
 _VERSION = "policy_version", 2
 MANIFEST = "manifest.json"
@@ -156,14 +156,19 @@ def write_pointer(run: RunDirectory, model: str, revision: str | None, path: Pat
 def read_policy(run: RunDirectory, iteration: int) -> Policy:
     """Return the policy that `iteration` samples from, without reading its weights.
 
-    Raises MissingInputError where it does not exist yet, and DamagedFileError where its record is damaged.
+    Raises MissingInputError, which says which ones exist, where it does not exist yet, and DamagedFileError where its
+    record is damaged.
     """
     directory = run.policy(iteration)
     if (directory / POINTER).exists():
         return _read_pointer(run, directory / POINTER, iteration)
     if not (directory / MANIFEST).exists():
-        made_by = init_command(run.root) if iteration == 0 else run.update(iteration - 1).shard.command
-        raise MissingInputError(f"policy {iteration} does not exist ({directory})", hint=made_by)
+        existing = run.policy_iterations()
+        hint = init_command(run.root) if iteration == 0 else command_line(run.root, "status")
+        if iteration - 1 in existing:
+            hint = run.update(iteration - 1).shard.command
+        has = f"; the run has {format_shards(existing)}" if existing else ""
+        raise MissingInputError(f"policy {iteration} does not exist ({directory}){has}", hint=hint)
     return _read_manifest(directory, iteration)
 
 
