@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from igrpo_cli.commands.init import require_possible
 from igrpo_cli.config import RunConfig, stage_identity
 from igrpo_cli.config.files import read_toml, refuse_fixed
 from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
 from igrpo_cli.inspection.run_config import described_changes, flat_settings
 from igrpo_cli.pipeline.changes import EXTENDED, changed_config, changed_settings, conflicting_names, made_with
+from igrpo_cli.pipeline.plan import require_possible
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.atomic import make_directory, publish_directory, share_file, staging_directory
 from igrpo_cli.store.completion import damage_of, input_hashes

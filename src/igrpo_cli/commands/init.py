@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,9 +24,8 @@ from igrpo_cli.config.files import (
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError, UsageError
 from igrpo_cli.inspection.run_config import differing_values, flat_settings
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
-from igrpo_cli.pipeline.plan import describe_size, size_of_run
-from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_completions_fit, require_context, short_enough
-from igrpo_cli.pipeline.session import require_extras
+from igrpo_cli.pipeline.plan import describe_size, require_possible, size_of_run
+from igrpo_cli.pipeline.prompt_lengths import PromptLengths, require_context, short_enough
 from igrpo_cli.prompts import critique_prompt, prompt_with_draft, prompt_without_draft
 from igrpo_cli.records import Problem
 from igrpo_cli.store.hints import command_line, shell_path
@@ -48,13 +46,6 @@ SHOWN_DRAFT = "(draft)"
 """Text of the draft in the prompt that `igrpo init` prints."""
 SHOWN_CRITIQUE = "(critique)"
 """Text of its critique there."""
-
-
-_ENVIRONMENTS = {
-    **dict.fromkeys(("draft", "select", "refine"), "IGRPO_SAMPLING_ENV"),
-    "update": "IGRPO_TRAINING_ENV",
-}
-"""The variable that names another environment for the jobs of a stage (`stages/task.sh`)."""
 
 
 class CreatedRun(NamedTuple):
@@ -115,6 +106,7 @@ def create_run(path: Path, config: RunConfig, console: Console) -> CreatedRun:
 
     run_directory, content = RunDirectory(path), run_toml(write_config(config))
     is_run = require_same_settings(run_directory, config)
+    _require_data_and_model(config, "igrpo init RUN")
     require_possible(config)
     for directory in (path, run_directory.policies, run_directory.policy(0)):
         remove_stale_temporaries(directory)
@@ -207,22 +199,6 @@ def _by_solve_rate(loaded: LoadedProblems, run: Path, config: RunConfig) -> Load
     return replace(loaded, problems=problems, counts=counts, sha256=sha256)
 
 
-def require_possible(config: RunConfig) -> None:
-    """Raise UsageError for settings that cannot work, as far as that shows without data, tokenizer and weights.
-
-    These are shards without blocks, a completion as long as the context of the model, and packages that are not
-    installed. The stages of an environment of its own are not checked here (docs/slurm.md).
-    """
-    from igrpo_cli.engines.hub import local_model, stated_positions
-    from igrpo_cli.problems.sources import model_location
-
-    _require_data_and_model(config, "igrpo init RUN")
-    _require_blocks(config)
-    require_extras(config, (stage for stage in config.stages() if not os.environ.get(_ENVIRONMENTS[stage])))
-    model = local_model(model_location(config.policy.model), config.policy.revision)
-    require_completions_fit(config, None if model is None else stated_positions(model))
-
-
 def _command(path: Path, preset: str | None, config_file: Path | None, sets: list[str]) -> str:
     """Return the command line of this `igrpo init`, for hints that add to it."""
     options = [("--preset", preset), ("--config", config_file), *(("--set", text) for text in sets)]
@@ -241,20 +217,6 @@ def _require_data_and_model(config: RunConfig, command: str) -> None:
         raise UsageError(
             f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not set: the preset leaves that to you",
             hint=" ".join([command, *(f"--set {name}={examples[name]}" for name in missing)]),
-        )
-
-
-def _require_blocks(config: RunConfig) -> None:
-    """Raise UsageError for more shards than an iteration has blocks: the tasks of the others would have no work."""
-    blocks = config.blocks()
-    num_blocks = -(-blocks.num_groups // blocks.size)
-    if blocks.num_shards > num_blocks:
-        fitting = blocks.num_groups // blocks.num_shards
-        smaller = f"--set engine.groups_per_block={fitting}, or " if fitting else ""
-        raise UsageError(
-            f"run.num_shards = {blocks.num_shards}, but the {blocks.num_groups} problems of an iteration are "
-            f"{num_blocks} blocks of {blocks.size}: {blocks.num_shards - num_blocks} shards would be empty",
-            hint=f"{smaller}--set run.num_shards={num_blocks}",
         )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from igrpo_cli.commands.init import require_possible
 from igrpo_cli.config.files import read_toml, refuse_fixed
 from igrpo_cli.inspection.run_config import described_changes
 from igrpo_cli.pipeline.changes import changed_config, changed_settings, first_possible, record
+from igrpo_cli.pipeline.plan import require_possible
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.ui.console import Console, printable
 

@@ -1,8 +1,9 @@
-"""Size a run before it starts: completions, tokens, blocks and disk, for `igrpo init` and every `--dry-run`."""
+"""Size a run before it starts (completions, tokens, blocks and disk), and refuse one that cannot work."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.blocks import Blocks
+from igrpo_cli.errors import UsageError
+from igrpo_cli.pipeline.prompt_lengths import require_completions_fit
+from igrpo_cli.pipeline.session import require_extras
 
 BYTES_PER_TOKEN = 4 + 4 + 4
 """A sampled token as an id (int32), a log-prob (float32) and about four bytes of text, before compression."""
@@ -18,6 +22,11 @@ BYTES_PER_ROW, BYTES_PER_SHARD = 256, 2**15
 ADAM, MASTER = 8, 4
 """Bytes of the state of a trained parameter: two moments, and its weight, all in float32."""
 _EMBEDDING = re.compile(r"embed|wte|wpe|lm_head")
+_ENVIRONMENTS = {
+    **dict.fromkeys(("draft", "select", "refine"), "IGRPO_SAMPLING_ENV"),
+    "update": "IGRPO_TRAINING_ENV",
+}
+"""The variable that names another environment for the jobs of a stage (`stages/task.sh`)."""
 
 
 def iteration_arithmetic(config: RunConfig) -> dict[str, int]:
@@ -222,3 +231,32 @@ def _shown(num_bytes: int) -> str:
         if num_bytes >= size:
             return f"{num_bytes / size:.1f} {unit}"
     return f"{num_bytes / 1000:.0f} kB"
+
+
+def require_possible(config: RunConfig) -> None:
+    """Raise UsageError for settings that cannot work, as far as that shows without data, tokenizer and weights.
+
+    These are shards without blocks, a completion as long as the context of the model, and packages that are not
+    installed. The stages of an environment of its own are not checked here (docs/slurm.md).
+    """
+    from igrpo_cli.engines.hub import local_model, stated_positions
+    from igrpo_cli.problems.sources import model_location
+
+    _require_blocks(config)
+    require_extras(config, (stage for stage in config.stages() if not os.environ.get(_ENVIRONMENTS[stage])))
+    model = local_model(model_location(config.policy.model), config.policy.revision)
+    require_completions_fit(config, None if model is None else stated_positions(model))
+
+
+def _require_blocks(config: RunConfig) -> None:
+    """Raise UsageError for more shards than an iteration has blocks: the tasks of the others would have no work."""
+    blocks = config.blocks()
+    num_blocks = -(-blocks.num_groups // blocks.size)
+    if blocks.num_shards > num_blocks:
+        fitting = blocks.num_groups // blocks.num_shards
+        smaller = f"--set engine.groups_per_block={fitting}, or " if fitting else ""
+        raise UsageError(
+            f"run.num_shards = {blocks.num_shards}, but the {blocks.num_groups} problems of an iteration are "
+            f"{num_blocks} blocks of {blocks.size}: {blocks.num_shards - num_blocks} shards would be empty",
+            hint=f"{smaller}--set run.num_shards={num_blocks}",
+        )
