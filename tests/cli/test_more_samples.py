@@ -72,6 +72,20 @@ def test_missing_samples_are_added_and_are_those_of_an_evaluation_from_the_start
     assert not list(run.glob("eval/arithmetic/policy_0000/.parts/*/block*"))
 
 
+def test_a_reward_function_of_whole_groups_is_called_with_old_and_new_samples(tmp_path, monkeypatch):
+    module = (
+        "def size(completions, **kwargs):\n    return [len(completions) + i / 8 for i in range(len(completions))]\n"
+    )
+    (tmp_path / "group_size.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "run", 'reward.functions={size="group_size:size"}', "reward.weights={size=1}")
+    for samples in (1, 2):
+        done(run, samples)
+        done(run, samples, "--with-draft")
+    for rows in (rows_of(run), rows_of(run, "policy_0000_conditioned")):
+        assert {key: row.reward for key, row in rows.items()} == {(g, s): 2 + s / 8 for g in range(5) for s in range(2)}
+
+
 def test_fewer_samples_than_are_there_sample_nothing(run):
     done(run, 3)
     before = files_below(run)
