@@ -54,7 +54,6 @@ class RolloutTask:
     critique: str | None = None
     """See `records.Rollout`, as for `critique_ids`."""
     critique_ids: Sequence[int] | None = None
-
     existing: Sequence[Rollout] = ()
     """Rows of other samples, which are not sampled but scored again together with the new ones."""
 

@@ -82,7 +82,7 @@ def commands_until(config: RunConfig, number: int) -> list[str]:
     commands, done = [], 0
     for change in (each for each in config.changes if each.from_iteration < number):
         settings = {name: value for name, value in flat_settings(change.settings).items() if name not in EXTENDED}
-        texts = " ".join(shlex.quote(f"{name}={_toml(value)}") for name, value in settings.items())
+        texts = " ".join(shlex.quote(f"{name}={toml_value(value)}") for name, value in settings.items())
         if texts:
             commands.append(f"igrpo set RUN {texts} --from-iteration {change.from_iteration}")
         total, scheduled = (flat_settings(change.settings).get(name) for name in EXTENDED)
@@ -97,9 +97,10 @@ def commands_until(config: RunConfig, number: int) -> list[str]:
     return [*commands, f"igrpo run RUN --iterations {number - done}"] if number > done else commands
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """Return a value as `--set` takes it."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(key)} = {toml_value(each)}" for key, each in value.items()) + "}"
     return value if isinstance(value, str) and value.isidentifier() else json.dumps(value, ensure_ascii=False)
 
 
