@@ -170,6 +170,11 @@ class Rollout:
     critique_ids: Sequence[int] | None = None
     """Token ids of the critique as the policy wrote it, thoughts included; none for one by the judge."""
 
+    @property
+    def sampled(self) -> Completion:
+        """The completion as the engine sampled it."""
+        return Completion(self.completion_ids, self.sampling_logprobs, self.finish_reason, self.seed)
+
 
 @dataclass(frozen=True, slots=True)
 class Score:

@@ -6,10 +6,11 @@ shards, and a block that is done is kept when its shard is interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from igrpo_cli.config.sections import SamplingSettings
@@ -53,10 +54,14 @@ class RolloutTask:
     critique: str | None = None
     """See `records.Rollout`, as for `critique_ids`."""
     critique_ids: Sequence[int] | None = None
+    existing: Sequence[Rollout] = ()
+    """Rows of other samples, which are not sampled but scored again together with the new ones."""
 
-    def without(self, rows: Container[tuple[int, int]]) -> RolloutTask:
-        """Return the task without the samples that exist, where `rows` are their ids of group and sample."""
-        return replace(self, sample_ids=[each for each in self.sample_ids if (self.group_id, each) not in rows])
+    def without(self, rows: Mapping[tuple[int, int], Rollout], *, score_again: bool) -> RolloutTask:
+        """Return the task without the samples that exist, where `rows` has them by their ids of group and sample."""
+        is_there = {each: (self.group_id, each) in rows for each in self.sample_ids}
+        existing = [rows[self.group_id, each] for each in self.sample_ids if score_again and is_there[each]]
+        return replace(self, sample_ids=[each for each in self.sample_ids if not is_there[each]], existing=existing)
 
 
 @dataclass(frozen=True)
@@ -389,5 +394,6 @@ def _samples(
 ) -> Iterator[tuple[RolloutTask, tuple[str, list[int]], int, Completion, str]]:
     """Yield task, prompt, sample id, completion and text of each row, in order."""
     for task, prompt, drawn, texts_of_task in zip(request.job.tasks, request.prompts, completions, texts, strict=True):
-        for sample_id, completion, text in zip(task.sample_ids, drawn, texts_of_task, strict=True):
-            yield task, prompt, sample_id, completion, text
+        samples = list(zip(task.sample_ids, drawn, texts_of_task, strict=True))
+        samples += [(row.sample_id, row.sampled, row.completion) for row in task.existing]
+        yield from ((task, prompt, *sample) for sample in sorted(samples, key=itemgetter(0)))

@@ -72,6 +72,19 @@ def test_missing_samples_are_added_and_are_those_of_an_evaluation_from_the_start
     assert not list(run.glob("eval/arithmetic/policy_0000/.parts/*/block*"))
 
 
+def test_a_reward_function_of_whole_groups_is_called_with_old_and_new_samples(tmp_path, monkeypatch):
+    module = "def size(completions, **kwargs):\n    number = len(completions)\n"
+    module += "    return [number + place / 8 for place in range(number)]\n"
+    (tmp_path / "group_size.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    run = make_run(tmp_path / "run", 'reward.functions={size="group_size:size"}', "reward.weights={size=1}")
+    for samples in (1, 2):
+        done(run, samples)
+        done(run, samples, "--with-draft")
+    for rows in (rows_of(run), rows_of(run, "policy_0000_conditioned")):
+        assert {key: row.reward for key, row in rows.items()} == {(g, s): 2 + s / 8 for g in range(5) for s in range(2)}
+
+
 def test_fewer_samples_than_are_there_sample_nothing(run):
     done(run, 3)
     before = files_below(run)
@@ -90,6 +103,15 @@ def test_another_setting_is_still_a_conflict(run):
 
 def test_tasks_add_to_a_shard_each_and_the_last_one_prints_the_figures(run):
     assert done(run, 4, "--shard", 0)["shards_still_missing"] == 1
+    told = (
+        f"igrpo eval {run} --bench arithmetic --iteration 0 --samples 4 --set eval.limit=5 --set eval.max_gen_toks=16"
+    )
+    folder = run / "eval/arithmetic/policy_0000"
+    for command in (request(run, 4, "--with-draft"), ["eval", "--compare", folder, folder]):
+        refused = igrpo(*command)
+        assert refused.code == 4
+        assert "different numbers of samples per problem: 4 in shard 0, 2 in shard 1" in refused.stderr
+        assert f"hint: `{told}` adds the missing samples" in refused.stderr
     # Without a number the larger one counts, so that the evaluation becomes whole.
     assert done(run, 2, "--shard", 1)["samples"] == 4
     assert igrpo("verify", run, "--json").json["problems"]  # The refinements are of fewer samples.

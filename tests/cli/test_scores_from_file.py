@@ -9,6 +9,8 @@ import pytest
 
 import igrpo_cli
 from command_line import igrpo, make_run
+from igrpo_cli.records import Score
+from igrpo_cli.store.tables import read_records
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +42,12 @@ def test_rewards_of_a_file_select_and_completions_without_a_row_are_not_trained_
 
     assert igrpo("refine", drafted).code == 0
     kept = write(tmp_path / "kept.jsonl", {(group, sample): 1 - sample for group, sample in every if sample < 2})
-    told = grade(drafted, "refine", kept, "--scores", "mine", "--json")
+    told = grade(drafted, "refine", kept, "--scores", "mine")
     assert told.code == 0, told.stderr
-    assert sum(told.json["flipped"].values()) == 8
+    assert "8 of 24 left out; mean of the other 16: 0.5000, 8 of 24 verdicts flipped" in told.stdout
+    wrong = igrpo("update", drafted, "--scores", "mine", "--set", "reward.ungraded=wrong")
+    assert wrong.code == 4
+    assert 'leaves 4 completions out, but reward.ungraded = "wrong" counts them' in wrong.stderr
     assert igrpo("update", drafted, "--scores", "mine").code == 0
     used = [row for row in run.advantages(0).to_pylist() if row["stage"] == "refine"]
     # Of the rewards 1 and 0 the mean is 0.5 and the sample deviation 0.70711: 0.5 / (0.70711 + 1e-4) = 0.70701.
@@ -59,6 +64,11 @@ def test_another_file_under_the_same_name_is_a_conflict_until_overwrite(drafted,
     write(file, {(0, 0): 0.5})
     assert grade(drafted, "draft", file).code == 4
     assert grade(drafted, "draft", file, "--overwrite").code == 0
+    wrong = igrpo("what-if", drafted, "--set", "select.scores=again", "--set", "reward.ungraded=wrong")
+    assert (wrong.code, "completions out, but reward.ungraded" in wrong.stderr) == (4, True), wrong.stderr
+    scores = read_records(drafted / "iteration_0000/draft/scores/again/shard-00000-of-00002.parquet", Score)
+    assert [score.reward for score in scores] == [0.5, *[0.0] * 11]
+    assert not any(any(score.reward_parts.values()) for score in scores[1:])
 
 
 @pytest.mark.parametrize(
@@ -69,6 +79,10 @@ def test_another_file_under_the_same_name_is_a_conflict_until_overwrite(drafted,
         ('{"group_id": 1, "reward": 1}', "row 1 has no numbers group_id, sample_id and reward"),
         ('{"group_id": 1, "sample_id": 0, "reward": "nan"}', "row 1 has no numbers"),
         ('{"group_id": 1, "sample_id": 0, "reward": 1}\n' * 2, "row 2 has no numbers"),
+        ('{"group_id": -1, "sample_id": 0, "reward": 1}', "row 1 has no numbers"),
+        ('{"group_id": 1.7, "sample_id": 0, "reward": 1}', "row 1 has no numbers"),
+        ('{"group_id": 1, "sample_id": 0, "reward": null}', "has no reward for any completion"),
+        ("", "has no reward for any completion"),
         ("{", "row 1"),
     ],
 )

@@ -182,7 +182,12 @@ def test_wrong_requests_say_what_to_type(finished_run, tmp_path):
         (["--set", "update.learning_rate=1"], 2, "update.learning_rate changes nothing", "of update what-if takes"),
         (["--set", "update.scale_reward=none"], 2, "what-if: unknown key update.scale_reward; did you mean", "`igrpo"),
         (["--vary", "select.strategy=best,wost"], 2, "--set: select.strategy = 'wost'", "`igrpo init"),
-        (["--set", "reward.weights={accuracy=1,length=1}"], 2, "the draft rollouts of iteration 1 have no part", "ig"),
+        (
+            ["--set", "reward.weights={accuracy=1,length=0.5}"],
+            2,
+            "the draft rollouts of iteration 1 have no part",
+            f"igrpo grade {finished_run} --stage draft --iteration 1 --reward accuracy=1 --reward length=0.5 --scores",
+        ),
         (["--iteration", "5"], 2, "iteration 5 of 2 does not exist", "for example --iteration 0"),
         (["--against", "7"], 3, "policy 7 does not exist", "igrpo status"),
         (["--set", "select.scores=mine"], 3, "", "igrpo grade"),

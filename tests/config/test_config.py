@@ -77,6 +77,7 @@ def test_defaults_are_the_named_answers_to_what_the_paper_leaves_open():
         ("refine.temperature=[1, 2, 3, 4, 5]", "refine.temperature has 5 values, but a group has 4 completions"),
         ("select.strategy=bset", "select.strategy = 'bset'"),
         ("reward.weights={speed=1}", "reward.weights has no part 'speed': there are accuracy, format"),
+        ("reward.weights={hard=1}", "copy, judge; --set reward.functions.hard=MODULE:FUNCTION adds a function"),
         ('reward.functions={judge="a:b"}', "reward.functions: judge is a built-in part"),
         ('reward.functions={"a-b"="a:b"}', "reward.functions: 'a-b' cannot name a part"),
         ("reward.weights={judge=1}", "reward.weights has judge: set judge.model, and judge.endpoint"),

@@ -152,8 +152,11 @@ def check_inputs(session: Session, path: ShardPath) -> None:
     require_same_settings({draft: open_input(draft) for draft in drafts})
     scores_name = session.config.select.scores
     if scores_name is not None:
+        counts_ungraded = session.config.reward.ungraded == "wrong"
         scores = {session.run.scores(draft, scores_name): draft for draft in drafts}
-        require_same_settings({scores_path: open_scores(scores_path, draft) for scores_path, draft in scores.items()})
+        require_same_settings(
+            {path: open_scores(path, draft, counts_ungraded=counts_ungraded) for path, draft in scores.items()}
+        )
 
 
 def draft_blocks(session: Session, draft_shard: ShardPath) -> Iterator[CandidateBlock]:

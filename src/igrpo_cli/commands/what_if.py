@@ -215,7 +215,7 @@ class Iteration:
         self.is_complete = all(shard.manifest.exists() for shard in sampled)
         if not self.is_complete:
             session.console.note(f"selections or refinements of iteration {number} are not complete: only drafts count")
-        self._observations: dict[str | None, Observations] = {}
+        self._observations: dict[tuple[str | None, str], Observations] = {}
         self._rows: dict[tuple[ShardPath, str | None], dict[tuple[int, int], Rollout]] = {}
         self._own_selections: list[Selection] = []
 
@@ -248,13 +248,12 @@ class Iteration:
 
     def observations(self, config: RunConfig) -> Observations:
         """Return the rollouts with the rewards of `config`; only drafts where the refinements are not complete."""
-        name = config.update.scores
-        if name not in self._observations:
-            readable = config
-            if not self.is_complete:
-                readable = config.model_copy(update={"run": config.run.model_copy(update={"method": "grpo"})})
-            self._observations[name] = read_observations(self.session_with(readable), self.number, self.policy)
-        found = self._observations[name]
+        key = config.update.scores, config.reward.ungraded
+        if key not in self._observations:
+            only_drafts = {"run": config.run.model_copy(update={"method": "grpo"})}
+            readable = config if self.is_complete else config.model_copy(update=only_drafts)
+            self._observations[key] = read_observations(self.session_with(readable), self.number, self.policy)
+        found = self._observations[key]
         if config.reward.weights == self.own.reward.weights:
             return found
         rollouts = {
@@ -305,11 +304,12 @@ class Iteration:
 
         weights = config.reward.weights
         if missing := sorted(weights.keys() - row.reward_parts.keys()):
-            run, named = self.session.run.root, f"--reward {' --reward '.join(weights)}"
+            named = " ".join(f"--reward {name}={weight:g}" for name, weight in weights.items())
+            flags = f"--stage {row.stage} --iteration {self.number} {named} --scores NAME"
             raise UsageError(
                 f"the {row.stage} rollouts of iteration {self.number} have no part {missing[0]}, "
                 f"but {', '.join(row.reward_parts)}",
-                hint=command_line(run, "grade", f"--stage {row.stage} --iteration {self.number} {named} --scores NAME")
+                hint=command_line(self.session.run.root, "grade", flags)
                 + ", then what-if --set select.scores=NAME --set update.scores=NAME",
             )
         return float(np.float32(weighted_reward(row.reward_parts, weights)))

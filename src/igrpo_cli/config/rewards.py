@@ -70,7 +70,8 @@ class RewardSection(Section):
     def _check_parts(self) -> RewardSection:
         known = (*REWARD_PARTS, *self.functions)
         for name in sorted(self.weights.keys() - set(known)):
-            raise ValueError(f"weights has no part {name!r}: there are {', '.join(known)}")
+            function = f"--set reward.functions.{name}=MODULE:FUNCTION"
+            raise ValueError(f"weights has no part {name!r}: there are {', '.join(known)}; {function} adds a function")
         if "overlong" in self.weights and self.overlong_cache is None:
             raise ValueError("weights has overlong: set reward.overlong_cache, for example to 512")
         return self

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from igrpo_cli.algo.selection import majority_draft
+from igrpo_cli.config import stage_identity
 from igrpo_cli.config.blocks import Blocks
+from igrpo_cli.config.files import check_config
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
 from igrpo_cli.evaluation.summary import graded
 from igrpo_cli.inspection.differences import recorded_settings
+from igrpo_cli.inspection.run_config import differing_values, flat_settings, read_run_config
+from igrpo_cli.pipeline.changes import shell_setting
 from igrpo_cli.pipeline.rollout_stage import RolloutPlan, RolloutStage, open_rollouts
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan
@@ -22,7 +26,7 @@ from igrpo_cli.rollouts import RolloutTask, SamplingPlan
 from igrpo_cli.store.checksummed_json import read_summary
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.conflicts import identity_differences, require_same_settings
-from igrpo_cli.store.layout import SUMMARY, ShardPath
+from igrpo_cli.store.layout import SUMMARY, RunDirectory, ShardPath, eval_command, format_shards
 from igrpo_cli.store.manifest import Identity, Manifest, read_manifest
 from igrpo_cli.store.policies import Policy
 
@@ -79,7 +83,7 @@ def read_results(paths: Sequence[ShardPath]) -> EvalResults:
 
     rollouts: list[Rollout] = []
     manifests = {path: open_input(path) for path in paths}
-    require_same_settings(manifests)
+    _require_same_settings(manifests)
     for path in paths:
         rollouts += read_records(path.data, Rollout)
     first, *_ = found = list(manifests.values())
@@ -156,7 +160,7 @@ def require_samples_to_refine(session: Session, evaluation: Evaluation) -> None:
             hint=f"first the same command without --with-draft: {paths[0].command}",
         )
     manifests = {path: read_manifest(path) for path in paths}
-    require_same_settings(manifests)
+    _require_same_settings(manifests)
     found = sum(manifest.data.rows for manifest in manifests.values())
     wanted = len(evaluation.problems) * evaluation.samples
     others = [manifest for manifest in manifests.values() if manifest.identity.policy != evaluation.policy.id]
@@ -182,6 +186,42 @@ def shown_drafts(samples: Sequence[Rollout], selection: str) -> list[tuple[Rollo
     else:
         chosen = max(candidates, key=lambda sample: sample.reward)
     return [(chosen, range(len(samples)))]
+
+
+def _require_same_settings(manifests: Mapping[ShardPath, Manifest]) -> None:
+    """Raise ConflictError where the shards of an evaluation have other settings or other numbers of samples."""
+    alike = {}
+    for path, manifest in manifests.items():
+        config = manifest.identity.config
+        one = {**config, "eval": {**config.get("eval", {}), "repeats": None}}
+        alike[path] = replace(manifest, identity=replace(manifest.identity, config=one))
+    require_same_settings(alike)
+    shards_with: defaultdict[int, list[ShardPath]] = defaultdict(list)
+    for path, manifest in manifests.items():
+        if manifest.data.groups:
+            shards_with[manifest.data.rows // manifest.data.groups].append(path)
+    if len(shards_with) > 1:
+        most = max(shards_with)
+        first = shards_with[most][0]
+        numbers = {number: format_shards(path.shard for path in paths) for number, paths in shards_with.items()}
+        told = (f"{number} in shard {shards}" for number, shards in numbers.items())
+        raise ConflictError(
+            f"the shards in {first.data.parent} have different numbers of samples per problem: {', '.join(told)}",
+            hint=f"`{_command_to_add(first, manifests[first], most)}` adds the missing samples",
+        )
+
+
+def _command_to_add(path: ShardPath, manifest: Manifest, samples: int) -> str:
+    """Return the command that evaluates with more samples and the settings that a shard was sampled with."""
+    run = RunDirectory(path.root)
+    config = read_run_config(run).latest if run.run_toml.exists() else check_config({}, "defaults")
+    recorded = flat_settings(manifest.identity.config)
+    sets = [
+        f"--set {shell_setting(name, value)}"
+        for name, (_, value) in differing_values(flat_settings(stage_identity(config, "eval")), recorded).items()
+        if value is not None and name not in ("eval.repeats", "eval.selection", "reward.function_sources")
+    ]
+    return eval_command(path, " ".join([f"--samples {samples}", *sets]))
 
 
 def _plan(session: Session, evaluation: Evaluation) -> RolloutPlan:

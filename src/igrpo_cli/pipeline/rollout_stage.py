@@ -207,8 +207,8 @@ class RolloutShard:
     """Represents a shard of rollouts that is being made. Its blocks are kept as parts, and all parts make the file.
 
     The shard of another task (`is_own` False) yields the blocks that no task has begun, and is not committed here.
-    Where the shard adds to one on disk, rows that are there are not sampled again, but each part has all rows of its
-    block: it is complete without the old file.
+    Where the shard adds to one on disk, rows that are there are not sampled again, and are scored again only for
+    reward functions of whole groups. Each part has all rows of its block: it is complete without the old file.
     """
 
     def __init__(self, stage: RolloutStage, shard: UnfinishedShard, blocks: range, *, is_own: bool = True) -> None:
@@ -267,7 +267,11 @@ class RolloutShard:
             return
         self._in_progress.add(block.number)
         existing = self._existing_rows(block, tasks) if self._shard.adds_to else {}
-        missing = [task.without(existing) for task in tasks] if existing else tasks
+        # A function that is called with whole groups may value every completion by the new ones.
+        is_batched = bool(existing) and any(
+            each.is_batched for each in self._stage.session.grader().signatures.values()
+        )
+        missing = [task.without(existing, score_again=is_batched) for task in tasks] if existing else tasks
         keep = partial(self._keep, block.number, existing)
         self._stage.sampler.submit(BlockJob(self._stage.plan.sampling, missing, keep, self._note_ungraded))
 

@@ -83,13 +83,13 @@ class ScoreSet:
         for shard in shards:
             paths = [None if against is None else self.path(shard, against), self.path(shard)]
             open_input(self.rollouts(shard))
-            for path in filter(None, paths):
-                open_scores(path, self.rollouts(shard))
+            manifests = [None if path is None else open_scores(path, self.rollouts(shard)) for path in paths]
             before, after = (
                 read_scored(self.rollouts(shard).data, None if path is None else path.data) for path in paths
             )
+            leaves_out = [manifest is not None and bool(manifest.counts.get("left_out")) for manifest in manifests]
             for old, new in zip(before, after, strict=True):
-                flips.add(old, new)
+                flips.add(old, new, leaves_out)
         return flips
 
     def _selections(self, shard: int) -> list[ShardPath]:
@@ -147,7 +147,7 @@ class ScoreSet:
     def _given_scores(
         self, path: ShardPath, given: Mapping[tuple[int, int], float], counts: Counter[str]
     ) -> Iterator[list[Score]]:
-        """Yield the rows with the rewards of a file; a completion without a reward is `ungraded`.
+        """Yield the rows with the rewards of a file; a completion without a reward is left out.
 
         Raises IgrpoError for a completion that the iteration does not have.
         """
@@ -156,7 +156,9 @@ class ScoreSet:
         found: set[tuple[int, int]] = set()
         for rollouts in iterate_records(self.rollouts(path.shard).data, Rollout):
             found |= {(row.group_id, row.sample_id) for row in rollouts}
-            scores = [_given_score(row, given.get((row.group_id, row.sample_id))) for row in rollouts]
+            rewards = [given.get((row.group_id, row.sample_id)) for row in rollouts]
+            scores = [_given_score(row, reward) for row, reward in zip(rollouts, rewards, strict=True)]
+            counts["left_out"] += rewards.count(None)
             counts.update(f"verdict_{score.verdict}" for score in scores)
             yield scores
         groups = self.session.config.blocks().groups_of_shard(path.shard)
@@ -175,14 +177,15 @@ class Flips:
     def __init__(self, before: str, after: str) -> None:
         self._names = (before, after)
         self._verdicts: Counter[tuple[str, str]] = Counter()
-        self._rewards = [0.0, 0.0]
+        self._rewards: tuple[list[float], list[float]] = ([], [])
         self._rows: list[tuple[str, int, int, str, str, str]] = []
 
-    def add(self, before: Rollout, after: Rollout) -> None:
-        """Count one row."""
+    def add(self, before: Rollout, after: Rollout, leaves_out: Sequence[bool] = (False, False)) -> None:
+        """Count one row. Where a set leaves completions out, the `ungraded` ones are in no mean."""
         self._verdicts[before.verdict, after.verdict] += 1
-        self._rewards[0] += before.reward
-        self._rewards[1] += after.reward
+        for side, rewards, has_left_out in zip((before, after), self._rewards, leaves_out, strict=True):
+            if not has_left_out or side.verdict != "ungraded":
+                rewards.append(side.reward)
         if before.verdict != after.verdict and len(self._rows) < SHOWN_FLIPS:
             answer = (after.extracted_answer or before.extracted_answer or "")[:40]
             row = (before.problem_id, before.group_id, before.sample_id, before.verdict, after.verdict, answer)
@@ -190,25 +193,28 @@ class Flips:
 
     def payload(self) -> dict[str, Any]:
         """Return the keys for the `--json` object."""
-        num_rows = max(self._verdicts.total(), 1)
+        before, after = (math.fsum(rewards) / max(len(rewards), 1) for rewards in self._rewards)
         flipped = {f"{old} -> {new}": n for (old, new), n in sorted(self._verdicts.items()) if old != new}
         return {
             "against": self._names[0],
             "flipped": flipped,
-            "reward_mean_before": self._rewards[0] / num_rows,
-            "reward_mean_after": self._rewards[1] / num_rows,
+            "reward_mean_before": before,
+            "reward_mean_after": after,
         }
 
     def text(self) -> str:
         """Verdicts before by verdicts after, and the first rows that flipped."""
         before, after = self._names
-        means = self.payload()
+        means, num_rows, num_left = self.payload(), self._verdicts.total(), len(self._rewards[1])
+        told = f"mean reward {means['reward_mean_before']:.4f} -> {means['reward_mean_after']:.4f}"
+        if num_left < num_rows:
+            mean = f"mean of the other {num_left}: {means['reward_mean_after']:.4f}"
+            told = f"{num_rows - num_left} of {num_rows} left out; {mean}"
         grid = [(old, *(self._verdicts[old, new] for new in VERDICTS)) for old in VERDICTS]
         lines = [
             table((f"{before} \\ {after}", *VERDICTS), grid),
             "",
-            f"mean reward {means['reward_mean_before']:.4f} -> {means['reward_mean_after']:.4f}, "
-            f"{sum(means['flipped'].values())} of {self._verdicts.total()} verdicts flipped",
+            f"{told}, {sum(means['flipped'].values())} of {num_rows} verdicts flipped",
         ]
         if self._rows:
             lines += ["", table(("problem", "group", "sample", before, after, "answer"), self._rows)]
@@ -252,16 +258,30 @@ def read_rewards(path: Path) -> dict[tuple[int, int], float]:
         if "reward" in row and row["reward"] in (None, ""):
             continue
         try:
-            key, reward = (int(row["group_id"]), int(row["sample_id"])), float(row["reward"])
+            key, reward = (_position(row["group_id"]), _position(row["sample_id"])), float(row["reward"])
             if not math.isfinite(reward) or key in rewards:
                 raise ValueError
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise IgrpoError(
                 f"{path} row {number} has no numbers group_id, sample_id and reward, or repeats a completion",
-                hint="one row for each completion, for example group_id,sample_id,reward in a CSV file",
+                hint="one row for each completion, for example group_id,sample_id,reward in a CSV file; the ids are "
+                "whole numbers from 0, as in the rollouts",
             ) from None
         rewards[key] = reward
+    if not rewards:
+        raise IgrpoError(
+            f"{path} has no reward for any completion: all would be left out",
+            hint="one row for each completion that counts, for example group_id,sample_id,reward in a CSV file",
+        )
     return rewards
+
+
+def _position(value: Any) -> int:
+    """Return the whole number from 0 that a file has. Raises TypeError, ValueError and OverflowError for another."""
+    number = int(value)
+    if number < 0 or isinstance(value, bool) or not (isinstance(value, str) or value == number):
+        raise ValueError
+    return number
 
 
 def grade_stage(
@@ -295,15 +315,15 @@ def _scoring_input(
 
 
 def _given_score(row: Rollout, reward: float | None) -> Score:
-    """Return the score of a completion with another reward; without one it is left out, as if it were ungraded."""
+    """Return the score of a completion with another reward; without one it is left out: `ungraded`, and worth 0."""
     return Score(
         iteration=row.iteration,
         stage=row.stage,
         problem_id=row.problem_id,
         group_id=row.group_id,
         sample_id=row.sample_id,
-        reward=row.reward if reward is None else reward,
-        reward_parts=row.reward_parts,
+        reward=reward or 0.0,
+        reward_parts=dict.fromkeys(row.reward_parts, 0.0) if reward is None else row.reward_parts,
         verdict="ungraded" if reward is None else row.verdict,
         extracted_answer=row.extracted_answer,
     )

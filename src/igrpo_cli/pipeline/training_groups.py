@@ -155,7 +155,8 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
         has_verifications |= manifest.holds_verifications
         scores = _scores_of(session, shard)
         if scores is not None:
-            scored = scores, open_scores(scores, shard)
+            counts_ungraded = session.config.reward.ungraded == "wrong"
+            scored = scores, open_scores(scores, shard, counts_ungraded=counts_ungraded)
             require_same_settings(dict([first.setdefault(f"scores of {shard.stage}", scored), scored]))
         rows = read_scored(shard.data, None if scores is None else scores.data)
         number = manifest.identity.config[shard.stage]["num_generations"]

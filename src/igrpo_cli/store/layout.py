@@ -374,7 +374,7 @@ def _make_command(path: ShardPath) -> str:
             return init_command(path.root)
         return command_line(path.root, "eval", f"--bench {path.data.parent.name}")
     if path.stage == "eval":
-        return _evaluating(path)
+        return eval_command(path, f"--shard {path.shard}")
     if path.stage == "scores":
         stage, name = path.data.parents[2].name, path.data.parent.name
         flags = f"--stage {stage} --iteration {path.iteration} --scores {name} --shard {path.shard}"
@@ -392,8 +392,9 @@ def overwrite_command(path: ShardPath) -> str:
     return make_command(path) if is_of_run else f"{make_command(path)} --overwrite"
 
 
-def _evaluating(path: ShardPath) -> str:
-    flags = f"{eval_flags(path.data.parent)} --shard {path.shard}"
+def eval_command(path: ShardPath, flags: str) -> str:
+    """Return the `igrpo eval` with these flags for the evaluation of a shard."""
+    flags = f"{eval_flags(path.data.parent)} {flags}"
     if not flags.startswith("--model"):
         return command_line(path.root, "eval", flags)
     return f"igrpo eval {flags}" + ("" if path.root == Path() else f" --output {shell_path(path.root)}")

@@ -19,16 +19,22 @@ from igrpo_cli.store.tables import iterate_blocks, read_records
 _ROW = ("group_id", "sample_id")
 
 
-def open_scores(scores: ShardPath, rollouts: ShardPath) -> Manifest:
+def open_scores(scores: ShardPath, rollouts: ShardPath, *, counts_ungraded: bool = False) -> Manifest:
     """Open a set of scores of the rollouts that are on disk now.
 
-    Raises as `open_input`, and ConflictError where the rollouts were replaced since.
+    Raises as `open_input`, and ConflictError where the rollouts were replaced since, or where the scores leave
+    completions out and the caller would count them (`reward.ungraded = "wrong"`).
     """
     manifest = open_input(scores)
     if not set(input_hashes(rollouts)) <= set(manifest.identity.inputs):
         raise ConflictError(
             f"{scores.data} scores rows that are no longer there: {rollouts.name} was made again",
             hint=f"{scores.overwrite_command}, with the weights that it had",
+        )
+    if counts_ungraded and (left_out := manifest.counts.get("left_out")):
+        raise ConflictError(
+            f'{scores.data} leaves {left_out} completions out, but reward.ungraded = "wrong" counts them',
+            hint="add --set reward.ungraded=mask; or give each completion a row and grade with --overwrite",
         )
     return manifest
 
