@@ -126,7 +126,8 @@ def test_alternating_iterations_are_asked_as_the_one_that_is_looked_at(finished_
     found = igrpo("what-if", finished_run, "--iteration", "1", *sets("update.train_on=alternate"), "--json")
     assert found.code == 0, found.stderr
     same = igrpo("what-if", finished_run, "--iteration", "1", *sets("update.train_on=refinements"), "--json").json
-    assert [row["groups"] for row in found.json["variants"]] == [row["groups"] for row in same["variants"]]
+    figures = [[{**row, "name": "", "settings": []} for row in each["variants"]] for each in (found.json, same)]
+    assert figures[0] == figures[1]
 
 
 def test_the_effective_sample_size_falls_with_later_policies(finished_run):
