@@ -11,9 +11,9 @@ COMPLETED_LINE = ("COMP_WORDS", "_TYPER_COMPLETE_ARGS")
 
 def completed_words() -> list[str]:
     """Return the words of the line that a shell completes, without `igrpo`; none where this is another call."""
-    line = next((os.environ[name] for name in COMPLETED_LINE if name in os.environ), "")
     if "_IGRPO_COMPLETE" not in os.environ:
         return []
+    line = next((os.environ[name] for name in COMPLETED_LINE if name in os.environ), "")
     try:
         return shlex.split(line)[1:]
     except ValueError:  # a quote that is still open

@@ -204,7 +204,7 @@ def _lora_parameters(config: RunConfig, shapes: Mapping[str, tuple[int, ...]]) -
 
 
 def _bytes_of_shards(config: RunConfig) -> int:
-    """Return the most bytes of the shards of one iteration. Metrics and advantages are small beside them."""
+    """Return the most bytes of the shards of one iteration. Metrics and advantages are much smaller."""
     prompt, draft, refine = config.prompts.max_prompt_length, config.draft, config.refine
     stored = _bytes_of_rollouts(config.blocks(), draft.num_generations, prompt, draft.max_completion_length)
     if "refine" in config.stages():

@@ -16,7 +16,7 @@ from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards
 from igrpo_cli.pipeline.ungraded import UngradedNotes, refuse_ungraded
 from igrpo_cli.prompts import refined_problem
-from igrpo_cli.records import VERDICTS, Problem, Rollout, Score, Selection, StageReport
+from igrpo_cli.records import VERDICTS, Grade, Problem, Rollout, Score, Selection, StageReport
 from igrpo_cli.rewards.scorer import ScoringInput, ScoringResult
 from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.completion import open_input
@@ -316,17 +316,10 @@ def _scoring_input(
 
 def _given_score(row: Rollout, reward: float | None) -> Score:
     """Return the score of a completion with another reward; without one it is left out: `ungraded`, and worth 0."""
-    return Score(
-        iteration=row.iteration,
-        stage=row.stage,
-        problem_id=row.problem_id,
-        group_id=row.group_id,
-        sample_id=row.sample_id,
-        reward=reward or 0.0,
-        reward_parts=dict.fromkeys(row.reward_parts, 0.0) if reward is None else row.reward_parts,
-        verdict="ungraded" if reward is None else row.verdict,
-        extracted_answer=row.extracted_answer,
-    )
+    verdict, parts = row.verdict, dict(row.reward_parts)
+    if reward is None:
+        verdict, parts = "ungraded", dict.fromkeys(parts, 0.0)
+    return _score(row, ScoringResult(Grade(verdict, row.extracted_answer, seconds=0.0), parts, reward or 0.0))
 
 
 def _score(row: Rollout, result: ScoringResult) -> Score:
