@@ -1,5 +1,5 @@
-"""Write `train.jsonl` and `test.jsonl` (sums and differences in four levels) and `products.jsonl` (one-digit products
-as sentences). Needs only the standard library.
+"""Write `train.jsonl` and `test.jsonl` (sums and differences in four levels), and `digits-train.jsonl` and
+`digits-test.jsonl` (one-digit sums, differences and products as sentences). Needs only the standard library.
 
     python make_problems.py [OUTPUT_DIRECTORY]
 
@@ -114,18 +114,25 @@ def render_split(split: str) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def render_products() -> str:
-    """Return all products of one-digit operands, in mixed order, as JSON lines."""
-    pairs = sorted(((a, b) for a in ONE_DIGIT for b in ONE_DIGIT), key=lambda pair: _digest(f"order:{pair}"))
+def render_digits(split: str) -> str:
+    """Return the one-digit problems of one split in mixed order, as JSON lines. A quarter of the operands is `test`."""
+    questions = [
+        (f"What is {a} {sign} {b}?", value)
+        for a in ONE_DIGIT
+        for b in ONE_DIGIT
+        if (_digest(f"digits:{sorted((a, b))}") % 4 == 0) == (split == "test")
+        for sign, value in (("+", a + b), ("-", a - b), ("*", a * b))
+        if value >= 0
+    ]
     rows = (
         {
-            "id": f"arithmetic-products-{index:05d}",
-            "problem": f"What is {a} * {b}?",
-            "answer": str(a * b),
+            "id": f"arithmetic-digits-{split}-{index:05d}",
+            "problem": text,
+            "answer": str(value),
             "source": "arithmetic/make_problems.py",
             "level": 1,
         }
-        for index, (a, b) in enumerate(pairs)
+        for index, (text, value) in enumerate(sorted(questions, key=lambda question: _digest(f"order:{question[0]}")))
     )
     return "".join(json.dumps(row) + "\n" for row in rows)
 
@@ -133,7 +140,8 @@ def render_products() -> str:
 def main() -> None:
     output = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     output.mkdir(parents=True, exist_ok=True)
-    contents = {split: render_split(split) for split in QUOTAS} | {"products": render_products()}
+    contents = {split: render_split(split) for split in QUOTAS}
+    contents |= {f"digits-{split}": render_digits(split) for split in QUOTAS}
     for name, content in contents.items():
         (output / f"{name}.jsonl").write_text(content, encoding="utf-8", newline="\n")
 

@@ -15,7 +15,7 @@ from igrpo_cli.store.completion import read_problems
 from igrpo_cli.store.layout import RunDirectory
 
 ASKED = ("--samples", "2", *sets("eval.limit=3"))
-PRODUCTS = "builtin:arithmetic/products"
+DIGITS = "builtin:arithmetic/digits-test"
 FIGURES = {"avg_at_k", "ci95", "pass_at_k", "maj_at_k", "cons_at_k", "truncated_fraction", "ungraded_fraction"}
 
 
@@ -75,12 +75,12 @@ def test_several_benchmarks_share_one_engine(run, monkeypatch):
         return create_engine(*arguments, **options)
 
     monkeypatch.setattr(engines, "create_engine", count)
-    both = igrpo("eval", run, "--bench", "arithmetic", "--bench", PRODUCTS, *ASKED, "--json")
+    both = igrpo("eval", run, "--bench", "arithmetic", "--bench", DIGITS, *ASKED, "--json")
     assert both.code == 0, both.stderr
     assert len(started) == 1
     assert both.json.keys() == {"benches", "macro_average"}
     assert both.json["macro_average"] is None
-    assert [bench["bench"] for bench in both.json["benches"]] == ["arithmetic", "builtin--arithmetic--products"]
+    assert [bench["bench"] for bench in both.json["benches"]] == ["arithmetic", "builtin--arithmetic--digits-test"]
     alone = igrpo("eval", run, "--bench", "arithmetic", *ASKED, "--json").json
     assert alone == both.json["benches"][0]
     assert alone.keys() >= FIGURES
@@ -88,13 +88,13 @@ def test_several_benchmarks_share_one_engine(run, monkeypatch):
 
 
 def test_the_text_has_each_benchmark_and_then_all(run):
-    result = igrpo("eval", run, "--bench", "arithmetic", "--bench", PRODUCTS, *ASKED)
+    result = igrpo("eval", run, "--bench", "arithmetic", "--bench", DIGITS, *ASKED)
     assert result.code == 0, result.stderr
     headings = [line for line in result.stdout.splitlines() if " problems x 2 samples" in line]
-    assert [heading.split(":")[0] for heading in headings] == ["arithmetic", "builtin--arithmetic--products"]
+    assert [heading.split(":")[0] for heading in headings] == ["arithmetic", "builtin--arithmetic--digits-test"]
     last = result.stdout.splitlines()[-4:]
     assert last[0].split()[:3] == ["bench", "model", "samples"]
-    assert [line.split()[0] for line in last[2:]] == ["arithmetic", "builtin--arithmetic--products"]
+    assert [line.split()[0] for line in last[2:]] == ["arithmetic", "builtin--arithmetic--digits-test"]
 
 
 def test_the_macro_average_of_the_papers_six(run, paper_folder):
@@ -113,7 +113,7 @@ def test_the_macro_average_of_the_papers_six(run, paper_folder):
 
 def test_tasks_of_an_array_share_every_benchmark(tmp_path):
     run = make_run(tmp_path / "run", "run.num_shards=2")
-    request = ["eval", run, "--bench", "arithmetic", "--bench", PRODUCTS, "--samples", "2", *sets("eval.limit=4")]
+    request = ["eval", run, "--bench", "arithmetic", "--bench", DIGITS, "--samples", "2", *sets("eval.limit=4")]
     first = igrpo(*request, "--shard", "0", "--json").json
     assert [bench["shards_still_missing"] for bench in first["benches"]] == [1, 1]
     text = igrpo(*request, "--shard", "0").stdout
@@ -125,7 +125,7 @@ def test_tasks_of_an_array_share_every_benchmark(tmp_path):
 
 def test_a_dry_run_plans_each_benchmark_and_writes_nothing(run):
     before = sorted(run.rglob("*"))
-    request = ["eval", run, "--bench", "arithmetic", "--bench", PRODUCTS, *ASKED, "--dry-run"]
+    request = ["eval", run, "--bench", "arithmetic", "--bench", DIGITS, *ASKED, "--dry-run"]
     plans = igrpo(*request, "--json").json["benches"]
     assert [(plan["problems"], plan["plan"]["completions"]) for plan in plans] == [(3, 6), (3, 6)]
     assert all(plan.keys() >= {"avg_at_k", "ci95", "pass_at_k", "maj_at_k", "verdicts"} for plan in plans)
@@ -168,7 +168,7 @@ def test_what_makes_no_sense_is_a_usage_error(run, arguments, message):
 
 
 def test_markdown_is_all_of_the_output(run):
-    result = igrpo("eval", run, "--bench", "arithmetic", "--bench", PRODUCTS, *ASKED, "--markdown")
+    result = igrpo("eval", run, "--bench", "arithmetic", "--bench", DIGITS, *ASKED, "--markdown")
     assert result.code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert len(lines) == 4

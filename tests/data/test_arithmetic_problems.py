@@ -30,7 +30,7 @@ def operands(problem: str) -> tuple[int, ...]:
 
 def test_the_script_writes_the_same_bytes_again(tmp_path: Path) -> None:
     subprocess.run([sys.executable, ARITHMETIC / "make_problems.py", tmp_path], check=True)
-    for split in (*SPLITS, "products"):
+    for split in (*SPLITS, "digits-train", "digits-test"):
         assert (tmp_path / f"{split}.jsonl").read_bytes() == (ARITHMETIC / f"{split}.jsonl").read_bytes()
 
 
@@ -78,8 +78,27 @@ def test_no_operands_of_test_occur_in_train_in_any_order_or_sign() -> None:
     assert not train & test
 
 
-def test_products_are_all_one_digit_pairs_with_their_values() -> None:
-    rows = read_split("products")
-    pairs = [tuple(map(int, re.fullmatch(r"What is (\d) \* (\d)\?", row["problem"]).groups())) for row in rows]
-    assert sorted(pairs) == [(a, b) for a in range(1, 10) for b in range(1, 10)]
-    assert [row["answer"] for row in rows] == [str(a * b) for a, b in pairs]
+def digits(split: str) -> dict[tuple[int, str, int], str]:
+    """Return the answers of a split of one-digit questions by first operand, sign and second operand."""
+    answers = {}
+    for row in read_split(split):
+        first, sign, second = re.fullmatch(r"What is (\d) ([-+*]) (\d)\?", row["problem"]).groups()
+        answers[int(first), sign, int(second)] = row["answer"]
+    return answers
+
+
+def test_the_one_digit_questions_are_all_pairs_without_negative_answers() -> None:
+    both = digits("digits-train") | digits("digits-test")
+    value = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+    assert both == {
+        (a, sign, b): str(compute(a, b))
+        for a in range(1, 10)
+        for b in range(1, 10)
+        for sign, compute in value.items()
+        if compute(a, b) >= 0
+    }
+
+
+def test_no_pair_of_digits_is_in_both_splits_in_any_order_or_with_any_sign() -> None:
+    train, test = ({tuple(sorted((a, b))) for a, _, b in digits(f"digits-{split}")} for split in SPLITS)
+    assert not train & test

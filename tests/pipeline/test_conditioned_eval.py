@@ -141,7 +141,7 @@ def test_more_refinements_than_samples_without_draft_are_a_conflict(evaluated):
 
 
 def test_without_bare_samples_there_is_nothing_to_refine(evaluated):
-    result = igrpo("eval", evaluated, "--bench", "builtin:arithmetic/products", *sets(LIMIT), "--with-draft")
+    result = igrpo("eval", evaluated, "--bench", "builtin:arithmetic/digits-test", *sets(LIMIT), "--with-draft")
     assert result.code == 3
     assert "its evaluation without draft is not complete" in result.stderr
 

@@ -104,13 +104,13 @@ def test_a_packaged_set_has_a_split_for_each_use(name: str) -> None:
     assert resolve_bench(f"builtin:{name}/train").location == folder / "train.jsonl"
 
 
-@pytest.mark.parametrize("name", ["arithmetic/dev", "columns/products", "none/train", "columns"])
+@pytest.mark.parametrize("name", ["arithmetic/dev", "columns/digits-test", "none/train", "columns"])
 def test_an_unknown_packaged_split_is_an_error_that_lists_the_known_ones(name: str) -> None:
     with pytest.raises(MissingInputError, match=f"no packaged set builtin:{name}") as missing:
         resolve_bench(f"builtin:{name}")
     assert "builtin:arithmetic/test" in (missing.value.hint or "")
     assert "builtin:columns/train" in (missing.value.hint or "")
-    assert "builtin:columns/products" not in (missing.value.hint or "")
+    assert "builtin:columns/digits-test" not in (missing.value.hint or "")
 
 
 @pytest.mark.parametrize(("name", "folder"), [("tiny", "tiny-policy"), ("columns", "columns-policy")])

@@ -45,7 +45,9 @@ def test_the_penalty_is_symmetric_and_at_most_1(first, second):
 def test_the_part_has_its_weight_and_is_0_without_draft():
     pool = SimpleNamespace(
         signatures={},
-        submit=lambda pairs, contexts, groups: SimpleNamespace(result=lambda: [Grade("correct", "4", 0.0)] * len(pairs)),
+        submit=lambda pairs, contexts, groups: SimpleNamespace(
+            result=lambda: [Grade("correct", "4", 0.0)] * len(pairs)
+        ),
     )
     scorer = Scorer(pool, {"accuracy": 1.0, "copy": 0.5})
     problem = Problem("p", "2+2?", "4", "s:1")

@@ -150,7 +150,7 @@ TRAINING_SETS: dict[str, NamedSet] = _table(
 """Training sets by name. The column `solution` of `dapo` holds only the final answer."""
 
 PREFIX = "builtin:"
-PACKAGED_SETS = {"arithmetic": ("train", "test", "products"), "columns": ("train", "test")}
+PACKAGED_SETS = {"arithmetic": ("train", "test", "digits-train", "digits-test"), "columns": ("train", "test")}
 """The splits of each packaged set."""
 PACKAGED_POLICIES = {"tiny": "tiny-policy", "columns": "columns-policy"}
 """The folder of each packaged policy by its name in `policy.model`."""
