@@ -67,12 +67,14 @@ def test_a_policy_without_a_problem_that_all_seeds_have_is_left_out_of_the_cost(
 
 
 def test_p_values_are_corrected_for_all_arms_of_the_file_and_not_only_for_those_with_results():
-    better = [[[0.5, 0, 0.5, 0], [1, 0, 1, 0.5]], [[0.5, 0, 0.5, 0], [1, 0.5, 1, 0.5]]]
-    worse = [[[0.5, 0, 0.5, 0], [0.5, 0, 0.5, 0]], [[0.5, 0, 0.5, 0], [0.5, 0, 1, 0]]]
+    better = [[[0.5, 0, 0.5, 0], [1, 0, 1, 0.5]]] * 2 + [[[0.5, 0, 0.5, 0], [1, 0.5, 1, 0.5]]]
+    worse = [[[0.5, 0, 0.5, 0], [0.5, 0, 0.5, 0]]] * 2 + [[[0.5, 0, 0.5, 0], [0.5, 0, 1, 0]]]
     comparisons = results_of({"base": worse, "best": better, "late": [], "later": []}).comparisons
     final = next(each for each in comparisons if each.score == "final")
     assert final.arm == "best"
     assert final.corrected == pytest.approx(min(1, 3 * final.p_value))
+    with_two_seeds = results_of({"base": worse[1:], "best": better[1:]}).comparisons
+    assert {(each.p_value, each.corrected) for each in with_two_seeds} == {(None, None)}
 
 
 @pytest.fixture

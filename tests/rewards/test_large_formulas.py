@@ -1,4 +1,4 @@
-"""A formula that is too large to evaluate is refused before any work, whatever the reference is."""
+"""A formula that is too large to evaluate is refused before any work: wrong for a number, else ungraded."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ LARGE = [
 def test_a_large_formula_is_not_evaluated(answer):
     grade = grade_answer(rf"\boxed{{{answer}}}", r"\frac{1}{2}")
     assert (grade.verdict, grade.reason) == ("ungraded", "TooLargeError")
+    assert grade_answer(rf"\boxed{{{answer}}}", "3602289794429065").verdict == "wrong", "a number is a number"
     assert grade_answer(rf"\boxed{{{answer}}}", answer).verdict == "correct"
 
 

@@ -347,7 +347,9 @@ def study(
     arms: Annotated[
         list[str] | None, typer.Option("--arm", autocompletion=completion.arms, help="Run only this arm; repeatable.")
     ] = None,
-    seeds: Annotated[list[int] | None, typer.Option("--seed", help="Run only this seed; repeatable.")] = None,
+    seeds: Annotated[
+        list[str] | None, typer.Option("--seed", metavar="LIST", help="Run only these seeds: 0, or 0-4,10; repeatable.")
+    ] = None,
     cell: Annotated[
         str | None,
         typer.Option(

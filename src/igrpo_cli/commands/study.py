@@ -13,7 +13,7 @@ from igrpo_cli.commands.init import create_run, require_same_settings
 from igrpo_cli.commands.run import evaluate_policy, run_iteration, unfinished
 from igrpo_cli.config.files import write_config
 from igrpo_cli.config.study import FIGURES, PAGE, Cell, Study, read_study
-from igrpo_cli.errors import ConflictError, MissingInputError, UsageError
+from igrpo_cli.errors import EXIT_CTRL_C, EXIT_INTERRUPTED, ConflictError, IgrpoError, MissingInputError, UsageError
 from igrpo_cli.pipeline.plan import iteration_arithmetic
 from igrpo_cli.pipeline.session import open_session
 from igrpo_cli.problems.sources import packaged_studies
@@ -38,7 +38,7 @@ class StudyRequest:
     output: Path | None = None
     """None means `runs/<name of the study>`."""
     arms: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
+    seeds: tuple[str, ...] = ()
     cells: str | None = None
     """Numbers of cells; None and `all` mean all. With `arms` and `seeds`, a cell must be in each."""
     sets: tuple[str, ...] = ()
@@ -80,9 +80,13 @@ def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> N
     if request.dry_run:
         _print_plan(study, cells, root, request, console)
         return
-    if not request.only_report:
-        _run_cells(study, cells, chosen, root, request, console)
-    _report(study, chosen if request.only_report else cells, root, request, console, markdown=markdown)
+    failed = [] if request.only_report else _run_cells(study, cells, chosen, root, request, console)
+    if len(failed) < len(chosen):
+        _report(study, chosen if request.only_report else cells, root, request, console, markdown=markdown)
+    if failed:
+        cell, error = failed[0]
+        error.message = f"{len(failed)} of {len(chosen)} cells failed; the first, {cell.name}: {error.message}"
+        raise error
 
 
 def _require_policies(study: Study, cells: Sequence[Cell], root: Path) -> None:
@@ -112,28 +116,42 @@ def _require_policies(study: Study, cells: Sequence[Cell], root: Path) -> None:
 
 def _chosen(study: Study, cells: Sequence[Cell], request: StudyRequest) -> list[Cell]:
     """Return the requested cells. Raises UsageError for an arm, seed or number that the study does not have."""
-    for kind, wanted, known in (("arm", request.arms, [*study.arms]), ("seed", request.seeds, study.seeds)):
-        if unknown := [each for each in wanted if each not in known]:
-            names = ", ".join(map(str, known))
-            raise UsageError(f"{request.file} has no {kind} {unknown[0]}", hint=f"its {kind}s: {names}")
+    if unknown := [each for each in request.arms if each not in study.arms]:
+        raise UsageError(f"{request.file} has no arm {unknown[0]}", hint=f"its arms: {', '.join(study.arms)}")
+    seeds = {seed for text in request.seeds for seed in _seeds(study, text, request.file)} or {*study.seeds}
     whole = request.cells in (None, "all")
     numbers = range(len(cells)) if whole else parse_shards(str(request.cells), len(cells), "cell")
     return [
         cells[number]
         for number in numbers
-        if cells[number].arm in (request.arms or study.arms) and cells[number].seed in (request.seeds or study.seeds)
+        if cells[number].arm in (request.arms or study.arms) and cells[number].seed in seeds
     ]
+
+
+def _seeds(study: Study, text: str, file: Path) -> set[int]:
+    """Return the seeds of a study that `0,10-14` names. Raises UsageError for a piece that names none."""
+    found: set[int] = set()
+    for piece in text.split(","):
+        first, dash, last = piece.strip().partition("-")
+        is_range = first.isdecimal() and (last.isdecimal() or not dash)
+        named = {each for each in study.seeds if is_range and int(first) <= each <= int(last or first)}
+        if not named:
+            known = ", ".join(map(str, study.seeds))
+            raise UsageError(f"{file} has no seed {piece.strip()}", hint=f"its seeds: {known}")
+        found |= named
+    return found
 
 
 def _run_cells(
     study: Study, cells: Sequence[Cell], chosen: Sequence[Cell], root: Path, request: StudyRequest, console: Console
-) -> None:
-    """Run cells until all chosen ones are complete. A cell that another process works on is waited for.
+) -> list[tuple[Cell, IgrpoError]]:
+    """Run cells until each chosen one is complete or has failed; return those that failed, with their errors.
 
-    The lock of a process that dies is free, so its cell is continued here. Two processes that work on one cell would
-    still write the same files.
+    A cell that another process works on is waited for. The lock of a process that dies is free, so its cell is
+    continued here. Two processes that work on one cell would still write the same files. An interruption ends all.
     """
     todo = [cell for cell in chosen if not _is_complete(root, study, cell)]
+    failed: list[tuple[Cell, IgrpoError]] = []
     is_waiting = False
     while todo:
         busy = []
@@ -144,14 +162,21 @@ def _run_cells(
                 elif not _is_complete(root, study, cell):
                     console.note(f"cell {cells.index(cell)} (of 0 to {len(cells) - 1}): {cell.name}")
                     related = [root / each.path for each in cells if each is not cell]
-                    _run_cell(study, cell, root, related, request, console)
                     is_waiting = False
+                    try:
+                        _run_cell(study, cell, root, related, request, console)
+                    except IgrpoError as error:
+                        if error.exit_code in (EXIT_INTERRUPTED, EXIT_CTRL_C):
+                            raise
+                        failed.append((cell, error))
+                        console.note(f"{cell.name} failed: {error.message}")
         todo = [cell for cell in busy if not _is_complete(root, study, cell)]
         if todo:
             if not is_waiting:
                 console.note(f"waiting for other processes: {', '.join(cell.name for cell in todo)}")
             is_waiting = True
             time.sleep(POLL_SECONDS)
+    return failed
 
 
 def _is_complete(root: Path, study: Study, cell: Cell) -> bool:

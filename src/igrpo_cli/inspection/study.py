@@ -36,6 +36,8 @@ WITHOUT_DRAFT, WITH_DRAFT = "eval/without_draft", "eval/with_draft"
 """Names of the curves of the evaluations; those of training have the names of metrics."""
 SHARES = ("groups_with_gradient", "rate", "verdict_correct")
 """Ends of the names of metrics that are shares."""
+MIN_SEEDS_OF_P = 3
+"""Seeds below which no p-value is given: one says nothing of how much seeds differ, and two next to nothing."""
 TRAINING = (
     "draft/verdict_correct",
     "refine/verdict_correct",
@@ -114,6 +116,7 @@ class Comparison:
     seeds: int
     difference: Point
     p_value: float | None
+    """None for fewer than `MIN_SEEDS_OF_P` seeds."""
     corrected: float | None = None
     """The p-value corrected for the number of arms of the study, with or without results (`algo.crossed.holm`)."""
 
@@ -219,7 +222,8 @@ class StudyResults:
             return None
         paired = crossed_difference(both[::2], both[1::2])
         difference = Point(paired.difference, *(paired.ci95 or (None, None)))
-        return Comparison(arm.name, name, len(pairs), difference, paired.p_value)
+        p_value = paired.p_value if len(pairs) >= MIN_SEEDS_OF_P else None
+        return Comparison(arm.name, name, len(pairs), difference, p_value)
 
     def _scores(self, cells: Sequence[CellResults], name: str) -> NDArray[np.float64] | None:
         """Return one of `SCORES` as [S, P], without the problems that some seed has no graded sample of."""

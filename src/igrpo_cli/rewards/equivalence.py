@@ -71,8 +71,18 @@ def are_equal(answer: str, reference: str) -> bool:
     """Return True if `answer` and `reference`, two answers without a sentence around them, are equivalent.
 
     Not symmetric: the reference decides which form is required. Raises any error of sympy for an expression that it
-    cannot handle.
+    cannot handle, and TooLargeError for one that cannot be evaluated. If the reference is a number, such an answer is
+    not equal to it.
     """
+    try:
+        return _are_equal(answer, reference)
+    except TooLargeError:
+        if read_number(tidy(reference)) is None:
+            raise
+        return False
+
+
+def _are_equal(answer: str, reference: str) -> bool:
     choice = reference_choice(reference)
     if choice is not None:
         return named_choice(answer) == choice

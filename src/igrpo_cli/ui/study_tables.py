@@ -9,6 +9,7 @@ from igrpo_cli.algo.estimates import MIN_P_VALUE
 from igrpo_cli.inspection.curves import Point
 from igrpo_cli.inspection.study import (
     HELD_OUT,
+    MIN_SEEDS_OF_P,
     SCORES,
     SHARES,
     TRAINING,
@@ -57,15 +58,14 @@ def study_tables(results: StudyResults) -> list[StudyTable]:
     """Return the tables of a study that have rows."""
     baseline, interval = results.study.reference, "95 % interval over seeds and problems"
     alone = any(each.seeds == 1 for each in results.comparisons)
-    warning = (
-        " With one seed, interval and p are over problems alone: another seed may differ by more." if alone else ""
-    )
+    warning = " With one seed, the interval is over problems alone: another seed may differ by more." if alone else ""
     tables = [
         StudyTable("Arms", f"Held-out accuracy in % ({interval}); mean cost of a run.", [*_arms(results)]),
         StudyTable(
             f"Differences from {baseline}",
             "In percentage points (95 % interval), paired by seed and problem. p is two-sided and corrected for the "
-            f"{len(results.arms) - 1} arms of the study other than {baseline} (Holm).{warning}",
+            f"{len(results.arms) - 1} arms of the study other than {baseline} (Holm). It takes {MIN_SEEDS_OF_P} seeds."
+            + warning,
             [*_differences(results)],
         ),
         StudyTable(f"Cost of {_percent(results.target)} without draft", "Mean curve over seeds.", [*_costs(results)]),
