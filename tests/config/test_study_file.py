@@ -120,4 +120,4 @@ def test_a_packaged_study_has_a_name_and_a_file_of_that_name_comes_first(tmp_pat
     assert study_file(Path("published")) == Path("published")
     with pytest.raises(UsageError, match="no study file publish") as caught:
         study_file(Path("publish"))
-    assert "budgets, columns, columns-format, dapo" in caught.value.hint
+    assert "budgets, columns-format, columns, dapo" in caught.value.hint

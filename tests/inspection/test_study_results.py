@@ -39,7 +39,7 @@ update.train_on = "both"
 """
 
 
-def results_of(arms: dict[str, list[list[list[float]]]]) -> StudyResults:
+def results_of(arms: dict[str, list[list[list[float]]]], **keys: int) -> StudyResults:
     """Results from {arm: accuracies by seed, policy and problem}, with 10 tokens before each further policy."""
     found = []
     for name, of_seeds in arms.items():
@@ -50,7 +50,7 @@ def results_of(arms: dict[str, list[list[list[float]]]]) -> StudyResults:
             both = {WITHOUT_DRAFT: correct, WITH_DRAFT: correct}
             cells.append(CellResults(Cell(name, seed, RunConfig()), both, {}, spent, [], None))
         found.append(ArmResults(name, cells, cells))
-    study = Study(name="s", seeds=[0, 1], arms={name: {} for name in arms})
+    study = Study(name="s", seeds=[0, 1], arms={name: {} for name in arms}, **keys)
     return StudyResults(study, found)
 
 
@@ -64,6 +64,13 @@ def test_the_baseline_reaches_its_own_final_accuracy_where_a_seed_has_ungraded_p
 def test_a_policy_without_a_problem_that_all_seeds_have_is_left_out_of_the_cost():
     results = results_of({"base": [[[0, NAN], [0, 0], [1, 1]], [[NAN, 0], [0, 0], [1, 1]]]})
     assert results.cost_of_target("base") == {"tokens": 20.0, "gpu_seconds": 20.0, "seeds": 2}
+
+
+def test_arms_are_compared_at_the_tokens_that_the_file_names():
+    arms = {"base": [[[0, 0], [0, 0], [1, 1]]] * 2, "fast": [[[0, 0], [1, 1], [1, 1]]] * 2}
+    for keys, gained in (({}, 0.0), ({"compare_at_tokens": 10}, 1.0), ({"compare_at_tokens": 50}, 0.0)):
+        comparisons = results_of(arms, **keys).comparisons
+        assert next(each for each in comparisons if each.score == "equal_tokens").difference.value == gained
 
 
 def test_p_values_are_corrected_for_all_arms_of_the_file_and_not_only_for_those_with_results():

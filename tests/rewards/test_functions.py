@@ -137,7 +137,7 @@ def test_what_cannot_be_called_is_refused_before_any_row(module, function, said)
         ("says_text_number", "returned str 1.0, not a finite number"),
         ("says_nothing", "returned NoneType, not a number"),
         ("says_nan", "returned float nan, not a finite number"),
-        ("divides", "raised ZeroDivisionError at own_rewards.py:40"),
+        ("divides", "raised ZeroDivisionError at own_rewards.py:40: division by zero"),
     ],
 )
 def test_what_is_no_finite_number_fails_with_the_function_named(module, function, said):

@@ -147,6 +147,8 @@ def sample(session: Session, iteration: int) -> list[StageReport]:
         for shard in request.shards:
             drafts.wait_for(request.shards if session.config.select.reads_all_drafts else [shard])
             drafted = time.monotonic()
+            if shard == request.shards[-1]:  # Before more is sampled: a reward function that fails, fails for all.
+                drafts.require_graded()
             selected.append(perform(session, "select", StageRequest(iteration, (shard,))))
             refine.sample(refinements, [shard])
         drafts.finish()

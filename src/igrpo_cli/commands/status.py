@@ -185,7 +185,7 @@ def _heading(status: Mapping[str, Any]) -> str:
 
 def _stages(status: Mapping[str, Any]) -> str:
     rows = [
-        (name, stage["done"], stage["total"], _shorten(stage["missing"]) or None, _in_progress(name, stage) or None)
+        (name, stage["done"], stage["total"], _named(stage["missing"]), _in_progress(name, stage) or None)
         for name, stage in status["stages"].items()
     ]
     lines = [f"iteration {status['iteration']}", table(("stage", "done", "of", "missing", "in progress"), rows)]
@@ -286,6 +286,11 @@ def _costs(status: Mapping[str, Any]) -> str:
             f"in total {whole['tokens']:,} tokens, {duration(whole['seconds'])}{gpu}",
         ]
     return "\n".join(lines)
+
+
+def _named(shards: str) -> str | None:
+    """Return `shard 0` or `shards 0-2`: a number alone reads as a count."""
+    return f"shard{'' if shards.isdecimal() else 's'} {_shorten(shards)}" if shards else None
 
 
 def _shorten(shards: str) -> str:

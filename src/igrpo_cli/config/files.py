@@ -79,7 +79,7 @@ def parse_override(text: str) -> tuple[str, str, Any]:
     section, dot, key = name.strip().partition(".")
     if not (equals and dot and section and key):
         shown = without_secrets(text)
-        raise UsageError(f"--set {shown!r} is not section.key=value", hint="--set draft.temperature=0.8")
+        raise UsageError(f"{shown!r} is not section.key=value", hint=_full_names(name.strip()))
     try:
         value = tomllib.loads(f"value = {raw.strip()}")["value"]
     except (ValueError, RecursionError) as error:
@@ -240,6 +240,19 @@ def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list
     # If several sections have a key of this name, take the first: stages come before judge and eval.
     same_key = [name for name in elsewhere if name.endswith(f".{location[-1]}")]
     return same_key[:1] or here
+
+
+def _full_names(key: str) -> str:
+    """Return what to type for a key without its section, as far as a section has it; else an example."""
+    sections = [
+        name
+        for name, field in RunConfig.model_fields.items()
+        if isinstance(field.annotation, type)
+        and issubclass(field.annotation, BaseModel)
+        and key in field.annotation.model_fields
+    ]
+    names = " or ".join(f"{section}.{key}=VALUE" for section in sections)
+    return names or "for example draft.temperature=0.8"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

@@ -72,6 +72,9 @@ class Study(BaseModel):
     """Benchmark of the evaluations, as `igrpo eval --bench`. `eval.repeats` sets the samples per problem."""
     eval_every: Annotated[int, Field(ge=1)] = 10
     """Every how many iterations a policy is evaluated, without and with draft. The first and last policy always are."""
+    compare_at_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Sampled tokens at which arms are compared; unset, or more than the total of the cheapest complete run, means that
+    total."""
     target_accuracy: Annotated[float, Field(gt=0.0, le=1.0, strict=False)] | None = None
     """Accuracy without draft for the table of tokens and seconds until an arm reaches it; unset means the final
     accuracy of the baseline."""

@@ -8,6 +8,7 @@ Shape suffixes: _S seeds, _P problems, _T evaluated policies, in order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,8 +146,9 @@ class StudyResults:
 
     @cached_property
     def budget(self) -> float | None:
-        """The sampled tokens at which arms are compared: the smallest total of a complete run."""
-        return min((cell.spent["tokens"][-1] for arm in self.arms for cell in arm.complete), default=None)
+        """The sampled tokens at which arms are compared: those of the file, but at most what a complete run has."""
+        totals = [cell.spent["tokens"][-1] for arm in self.arms for cell in arm.complete]
+        return min([*totals, self.study.compare_at_tokens or math.inf]) if totals else None
 
     @cached_property
     def seconds(self) -> str:

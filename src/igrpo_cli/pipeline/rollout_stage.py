@@ -158,6 +158,10 @@ class RolloutStage:
         self.sampler.finish()
         for number in self._open:
             assert self._commit_if_complete(number), "a shard has blocks that nobody samples"
+        self.require_graded()
+
+    def require_graded(self) -> None:
+        """Raise IgrpoError if too many rows of the complete shards are ungraded."""
         if not self._request.dry_run:
             refuse_ungraded(self.report(), self.session.config.reward.max_ungraded_share)
 

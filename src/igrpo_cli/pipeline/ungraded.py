@@ -11,10 +11,13 @@ from igrpo_cli.store.layout import ShardPath
 
 NOTES_PER_REASON = 3
 """How often one reason for an ungraded row is printed per shard."""
+NOTES_PER_SHARD = 12
+"""How many reasons are printed per shard: an exception may have another text at each row."""
 
 
 class UngradedNotes:
-    """Prints which rows of a shard could not be graded, and why, at most `NOTES_PER_REASON` times for one reason.
+    """Prints which rows of a shard could not be graded, and why, at most `NOTES_PER_REASON` times for one reason and
+    `NOTES_PER_SHARD` times in all.
 
     The manifest counts all of them.
     """
@@ -23,11 +26,13 @@ class UngradedNotes:
         self._shard = path.name
         self._note = note
         self._seen: Counter[str] = Counter()
+        self._num_notes = 0
 
     def __call__(self, row: Rollout, reason: str) -> None:
         """Print a line about one row."""
         self._seen[reason] += 1
-        if self._seen[reason] <= NOTES_PER_REASON:
+        if self._seen[reason] <= NOTES_PER_REASON and self._num_notes < NOTES_PER_SHARD:
+            self._num_notes += 1
             which = f"sample {row.sample_id} of group {row.group_id} (problem {row.problem_id})"
             self._note(f"{self._shard}: {which} is ungraded: {reason}")
 

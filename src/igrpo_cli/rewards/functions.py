@@ -47,6 +47,8 @@ PARAMETERS = {
 
 LISTS = {"completion": "completions", "prompt": "prompts"}
 """The parameters whose lists have another name, which is TRL's. The list of any other parameter has its own name."""
+MAX_ERROR_TEXT = 120
+"""Characters of the text of an exception in a message. It may quote a completion."""
 COMPLETION_IDS = "completion_ids"
 """Parameter with the token ids of each completion of a group, as in TRL."""
 
@@ -54,7 +56,7 @@ _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 class FunctionFailedError(Exception):
-    """A function failed at a row; the message names the function and holds no text of the model."""
+    """A function failed at a row; the message names the function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +97,10 @@ class RewardFunction:
             for part in attribute.split("."):
                 function = getattr(function, part)
         except Exception as error:
-            raise UsageError(
-                f"{self._what} cannot be imported: {type(error).__name__}: {error}",
-                hint="the module must be installed, on PYTHONPATH or in the current directory",
-            ) from error
+            hint = "the module must be installed, on PYTHONPATH or in the current directory"
+            if module.endswith(".py"):
+                hint = f"write the module, not its file: {Path(module).stem}:{attribute}; {hint}"
+            raise UsageError(f"{self._what} cannot be imported: {type(error).__name__}: {error}", hint=hint) from error
         self._function: Callable[..., Any] = function
         self.signature = self._read_signature()
 
@@ -125,7 +127,9 @@ class RewardFunction:
         try:
             return call()
         except Exception as error:
-            raise FunctionFailedError(f"{self._what} raised {type(error).__name__}{_place(error)}") from error
+            text = " ".join(str(error).split())
+            what = f"{type(error).__name__}{_place(error)}{f': {text[:MAX_ERROR_TEXT]}' if text else ''}"
+            raise FunctionFailedError(f"{self._what} raised {what}") from error
 
     def _number(self, value: Any, where: str = "") -> float:
         try:
