@@ -65,3 +65,24 @@ def test_two_runs_are_told_apart_by_what_differs(run, tmp_path):
     page = (tmp_path / "both.html").read_text()
     assert "<td>select.strategy</td><td>&#34;best&#34;</td><td>&#34;worst&#34;</td>" in page
     assert "<td>update.dtype</td>" not in page
+
+
+def test_old_policies_are_removed_when_they_are_evaluated(tmp_path):
+    run = make_run(tmp_path / "run", *SETTINGS, "run.num_iterations=4", "policy.keep=2")
+    for iteration in range(4):
+        for stage in ("draft", "select", "refine", "update"):
+            assert igrpo(stage, run, "--iteration", iteration).code == 0
+    assert policies(run) == [0, 2, 3, 4]  # no evaluation yet: 2 is on the schedule, 1 is not
+    assert igrpo("run", run).code == 0
+    assert evaluated(run)[::2] == ["policy_0000", "policy_0002", "policy_0004"]
+    assert igrpo("extend", run, "--iterations", 5).code == 0
+    assert igrpo("run", run).code == 0
+    assert policies(run) == [0, 4, 5]
+    for reader in ("verify", "status", "report"):
+        assert igrpo(reader, run).code == 0
+    missing = igrpo("draft", run, "--iteration", 2)
+    assert (missing.code, "policies/0002" in missing.stderr) == (3, True), missing.stderr
+
+
+def policies(run):
+    return sorted(int(path.name) for path in run.joinpath("policies").iterdir())

@@ -19,9 +19,9 @@ from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards, UnfinishedShard
 from igrpo_cli.records import StageReport, TrainingGroup
 from igrpo_cli.seeds import derive_seed
-from igrpo_cli.store.atomic import clear_directory, remove_stale_temporaries
+from igrpo_cli.store.atomic import clear_directory, remove_directory, remove_stale_temporaries
 from igrpo_cli.store.completion import completed_update
-from igrpo_cli.store.layout import CHECKPOINT_DIRECTORIES, ShardPath
+from igrpo_cli.store.layout import CHECKPOINT_DIRECTORIES, ShardPath, bench_name
 from igrpo_cli.store.manifest import Manifest
 from igrpo_cli.store.policies import Policy, promote_policy
 from igrpo_cli.torchrun import rank_and_size
@@ -52,6 +52,7 @@ def run(session: Session, request: StageRequest) -> StageReport:
         stage.add(_train_or_accept(session, shard, policy))
     if not request.dry_run:
         _remove_checkpoints(session, request.iteration)
+        _remove_policies(session, request.iteration)
     report = stage.report()
     # The manifest counts the rows of metrics.parquet. The report counts the completions and groups trained on.
     report.rows = int(report.details.get("completions", 0))
@@ -230,6 +231,27 @@ def _remove_checkpoints(session: Session, iteration: int) -> None:
         clear_directory(of_identity, CHECKPOINT_DIRECTORIES)
     clear_directory(checkpoints, CHECKPOINT_DIRECTORIES)
     prune_optimizer_states(session, iteration)
+
+
+def _remove_policies(session: Session, iteration: int) -> None:
+    """Remove the policies that `policy.keep` does not keep after the update of `iteration`."""
+    keep, run = session.config.policy.keep, session.run
+    newest = iteration + 1
+    if keep == "all" or not run.policy(newest).is_dir():
+        return
+    for policy in run.policy_iterations():
+        if 0 < policy <= newest - keep and not _is_to_be_evaluated(session, policy):
+            remove_directory(run.policy(policy))
+
+
+def _is_to_be_evaluated(session: Session, policy: int) -> bool:
+    """Return True for a policy of the schedule of `run.eval_every` that lacks an evaluation."""
+    config = session.run_config.latest
+    if config.run.eval_every is None or policy % config.run.eval_every:
+        return False
+    name = bench_name(config.run.eval_bench or "")
+    summaries = [session.run.eval_summary(name, policy, conditioned=kind) for kind in config.evaluations]
+    return not all(summary.exists() for summary in summaries)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from igrpo_cli.texts import INVALID_ESCAPE_CURE, TOML_CURE, control_fault
 PRESETS = Path(__file__).parent / "presets"
 FIXED_SECTIONS = ("run", "data", "policy")
 """Sections that `igrpo init` fixes, because shards, problems and policies depend on them."""
-CHANGEABLE = ("run.eval_every", "run.eval_bench")
+CHANGEABLE = ("run.eval_every", "run.eval_bench", "policy.keep")
 """Keys of these sections that can be changed all the same."""
 RENAMED = {
     "update.groups_without_gradient": "update.dynamic_sampling",

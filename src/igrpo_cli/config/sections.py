@@ -86,6 +86,9 @@ class PolicySection(Section):
     """Allow Python code that comes with the model to run."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of published policies. Training always keeps float32 weights with the optimiser state."""
+    keep: Literal["all"] | Annotated[int, Field(ge=2)] = "all"
+    """Number of policies kept on disk, or `all`. The update removes older ones, except for the initial policy and those
+    that `run.eval_every` still evaluates. Shards sampled from a removed policy stay, and cannot be made again."""
 
 
 JudgedAs = Literal["correct", "wrong", "ungraded"]

@@ -79,7 +79,8 @@ def size_of_run(
     if kept is not None and disk["policy"] is not None and disk["optimizer_state"] is not None:
         # The policy of iteration 0 is a pointer to the model. One optimiser state more is on disk while an update
         # publishes, and checkpoints between its steps (update.save_steps).
-        total = disk["policy"] * len(each) + disk["optimizer_state"] * kept + sum(map(_bytes_of_shards, each))
+        policies = len(each) if shown.policy.keep == "all" else min(shown.policy.keep, len(each))
+        total = disk["policy"] * policies + disk["optimizer_state"] * kept + sum(map(_bytes_of_shards, each))
     blocks = config.blocks()
     return {
         **iteration_arithmetic(shown),
@@ -88,7 +89,7 @@ def size_of_run(
         "total_completions": sum(each["completions"] for each in counts) if counts else None,
         "total_max_tokens_sampled": sum(each["max_tokens_sampled"] for each in counts) if counts else None,
         "disk_bytes": {**disk, "total": total},
-        "kept": {"policies": "all", "optimizer_states": keep or "all", "shards": "all"},
+        "kept": {"policies": shown.policy.keep, "optimizer_states": keep or "all", "shards": "all"},
     }
 
 
@@ -139,10 +140,12 @@ def describe_size(config: RunConfig, size: Mapping[str, Any]) -> str:
         total = "" if disk["total"] is None else f"; at most {_shown(disk['total'])} at the end of the run"
         stored = f"policy {_shown(disk['policy'])}, optimiser state {_shown(disk['optimizer_state'])}{total}"
     states = "all optimiser states" if keep == "all" else f"the last {keep} optimiser states"
+    kept = size["kept"]["policies"]
+    policies = "all policies" if kept == "all" else f"the last {kept} policies"
     return (
         f"{describe_arithmetic(config)}\n{describe_blocks(size)}\nin total: {whole}\n"
         f"disk: shards of an iteration at most {_shown(disk['shards'])}, {stored}\n"
-        f"kept: all policies and shards, {states} (update.keep_optimizer_states)"
+        f"kept: all shards, {policies} (policy.keep), {states} (update.keep_optimizer_states)"
     )
 
 
