@@ -49,6 +49,14 @@ def worst_from_one(tmp_path_factory):
     return run_to_end(run)
 
 
+def test_a_setting_that_no_iteration_is_left_for_is_recorded_with_a_hint(run):
+    told = igrpo("set", run, "update.learning_rate=1e-6")
+    assert told.code == 0
+    assert f"`igrpo extend {run} --iterations 3` adds one" in told.stdout
+    assert "extend" not in igrpo("set", run, "policy.keep=2").stdout
+    assert "extend" not in igrpo("extend", run, "--iterations", 3).stdout
+
+
 def test_a_finished_run_is_extended_and_equals_a_run_of_that_length(run, tmp_path):
     extended = igrpo("extend", run, "--iterations", 3, "--json")
     assert extended.json["from_iteration"] == 2

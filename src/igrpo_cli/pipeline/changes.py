@@ -22,6 +22,10 @@ EXTENDED = ("run.num_iterations", "update.lr_scheduler_iterations")
 """Settings that `igrpo extend` changes."""
 
 
+OF_TRAINING = {"draft", "select", "critique", "refine", "update"}
+"""Sections that only iterations read. Evaluations read the others, too."""
+
+
 def record(
     session: Session, from_iteration: int, settings: Settings, texts: Sequence[str] = (), *, dry_run: bool
 ) -> None:
@@ -48,6 +52,10 @@ def record(
     text = "\n".join(
         f"from iteration {from_iteration}: {name} {old} -> {new}" for name, (old, new) in differing.items()
     )
+    num_iterations = after.latest.run.num_iterations or session.num_iterations()
+    if from_iteration >= num_iterations and {name.partition(".")[0] for name in differing} & OF_TRAINING:
+        extend = command_line(session.run.root, "extend", f"--iterations {from_iteration + 1}")
+        text += f"\nthe run has {num_iterations} iterations, so no command uses this yet; `{extend}` adds one"
     payload = {
         "run": str(session.run.root),
         "from_iteration": from_iteration,
