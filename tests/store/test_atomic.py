@@ -400,3 +400,22 @@ def test_a_full_disk_elsewhere_keeps_the_directory_where_it_is(tmp_path, elsewhe
     assert caught.value.hint is not None
     assert names(elsewhere) == []
     assert names(source) == ["code", "link", "weights"]
+
+
+def test_a_published_directory_is_readable_for_whom_the_umask_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        staged = tmp_path / "staged"
+        staged.mkdir()
+        for name, mode in (("weights", 0o600), ("script", 0o740)):
+            staged.joinpath(name).write_text(name)
+            staged.joinpath(name).chmod(mode)
+        shared = tmp_path / "shared"
+        shared.write_text("of another run")
+        shared.chmod(0o600)
+        os.link(shared, staged / "shared")
+        publish_directory(staged, tmp_path / "final")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.joinpath("final").iterdir()}
+    assert modes == {"weights": 0o640, "script": 0o740, "shared": 0o600}

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -78,11 +79,13 @@ def staging_directory(final: Path) -> Iterator[Path]:
 def publish_directory(staged: Path, final: Path) -> None:
     """Flush the whole tree of `staged` to disk and give it its final name in one rename.
 
-    Raises ConflictError when `final` exists and is not an empty directory; `staged` is kept then.
+    Its files are readable for whom the directory is: safetensors creates weights for their owner alone. Raises ConflictError when `final` exists and is not an empty directory; `staged` is kept then.
     """
     with _explained(final):
         for directory, _, names in os.walk(staged, topdown=False):
+            readers = os.stat(directory).st_mode & 0o444
             for name in names:
+                _allow(Path(directory, name), readers)
                 _sync(Path(directory, name))
             _sync_directory(Path(directory))
         make_directory(final.parent)
@@ -97,6 +100,13 @@ def publish_directory(staged: Path, final: Path) -> None:
             ) from error
         for parent in {staged.parent, final.parent}:
             _sync_directory(parent)
+
+
+def _allow(path: Path, readers: int) -> None:
+    """Add the bits `readers` to the mode of a file, unless another run shares it."""
+    state = os.lstat(path)
+    if stat.S_ISREG(state.st_mode) and state.st_nlink == 1 and state.st_mode | readers != state.st_mode:
+        os.chmod(path, stat.S_IMODE(state.st_mode) | readers)
 
 
 def move_directory(source: Path, final: Path) -> bool:
