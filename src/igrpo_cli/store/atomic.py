@@ -79,7 +79,8 @@ def staging_directory(final: Path) -> Iterator[Path]:
 def publish_directory(staged: Path, final: Path) -> None:
     """Flush the whole tree of `staged` to disk and give it its final name in one rename.
 
-    Its files are readable for whom the directory is: safetensors creates weights for their owner alone. Raises ConflictError when `final` exists and is not an empty directory; `staged` is kept then.
+    Its files are readable for whom the directory is: safetensors creates weights for their owner alone. Raises
+    ConflictError when `final` exists and is not an empty directory; `staged` is kept then.
     """
     with _explained(final):
         for directory, _, names in os.walk(staged, topdown=False):
