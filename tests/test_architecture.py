@@ -109,7 +109,7 @@ OWNERS = {
     "tenacity": {"http_client"},
     "pydantic": {"config", "store"},
 }
-COMPOSITIONS = {"stage", "run", "quickstart", "study", "verify", "what_if"}
+COMPOSITIONS = {"stage", "run", "quickstart", "study", "what_if"}
 """Commands made of other commands; no other command imports one."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

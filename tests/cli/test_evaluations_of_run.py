@@ -80,6 +80,8 @@ def test_old_policies_are_removed_when_they_are_evaluated(tmp_path):
     assert policies(run) == [0, 4, 5]
     for reader in ("verify", "status", "report"):
         assert igrpo(reader, run).code == 0
+    assert igrpo("fork", run, tmp_path / "new", "--from", 4).code == 0
+    assert igrpo("verify", tmp_path / "new").code == 0
     missing = igrpo("draft", run, "--iteration", 2)
     assert (missing.code, "policies/0002" in missing.stderr) == (3, True), missing.stderr
 

@@ -99,3 +99,35 @@ def test_an_iteration_without_update(tmp_path, finished_run):
     result = igrpo("verify", run, "--replay", "0", "--json")
     assert (result.code, result.json["updates"][0]["result"]) == (1, "not replayed")
     assert igrpo("verify", tmp_path, "--replay", "0").code == 3
+
+
+def test_an_update_computes_a_removed_optimiser_state_again(finished_run, tmp_path):
+    """The states of both iterations are gone; the run continues to the same bytes."""
+    for name in ("whole", "without"):
+        shutil.copytree(finished_run, tmp_path / name)
+        assert igrpo("extend", tmp_path / name, "--iterations", 3).code == 0
+    state = tmp_path / "without/iteration_0001/update/optimizer"
+    shutil.rmtree(tmp_path / "without/iteration_0000/update/optimizer")
+    shutil.rmtree(state)
+    result = igrpo("run", tmp_path / "without")
+    assert result.code == 0, result.stderr
+    assert "the optimiser state of iteration 1 was removed; computing updates 0 to 1 again" in result.stderr
+    assert igrpo("run", tmp_path / "whole").code == 0
+    for file in ("policies/0003/model.safetensors", "iteration_0002/update/metrics.parquet"):
+        assert (tmp_path / "without" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert state.is_dir()
+    assert igrpo("verify", tmp_path / "without").code == 0
+
+
+def test_a_state_that_comes_out_differently_is_refused(finished_run, tmp_path):
+    shutil.copytree(finished_run, tmp_path / "run")
+    run = tmp_path / "run"
+    assert igrpo("extend", run, "--iterations", 3).code == 0
+    shutil.rmtree(run / "iteration_0001/update/optimizer")
+    manifest = read_manifest(RunDirectory(run).update(1).shard)
+    metrics = replace(manifest.data, sha256="0" * 64)
+    rewrite(run, 1, data=metrics, versions={**manifest.versions, "torch": "1.0"})
+    result = igrpo("run", run)
+    assert result.code == 4, result.stderr
+    assert "update 1, computed again, has another " in result.stderr
+    assert "torch 1.0 then" in result.stderr

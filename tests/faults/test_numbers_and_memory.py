@@ -143,7 +143,7 @@ main(sys.argv[1:])
     ("place", "mebibytes"),
     [
         ("igrpo_cli.pipeline.training_groups:read_observations", 16),
-        ("igrpo_cli.commands.update:groups_with_advantages", 4),
+        ("igrpo_cli.pipeline.update_steps:groups_with_advantages", 4),
     ],
 )
 def test_memory_that_really_runs_out_is_an_error_in_words_and_the_same_command_finishes(sampled, run, place, mebibytes):

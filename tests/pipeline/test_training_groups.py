@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from igrpo_cli.commands.update import groups_with_advantages
 from igrpo_cli.config import RunConfig
 from igrpo_cli.pipeline.training_groups import Observations
+from igrpo_cli.pipeline.update_steps import groups_with_advantages
 from igrpo_cli.records import Rollout
 
 

@@ -18,7 +18,7 @@ from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.store.atomic import make_directory, publish_directory, share_file, staging_directory
 from igrpo_cli.store.completion import damage_of, input_hashes
 from igrpo_cli.store.hints import command_line
-from igrpo_cli.store.layout import RunDirectory, ShardPath, read_eval_name
+from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, read_eval_name
 from igrpo_cli.store.lineage import Fork, read_fork, require_current, write_fork
 from igrpo_cli.store.policies import POINTER, read_policy
 from igrpo_cli.store.settings import add_change, read_changes
@@ -56,9 +56,9 @@ def run(request: ForkRequest, console: Console) -> None:
         changes = _changes(session, request)
         config = _require_settings(session, request, changes)
         _require_shards(session, request)
-        _require_optimizer(session, request, config)
+        recomputed = _states_to_recompute(session, request, config)
         fork = Fork(str(request.run.absolute()), request.iteration, request.stage, session.policy(request.iteration).id)
-        files, exists = list(_files(session, request)), _exists(request, fork, changes)
+        files, exists = list(_files(session, request, recomputed)), _exists(request, fork, changes)
         linked = copied = 0
         if request.dry_run and not exists:
             for file in files:
@@ -173,23 +173,28 @@ def _shards(session: Session, iteration: int, before: str | None) -> Iterator[Sh
             yield from session.run.shards(iteration, stage, config.run.num_shards)
 
 
-def _require_optimizer(session: Session, request: ForkRequest, config: RunConfig) -> None:
-    """Raise MissingInputError where the update of the iteration would continue from a state that was removed."""
-    from igrpo_cli.pipeline.update_trainer import previous_update
+def _states_to_recompute(session: Session, request: ForkRequest, config: RunConfig) -> range:
+    """Return the updates that the new run computes again, because the optimiser state that it needs was removed.
 
-    forked = Session(session.run, config, session.console)
-    forked.enter(request.iteration)
-    needed = previous_update(forked, request.iteration)
-    if needed is None or needed.optimizer.is_dir():
-        return
-    kept = [each + 1 for each in session.run.iterations() if session.run.update(each).optimizer.is_dir()]
-    others = f"--from {', '.join(map(str, kept))} still have it" if kept else "no other iteration has it either"
-    raise MissingInputError(
-        f"the optimiser state that the update of iteration {request.iteration} continues from was removed "
-        f"(update.keep_optimizer_states): {needed.optimizer} does not exist",
-        hint=f"--fresh-optimizer begins iteration {request.iteration} with zero moments and the published weights, "
-        f"which is another run than one without a break; {others}",
-    )
+    Raises MissingInputError where a policy that they need was removed, too.
+    """
+    from igrpo_cli.pipeline.update_trainer import updates_to_recompute
+
+    missing = updates_to_recompute(Session(session.run, config, session.console), request.iteration)
+    gone = [each for each in missing if not session.run.policy(each).is_dir()]
+    if gone:
+        raise MissingInputError(
+            f"the optimiser state that the update of iteration {request.iteration} continues from was removed, and it "
+            f"cannot be computed again: {session.run.policy(gone[0])} does not exist",
+            hint=f"--fresh-optimizer begins iteration {request.iteration} with zero moments and the published weights, "
+            "which is another run than one without a break",
+        )
+    if missing:
+        session.console.note(
+            f"the optimiser state of iteration {request.iteration - 1} was removed: the first update of the new run "
+            f"computes {format_shards(missing)} again; --fresh-optimizer begins with zero moments instead"
+        )
+    return missing
 
 
 def _exists(request: ForkRequest, fork: Fork, changes: Changes) -> bool:
@@ -203,7 +208,7 @@ def _exists(request: ForkRequest, fork: Fork, changes: Changes) -> bool:
     raise ConflictError(f"{request.new} exists already", hint="name another directory for the fork")
 
 
-def _files(session: Session, request: ForkRequest) -> Iterator[Path]:
+def _files(session: Session, request: ForkRequest, recomputed: range) -> Iterator[Path]:
     """Yield the files to share, relative to the run: no work in progress, and the one optimiser state that is used."""
     run, last = session.run, request.iteration
     roots = [run.run_toml, run.problems().data, run.problems().manifest, run.judgements]
@@ -215,7 +220,8 @@ def _files(session: Session, request: ForkRequest) -> Iterator[Path]:
         policies = {each: read_eval_name(each.name)[0] for each in evaluations}
         shared = [each for each, policy in policies.items() if isinstance(policy, int) and policy <= last]
         roots += [bench / "problems.parquet", bench / "problems.json", *shared] if shared else []
-    unused = {run.update(each).optimizer for each in range(last - 1)}
+    used = recomputed.start - 1 if recomputed else last - 1
+    unused = {run.update(each).optimizer for each in range(last) if each != used}
     for root in roots:
         for path in _files_below(root):
             if path.parent not in unused:

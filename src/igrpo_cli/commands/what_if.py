@@ -16,13 +16,13 @@ import numpy as np
 
 from igrpo_cli.algo.diagnostics import rollout_metrics, selection_metrics
 from igrpo_cli.commands import select
-from igrpo_cli.commands.update import groups_with_advantages
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import apply_overrides, check_config, parse_override
 from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.pipeline.provenance import recorded_config
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.pipeline.training_groups import Observations, read_observations
+from igrpo_cli.pipeline.update_steps import groups_with_advantages
 from igrpo_cli.records import Rollout, Selection, TrainingGroup
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.hints import command_line

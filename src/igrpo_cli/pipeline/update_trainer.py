@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.errors import ConflictError, MissingInputError
+from igrpo_cli.pipeline.provenance import recorded_config
 from igrpo_cli.pipeline.session import Session
 from igrpo_cli.records import TrainingGroup
 from igrpo_cli.seeds import derive_seed
@@ -34,6 +35,21 @@ def previous_update(session: Session, iteration: int) -> UpdatePath | None:
         section.optimizer_state == "fresh" and not needs_weights
     )
     return None if iteration == 0 or needs_nothing else session.run.update(iteration - 1)
+
+
+def updates_to_recompute(session: Session, iteration: int) -> range:
+    """Return the updates whose steps make the optimiser state that `iteration` continues from; none if it is there."""
+    first = iteration
+    reader = Session(session.run, session.run_config, session.console)
+    while first > 0:
+        reader.enter(first)
+        if first < iteration:
+            reader.config = recorded_config(session.run, first, reader.config)
+        before = previous_update(reader, first)
+        if before is None or before.optimizer.is_dir():
+            break
+        first -= 1
+    return range(first, iteration)
 
 
 def keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:

@@ -203,12 +203,20 @@ def commit_manifest(path: ShardPath, manifest: Manifest) -> Manifest:
 
 def _damage(path: ShardPath, manifest: Manifest) -> str | None:
     for file in (path.relative, *(output.path for output in manifest.lasting_outputs)):
-        if not (path.root / file).is_file():
+        if not (path.root / file).is_file() and not _is_of_removed_policy(path, file):
             return f"{path.root / file} is gone, though {path.manifest} speaks of it"
     size = path.data.stat().st_size
     if size != manifest.data.num_bytes:
         return f"{path.data} has {size} bytes, not the {manifest.data.num_bytes} that {path.manifest.name} says"
     return None
+
+
+def _is_of_removed_policy(path: ShardPath, file: str) -> bool:
+    """Return True for a file of a policy that was removed as a whole and has a successor (`policy.keep`)."""
+    policy, run = (path.root / file).parent, RunDirectory(path.root)
+    if policy.parent != run.policies or policy.exists():
+        return False
+    return max(run.policy_iterations(), default=0) > path.iteration + 1
 
 
 ROWS_PER_BLOCK = 1024
