@@ -13,6 +13,7 @@ from igrpo_cli.config.files import write_config
 from igrpo_cli.errors import UsageError
 from igrpo_cli.pipeline.plan import describe_size
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
+from igrpo_cli.pipeline.update_steps import ONLY_SHARD
 from igrpo_cli.records import StageReport
 from igrpo_cli.store.atomic import remove_directory
 from igrpo_cli.store.hints import command_line
@@ -46,7 +47,7 @@ def run(name: str, path: Path, options: StageOptions, sets: list[str], console: 
         request = StageRequest(
             iteration=_iteration(session, name, options.iteration),
             # An update has one shard, so it does not read the number of a Slurm task.
-            shards=update.ONLY_SHARD if name == "update" else session.shards_or_all(options.shard),
+            shards=ONLY_SHARD if name == "update" else session.shards_or_all(options.shard),
             overwrite=options.overwrite,
             dry_run=options.dry_run,
             take_over=options.take_over,

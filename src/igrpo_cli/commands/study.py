@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from igrpo_cli.commands.init import create_run, require_same_settings
 from igrpo_cli.commands.run import evaluate_policy, run_iteration, unfinished
+from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import write_config
 from igrpo_cli.config.study import FIGURES, PAGE, Cell, Study, read_study
 from igrpo_cli.errors import EXIT_CTRL_C, EXIT_INTERRUPTED, ConflictError, IgrpoError, MissingInputError, UsageError
 from igrpo_cli.pipeline.plan import iteration_arithmetic
 from igrpo_cli.pipeline.session import open_session
-from igrpo_cli.problems.sources import packaged_studies
+from igrpo_cli.problems.sources import PACKAGED_SETS, packaged_studies
 from igrpo_cli.store.hints import shell_path
 from igrpo_cli.store.layout import RunDirectory, bench_name, format_shards, parse_shards
 from igrpo_cli.store.locks import locked
@@ -70,6 +71,7 @@ def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> N
     With `only_report`, nothing is run, and the results are those of the requested cells.
     """
     study, cells = read_study(request.file, request.sets)
+    study = _with_bench(study, cells[0].config, request.file)
     root = request.output or Path("runs") / study.name
     chosen = _chosen(study, cells, request)
     elsewhere = f"undo the change in {request.file}, or use another directory: --output {shell_path(root)}-2"
@@ -87,6 +89,15 @@ def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> N
         cell, error = failed[0]
         error.message = f"{len(failed)} of {len(chosen)} cells failed; the first, {cell.name}: {error.message}"
         raise error
+
+
+def _with_bench(study: Study, config: RunConfig, file: Path) -> Study:
+    """Return the study with a benchmark: its own, or the packaged set that it trains on."""
+    if study.eval_bench:
+        return study
+    if config.data.train not in PACKAGED_SETS:
+        raise UsageError(f"{file}: eval_bench is not set", hint='for example eval_bench = "aime24"; igrpo eval --list')
+    return study.model_copy(update={"eval_bench": config.data.train})
 
 
 def _require_policies(study: Study, cells: Sequence[Cell], root: Path) -> None:
@@ -258,6 +269,7 @@ def _print_plan(study: Study, cells: Sequence[Cell], root: Path, request: StudyR
     payload = {"study": study.name, "output": str(root), "open_cells": open_cells, "cells": plans}
     rows = [{key: _shown(value) for key, value in plan.items() if key != "run"} for plan in plans]
     left = f"open cells: {open_cells}" if open_cells else "all cells are complete"
+    left += f"; evaluated on {study.eval_bench}"
     console.data(payload, f"{plain_table(rows)}\n\n{printable(str(root))}, {left}")
 
 

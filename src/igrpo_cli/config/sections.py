@@ -15,7 +15,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from igrpo_cli.algo import BY_VERDICT, AllZero, Strategy, Ties
 from igrpo_cli.http_client import WITHOUT_SECRETS, secret_in
@@ -75,6 +85,13 @@ class RunSection(Section):
     """Benchmark of these evaluations, as `igrpo eval --bench`."""
 
 
+def _number_kept(value: Any) -> Any:
+    """Return a value of `policy.keep`. At least 2, because an update reads the policy before the one it makes."""
+    if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
+        raise ValueError('must be "all", or a number of at least 2')
+    return value
+
+
 class PolicySection(Section):
     """The initial policy, which is also the reference of the KL term."""
 
@@ -86,7 +103,7 @@ class PolicySection(Section):
     """Allow Python code that comes with the model to run."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of published policies. Training always keeps float32 weights with the optimiser state."""
-    keep: Literal["all"] | Annotated[int, Field(ge=2)] = "all"
+    keep: Annotated[Literal["all"] | int, BeforeValidator(_number_kept)] = "all"
     """Number of policies kept on disk, or `all`. The update removes older ones, except for the initial policy and those
     that `run.eval_every` still evaluates. Shards sampled from a removed policy stay, and cannot be made again."""
 

@@ -68,8 +68,9 @@ class Study(BaseModel):
     """Seeds of training (`run.seed`). Every arm is trained once with each of them."""
     baseline: str | None = None
     """Arm that the others are compared with; unset means the first one."""
-    eval_bench: str = "arithmetic"
-    """Benchmark of the evaluations, as `igrpo eval --bench`. `eval.repeats` sets the samples per problem."""
+    eval_bench: str = ""
+    """Benchmark of the evaluations, as `igrpo eval --bench`. Unset means the test problems of the packaged set that
+    `data.train` names. `eval.repeats` sets the samples per problem."""
     eval_every: Annotated[int, Field(ge=1)] = 10
     """Every how many iterations a policy is evaluated, without and with draft. The first and last policy always are."""
     compare_at_tokens: Annotated[int, Field(ge=1)] | None = None

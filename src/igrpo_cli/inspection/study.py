@@ -383,6 +383,8 @@ def _of_all_seeds(cells: Sequence[CellResults], curve: str, policy: int) -> NDAr
 
 def _mean_over_seeds(name: str, values_S: Sequence[float]) -> Point:
     is_share = name.endswith(SHARES)
+    if np.ptp(values_S) == 0:  # The initial policy, which all seeds share.
+        return Point(float(values_S[0]), None, None)
     interval = clustered_interval(values_S) if is_share else ratio_interval(values_S, np.ones(len(values_S)))
     return Point(float(np.mean(values_S)), *(interval or (None, None)))
 

@@ -163,7 +163,10 @@ class RolloutStage:
     def require_graded(self) -> None:
         """Raise IgrpoError if too many rows of the complete shards are ungraded."""
         if not self._request.dry_run:
-            refuse_ungraded(self.report(), self.session.config.reward.max_ungraded_share)
+            first = self.plan.shards.path_of(self._request.shards[0])
+            shard = "" if first.num_shards == 1 else " --shard SHARD"
+            command = first.overwrite_command.replace(f" --shard {first.shard}", shard)
+            refuse_ungraded(self.report(), self.session.config.reward.max_ungraded_share, command)
 
     def report(self) -> StageReport:
         """Return what the stage adds up to so far."""

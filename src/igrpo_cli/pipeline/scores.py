@@ -71,7 +71,8 @@ class ScoreSet:
                     stage.commit(shard, SCORES, partial(self._given_scores, shard.path, given))
         report = stage.report()
         if given is None:
-            refuse_ungraded(report, self.session.config.reward.max_ungraded_share)
+            command = f"igrpo grade … --scores {self.name} --overwrite"
+            refuse_ungraded(report, self.session.config.reward.max_ungraded_share, command)
         report.details |= {"of": self.stage, "scores": self.name}
         return report
 

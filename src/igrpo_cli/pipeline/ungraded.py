@@ -37,8 +37,11 @@ class UngradedNotes:
             self._note(f"{self._shard}: {which} is ungraded: {reason}")
 
 
-def refuse_ungraded(report: StageReport, threshold: float) -> None:
-    """Raise IgrpoError where more than the fraction `threshold` of a stage's rows could not be graded."""
+def refuse_ungraded(report: StageReport, threshold: float, command: str) -> None:
+    """Raise IgrpoError where more than the fraction `threshold` of a stage's rows could not be graded.
+
+    `command` makes the rows again.
+    """
     ungraded = report.details.get("verdict_ungraded", 0)
     assert isinstance(ungraded, int)
     share = ungraded / max(report.rows, 1)
@@ -46,5 +49,6 @@ def refuse_ungraded(report: StageReport, threshold: float) -> None:
         raise IgrpoError(
             f"{ungraded} of {report.rows} completions of {report.stage} could not be graded "
             f"({share:.1%}, more than reward.max_ungraded_share = {threshold:.1%})",
-            hint="the lines above give the reasons; fix them and use --overwrite, or raise the threshold with --set",
+            hint=f"fix what was noted when they were graded, then `{command}`; "
+            "or raise the threshold: --set reward.max_ungraded_share=1.0",
         )

@@ -77,7 +77,7 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
             "Groups with reward variance",
             "% of groups",
             _by_prompt("groups_with_gradient"),
-            "Share of groups whose rewards differ. Only these groups have a gradient.",
+            "Share of groups whose rewards differ. With the baseline of the own group, only these have a gradient.",
             "Near zero: the problems are too easy or too hard, or all refinements copy their draft.",
         ),
         Figure(
@@ -162,8 +162,8 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
             "Loss",
             "loss",
             {"loss": "policy loss"},
-            "The advantages of a group sum to zero. With one step per iteration the loss is therefore zero, up to "
-            "rounding and KL. It does not measure progress.",
+            "It does not measure progress. With one step per iteration and advantages against the own group, which sum "
+            "to zero, it is zero up to rounding and KL; with update.baseline = drafts or pooled it is not.",
             "Large jumps with several steps per iteration: the policy moves far on the same samples.",
             starts_at_zero=False,
         ),
@@ -183,8 +183,10 @@ SECTIONS: dict[str, tuple[Figure, ...]] = {
                 "sampler_mismatch_mean/draft": "without draft (drafts)",
                 "sampler_mismatch_mean/refine": "with draft (refinements)",
             },
-            "Mean difference between the log-probs of the sampler and of the trainer, for the same tokens and policy.",
-            "Above about 0.05, or growing: the gradient belongs to another policy than the one that sampled.",
+            "Mean difference between the log-probs of the sampler and of the trainer, for the same tokens and policy. "
+            "Refinements that are trained without their draft (update.refinement_prompt) have another prompt here.",
+            "Above about 0.05 for the same prompt, or growing: the gradient belongs to another policy than that of the "
+            "samples.",
         ),
     ),
     "Cost": (

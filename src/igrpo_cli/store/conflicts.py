@@ -146,10 +146,18 @@ _SENTENCES = {
 def _way_back(kind: str, told: Sequence[Difference]) -> str:
     if kind != "config":
         return ""
-    # The hash of a source is no setting.
-    known = [each for each in told[:SHOWN_DIFFERENCES] if each.on_disk is not None and ".sha256" not in each.key]
+    # Hashes of files and values that are shortened cannot be typed.
+    known = [
+        each
+        for each in told[:SHOWN_DIFFERENCES]
+        if each.on_disk is not None and not _is_hash(each.key) and "… (sha256" not in _shown(each.on_disk)
+    ]
     settings = " ".join(f"--set '{_within(each)}={_shown(each.on_disk)}'" for each in known)
     return f"; to keep it, add {settings}" if known else ""
+
+
+def _is_hash(key: str) -> bool:
+    return ".sha256" in key or key.endswith(".function_sources")
 
 
 def _shown(value: Any) -> str:

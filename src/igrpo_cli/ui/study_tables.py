@@ -142,11 +142,12 @@ def _costs(results: StudyResults) -> Iterator[dict[str, str]]:
     seconds = "GPU seconds" if results.seconds == "gpu_seconds" else "seconds"
     for arm in results.arms:
         cost = results.cost_of_target(arm.name)
+        unknown = "not reached" if arm.complete else "–"
         tokens, time, reached = (cost[key] for key in ("tokens", results.seconds, "seeds"))
         yield {
             "arm": arm.name,
-            "sampled tokens": "not reached" if tokens is None else f"{tokens:,.0f}",
-            seconds: "not reached" if time is None else f"{time:,.0f}",
+            "sampled tokens": unknown if tokens is None else f"{tokens:,.0f}",
+            seconds: unknown if time is None else f"{time:,.0f}",
             "seeds that reach it": "–" if reached is None else f"{reached:.0f} of {len(arm.complete)}",
         }
 
