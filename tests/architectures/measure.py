@@ -6,6 +6,7 @@ Everything is compared with plain transformers, one sequence at a time.
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 import tempfile
 import warnings
@@ -312,8 +313,9 @@ def measure(name: str, make_config: Callable[[], PreTrainedConfig]) -> Errors:
             "trainer": lambda: trainer_errors(directory, groups),
             "sampler": lambda: {"sampler": sampler_error(directory, groups)},
             "saved": lambda: {"saved": saved_error(directory, Path(folder) / "saved", groups)},
-            "lora": lambda: {"lora": lora_error(directory, Path(folder) / "lora", groups)},
         }
+        if importlib.util.find_spec("peft") is not None:
+            parts["lora"] = lambda: {"lora": lora_error(directory, Path(folder) / "lora", groups)}
         for part, run in parts.items():
             try:
                 found = replace(found, **run())
