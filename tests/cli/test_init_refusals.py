@@ -37,7 +37,7 @@ def test_a_preset_for_any_data_takes_them(tmp_path):
     given = sets("data.train=arithmetic", "policy.model=nobody/no-model")
     result = igrpo("init", tmp_path / "run", "--preset", "small", "--dry-run", *given)
     assert result.code == 0, result.stderr
-    assert "32 prompts x 4 drafts + 32 prompts x 4 refinements = 256 completions" in result.stdout
+    assert "32 prompts x 4 drafts + 32 prompts x 4 refinements on average = 256 completions" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -110,3 +110,15 @@ def test_what_needs_no_model_is_refused_before_torch_is_imported(tmp_path, overr
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.endswith("HEAVY set()\n")
+
+
+def test_a_mistake_is_where_it_was_made_and_not_in_the_preset(tmp_path):
+    keep = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *sets("policy.keep=1"))
+    assert (keep.code, keep.stderr.splitlines()[0]) == (
+        2,
+        'error: --set: policy.keep: must be "all", or a number of at least 2',
+    )
+    (tmp_path / "words.csv").write_text("question,answer\n1+1=?,2\n")
+    wrong = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *sets(f"data.train={tmp_path}/wrods.csv"))
+    assert (wrong.code, f"did you mean {tmp_path}/words.csv?" in wrong.stderr) == (3, True), wrong.stderr
+    assert not (tmp_path / "run").exists()

@@ -77,12 +77,24 @@ def run(
     console.data({**payload, "prompts": created.prompts}, "\n\n".join(texts))
 
 
+def _origin(settings: Mapping[str, Any], sets: list[str], name: str) -> str:
+    """Return where a mistake must be: in `--set` if the settings are right without, else in the file or preset."""
+    if not sets:
+        return name
+    try:
+        check_config(settings, name)
+    except UsageError:
+        return name
+    return "--set"
+
+
 def resolve_config(preset: str | None, config_file: Path | None, sets: list[str]) -> RunConfig:
     """Return the settings: the preset, overridden by the file, overridden by each `--set`."""
     settings = read_preset(preset) if preset else {}
     if config_file is not None:
         settings = merge(settings, read_config_file(config_file))
-    config = check_config(apply_overrides(settings, sets), str(config_file or preset or "settings"))
+    changed = apply_overrides(settings, sets)
+    config = check_config(changed, _origin(settings, sets, str(config_file or preset or "settings")))
     if config.changes:
         raise UsageError("changes are no settings of a new run", hint="igrpo init RUN, then igrpo set RUN")
     return config

@@ -206,7 +206,7 @@ NO_HUB_HINT = (
     "or read from the Hub: pip install 'igrpo-cli[hub]'"
 )
 
-TRAINING_HINT = "--set data.train=PATH of a JSONL or Parquet file, or of a folder of them"
+TRAINING_HINT = "--set data.train=PATH of a CSV, TSV, JSON, JSONL or Parquet file, or of a folder of them"
 
 
 def resolve_bench(name_or_path: str, bench_dir: Path | None = None) -> ProblemSource:
@@ -276,7 +276,12 @@ def _by_hub_id(name: str, table: Mapping[str, NamedSet]) -> NamedSet | None:
 
 def _unknown(name: str, table: Mapping[str, NamedSet], folder: Path | None, use: Use) -> MissingInputError:
     if Path(name).suffix in SUFFIXES or name != Path(name).name:
-        return MissingInputError(f"{name} does not exist", hint=NO_HUB_HINT if use == "test" else TRAINING_HINT)
+        path = Path(name).expanduser()
+        others = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, others, n=1)
+        meant = f"; did you mean {Path(name).with_name(near[0])}?" if near else ""
+        hint = NO_HUB_HINT if use == "test" else TRAINING_HINT
+        return MissingInputError(f"{name} does not exist{meant}", hint=hint)
     local = [path.stem for path in folder.iterdir()] if folder is not None else []
     known = sorted({*table, *PACKAGED_SETS, *local})
     near = difflib.get_close_matches(name, known, n=3) or known
