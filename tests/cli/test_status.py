@@ -123,7 +123,7 @@ def test_the_text_fits_80_columns_and_says_the_same(half_finished):
     assert heading == f"{half_finished}: 1 of 3 iterations complete"
     assert max(map(len, lines)) <= 80
     assert "policies 0-1; the newest, 0001, is made by the update of iteration 0" in lines
-    assert re.search(r"^refine +1 +4 +1-3 +1-2: 1 of 2 blocks, changed .* ago$", result.stdout, re.MULTILINE)
+    assert re.search(r"^refine +1 +4 +shards 1-3 +1-2: 1 of 2 blocks, changed .* ago$", result.stdout, re.MULTILINE)
     assert "scores of draft: accuracy (1 of 4)" in lines
     assert re.search(r"^accuracy, without draft +[0-9.]+ % ▁ +[0-9.]+ %$", result.stdout, re.MULTILINE)
     assert re.search(
