@@ -9,9 +9,10 @@ from pathlib import Path
 
 from igrpo_cli.config.blocks import block_range
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
-from igrpo_cli.store.atomic import publish_directory, sha256_file, staging_directory
+from igrpo_cli.store.atomic import publish_directory, staging_directory
 from igrpo_cli.store.checksummed_json import record_directory
 from igrpo_cli.store.completion import commit_shard, input_hashes, write_problems
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.layout import RunDirectory, ShardPath
 from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, publish_manifest, read_manifest
 from igrpo_cli.store.policies import (

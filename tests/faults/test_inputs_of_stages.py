@@ -15,8 +15,8 @@ import pytest
 from command_line import files_below, igrpo, make_run
 from igrpo_cli.pipeline.frozen_problems import freeze_problems
 from igrpo_cli.records import Rollout, Selection
-from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.completion import commit_shard, input_hashes, read_problems
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.layout import RunDirectory, ShardPath
 from igrpo_cli.store.manifest import publish_manifest, read_manifest
 from igrpo_cli.store.schema import SCHEMA_OF, VERSION_KEY

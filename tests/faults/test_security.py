@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from command_line import igrpo, make_run, sets
-from igrpo_cli.config.sections import PolicySection
+from igrpo_cli.config.update import PolicySection
 from igrpo_cli.engines.factory import create_engine
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.http_client import without_secrets

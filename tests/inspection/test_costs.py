@@ -7,8 +7,8 @@ import json
 import pytest
 
 from igrpo_cli.inspection.run_state import CURVES, Spent, iteration_costs, project, read_complete_iteration
-from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.checksummed_json import checksummed_bytes
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.manifest import DataFile, publish_manifest
 from sample_run import identity_of, manifest_of

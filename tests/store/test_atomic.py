@@ -21,9 +21,9 @@ from igrpo_cli.store.atomic import (
     remove_directory,
     remove_file,
     run_guard,
-    sha256_file,
     staging_directory,
 )
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.temporaries import temporary_name
 
 FORK = multiprocessing.get_context("fork")

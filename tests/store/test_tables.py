@@ -11,9 +11,9 @@ import pytest
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.records import Metric, Problem, Rollout, Selection
-from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.checksummed_json import UnknownSchemaError
 from igrpo_cli.store.completion import open_input
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.layout import RunDirectory
 from igrpo_cli.store.rows import table_of
 from igrpo_cli.store.schema import METRICS, PROBLEMS, ROLLOUTS, SELECTIONS

@@ -351,7 +351,7 @@ def _is_same(file: Path | bytes, present: Any) -> bool:
     """Return True if the Hub has these bytes: it knows large files by their SHA-256 and others by their git hash."""
     from huggingface_hub.utils.sha import git_hash
 
-    from igrpo_cli.store.atomic import sha256_file
+    from igrpo_cli.store.hashing import sha256_file
 
     size = len(file) if isinstance(file, bytes) else file.stat().st_size
     if size != present.size:

@@ -17,13 +17,12 @@ from igrpo_cli.config.sections import (
     GenerationSection,
     LogSection,
     Natural,
-    PolicySection,
     PromptsSection,
     RunSection,
     Section,
     SelectSection,
 )
-from igrpo_cli.config.update import UpdateSection
+from igrpo_cli.config.update import PolicySection, UpdateSection
 
 
 class Change(Section):

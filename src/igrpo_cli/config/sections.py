@@ -15,17 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from igrpo_cli.algo import BY_VERDICT, AllZero, Strategy, Ties
 from igrpo_cli.http_client import WITHOUT_SECRETS, secret_in
@@ -83,29 +73,6 @@ class RunSection(Section):
     the last policy too. Unset means no evaluation."""
     eval_bench: str | None = None
     """Benchmark of these evaluations, as `igrpo eval --bench`."""
-
-
-def _number_kept(value: Any) -> Any:
-    """Return a value of `policy.keep`. At least 2, because an update reads the policy before the one it makes."""
-    if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
-        raise ValueError('must be "all", or a number of at least 2')
-    return value
-
-
-class PolicySection(Section):
-    """The initial policy, which is also the reference of the KL term."""
-
-    model: str = "tiny"
-    """`tiny` or `columns` (packaged), a Hugging Face model directory, or a Hub id."""
-    revision: str | None = None
-    """Branch, tag or commit of a Hub model."""
-    trust_remote_code: bool = False
-    """Allow Python code that comes with the model to run."""
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Dtype of published policies. Training always keeps float32 weights with the optimiser state."""
-    keep: Annotated[Literal["all"] | int, BeforeValidator(_number_kept)] = "all"
-    """Number of policies kept on disk, or `all`. The update removes older ones, except for the initial policy and those
-    that `run.eval_every` still evaluates. Shards sampled from a removed policy stay, and cannot be made again."""
 
 
 JudgedAs = Literal["correct", "wrong", "ungraded"]

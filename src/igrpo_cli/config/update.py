@@ -1,11 +1,11 @@
-"""The section [update] of `run.toml`: what is trained on, the objective, and the optimiser."""
+"""The sections [policy] and [update] of `run.toml`: the policy, what is trained on, the objective, the optimiser."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from igrpo_cli.algo import Baseline, LossType, LrSchedulerType, ScaleRewards
 from igrpo_cli.config.sections import Dtype, Natural, NonNegative, Positive, PositiveInt, Section, Share
@@ -31,6 +31,29 @@ PUBLISHED: dict[LossType, tuple[ScaleRewards, float, float | None]] = {
     "cispo": ("sample_std", 1.0, 4.0),
 }
 """The published `scale_rewards`, `epsilon` and `epsilon_high` of each objective; None equals `epsilon`."""
+
+
+def _number_kept(value: Any) -> Any:
+    """Return a value of `policy.keep`. At least 2, because an update reads the policy before the one it makes."""
+    if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
+        raise ValueError('must be "all", or a number of at least 2')
+    return value
+
+
+class PolicySection(Section):
+    """The initial policy, which is also the reference of the KL term."""
+
+    model: str = "tiny"
+    """`tiny` or `columns` (packaged), a Hugging Face model directory, or a Hub id."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub model."""
+    trust_remote_code: bool = False
+    """Allow Python code that comes with the model to run."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Dtype of published policies. Training always keeps float32 weights with the optimiser state."""
+    keep: Annotated[Literal["all"] | int, BeforeValidator(_number_kept)] = "all"
+    """Number of policies kept on disk, or `all`. The update removes older ones, except for the initial policy and those
+    that `run.eval_every` still evaluates. Shards sampled from a removed policy stay, and cannot be made again."""
 
 
 class UpdateSection(Section):

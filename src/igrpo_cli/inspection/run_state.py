@@ -14,7 +14,7 @@ from igrpo_cli.config import RunConfig
 from igrpo_cli.errors import DamagedFileError, IgrpoError
 from igrpo_cli.inspection.run_config import described_changes, described_fork, flat_settings
 from igrpo_cli.inspection.shard_states import EvaluationState, StageState, read_evaluations, stage_state, update_state
-from igrpo_cli.store.atomic import sha256_file
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, shards_in
 from igrpo_cli.store.lineage import first_stale, unpromoted_policies
 from igrpo_cli.store.manifest import Spent, read_manifest, read_update_figures

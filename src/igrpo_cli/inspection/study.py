@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -183,17 +183,7 @@ class StudyResults:
             p_values = [each.p_value for each in known if each.p_value is not None]
             # Arms without a result yet are of the family, too. With p = 1 they come last.
             corrected = iter(holm(p_values + [1.0] * (len(self.arms) - 1 - len(p_values))))
-            found += [
-                Comparison(
-                    each.arm,
-                    each.score,
-                    each.seeds,
-                    each.difference,
-                    each.p_value,
-                    None if each.p_value is None else next(corrected),
-                )
-                for each in known
-            ]
+            found += [replace(each, corrected=None if each.p_value is None else next(corrected)) for each in known]
         return found
 
     def cost_of_target(self, arm: str) -> dict[str, float | None]:

@@ -18,8 +18,8 @@ from igrpo_cli.pipeline.ungraded import UngradedNotes, refuse_ungraded
 from igrpo_cli.prompts import refined_problem
 from igrpo_cli.records import VERDICTS, Grade, Problem, Rollout, Score, Selection, StageReport
 from igrpo_cli.rewards.scorer import ScoringInput, ScoringResult
-from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.completion import open_input
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.layout import ShardPath
 from igrpo_cli.store.manifest import Manifest, read_manifest
 from igrpo_cli.ui.console import Console, table

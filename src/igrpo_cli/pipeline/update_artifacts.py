@@ -16,9 +16,10 @@ from igrpo_cli.pipeline.stage_shards import UnfinishedShard
 from igrpo_cli.pipeline.step_checkpoints import shared_staging_directory
 from igrpo_cli.pipeline.training_groups import Observations
 from igrpo_cli.records import Metric, TrainingGroup
-from igrpo_cli.store.atomic import flush_files, publish_directory, remove_directory, sha256_file
+from igrpo_cli.store.atomic import flush_files, publish_directory, remove_directory
 from igrpo_cli.store.checksummed_json import RECORD, record_directory
 from igrpo_cli.store.completion import completed_update
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.layout import UpdatePath
 from igrpo_cli.store.manifest import DataFile, FileHash, Manifest, publish_manifest
 from igrpo_cli.store.policies import (

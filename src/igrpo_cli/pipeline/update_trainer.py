@@ -12,8 +12,9 @@ from igrpo_cli.pipeline.provenance import recorded_config
 from igrpo_cli.pipeline.session import Session
 from igrpo_cli.records import TrainingGroup
 from igrpo_cli.seeds import derive_seed
-from igrpo_cli.store.atomic import remove_directory, remove_stale_temporaries, sha256_file
+from igrpo_cli.store.atomic import remove_directory, remove_stale_temporaries
 from igrpo_cli.store.checksummed_json import RECORD, verify_directory
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.layout import RunDirectory, UpdatePath
 from igrpo_cli.store.manifest import Manifest, read_manifest
 from igrpo_cli.store.policies import Policy, read_policy, verify_policy

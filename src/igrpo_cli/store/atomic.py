@@ -8,17 +8,16 @@ A process that is killed leaves at most a temporary. Every operation that publis
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from igrpo_cli.errors import ConflictError, IgrpoError, MissingInputError
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.temporaries import is_stale, temporary_name
 
 _NO_HARD_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -27,7 +26,7 @@ _OCCUPIED = frozenset({errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CLAIM_ATTEMPTS = 100
 _CLAIM_SECONDS = 0.1
-HASHING_THREADS = 8
+
 
 _guarded_runs: list[Path] = []
 
@@ -238,19 +237,6 @@ def remove_stale_temporaries(directory: Path) -> list[Path]:
         else:
             path.unlink(missing_ok=True)
     return stale
-
-
-def sha256_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes: 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_files(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return the SHA-256 of several files, in parallel: a policy is gigabytes, and a core hashes about one a second."""
-    ordered = list(paths)
-    with ThreadPoolExecutor(HASHING_THREADS) as threads:
-        return dict(zip(ordered, threads.map(sha256_file, ordered), strict=True))
 
 
 def _create_in_directory(path: Path, create: Callable[[Path], None]) -> None:

@@ -18,7 +18,8 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from pydantic_core import from_json, to_json
 
 from igrpo_cli.errors import DamagedFileError, MissingInputError
-from igrpo_cli.store.atomic import publish_bytes, sha256_files
+from igrpo_cli.store.atomic import publish_bytes
+from igrpo_cli.store.hashing import sha256_files
 from igrpo_cli.store.layout import eval_flags
 
 CHECKSUM = "checksum"

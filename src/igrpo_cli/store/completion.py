@@ -13,9 +13,10 @@ from pathlib import Path
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.records import Problem
-from igrpo_cli.store.atomic import publish_bytes, remove_file, sha256_file
+from igrpo_cli.store.atomic import publish_bytes, remove_file
 from igrpo_cli.store.checksummed_json import UnknownSchemaError
 from igrpo_cli.store.conflicts import identity_differences, require_same
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.layout import RunDirectory, ShardPath, UpdatePath
 from igrpo_cli.store.manifest import DataFile, FileHash, Identity, Manifest, publish_manifest, read_manifest
 from igrpo_cli.store.policies import promote_policy

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
-from igrpo_cli.store.atomic import move_directory, remove_directory, sha256_files
+from igrpo_cli.store.atomic import move_directory, remove_directory
 from igrpo_cli.store.checksummed_json import (
     STRICT,
     Count,
@@ -30,6 +30,7 @@ from igrpo_cli.store.checksummed_json import (
     sha256_json,
     validated,
 )
+from igrpo_cli.store.hashing import sha256_files
 from igrpo_cli.store.hints import command_line, init_command
 from igrpo_cli.store.layout import RunDirectory, format_shards
 

@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError
-from igrpo_cli.store.atomic import publish_file, sha256_file
+from igrpo_cli.store.atomic import publish_file
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.manifest import DataFile
 from igrpo_cli.store.rows import rows_of, table_of
 from igrpo_cli.store.schema import (

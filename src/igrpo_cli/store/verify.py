@@ -11,7 +11,6 @@ from itertools import islice
 from pathlib import Path
 
 from igrpo_cli.errors import IgrpoError
-from igrpo_cli.store.atomic import sha256_file
 from igrpo_cli.store.checksummed_json import (
     read_checksummed_line,
     read_sent,
@@ -20,6 +19,7 @@ from igrpo_cli.store.checksummed_json import (
     verify_directory,
 )
 from igrpo_cli.store.conflicts import settings_differences
+from igrpo_cli.store.hashing import sha256_file
 from igrpo_cli.store.hints import init_command
 from igrpo_cli.store.layout import (
     LOG,

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
-from igrpo_cli.config.sections import PolicySection
-from igrpo_cli.config.update import UpdateSection
+from igrpo_cli.config.update import PolicySection, UpdateSection
 from igrpo_cli.training.adapters import adapter_weights, add_adapters, has_adapters, write_adapter
 from igrpo_cli.training.checkpoint import (
     gather_weights,
