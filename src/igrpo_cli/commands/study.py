@@ -83,7 +83,7 @@ def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> N
         _print_plan(study, cells, root, request, console)
         return
     failed = [] if request.only_report else _run_cells(study, cells, chosen, root, request, console)
-    if len(failed) < len(chosen):
+    if not failed or len(failed) < len(chosen):
         _report(study, chosen if request.only_report else cells, root, request, console, markdown=markdown)
     if failed:
         cell, error = failed[0]

@@ -231,12 +231,7 @@ def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list
     assert isinstance(within, type)
     assert issubclass(within, BaseModel)
     here = [f"{location[0]}.{key}" for key in within.model_fields]
-    elsewhere = [
-        f"{name}.{key}"
-        for name, field in RunConfig.model_fields.items()
-        if name != location[0] and isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        for key in field.annotation.model_fields
-    ]
+    elsewhere = [name for name in _all_keys() if name.partition(".")[0] != location[0]]
     # If several sections have a key of this name, take the first: stages come before judge and eval.
     same_key = [name for name in elsewhere if name.endswith(f".{location[-1]}")]
     return same_key[:1] or here
@@ -244,15 +239,15 @@ def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list
 
 def _full_names(key: str) -> str:
     """Return what to type for a key without its section, as far as a section has it; else an example."""
-    sections = [
-        name
-        for name, field in RunConfig.model_fields.items()
-        if isinstance(field.annotation, type)
-        and issubclass(field.annotation, BaseModel)
-        and key in field.annotation.model_fields
-    ]
-    names = " or ".join(f"{section}.{key}=VALUE" for section in sections)
+    names = " or ".join(f"{name}=VALUE" for name in _all_keys() if name.partition(".")[2] == key)
     return names or "for example draft.temperature=0.8"
+
+
+def _all_keys() -> Iterator[str]:
+    """Yield the full name of each key of each section."""
+    for name, field in RunConfig.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from (f"{name}.{key}" for key in field.annotation.model_fields)
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
