@@ -1,4 +1,4 @@
-"""The commands that change a run or branch it: their options and one call each into `commands`."""
+"""The commands that change a run, branch it or restore a policy: their options and one call each into `commands`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -96,3 +96,27 @@ def fork(
         run, new, iteration, stage, tuple(sets or ()), fresh_optimizer, as_copy=as_copy, dry_run=dry_run
     )
     command.run(request, console)
+
+
+@with_console
+def policy(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(metavar="[RUN] K", help="Number of the policy, after the run."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", metavar="DIR", show_default="its place in the run", help="Directory to create."),
+    ] = None,
+    *,
+    console: Console,
+) -> None:
+    """Restore a policy that is stored as a difference, or copy one; its files are checked by their hashes.
+
+    Example: igrpo policy runs/first 1 --output models/first
+    """
+    from igrpo_cli.commands import policy as command
+
+    if len(arguments) > 2 or not arguments[-1].isdecimal():
+        raise UsageError("which policy?", hint="igrpo policy RUN 3, or igrpo policy 3 in the run directory")
+    command.run(Path(*arguments[:-1]), int(arguments[-1]), output, console=console)

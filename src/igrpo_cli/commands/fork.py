@@ -213,6 +213,7 @@ def _files(session: Session, request: ForkRequest, recomputed: range) -> Iterato
     run, last = session.run, request.iteration
     roots = [run.run_toml, run.problems().data, run.problems().manifest, run.judgements]
     roots += [run.policy(each) for each in run.policy_iterations() if each <= last]
+    roots += [run.delta(each) for each in run.delta_iterations() if each <= last]
     roots += [run.iteration(each) for each in range(last)]
     roots += [run.stage(last, stage) for stage in _shared_stages(session.run_config.at(last), request.stage)]
     for bench in sorted((run.root / "eval").glob("*")):

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from igrpo_cli.errors import IgrpoError, MissingInputError, UsageError
 from igrpo_cli.inspection.run_config import described_changes, described_fork, flat_settings
 from igrpo_cli.store.checksummed_json import read_summary
-from igrpo_cli.store.hints import command_line
-from igrpo_cli.store.layout import RunDirectory, no_run_error, read_eval_name
+from igrpo_cli.store.hints import command_line, no_run_error
+from igrpo_cli.store.layout import RunDirectory, read_eval_name
 from igrpo_cli.store.manifest import read_update_figures
 from igrpo_cli.store.settings import settings_fault
 from igrpo_cli.ui.console import Console, printable

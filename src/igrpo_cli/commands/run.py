@@ -50,6 +50,7 @@ def run(
             ]
             console.data({"run": str(path), "plan": size, "iterations": todo}, "\n".join(lines))
             return
+        session.last_iteration = max(todo, default=None)
         started = time.monotonic()
         bench = session.run_config.latest.run.eval_bench or ""
         policies = _policies_to_evaluate(session, bench, bench_dir)

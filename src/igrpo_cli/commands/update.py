@@ -108,14 +108,24 @@ def _remove_checkpoints(session: Session, iteration: int) -> None:
 
 
 def _remove_policies(session: Session, iteration: int) -> None:
-    """Remove the policies that `policy.keep` does not keep after the update of `iteration`."""
-    keep, run = session.config.policy.keep, session.run
+    """Remove the policies that `policy.keep` does not keep after the update of `iteration`.
+
+    With `deltas`, the difference of a policy from the one before is written while both are there.
+    """
+    section, run = session.config.policy, session.run
     newest = iteration + 1
-    if keep == "all" or not run.policy(newest).is_dir():
+    if section.num_kept is None or not run.policy(newest).is_dir():
         return
     for policy in run.policy_iterations():
-        if 0 < policy <= newest - keep and not _is_to_be_evaluated(session, policy):
-            remove_directory(run.policy(policy))
+        if not 0 < policy <= newest - section.num_kept or _is_to_be_evaluated(session, policy):
+            continue
+        if section.keep == "deltas":
+            from igrpo_cli.store.deltas import write_delta
+
+            write_delta(run, policy)
+            if run.policy(policy + 1).is_dir():
+                write_delta(run, policy + 1)
+        remove_directory(run.policy(policy))
 
 
 def _is_to_be_evaluated(session: Session, policy: int) -> bool:

@@ -12,7 +12,8 @@ from typing import Any
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError, UsageError
 from igrpo_cli.pipeline.session import Session, open_session
-from igrpo_cli.store.layout import RunDirectory, no_run_error, parse_shards
+from igrpo_cli.store.hints import no_run_error
+from igrpo_cli.store.layout import RunDirectory, parse_shards
 from igrpo_cli.ui.console import Console, table
 
 EQUAL, DIFFERS, NOT_REPLAYED = "equal", "differs", "not replayed"

@@ -35,8 +35,8 @@ PUBLISHED: dict[LossType, tuple[ScaleRewards, float, float | None]] = {
 
 def _number_kept(value: Any) -> Any:
     """Return a value of `policy.keep`. At least 2, because an update reads the policy before the one it makes."""
-    if value != "all" and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
-        raise ValueError('must be "all", or a number of at least 2')
+    if value not in ("all", "deltas") and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
+        raise ValueError('must be "all", "deltas", or a number of at least 2')
     return value
 
 
@@ -51,15 +51,25 @@ class PolicySection(Section):
     """Allow Python code that comes with the model to run."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Dtype of published policies. Training always keeps float32 weights with the optimiser state."""
-    keep: Annotated[Literal["all"] | int, BeforeValidator(_number_kept)] = "all"
+    keep: Annotated[Literal["all", "deltas"] | int, BeforeValidator(_number_kept)] = "all"
     """Number of policies kept on disk, or `all`. The update removes older ones, except for the initial policy and those
-    that `run.eval_every` still evaluates. Shards sampled from a removed policy stay, and cannot be made again."""
+    that `run.eval_every` still evaluates. Shards sampled from a removed policy stay, and cannot be made again.
+
+    `deltas` keeps two, and of each older policy the compressed difference from the one before; `igrpo policy` restores
+    it."""
+
+    @property
+    def num_kept(self) -> int | None:
+        """Number of policies that stay complete; None for all."""
+        return None if self.keep == "all" else 2 if self.keep == "deltas" else self.keep
 
 
 class UpdateSection(Section):
     """The optimiser steps of an iteration."""
 
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset({"keep_optimizer_states", "save_steps"})
+    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
+        {"keep_optimizer_states", "save_optimizer_every", "save_steps"}
+    )
 
     train_on: Literal["refinements", "drafts", "both", "alternate"] = "refinements"
     """`refinements` as in the paper, `drafts` as in plain GRPO, or `both`, with two groups per problem.
@@ -152,8 +162,13 @@ class UpdateSection(Section):
 
     Both take the float32 weights of the previous iteration. `from_policy` needs nothing of it: the weights are those of
     the published policy, rounded to `policy.dtype`. It does not go with LoRA."""
-    keep_optimizer_states: Natural = 0
+    keep_optimizer_states: Natural = 2
     """Number of optimiser states kept on disk; 0 keeps all. Only the newest is needed to continue."""
+    save_optimizer_every: PositiveInt = 1
+    """Every how many iterations `igrpo run` writes the optimiser state; and always that of its last iteration. A run
+    that was stopped in between computes the updates since the newest state again from their rollouts, and compares the
+    hashes of their policies. Only a process that keeps the trainer in memory leaves states out: `igrpo update` writes
+    each of them, and so do runs on a GPU and under torchrun."""
     save_steps: Natural = 1
     """Optimiser steps between two checkpoints within an update; 0 writes none. A complete update removes them."""
 

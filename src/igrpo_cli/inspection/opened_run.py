@@ -14,8 +14,8 @@ from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.inspection.run_config import read_run_config
 from igrpo_cli.store.checksummed_json import read_summary
 from igrpo_cli.store.completion import open_input
-from igrpo_cli.store.hints import command_line
-from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, no_run_error, read_eval_name
+from igrpo_cli.store.hints import command_line, no_run_error
+from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, read_eval_name
 from igrpo_cli.store.policies import read_policy, verify_policy
 from igrpo_cli.store.settings import settings_fault
 

@@ -79,7 +79,7 @@ def size_of_run(
     if kept is not None and disk["policy"] is not None and disk["optimizer_state"] is not None:
         # The policy of iteration 0 is a pointer to the model. One optimiser state more is on disk while an update
         # publishes, and checkpoints between its steps (update.save_steps).
-        policies = len(each) if shown.policy.keep == "all" else min(shown.policy.keep, len(each))
+        policies = min(shown.policy.num_kept or len(each), len(each))
         total = disk["policy"] * policies + disk["optimizer_state"] * kept + sum(map(_bytes_of_shards, each))
     blocks = config.blocks()
     return {
@@ -141,7 +141,8 @@ def describe_size(config: RunConfig, size: Mapping[str, Any]) -> str:
         stored = f"policy {_shown(disk['policy'])}, optimiser state {_shown(disk['optimizer_state'])}{total}"
     states = "all optimiser states" if keep == "all" else f"the last {keep} optimiser states"
     kept = size["kept"]["policies"]
-    policies = "all policies" if kept == "all" else f"the last {kept} policies"
+    policies = "all policies" if kept == "all" else f"the last {config.policy.num_kept} policies"
+    policies += " and the differences between the others" if kept == "deltas" else ""
     return (
         f"{describe_arithmetic(config)}\n{describe_blocks(size)}\nin total: {whole}\n"
         f"disk: shards of an iteration at most {_shown(disk['shards'])}, {stored}\n"

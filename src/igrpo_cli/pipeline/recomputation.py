@@ -112,7 +112,7 @@ def _take_steps_again(
     observations, minibatches = read_minibatches(session, iteration, policy)
     checkpoints = StepCheckpoints(scratch, identity, session.console)
     steps = take_steps(session, trainer, minibatches, iteration, checkpoints)
-    artifacts.stage_trainer(session, trainer, policy, iteration, staged)
+    artifacts.stage_trainer(session, trainer, policy, iteration, staged, with_optimizer=True)
     update = session.run.update(iteration)
     outputs = artifacts.record_policy(session, policy, iteration, staged)
     outputs.append(artifacts.stage_advantages(update, staged, steps))
@@ -125,11 +125,13 @@ def _compared(
 ) -> Iterator[tuple[str, bool]]:
     """Yield each file of an update with True if its hash is the recorded one.
 
-    The manifest has one hash for all files of an optimiser state. They are named one by one if they are still there.
+    The manifest has one hash for all files of an optimiser state. They are named one by one if they are still there. An
+    update that wrote no state (`update.save_optimizer_every`) has none to compare.
     """
     then = {file.path: file.sha256 for file in manifest.outputs}
     then[update.relative(update.metrics)] = manifest.data.sha256
-    now = {file.path: file.sha256 for file in outputs}
+    state = update.relative(update.optimizer / RECORD)
+    now = {file.path: file.sha256 for file in outputs if file.path != state or state in then}
     for path in sorted({*then, *now}):
         is_equal = then.get(path) == now.get(path)
         name = Path(path).parent.name

@@ -17,8 +17,8 @@ from igrpo_cli.extras import require_extra
 from igrpo_cli.inspection.run_config import read_run_config
 from igrpo_cli.store.atomic import run_guard
 from igrpo_cli.store.completion import count_problems, input_hashes
-from igrpo_cli.store.hints import command_line, overrides_in_hints
-from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, no_run_error, parse_shards
+from igrpo_cli.store.hints import command_line, no_run_error, overrides_in_hints
+from igrpo_cli.store.layout import RunDirectory, ShardPath, format_shards, parse_shards
 from igrpo_cli.store.lineage import require_lineage
 from igrpo_cli.store.manifest import FileHash
 from igrpo_cli.store.policies import Policy, promote_policy, read_policy
@@ -102,6 +102,8 @@ class Session:
         """False for an evaluation without a run, where there are no training problems."""
         self.related_runs: tuple[Path, ...] = ()
         """Run directories whose shards of the initial policy are taken over where they are the same (`adopt_shard`)."""
+        self.last_iteration: int | None = None
+        """The last iteration that this process runs; None where it makes single stages."""
         self.warm_trainer: tuple[str, PolicyTrainer] | None = None
         """The id of the policy that the last update of this process published, and its trainer."""
         limit_cpu_threads(config.run.cpu_threads)

@@ -15,6 +15,7 @@ from igrpo_cli.pipeline.session import Session
 from igrpo_cli.pipeline.stage_shards import UnfinishedShard
 from igrpo_cli.pipeline.step_checkpoints import shared_staging_directory
 from igrpo_cli.pipeline.training_groups import Observations
+from igrpo_cli.pipeline.update_trainer import writes_optimizer_state
 from igrpo_cli.records import Metric, TrainingGroup
 from igrpo_cli.store.atomic import flush_files, publish_directory, remove_directory
 from igrpo_cli.store.checksummed_json import RECORD, record_directory
@@ -45,10 +46,12 @@ class Step:
     result: StepResult
 
 
-def stage_trainer(session: Session, trainer: PolicyTrainer, policy: Policy, iteration: int, staged: Path) -> None:
+def stage_trainer(
+    session: Session, trainer: PolicyTrainer, policy: Policy, iteration: int, staged: Path, *, with_optimizer: bool
+) -> None:
     """Write the new policy and the optimiser state into the staging directory; every rank must call this."""
     names = UpdatePath(session.run.root, iteration, staged)
-    places = TrainerPlaces(names.policy, names.optimizer, names.adapter)
+    places = TrainerPlaces(names.policy, names.optimizer if with_optimizer else None, names.adapter)
     save_trainer(trainer, policy.directory, places, session.config.policy)
 
 
@@ -131,7 +134,8 @@ def publish_update(
     existing = manifest = None
     with shared_staging_directory(update.directory, ranks) as staged:
         with session.console.activity(f"update of iteration {update.iteration}: writing policy and optimiser"):
-            stage_trainer(session, trainer, policy, update.iteration, staged)
+            with_optimizer = writes_optimizer_state(session, trainer, update.iteration)
+            stage_trainer(session, trainer, policy, update.iteration, staged, with_optimizer=with_optimizer)
         if ranks.is_first:
             outputs = record_policy(session, policy, update.iteration, staged)
             outputs.append(stage_advantages(update, staged, steps))

@@ -53,12 +53,25 @@ def updates_to_recompute(session: Session, iteration: int) -> range:
     return range(first, iteration)
 
 
-def keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:
-    """Keep the trainer in memory for the next update of this process, which would restore the same state.
+def writes_optimizer_state(session: Session, trainer: PolicyTrainer, iteration: int) -> bool:
+    """Return True if the update of `iteration` writes the optimiser state (`update.save_optimizer_every`)."""
+    if session.last_iteration is None or not _stays_in_memory(session, trainer):
+        return True
+    return iteration >= session.last_iteration or (iteration + 1) % session.config.update.save_optimizer_every == 0
+
+
+def _stays_in_memory(session: Session, trainer: PolicyTrainer) -> bool:
+    """Return True if the next update of this process continues with `trainer` itself.
 
     A trainer on a GPU is not kept: sampling needs the memory.
     """
-    if trainer.policy.device.type == "cpu" and session.config.update.optimizer_state == "carry":
+    is_whole = trainer.ranks.size == 1 and trainer.policy.device.type == "cpu"
+    return is_whole and session.config.update.optimizer_state == "carry"
+
+
+def keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:
+    """Keep the trainer in memory for the next update of this process, which would restore the same state."""
+    if _stays_in_memory(session, trainer):
         session.warm_trainer = (session.policy(iteration + 1).id, trainer)
 
 
@@ -202,7 +215,8 @@ def _conflict_of(update: UpdatePath, manifest: Manifest, policy: Policy) -> str 
     """Return what does not belong to the update of `manifest`, in one sentence; None where all does."""
     made = {file.path: file.sha256 for file in manifest.outputs}
     record = update.optimizer / RECORD
-    if made.get(update.relative(record)) != sha256_file(record):
+    # An update that wrote no state has no hash of it. The state was then computed again (`restore_optimizer_state`).
+    if made.get(update.relative(record), sha256_file(record)) != sha256_file(record):
         return f"{update.optimizer} is not the optimiser state that {update.shard.name} published"
     place = RunDirectory(update.root).policy(update.iteration + 1)
     if any(made.get(update.relative(place / name)) != sha256 for name, sha256 in policy.files.items()):
@@ -223,12 +237,13 @@ def _conflict_with_previous(update: UpdatePath, manifest: Manifest) -> str | Non
 def prune_optimizer_states(session: Session, iteration: int) -> None:
     """Remove the optimiser states that `update.keep_optimizer_states` does not keep after `iteration`.
 
-    All iterations are checked, since a killed process may have left any of them.
+    The newest ones up to `iteration` are kept, which need not be those of the last iterations. All iterations are
+    checked, since a killed process may have left any of them.
     """
     keep = session.config.update.keep_optimizer_states
-    for earlier in session.run.iterations():
-        update = session.run.update(earlier)
-        if keep and earlier <= iteration - keep and update.optimizer.is_dir():
-            remove_directory(update.optimizer)
-        if earlier <= iteration:
-            remove_stale_temporaries(update.directory)
+    updates = [session.run.update(earlier) for earlier in session.run.iterations() if earlier <= iteration]
+    written = [update for update in updates if update.optimizer.is_dir()]
+    for update in written[:-keep] if keep else ():
+        remove_directory(update.optimizer)
+    for update in updates:
+        remove_stale_temporaries(update.directory)

@@ -12,7 +12,8 @@ from igrpo_cli.problems.files import digest_of, read_rows
 from igrpo_cli.problems.rows import BLANK_LINE, BadRow
 from igrpo_cli.records import Problem
 from igrpo_cli.seeds import derive_seed
-from igrpo_cli.store.layout import RunDirectory, ShardPath, no_run_error, shards_in
+from igrpo_cli.store.hints import no_run_error
+from igrpo_cli.store.layout import RunDirectory, ShardPath, shards_in
 
 SUFFIXES = (".jsonl", ".parquet")
 COLUMNS = ("problem_id", "draft")

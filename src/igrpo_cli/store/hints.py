@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from igrpo_cli.errors import MissingInputError
+
 _overrides: list[str] = []
 
 
@@ -40,3 +42,11 @@ def command_line(root: Path, name: str, flags: str = "") -> str:
 def init_command(root: Path) -> str:
     """Return the `igrpo init` that recreates what is missing of the run at `root`, with its settings."""
     return f"igrpo init {shell_path(root)} --config {shell_path(root / 'run.toml')}"
+
+
+def no_run_error(path: Path) -> MissingInputError:
+    """Return the error for a path that is not a run directory."""
+    return MissingInputError(
+        f"{path} is not a run directory: it has no run.toml",
+        hint=f"igrpo init {'RUN' if path == Path() else shell_path(path)} --preset quickstart",
+    )

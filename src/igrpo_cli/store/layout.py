@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from igrpo_cli.errors import MissingInputError, UsageError
+from igrpo_cli.errors import UsageError
 from igrpo_cli.store.hints import command_line, init_command, shell_path, with_overrides
 
 SHARD_STAGES = ("draft", "select", "refine")
@@ -158,6 +158,10 @@ class RunDirectory:
         """Return the directory of the policy that `iteration` samples from; iteration k makes policy k+1."""
         return self.policies / f"{iteration:04d}"
 
+    def delta(self, iteration: int) -> Path:
+        """Return the directory of the difference of a policy from the one before (`policy.keep`)."""
+        return self.policies / f"{iteration:04d}.delta"
+
     def iteration(self, iteration: int) -> Path:
         """Return the directory of one iteration."""
         return self.root / f"iteration_{iteration:04d}"
@@ -225,6 +229,10 @@ class RunDirectory:
     def policy_iterations(self) -> list[int]:
         """Return the iterations whose policy has a directory, in order."""
         return _numbered(self.policies, r"([0-9]{4,})")
+
+    def delta_iterations(self) -> list[int]:
+        """Return the iterations whose policy is stored as a difference, in order."""
+        return _numbered(self.policies, r"([0-9]{4,})\.delta")
 
     def _bench(self, bench: str) -> Path:
         return self.root / "eval" / _checked_name(bench, "benchmark")
@@ -353,14 +361,6 @@ def eval_flags(directory: Path) -> str:
 def _eval_parts(directory: Path) -> tuple[str | None, ...]:
     match = _EVAL_NAME.fullmatch(directory.name)
     return match.groups() if match else (None, None, None)
-
-
-def no_run_error(path: Path) -> MissingInputError:
-    """Return the error for a path that is not a run directory."""
-    return MissingInputError(
-        f"{path} is not a run directory: it has no run.toml",
-        hint=f"igrpo init {'RUN' if path == Path() else shell_path(path)} --preset quickstart",
-    )
 
 
 def make_command(path: ShardPath) -> str:

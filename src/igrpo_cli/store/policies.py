@@ -168,6 +168,8 @@ def read_policy(run: RunDirectory, iteration: int) -> Policy:
         hint = init_command(run.root) if iteration == 0 else command_line(run.root, "status")
         if iteration - 1 in existing:
             hint = run.update(iteration - 1).shard.command
+        if run.delta(iteration).is_dir():
+            hint = command_line(run.root, "policy", str(iteration))
         has = f"; the run has {format_shards(existing)}" if existing else ""
         raise MissingInputError(f"policy {iteration} does not exist ({directory}){has}", hint=hint)
     return _read_manifest(directory, iteration)

@@ -19,8 +19,9 @@ from igrpo_cli.store.checksummed_json import (
     verify_directory,
 )
 from igrpo_cli.store.conflicts import settings_differences
+from igrpo_cli.store.deltas import verify_delta
 from igrpo_cli.store.hashing import sha256_file
-from igrpo_cli.store.hints import init_command
+from igrpo_cli.store.hints import command_line, init_command
 from igrpo_cli.store.layout import (
     LOG,
     PARTS,
@@ -155,6 +156,10 @@ class _Verifier:
                 before = self.policies.get(iteration - 1)
                 if before is not None and policy.parent != before.id:
                     self.problem(policy.directory, f"was not made from policy {iteration - 1} ({before.id[:15]}…)")
+        for iteration in self.run.delta_iterations():
+            self.report.num_checked += 1
+            with self.guarded(self.run.delta(iteration)):
+                verify_delta(self.run, iteration)
         updates = [k for k in self.run.iterations() if self.run.update(k).manifest.exists()]
         needed = max(updates, default=-1) + 1
         for iteration in sorted(set(range(needed + 1)) - set(present)):
@@ -169,6 +174,8 @@ class _Verifier:
                 self.run.update(iteration - 1).shard.overwrite_command if iteration else init_command(self.run.root)
             )
             self.problem(place, "does not exist", made_by)
+        elif self.run.delta(iteration).is_dir():
+            self.note(place, f"is stored as a difference; {command_line(self.run.root, 'policy', str(iteration))}")
         else:
             self.note(place, "was removed: the shards sampled from it cannot be made again")
 

@@ -80,7 +80,8 @@ class TrainerPlaces:
     """Directories that a trainer is saved to."""
 
     policy: Path
-    optimizer: Path
+    optimizer: Path | None
+    """None writes no optimiser state."""
     adapter: Path
     """Written only if adapters are trained."""
 
@@ -103,8 +104,9 @@ def save_trainer(trainer: PolicyTrainer, source: Path, places: TrainerPlaces, po
         weights = gather_weights(model, source, dtype)
         with ThreadPoolExecutor(1) as background:
             saving = background.submit(write_policy, model, weights, source, places.policy, dtype) if is_first else None
-            with_master = policy_config.dtype != "float32" or is_adapted
-            save_optimizer(places.optimizer, trainer.optimizer, model, with_master_weights=with_master)
+            if places.optimizer is not None:
+                with_master = policy_config.dtype != "float32" or is_adapted
+                save_optimizer(places.optimizer, trainer.optimizer, model, with_master_weights=with_master)
             if saving is not None:
                 saving.result()
     trainer.ranks.barrier()
