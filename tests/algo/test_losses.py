@@ -286,6 +286,24 @@ def test_importance_weights_are_of_old_over_sampler_and_truncated_above():
     assert tokens.policy_logprobs.grad.tolist() == pytest.approx([-1.0, 0.25])
 
 
+@pytest.mark.parametrize(
+    ("mode", "weights"),
+    [
+        ("token_truncate", [2.0, 0.5, 1.5]),
+        ("token_mask", [0.0, 0.5, 1.5]),
+        ("sequence_truncate", [2.0, 2.0, 1.5]),
+        ("sequence_mask", [0.0, 0.0, 1.5]),
+    ],
+)
+def test_importance_weights_of_tokens_and_of_completions_above_the_bound(mode, weights):
+    # The ratios of the tokens are 6, 1/2 and 3/2, those of the two completions 3 and 3/2. The bound is 2.
+    tokens = logprobs([0, 0, 1], [0.0] * 3, [0.0] * 3, sampling=[-log(6.0), log(2.0), -log(1.5)])
+    settings = replace(published(max_importance_weight=2.0), importance_mode=mode)
+    output = policy_loss(settings, batch([1.0, -1.0], [2, 1], [2, 2]), tokens)
+    assert output.importance_weights.tolist() == pytest.approx(weights)
+    assert output.loss.item() == pytest.approx(-(sum(weights[:2]) / 2 - weights[2]) / 2)
+
+
 def test_importance_weights_leave_the_kl_term_alone():
     tokens = logprobs([0], [0.0], [0.0], reference=[log(2.0)], sampling=[-log(2.0)])
     output = policy_loss(published(beta=1.0, max_importance_weight=9.0), batch([1.0], [1], [1]), tokens)

@@ -20,5 +20,7 @@ BY_VERDICT: frozenset[Strategy] = frozenset({"wrong", "balanced", "opposite", "s
 WITHOUT_VERDICT: frozenset[Strategy] = frozenset({"shuffled", "shuffled_wrong", "external", "none"})
 """The strategies that show no draft with a verdict for the problem: a draft of another problem or source, or none."""
 Baseline = Literal["group", "drafts", "pooled"]
+ImportanceMode = Literal["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+"""Importance weights of sampler and trainer, with the names of TRL's `vllm_importance_sampling_mode`."""
 Ties = Literal["first", "random", "shortest"]
 AllZero = Literal["keep", "bare", "drop"]

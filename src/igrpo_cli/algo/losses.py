@@ -10,10 +10,11 @@
 | `gspo` | as `grpo` | sequence: exp(mean log-ratio) | 1 / (groups * G * length) | arXiv 2507.18071, eq. 5 |
 | `cispo` | detached clip(r, 1-eps, 1+eps') A logprob | token | 1 / tokens of the batch | arXiv 2506.13585, eq. 4 |
 
-KL is the k3 estimate, exp(reference - policy) - (reference - policy) - 1 (arXiv 2402.03300, eq. 4). w is 1, or the
-truncated importance weight min(exp(old - sampling), cap), which corrects for the difference of trainer and sampler (Yao
-et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training"). iGRPO uses `grpo` over the
-refinements (arXiv 2602.09000), and works with every other objective.
+KL is the k3 estimate, exp(reference - policy) - (reference - policy) - 1 (arXiv 2402.03300, eq. 4). w is 1, or an
+importance weight, which corrects for the difference of trainer and sampler: exp(old - sampling) of the token, or of its
+sequence (the sum of the log-ratios), and above a bound that bound or 0 (Yao et al. 2025, "Your efficient RL framework
+secretly brings you off-policy RL training"). iGRPO uses `grpo` over the refinements (arXiv 2602.09000), and works with
+every other objective.
 
 Shapes: S sequences (completions) of the whole optimiser batch; K tokens of this call, all tokens of some of the S
 sequences. Every weight comes from the S arrays, so the losses of the parts of a batch sum to the loss of the batch,
@@ -28,7 +29,7 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from igrpo_cli.algo import LossType
+from igrpo_cli.algo import ImportanceMode, LossType
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,9 @@ class Objective:
     beta: float
     """Weight of the KL term; 0 needs no reference log-probs."""
     max_importance_weight: float | None
-    """Upper bound of the truncated importance weights; None uses no such weights."""
+    """Upper bound of the importance weights; None uses no such weights."""
+    importance_mode: ImportanceMode = "token_truncate"
+    """Whose ratio the weight is, and what takes its place above the bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class LossOutput:
     clipped: Tensor
     """[K] bool: the clip limits the objective of the token."""
     importance_weights: Tensor | None
-    """[K] truncated importance weights; None if there are none."""
+    """[K] importance weights; None if there are none."""
     kl: Tensor | None
     """[K] k3 estimate of KL(policy || reference); None when beta is 0."""
 
@@ -125,9 +128,7 @@ def policy_loss(objective: Objective, sequences: SequenceBatch, tokens: TokenLog
         clipped_K = clipped_K & (gammas_K == 0)
     importance_K = None
     if objective.max_importance_weight is not None:
-        importance_K = torch.exp(tokens.old_logprobs - tokens.sampling_logprobs).clamp(
-            max=objective.max_importance_weight
-        )
+        importance_K = _importance_weights(objective, sequences, tokens, objective.max_importance_weight)
         objective_K = importance_K * objective_K
     kl_K = None
     if objective.beta != 0.0:
@@ -142,6 +143,20 @@ def policy_loss(objective: Objective, sequences: SequenceBatch, tokens: TokenLog
         importance_weights=importance_K,
         kl=None if kl_K is None else kl_K.detach(),
     )
+
+
+def _importance_weights(
+    objective: Objective, sequences: SequenceBatch, tokens: TokenLogprobs, largest: float
+) -> Tensor:
+    """Return the importance weight [K] of old policy and sampler."""
+    log_ratio_K = tokens.old_logprobs - tokens.sampling_logprobs
+    level, _, limit = objective.importance_mode.partition("_")
+    if level == "sequence":
+        sums_S = log_ratio_K.new_zeros(len(sequences.num_tokens)).index_add(0, tokens.sequence, log_ratio_K)
+        log_ratio_K = sums_S[tokens.sequence]
+    weights_K = torch.exp(log_ratio_K)
+    # In this order a ratio that is not finite stays so, and is found.
+    return weights_K.clamp(max=largest) if limit == "truncate" else weights_K * (weights_K <= largest)
 
 
 def token_weights(objective: Objective, sequences: SequenceBatch) -> Tensor:

@@ -118,18 +118,32 @@ def unfinished(session: Session) -> list[int]:
 
 
 def run_iteration(session: Session, iteration: int) -> list[StageReport]:
-    """Run all stages of one iteration; complete ones are skipped."""
+    """Run all stages of one iteration; complete ones are skipped.
+
+    With `run.staleness` the drafts of the next iteration are sampled before the update, while the engine holds the
+    policy that they come from.
+    """
     session.enter(iteration)
+    samples_ahead = session.config.run.staleness > 0
+    reports = []
+    if samples_ahead or "refine" not in session.config.stages():
+        reports.append(_draft(session, iteration))
     if "refine" in session.config.stages():
         reports = sample(session, iteration)
-    else:
-        reports = [perform(session, "draft", StageRequest(iteration, session.shards_or_all(None)))]
+    if samples_ahead and iteration + 1 < session.num_iterations():
+        session.enter(iteration + 1)
+        reports.append(_draft(session, iteration + 1))
+        session.enter(iteration)
     session.sleep_engine()
     reports.append(perform(session, "update", StageRequest(iteration, (0,))))
     for report in reports:
         session.console.detail(summary_line(report))
     session.console.note(iteration_line(reports))
     return reports
+
+
+def _draft(session: Session, iteration: int) -> StageReport:
+    return perform(session, "draft", StageRequest(iteration, session.shards_or_all(None)))
 
 
 def sample(session: Session, iteration: int) -> list[StageReport]:
@@ -169,6 +183,6 @@ def iteration_line(reports: list[StageReport]) -> str:
     accuracy = [
         f"{report.stage} {report.details.get('verdict_correct', 0)}/{report.rows} right"
         for report in reports
-        if report.stage in ("draft", "refine")
+        if report.stage in ("draft", "refine") and report.iteration == reports[0].iteration
     ]
     return f"iteration {reports[0].iteration}: {', '.join(accuracy)}, {seconds:.1f} s"

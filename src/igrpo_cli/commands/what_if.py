@@ -26,7 +26,7 @@ from igrpo_cli.pipeline.update_steps import groups_with_advantages
 from igrpo_cli.records import Rollout, Selection, TrainingGroup
 from igrpo_cli.store.completion import open_input
 from igrpo_cli.store.hints import command_line
-from igrpo_cli.store.layout import RunDirectory, ShardPath, parse_shards
+from igrpo_cli.store.layout import ShardPath, parse_shards
 from igrpo_cli.store.policies import Policy, read_policy
 from igrpo_cli.ui.console import Console
 from igrpo_cli.ui.tables import markdown_table, plain_table
@@ -44,7 +44,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "update": (
         *("train_on", "baseline", "loss_weights", "refinement_prompt", "shaping_gamma", "scores"),
         *("loss_type", "scale_rewards", "epsilon", "epsilon_high", "beta"),
-        *("importance_sampling_correction", "importance_sampling_clip_max"),
+        *("importance_sampling_correction", "importance_sampling_mode", "importance_sampling_clip_max"),
         *("mask_truncated_completions", "dynamic_sampling"),
     ),
 }
@@ -209,8 +209,7 @@ class Iteration:
         self.session, self.number = session, number
         self.own = recorded_config(session.run, number, session.config)
         """The settings that the shards were made with."""
-        recorded = open_input(self._shards("draft")[0]).identity.policy
-        self.policy = _policy(session.run, number, recorded)
+        self.policy = self._policy()
         sampled = [shard for stage in self.own.stages()[:-1] for shard in self._shards(stage)]
         self.is_complete = all(shard.manifest.exists() for shard in sampled)
         if not self.is_complete:
@@ -218,6 +217,16 @@ class Iteration:
         self._observations: dict[tuple[str | None, str], Observations] = {}
         self._rows: dict[tuple[ShardPath, str | None], dict[tuple[int, int], Rollout]] = {}
         self._own_selections: list[Selection] = []
+
+    def _policy(self) -> Policy:
+        """Return the policy of the iteration, or ids alone where its files were removed: rollouts need no more."""
+        run, number, drafts = self.session.run, self.number, open_input(self._shards("draft")[0]).identity.policy
+        try:
+            return read_policy(run, number)
+        except MissingInputError:
+            shard = self._shards("refine")[0]
+            recorded = open_input(shard).identity.policy if shard.manifest.exists() else drafts
+            return Policy(recorded or "", run.policy(number), number, parent=drafts)
 
     def outcome(self, config: RunConfig) -> Outcome:
         """Return what the settings `config` do."""
@@ -320,14 +329,6 @@ class Iteration:
     def session_with(self, config: RunConfig) -> Session:
         """Return a session of the run with other settings."""
         return Session(self.session.run, config, self.session.console)
-
-
-def _policy(run: RunDirectory, number: int, recorded: str | None) -> Policy:
-    """Return the policy of an iteration, or its id alone where its files were removed, since rollouts need no more."""
-    try:
-        return read_policy(run, number)
-    except MissingInputError:
-        return Policy(recorded or "", run.policy(number), number)
 
 
 def _shown(selection: Selection) -> tuple[str, int, int]:

@@ -63,6 +63,13 @@ class RunConfig(Section):
         of_drafts = {"train_on": "drafts", "baseline": "group", "refinement_prompt": "with_draft"}
         return {**values, "update": {**values.get("update", {}), **of_drafts}}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stale_drafts_are_corrected(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or not values.get("run", {}).get("staleness"):
+            return values
+        return {**values, "update": {"importance_sampling_correction": True, **values.get("update", {})}}
+
     @model_validator(mode="after")
     def _check_combinations(self) -> RunConfig:
         if "judge" in self.reward.weights and not self.judge.model:

@@ -68,6 +68,10 @@ class RunSection(Section):
     """CPU threads of sampling and training; 0 uses torch's default. Recorded, because rounding depends on it."""
     num_iterations: PositiveInt | None = None
     """Iterations of the run; unset means as many as `data.num_train_epochs` passes over the problems take."""
+    staleness: Literal[0, 1] = 0
+    """How many policies before the current one the drafts of an iteration come from. With 1 they can be sampled while
+    the update before is still computed, and that update has `update.importance_sampling_correction` by default.
+    Refinements come from the current policy."""
     eval_every: PositiveInt | None = None
     """Every how many iterations `igrpo run` evaluates a policy on `eval_bench`, without and with draft; the first and
     the last policy too. Unset means no evaluation."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field
 
-from igrpo_cli.algo import Baseline, LossType, LrSchedulerType, ScaleRewards
+from igrpo_cli.algo import Baseline, ImportanceMode, LossType, LrSchedulerType, ScaleRewards
 from igrpo_cli.config.sections import Dtype, Natural, NonNegative, Positive, PositiveInt, Section, Share
 
 Trained = Literal["drafts", "refinements"]
@@ -110,9 +110,13 @@ class UpdateSection(Section):
     epsilon_high: Positive | None = None
     """The probability ratio is clipped above at 1 + epsilon_high."""
     importance_sampling_correction: bool = False
-    """Weight each token by the truncated ratio of its probability under the trainer and under the sampler."""
+    """Weight the objective by the ratio of the probability under the trainer and under the sampler. On by default with
+    `run.staleness = 1`."""
+    importance_sampling_mode: ImportanceMode = "token_truncate"
+    """The ratio of each token, or that of the whole completion, which is the product of its tokens'. A ratio above
+    `importance_sampling_clip_max` is replaced by it (`truncate`) or by 0 (`mask`). TRL's default is `sequence_mask`."""
     importance_sampling_clip_max: Positive = 2.0
-    """Upper bound of these weights."""
+    """Upper bound of these ratios."""
     mask_truncated_completions: bool = False
     """Exclude completions that were cut off at `max_completion_length` from the objective."""
     dynamic_sampling: bool = False

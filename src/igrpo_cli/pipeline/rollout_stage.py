@@ -53,7 +53,7 @@ def training_plan(
     inputs_of: Callable[[ShardPath], Sequence[ShardPath]],
 ) -> RolloutPlan:
     """Return the plan of a stage of training: one group for each problem of the iteration."""
-    config, policy = session.config, session.policy(iteration)
+    config, policy = session.config, session.sampling_policy(stage, iteration)
     generation: GenerationSection = getattr(config, stage)
     return RolloutPlan(
         shards=StagePlan(

@@ -149,6 +149,11 @@ class Session:
         self._known_lineage.add(policy.id)
         return policy
 
+    def sampling_policy(self, stage: str, iteration: int) -> Policy:
+        """Return the policy that a stage of `iteration` samples from: for drafts one `run.staleness` before."""
+        lag = self.config.run.staleness if stage == "draft" else 0
+        return self.policy(max(0, iteration - lag))
+
     def engine(self, policy: Policy) -> Engine:
         """Return the engine with the weights of `policy`. It starts once; later policies are loaded into it."""
         from igrpo_cli.engines.factory import create_engine

@@ -138,10 +138,13 @@ def read_observations(session: Session, iteration: int, policy: Policy) -> Obser
     first: dict[str, tuple[ShardPath, Manifest]] = {}
     for shard in _observed(session, iteration):
         manifest, groups = open_input(shard), session.config.blocks().groups_of_shard(shard.shard)
-        if shard.stage != "select" and manifest.identity.policy != policy.id:
+        is_ahead = shard.stage == "draft" and iteration > 0 and session.config.run.staleness
+        sampler = policy.parent if is_ahead else policy.id
+        if shard.stage != "select" and manifest.identity.policy != sampler:
+            which = "the policy before the one to be trained" if is_ahead else "the one to be trained"
             raise ConflictError(
-                f"{shard.name} was sampled from another policy than the one to be trained "
-                f"({manifest.identity.policy} there, {policy.id} now)",
+                f"{shard.name} was sampled from another policy than {which} "
+                f"({manifest.identity.policy} there, {sampler} now)",
                 hint=shard.overwrite_command,
             )
         require_same_settings(dict([first.setdefault(shard.stage, (shard, manifest)), (shard, manifest)]))

@@ -185,6 +185,7 @@ def followers(run: RunDirectory, iteration: int, stage: str) -> list[Path]:
     found = [each for each in evaluated if eval_iteration(each) > iteration]
     found += [run.iteration(each) for each in reversed(run.iterations()) if each > iteration]
     found += [run.policy(each) for each in reversed(run.policy_iterations()) if each >= first_policy]
+    found += [run.delta(each) for each in reversed(run.delta_iterations()) if each >= first_policy]
     found += [run.stage(iteration, each) for each in reversed(later_stages)]
     found += [run.update(iteration).checkpoints]
     return [each for each in found if each.is_dir()]
@@ -200,7 +201,9 @@ def stale_followers(run: RunDirectory, iteration: int, stage: str, num_shards: i
             require_updated_from(run, iteration)
             after = read_policy(run, iteration + 1)
             for path in run.shards(iteration + 1, "draft", num_shards):
-                if path.manifest.exists() and read_manifest(path).identity.policy != after.id:
+                # Drafts that were sampled ahead (`run.staleness`) are from the policy before.
+                sampled = read_manifest(path).identity.policy if path.manifest.exists() else after.id
+                if sampled not in (after.id, after.parent):
                     return followers(run, iteration, stage)
     except ConflictError:
         return followers(run, iteration, stage)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -102,9 +102,10 @@ class _Verifier:
         self.check_policies()
         iterations = self.run.iterations()
         last = max([*iterations, *(policy - 1 for policy in self.run.policy_iterations())], default=-1)
+        ahead = last - 1 if self.is_sampled_ahead(last) else last
         for iteration in range(last + 1):
             if iteration in iterations:
-                self.check_iteration(iteration, iteration != last, problem_ids)
+                self.check_iteration(iteration, iteration < ahead, problem_ids)
             else:
                 what = "does not exist, though later iterations or policies do"
                 self.problem(self.run.iteration(iteration), what)
@@ -114,6 +115,16 @@ class _Verifier:
         self.report.problems += [*damaged_records(self.run), *broken_links(self.run)]
         self.report.notes += leftovers(self.run)
         return self.report
+
+    def is_sampled_ahead(self, iteration: int) -> bool:
+        """Return True where an iteration has nothing but drafts of the policy before (`run.staleness`)."""
+        before, directory = self.policies.get(iteration - 1), self.run.stage(iteration, "draft")
+        if before is None or not directory.is_dir() or len(list(directory.parent.iterdir())) > 1:
+            return False
+        paths = [self.run.shard(iteration, "draft", *shard) for shard in shards_in(directory)]
+        with suppress(IgrpoError):  # A damaged manifest is found later.
+            return all(read_manifest(path).identity.policy == before.id for path in paths if path.manifest.exists())
+        return False
 
     def check_fork(self) -> None:
         """Note where the run has another policy by now than the one it was forked from, or its parent has."""
@@ -289,7 +300,9 @@ class _Verifier:
             elif now is not None and now != file.sha256:
                 yield f"speaks of another {file.path} (sha256 {file.sha256[:8]}… then, {now[:8]}… now)"
         policy = self.policies.get(path.iteration) if path.stage in ("draft", "refine", "update") else None
-        if policy is not None and manifest.identity.policy != policy.id:
+        # Drafts may be sampled ahead, from the policy before (`run.staleness`).
+        samplers = () if policy is None else (policy.id, policy.parent if path.stage == "draft" else policy.id)
+        if policy is not None and manifest.identity.policy not in samplers:
             yield f"was made from another policy than {policy.directory} holds"
 
     def complain(self, path: Path, complaints: Iterator[str], hint: str | None) -> bool:

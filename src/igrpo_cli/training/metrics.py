@@ -26,7 +26,7 @@ class TokenMetrics:
     clipped: FloatArray
     """1 where the clip limits the objective of the token, else 0."""
     importance_weight: FloatArray
-    """Truncated importance weight of the old policy over the sampler; 1 if none is used."""
+    """Importance weight of the old policy over the sampler; 1 if none is used."""
     kl: FloatArray
     """k3 estimate of the KL divergence; 0 without a reference."""
 

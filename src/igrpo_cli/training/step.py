@@ -284,6 +284,7 @@ def objective_of(config: UpdateSection) -> Objective:
         epsilon_high=constants.epsilon_high,
         beta=config.beta,
         max_importance_weight=config.importance_sampling_clip_max if is_corrected else None,
+        importance_mode=config.importance_sampling_mode,
     )
 
 
