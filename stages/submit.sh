@@ -75,7 +75,7 @@ fi
 status=$(igrpo status "$run" --json) # on failure this script ends with its error and exit code
 run=$(cd "$run" && pwd)
 number_of() { sed -E "s/.*\"$1\": ([0-9]+).*/\1/" <<<"$status"; }
-num_shards=$(number_of num_shards) num_iterations=$(number_of num_iterations)
+num_shards=$(number_of num_shards) num_iterations=$(number_of num_iterations) staleness=$(number_of staleness)
 read -ra unfinished <<<"$(sed -E 's/.*"unfinished": \[([^]]*)\].*/\1/; s/,//g' <<<"$status")"
 stage_names=(draft select refine update)
 if [[ $status != *'"select": {'* ]]; then stage_names=(draft update); fi # run.method = "grpo"
@@ -145,6 +145,23 @@ evaluate() { # POLICY
     done
 }
 
+after() { # STAGE ITERATION: sets `dependency` to the jobs that the stage waits for, separated by colons
+    # With run.staleness = 1, drafts come from the policy before: sampling goes on while the update is computed.
+    dependency=$last
+    if ((staleness)); then
+        dependency=$sampled
+        case $1 in
+            draft) add_update $(($2 - 2)) ;;
+            refine | update) add_update $(($2 - 1)) ;;
+        esac
+    fi
+}
+
+add_update() { # ITERATION: waits for the update of an iteration, too, if it was submitted
+    if (($1 >= 0)) && [[ ${updates[$1]-} ]]; then dependency+=${dependency:+:}${updates[$1]}; fi
+}
+
+updates=() sampled=''
 to_do=("${unfinished[@]:0:${iterations:-${#unfinished[@]}}}")
 end=$num_iterations
 if ((${#to_do[@]})); then end=$((to_do[-1] + 1)); fi
@@ -161,8 +178,10 @@ for ((iteration = 0; iteration < end; iteration++)); do
                 shards=$(missing "$stage" "$iteration")
             fi
             if [[ $shards ]]; then
-                submit "$stage" "$iteration" "$shards" "$last" "$iteration"
+                after "$stage" "$iteration"
+                submit "$stage" "$iteration" "$shards" "$dependency" "$iteration"
                 last=$job
+                if [[ $stage == update ]]; then updates[iteration]=$job; else sampled=$job; fi
             fi
         done
     fi

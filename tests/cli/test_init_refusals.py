@@ -116,7 +116,7 @@ def test_a_mistake_is_where_it_was_made_and_not_in_the_preset(tmp_path):
     keep = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *sets("policy.keep=1"))
     assert (keep.code, keep.stderr.splitlines()[0]) == (
         2,
-        'error: --set: policy.keep: must be "all", or a number of at least 2',
+        'error: --set: policy.keep: must be "all", "deltas", or a number of at least 2',
     )
     (tmp_path / "words.csv").write_text("question,answer\n1+1=?,2\n")
     wrong = igrpo("init", tmp_path / "run", "--preset", "arithmetic", *sets(f"data.train={tmp_path}/wrods.csv"))

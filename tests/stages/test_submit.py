@@ -54,6 +54,29 @@ def test_the_jobs_of_all_iterations_form_a_chain(scripts, fresh):
     ]
 
 
+@pytest.mark.parametrize(
+    ("method", "jobs"),
+    [
+        (
+            "igrpo",
+            "draft-0 select-0:draft-0 refine-0:select-0 update-0:refine-0 "
+            "draft-1:refine-0 select-1:draft-1 refine-1:select-1:update-0 update-1:refine-1:update-0 "
+            "draft-2:refine-1:update-0 select-2:draft-2 refine-2:select-2:update-1 update-2:refine-2:update-1",
+        ),
+        (
+            "grpo",
+            "draft-0 update-0:draft-0 draft-1:draft-0 update-1:draft-1:update-0 draft-2:draft-1:update-0 "
+            "update-2:draft-2:update-1",
+        ),
+    ],
+)
+def test_drafts_of_the_policy_before_do_not_wait_for_the_update(scripts, tmp_path, method, jobs):
+    run = make_run(tmp_path / "run", "run.staleness=1", "run.num_iterations=3", f"run.method={method}")
+    commands = scripts.dry_run(run)
+    found = [(flag(c, "dependency") or "").removeprefix("afterok:") for c in commands]
+    assert [":".join(filter(None, each)) for each in zip(names(commands), found, strict=True)] == jobs.split()
+
+
 def test_logs_are_in_the_run_and_a_percent_sign_in_its_path_is_escaped(scripts, fresh):
     draft, select, *_ = scripts.dry_run(fresh)
     folder = str(fresh).replace("%", "%%")

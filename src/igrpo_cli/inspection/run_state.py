@@ -97,6 +97,7 @@ class RunStatus:
             "iteration": shown,
             "num_iterations": num_iterations,
             "num_shards": num_shards,
+            "staleness": self._config.run.staleness,
             "finished": num_iterations - 1 in complete,
             "unfinished": unfinished,
             "stages": {stage: self._stage(stage, state) for stage, state in states.items()},
