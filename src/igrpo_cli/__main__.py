@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Sequence
 
 from igrpo_cli.cli.signals import exit_on_signal, ignore_signals
+from igrpo_cli.torchrun import end_with_launcher
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command line, and leave the process so that it can only end. Nothing heavy is imported before."""
     exit_on_signal()
+    end_with_launcher()
     _silence_libraries()
     try:
         from igrpo_cli.cli.app import main as command_line

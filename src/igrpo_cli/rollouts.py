@@ -133,16 +133,17 @@ class Sampler:
         while self._running is not None and not self._running.engine.has_room:
             self._running.advance()
 
-    def sample_until(self, is_reached: Callable[[], bool]) -> None:
-        """Sample and grade submitted blocks until `is_reached()` is true."""
-        while not is_reached():
-            assert self._running is not None, "no block was submitted"
-            self._running.advance()
+    def advance(self) -> bool:
+        """Sample and grade submitted blocks for one step. Returns False if there are none."""
+        if self._running is None or not self._running.is_busy:
+            return False
+        self._running.advance()
+        return True
 
     def finish(self) -> None:
         """Sample, grade and keep all submitted blocks."""
-        while self._running is not None and self._running.is_busy:
-            self._running.advance()
+        while self.advance():
+            pass
 
 
 class _Running:

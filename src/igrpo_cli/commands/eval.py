@@ -277,6 +277,8 @@ def _evaluate(session: Session, request: EvalRequest, evaluation: Evaluation) ->
     report = sample_evaluation(session, evaluation, stage)
     if request.dry_run:
         return _dry_run(session, evaluation, report)
+    if session.launch is not None and not session.launch.is_first:
+        return {}, ""  # The first rank computes the figures.
     trained_on = 0 if request.model else len(problems_in_both(evaluation.problems, session.problems()))
     if trained_on:
         among = f"{trained_on} of the {len(evaluation.problems)} problems of {evaluation.bench}"

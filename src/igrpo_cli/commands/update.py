@@ -63,7 +63,7 @@ def train(session: Session, shard: UnfinishedShard, policy: Policy) -> Manifest:
 
     iteration = shard.path.iteration
     observations, minibatches = read_minibatches(session, iteration, policy)
-    with joined_ranks() as ranks:
+    with joined_ranks(f"update {iteration}") as ranks:
         restore_optimizer_state(session, policy, iteration, ranks)
         trainer = load_trainer(session, policy, iteration, ranks)
         checkpoints = StepCheckpoints(session.run.update(iteration), shard.identity, session.console)

@@ -22,6 +22,7 @@ from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.extras import importing_extra
 from igrpo_cli.records import Completion, SamplingGroup
+from igrpo_cli.torchrun import without_torchrun
 
 _CPU_KV_CACHE_BYTES = 4 * 2**30
 _RECURRENT_SIGNS = ("mamba", "ssm", "linear_num_key_heads")
@@ -184,7 +185,8 @@ class VllmEngine:
             ) from error
         arguments = EngineArgs(**self._engine_arguments(directory))
         try:
-            with warnings.catch_warnings():
+            # Each rank of torchrun has an engine of its own.
+            with warnings.catch_warnings(), without_torchrun():
                 warnings.simplefilter("ignore")  # They are about vLLM's own code.
                 return LLMEngine.from_engine_args(arguments)
         except (ValueError, RuntimeError, OSError, torch.OutOfMemoryError) as error:

@@ -1,12 +1,8 @@
-"""The shards of draft, refine and eval: which blocks are to be sampled, and from rows to complete files.
-
-A block that is done is kept as a part file, so an interrupted shard is completed and not begun again. Several tasks
-may work on one shard: a task claims the blocks that it samples, and takes the others' parts as they come.
-"""
+"""The shards of draft, refine and eval: what is sampled from which policy, and which shards are to be made."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,17 +10,17 @@ from typing import TYPE_CHECKING, Literal
 
 from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.config.sections import GenerationSection
-from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
+from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.pipeline.rollout_shard import RolloutShard
 from igrpo_cli.pipeline.session import Session, StageRequest
 from igrpo_cli.pipeline.stage_shards import StagePlan, StageShards, UnfinishedShard
-from igrpo_cli.pipeline.ungraded import UngradedNotes, refuse_ungraded
+from igrpo_cli.pipeline.ungraded import refuse_ungraded
 from igrpo_cli.prompts import template_hash
-from igrpo_cli.records import Rollout, StageReport
-from igrpo_cli.rollouts import BlockJob, RolloutTask, Sampler, SamplingPlan
-from igrpo_cli.store.completion import commit_shard, completed, open_input
+from igrpo_cli.records import StageReport
+from igrpo_cli.rollouts import Sampler, SamplingPlan
+from igrpo_cli.store.completion import completed
 from igrpo_cli.store.layout import ShardPath
 from igrpo_cli.store.lineage import require_current
-from igrpo_cli.store.manifest import Manifest
 from igrpo_cli.store.policies import Policy
 from igrpo_cli.ui.progress import Progress
 
@@ -32,8 +28,6 @@ if TYPE_CHECKING:
     from igrpo_cli.engines.base import Engine
     from igrpo_cli.engines.tokenization import PolicyTokenizer
     from igrpo_cli.rewards.scorer import Scorer
-    from igrpo_cli.store.manifest import DataFile
-    from igrpo_cli.store.parts import RowId
 
 
 @dataclass(frozen=True)
@@ -139,7 +133,8 @@ class RolloutStage:
             shard = next(self._shards.unfinished([number]), None)
             if shard is None:
                 self._complete.add(number)
-                self.progress.skip(len(self.plan.blocks.of_shard(number)))
+                done = len(self.plan.blocks.of_shard(number))
+                (self.progress.advance if self._shards.is_of_this_launch(number) else self.progress.skip)(done)
                 continue
             self._open[number] = RolloutShard(self, shard, self.plan.blocks.of_shard(number))
             yield self._open[number]
@@ -151,13 +146,36 @@ class RolloutStage:
     def wait_for(self, shards: Iterable[int]) -> None:
         """Sample until these shards are complete, and commit them."""
         for number in shards:
-            self.sampler.sample_until(partial(self._commit_if_complete, number))
+            self.sample_until(partial(self._commit_if_complete, number))
+
+    def wait_for_one(self, shards: Sequence[int]) -> int:
+        """Sample until one of these shards is complete, and return its number.
+
+        That is the first one, but with several ranks any: others may still sample the first one.
+        """
+        candidates, found = shards if self.session.launch else shards[:1], []
+
+        def is_reached() -> bool:
+            found[:] = [number for number in candidates if self._commit_if_complete(number)]
+            return bool(found)
+
+        self.sample_until(is_reached)
+        return found[0]
+
+    def sample_until(self, is_reached: Callable[[], bool]) -> None:
+        """Sample and grade submitted blocks until `is_reached()` is true. When none is left, wait for other ranks.
+
+        Raises Interrupted if another rank is lost.
+        """
+        while not is_reached():
+            if not self.sampler.advance():
+                assert self.session.launch is not None, "a shard has blocks that nobody samples"
+                self.session.launch.pause()
 
     def finish(self) -> None:
         """Sample what was submitted, commit every shard, and refuse the stage if too many rows are ungraded."""
         self.sampler.finish()
-        for number in self._open:
-            assert self._commit_if_complete(number), "a shard has blocks that nobody samples"
+        self.wait_for(self._open)
         self.require_graded()
 
     def require_graded(self) -> None:
@@ -175,9 +193,10 @@ class RolloutStage:
     def _commit_if_complete(self, number: int) -> bool:
         if number in self._complete:
             return True
-        if not self._open[number].is_complete:
+        manifest = self._open[number].commit() if self._open[number].is_complete else None
+        if manifest is None:
             return False
-        self._shards.add(self._open[number].commit())
+        self._shards.add(manifest)
         self._complete.add(number)
         return True
 
@@ -193,205 +212,3 @@ class RolloutStage:
                 continue  # The task of that shard reports it.
             shard = UnfinishedShard(path, identity, overwrite=False)
             yield RolloutShard(self, shard, self.plan.blocks.of_shard(number), is_own=False)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A batch of groups: the unit of sampling and of resumption."""
-
-    shard: RolloutShard
-    number: int
-    groups: range
-    """Ids of the groups."""
-    is_done: bool
-
-    def sample_and_grade(self, tasks: Sequence[RolloutTask]) -> None:
-        """Hand the prompts of the block's groups to the sampler, in order, unless the block is done."""
-        self.shard.sample_and_grade(self, tasks)
-
-
-class RolloutShard:
-    """Represents a shard of rollouts that is being made. Its blocks are kept as parts, and all parts make the file.
-
-    The shard of another task (`is_own` False) yields the blocks that no task has begun, and is not committed here.
-    Where the shard adds to one on disk, rows that are there are not sampled again, and are scored again only for
-    reward functions of whole groups. Each part has all rows of its block: it is complete without the old file.
-    """
-
-    def __init__(self, stage: RolloutStage, shard: UnfinishedShard, blocks: range, *, is_own: bool = True) -> None:
-        from igrpo_cli.store.parts import PartStore
-
-        self.path = shard.path
-        self._stage, self._shard, self._blocks, self._is_own = stage, shard, blocks, is_own
-        self._parts = PartStore(shard.path.parts, shard.identity.sha256())
-        self._missing = set(blocks)
-        self._in_progress: set[int] = set()
-        self._expected: dict[int, list[tuple[int, Sequence[int]]]] = {}
-        """The group and the sample ids of each task of a block."""
-        self._num_truncated = 0
-        self._note_ungraded = UngradedNotes(shard.path, stage.session.console.note)
-
-    @property
-    def is_complete(self) -> bool:
-        """True where every block is kept, or another task has completed the shard."""
-        return not self._missing
-
-    def blocks(self) -> Iterator[Block]:
-        """Yield the blocks whose prompts are needed: first those that no other task has claimed, then the others."""
-        if not self._is_own:
-            yield from self._blocks_nobody_has_begun()
-            return
-        if self._shard.overwrite:
-            # A scorer or engine that cannot start must not cost anything that exists.
-            self._stage.session.scorer()
-            self._stage.session.engine(self._stage.plan.policy)
-            if self._is_made_again():
-                self._parts.clear()
-        claimed_by_others = []
-        for number in self._blocks:
-            self._stage.sampler.make_room()
-            if self._stop_if_complete_elsewhere():
-                return
-            if self._parts.has(number):
-                yield self._block(number, is_done=True)
-            elif self._parts.claim(number):
-                yield self._block(number)
-            else:
-                claimed_by_others.append(number)
-        for number in claimed_by_others:
-            self._stage.sampler.make_room()
-            if self._stop_if_complete_elsewhere():
-                return
-            yield self._block(number, is_done=self._parts.has(number))
-
-    def sample_and_grade(self, block: Block, tasks: Sequence[RolloutTask]) -> None:
-        """Sample a block of this shard, unless it is done."""
-        self._expected[block.number] = [(task.group_id, task.sample_ids) for task in tasks]
-        self._num_truncated += sum(task.draft_truncated for task in tasks)
-        if block.is_done:
-            self._missing.discard(block.number)
-            self._stage.progress.skip()
-            return
-        self._in_progress.add(block.number)
-        existing = self._existing_rows(block, tasks) if self._shard.adds_to else {}
-        # A function that is called with whole groups may value every completion by the new ones.
-        is_batched = bool(existing) and any(
-            each.is_batched for each in self._stage.session.grader().signatures.values()
-        )
-        missing = [task.without(existing, score_again=is_batched) for task in tasks] if existing else tasks
-        keep = partial(self._keep, block.number, existing)
-        self._stage.sampler.submit(BlockJob(self._stage.plan.sampling, missing, keep, self._note_ungraded))
-
-    def commit(self) -> Manifest:
-        """Make the file of the shard from its parts; return the manifest that exists then, maybe another task's.
-
-        Raises IgrpoError where a part holds other rows than were requested. Then nothing is published and the part
-        is removed.
-        """
-        # Before anything is removed: an engine that cannot start must not cost a shard that exists.
-        self._stage.session.engine(self._stage.plan.policy)
-
-        def write(replace: bool) -> DataFile:
-            return self._parts.assemble(self.path.data, self._blocks, replace, self._require_requested)
-
-        shard = self._shard
-        replaces = shard.overwrite or (shard.adds_to and not self._is_complete_elsewhere())
-        manifest = commit_shard(shard.path, shard.identity, write, self._describe, overwrite=replaces)
-        self._parts.clear()
-        return manifest
-
-    def _blocks_nobody_has_begun(self) -> Iterator[Block]:
-        """Yield blocks from the end of the shard, which its own task reaches last."""
-        for number in reversed(self._blocks):
-            self._stage.sampler.make_room()
-            if self._is_complete_elsewhere():
-                return
-            if not self._parts.has(number) and self._parts.claim(number):
-                yield self._block(number)
-
-    def _block(self, number: int, *, is_done: bool = False) -> Block:
-        return Block(self, number, self._stage.plan.blocks.groups(number), is_done)
-
-    def _existing_rows(self, block: Block, tasks: Sequence[RolloutTask]) -> dict[RowId, Rollout]:
-        """Return the requested rows of a block that the shard on disk has, of the same prompt."""
-        from igrpo_cli.store.tables import iterate_records
-
-        encode = self._stage.tokenizer.encode_prompt
-        try:
-            open_input(self.path)
-            (rows,) = iterate_records(self.path.data, Rollout, [block.number - self._blocks.start])
-        except MissingInputError:
-            return {}  # Another task is replacing the file.
-        prompts = {
-            (task.group_id, sample_id): (task.draft_sample_id, prompt_ids)
-            for task, prompt_ids in [(task, encode(task.prompt)[1]) for task in tasks]
-            for sample_id in task.sample_ids
-        }
-        found = {(row.group_id, row.sample_id): row for row in rows}
-        return {
-            key: row for key, row in found.items() if prompts.get(key) == (row.draft_sample_id, list(row.prompt_ids))
-        }
-
-    def _keep(self, number: int, existing: Mapping[RowId, Rollout], rows: list[Rollout]) -> None:
-        all_rows = {**existing, **{(row.group_id, row.sample_id): row for row in rows}}
-        requested = [(group, sample) for group, sample_ids in self._expected[number] for sample in sample_ids]
-        self._parts.write(number, [all_rows[each] for each in requested])
-        if not self._is_own and self._is_complete_elsewhere():
-            self._parts.clear()
-        self._in_progress.discard(number)
-        self._missing.discard(number)
-        self._stage.progress.advance()
-
-    def _require_requested(self, number: int, found: Iterable[RowId]) -> None:
-        from igrpo_cli.store.row_checks import require_planned
-
-        expected = self._expected.get(number)
-        if expected is None:
-            what = f"{self.path.name} was complete, and was removed while this task worked on it"
-            raise IgrpoError(what, hint=f"`{self.path.command}` makes it; the blocks that are done are kept")
-        try:
-            require_planned(self.path, number, found, ((group, sample) for group, ids in expected for sample in ids))
-        except IgrpoError:
-            self._parts.discard(number)
-            raise
-
-    def _stop_if_complete_elsewhere(self) -> bool:
-        """Return True where another task has completed the shard, which then waits only for blocks in progress."""
-        if not self._is_complete_elsewhere():
-            return False
-        self._missing &= self._in_progress
-        return True
-
-    def _is_made_again(self) -> bool:
-        """Return False where no shard, or one with another identity, is to be replaced.
-
-        Parts of this identity are then the work of the same command, which was stopped. They are kept.
-        """
-        try:
-            return completed(self.path, self._shard.identity) is not None
-        except (ConflictError, DamagedFileError):
-            return False
-
-    def _is_complete_elsewhere(self) -> bool:
-        try:
-            return not self._shard.overwrite and completed(self.path, self._shard.identity) is not None
-        except ConflictError:
-            if not self._shard.adds_to:
-                raise
-            return False
-
-    def _describe(self, data: DataFile) -> Manifest:
-        from igrpo_cli.store.tables import count_rollouts
-
-        engine = self._stage.session.engine(self._stage.plan.policy)
-        counts = count_rollouts(self.path.data)
-        counts["truncated_drafts"] = self._num_truncated
-        return self._shard.provenance.manifest(
-            self._shard.identity,
-            data,
-            device=f"{engine.device}, {engine.dtype}",
-            engine_versions=engine.versions,
-            sampling=engine.tokenizer.with_all_stops(self._stage.plan.sampling.sampling),
-            tokens=counts.pop("tokens"),
-            counts=counts,
-        )

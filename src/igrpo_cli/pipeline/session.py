@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from igrpo_cli.rewards.grading_pool import GradingPool
     from igrpo_cli.rewards.judge import Judge
     from igrpo_cli.rewards.scorer import Scorer
+    from igrpo_cli.training.launch import Launch
     from igrpo_cli.training.step import PolicyTrainer
 
 
@@ -104,6 +105,10 @@ class Session:
         """Run directories whose shards of the initial policy are taken over where they are the same (`adopt_shard`)."""
         self.last_iteration: int | None = None
         """The last iteration that this process runs; None where it makes single stages."""
+        self.overrides: tuple[str, ...] = ()
+        """The `--set` of the command."""
+        self.launch: Launch | None = None
+        """The ranks that torchrun started for `igrpo run`; None for a single process."""
         self.warm_trainer: tuple[str, PolicyTrainer] | None = None
         """The id of the policy that the last update of this process published, and its trainer."""
         limit_cpu_threads(config.run.cpu_threads)
@@ -127,7 +132,7 @@ class Session:
             self._external_drafts = None
         self._settings, self.config = after, after if iteration is None else self.run_config.at(iteration)
 
-    def _close(self, *resources: Engine | GradingPool | Judge | BackgroundTrackers | None) -> None:
+    def _close(self, *resources: Engine | GradingPool | Judge | BackgroundTrackers | Launch | None) -> None:
         for resource in resources:
             if resource is not None:
                 resource.close()
@@ -304,7 +309,7 @@ class Session:
 
     def close(self) -> None:
         """End the engine and the grading processes, then wait up to `log.timeout` for trackers."""
-        self._close(self._engine, self._grader, self._judge, self._trackers)
+        self._close(self._engine, self._grader, self._judge, self._trackers, self.launch)
         self._engine = self._grader = self._judge = self._scorer = self.warm_trainer = self._trackers = None
 
     def num_iterations(self) -> int:
@@ -375,6 +380,7 @@ def open_session(
     if overrides:
         refuse_fixed(read_toml(run.run_toml), overrides, run.run_toml)
     session = Session(run, config, console)
+    session.overrides = tuple(overrides)
     if only_looks and (fault := settings_fault(run.run_toml)):
         console.note(f"{run.run_toml} {fault[0]}")
     try:

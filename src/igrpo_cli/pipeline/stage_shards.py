@@ -97,6 +97,11 @@ class StageShards:
 
         self.add(commit_shard(shard.path, shard.identity, write, describe, overwrite=shard.overwrite))
 
+    def is_of_this_launch(self, number: int) -> bool:
+        """Return True for a shard that a rank of this launch of torchrun has made."""
+        launch = self.session.launch
+        return launch is not None and launch.is_claimed(self.plan.path_of(number).relative)
+
     def add(self, manifest: Manifest) -> None:
         """Count a complete shard."""
         self._report.rows += manifest.data.rows
@@ -149,7 +154,7 @@ class StageShards:
             if not self.request.dry_run:
                 # A task that was killed, or that was late with its last block, may have left some.
                 clear_directory(path.parts, PART_FILES)
-            self._report.skipped += 1
+            self._report.skipped += not self.is_of_this_launch(number)
             self.add(manifest)
             return None
         self._missing.append(number)

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from igrpo_cli.devices import describe_device, find_device
+from igrpo_cli.errors import Interrupted
 from igrpo_cli.torchrun import rank_and_size
 
 _T = TypeVar("_T")
@@ -106,8 +107,12 @@ def reshard(module: torch.nn.Module) -> None:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
-    """Join the ranks that torchrun started. Yields a single rank if it did not start this process."""
+def joined_ranks(name: str) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started. Yields a single rank if it did not start this process.
+
+    `name` is what they join for. A launch joins for each name once, since the store keeps the addresses of the ranks.
+    Raises Interrupted if another rank has ended.
+    """
     rank, size = rank_and_size()
     if size == 1:
         yield Ranks()
@@ -116,11 +121,23 @@ def joined_ranks() -> Iterator[Ranks]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, _, _ = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"{name}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        yield Ranks(rank, size, device)
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        try:
+            yield Ranks(rank, size, device)
+        finally:
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        # gloo raises no class of its own.
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        raise Interrupted(
+            f"rank {rank} has lost the others ({str(error).partition(chr(10))[0]})",
+            hint="the rank that failed first says why; run the same command again to continue",
+        ) from error
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
