@@ -34,7 +34,7 @@ ROOMS = {
     "report": ("inspection", "store", "ui"),
     "prompts": ("config",),
     "rewards": ("config", "http_client", "store"),
-    "engines": ("config", "devices", "http_client"),
+    "engines": ("config", "devices", "http_client", "torchrun"),
     "training": ("algo", "config", "devices", "engines", "torchrun"),
     "watchdog": ("ui",),
     "rollouts": ("config", "engines", "rewards", "ui", "watchdog"),
@@ -85,7 +85,7 @@ ROOMS = {
         "ui",
     ),
     "cli": ("commands", "config", "problems", "ui"),
-    "__main__": ("cli",),
+    "__main__": ("cli", "torchrun"),
     "__init__": ("inspection",),
 }
 """What each room may import besides itself and LIGHT. A room imports only rooms above it in this table."""

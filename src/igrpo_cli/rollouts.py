@@ -128,9 +128,9 @@ class Sampler:
         self.make_room()
         self._running.submit(job)
 
-    def make_room(self) -> None:
-        """Sample submitted blocks until the engine has room for another one."""
-        while self._running is not None and not self._running.engine.has_room:
+    def make_room(self, at_most: int | None = None) -> None:
+        """Sample submitted blocks until the engine has room for another one, and has fewer than `at_most`."""
+        while self._running is not None and not self._running.has_room(at_most):
             self._running.advance()
 
     def advance(self) -> bool:
@@ -139,11 +139,6 @@ class Sampler:
             return False
         self._running.advance()
         return True
-
-    def finish(self) -> None:
-        """Sample, grade and keep all submitted blocks."""
-        while self.advance():
-            pass
 
 
 class _Running:
@@ -165,6 +160,9 @@ class _Running:
     @property
     def is_busy(self) -> bool:
         return bool(self._checked.num_unfinished or self._in_grading)
+
+    def has_room(self, at_most: int | None) -> bool:
+        return self.engine.has_room and (at_most is None or self._checked.num_unfinished < at_most)
 
     def submit(self, job: BlockJob) -> None:
         """Sample a block, after its critiques are written."""

@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 
 import pytest
 from slurm_cluster import wait_until
+from stage_scripts import STAGES
 
 from command_line import files_below, igrpo, make_run
 
@@ -114,3 +116,33 @@ def test_an_update_uses_the_given_number_of_processes(tmp_path, slurm, submit):
     manifest = json.loads((run / "iteration_0000/update/manifest.json").read_text())
     assert "2 ranks" in manifest["device"]
     assert igrpo("verify", run).code == 0
+
+
+@pytest.mark.slow
+def test_one_job_runs_all_stages_with_two_processes_and_goes_on_after_a_requeue(tmp_path, slurm, submit):
+    settings = ("run.method=grpo", "draft.num_generations=4", "run.num_iterations=1", "engine.groups_per_block=1")
+    run = make_run(tmp_path / "run", *settings, "data.problems_per_iteration=24", "engine.name=transformers")
+    local = shutil.copytree(run, tmp_path / "local")
+    variables = {**submit.environment, "IGRPO_UPDATE_PROCESSES": "2", "IGRPO_STAGES": str(STAGES)}
+    words = [
+        "sbatch",
+        "--parsable",
+        f"--output={tmp_path}/log",
+        "--cpus-per-task=2",
+        str(STAGES / "run.sbatch"),
+        str(run),
+    ]
+    job = subprocess.run(words, env=variables, capture_output=True, text=True, check=True).stdout.strip()
+    parts = run / "iteration_0000/draft/.parts"
+    wait_until(lambda: any(parts.glob("*/*.parquet")), TASK_STARTS, "the first block is there")
+    slurm.command("scancel", "--batch", "--signal=USR1", job)
+    slurm.wait_until_idle(CHAIN_ENDS)
+
+    log = (tmp_path / "log").read_text()
+    assert (slurm.field(job, "JobState"), slurm.field(job, "Restarts")) == ("COMPLETED", "1"), log
+    assert "task.sh: exit 75, requeued" in log
+    manifest = json.loads((run / "iteration_0000/update/manifest.json").read_text())
+    assert "2 ranks" in manifest["device"]
+    assert igrpo("verify", run).code == 0
+    assert igrpo("draft", local).code == 0
+    assert files_below(run / "iteration_0000/draft") == files_below(local / "iteration_0000/draft")

@@ -142,12 +142,6 @@ def test_a_failing_rank_ends_all_of_them(ready, tmp_path):
     assert not (run / "iteration_0000/update").exists()
 
 
-def test_only_the_update_is_for_torchrun(ready):
-    result = torchrun(2, "run", ready)
-    assert result.returncode != 0
-    assert "torchrun is for the update alone" in result.stderr
-
-
 @given(costs=st.lists(st.floats(0.1, 100.0), max_size=30), size=st.integers(2, 5))
 def test_every_item_counts_once_and_every_rank_gets_as_many(costs, size):
     dealt = [Ranks(rank, size, torch.device("cpu")).distribute(range(len(costs)), costs) for rank in range(size)]

@@ -162,7 +162,7 @@ def run_all(
     *,
     console: Console,
 ) -> None:
-    """Run all remaining stages in one process.
+    """Run all remaining stages in one process, or on several GPUs under torchrun.
 
     Example: igrpo run runs/first --iterations 1
     """

@@ -94,7 +94,7 @@ class RolloutShard:
                 self._parts.clear()
         claimed_by_others = []
         for number in self._blocks:
-            self._stage.sampler.make_room()
+            self._stage.make_room()
             if self._stop_if_complete_elsewhere():
                 return
             if self._parts.has(number):
@@ -109,7 +109,7 @@ class RolloutShard:
             if self._launch:
                 yield self._block(number, is_elsewhere=True)
                 continue
-            self._stage.sampler.make_room()
+            self._stage.make_room()
             if self._stop_if_complete_elsewhere():
                 return
             yield self._block(number, is_done=self._parts.has(number))
@@ -159,7 +159,7 @@ class RolloutShard:
     def _blocks_nobody_has_begun(self) -> Iterator[Block]:
         """Yield blocks from the end of the shard, which its own task reaches last."""
         for number in reversed(self._blocks):
-            self._stage.sampler.make_room()
+            self._stage.make_room()
             if self._is_complete_elsewhere():
                 return
             if not self._parts.has(number) and self._parts.claim(number):

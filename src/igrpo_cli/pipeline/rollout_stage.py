@@ -112,6 +112,7 @@ class RolloutStage:
         self._shards = StageShards(session, request, plan.shards)
         self._open: dict[int, RolloutShard] = {}
         self._complete: set[int] = set()
+        self._share = None if session.launch is None else -(-self._count_missing() // session.launch.size)
 
     @property
     def iteration(self) -> int:
@@ -142,6 +143,13 @@ class RolloutStage:
                 self._commit_if_complete(earlier)
         if shards is None and self._request.take_over and not self._request.dry_run:
             yield from self._shards_of_other_tasks()
+
+    def make_room(self) -> None:
+        """Sample until the engine has room. A rank begins no more than its share of the blocks at a time.
+
+        Otherwise one rank would fill its engine with blocks that others could sample at the same time.
+        """
+        self.sampler.make_room(self._share)
 
     def wait_for(self, shards: Iterable[int]) -> None:
         """Sample until these shards are complete, and commit them."""
@@ -174,7 +182,8 @@ class RolloutStage:
 
     def finish(self) -> None:
         """Sample what was submitted, commit every shard, and refuse the stage if too many rows are ungraded."""
-        self.sampler.finish()
+        while self.sampler.advance():
+            pass
         self.wait_for(self._open)
         self.require_graded()
 
@@ -199,6 +208,13 @@ class RolloutStage:
         self._shards.add(manifest)
         self._complete.add(number)
         return True
+
+    def _count_missing(self) -> int:
+        """Return the number of blocks without a file, and at least 1."""
+        paths = {shard: self.plan.shards.path_of(shard) for shard in self._request.shards}
+        unfinished = [shard for shard, path in paths.items() if not path.manifest.exists()]
+        blocks = sum(len(self.plan.blocks.of_shard(shard)) for shard in unfinished)
+        return max(blocks - sum(len(list(paths[shard].parts.glob("*.parquet"))) for shard in unfinished), 1)
 
     def _shards_of_other_tasks(self) -> Iterator[RolloutShard]:
         for number in sorted(set(range(self.session.config.run.num_shards)) - set(self._request.shards)):
