@@ -122,3 +122,22 @@ def test_under_autocast_the_product_is_bfloat16_and_the_rest_float32():
     found.sum().backward()
     assert hidden.grad.dtype == head.weight.grad.dtype == torch.float32
     torch.testing.assert_close(entropies, expected_entropies, atol=0.05, rtol=0.01)
+
+
+def test_the_gradient_of_weights_in_bfloat16_is_summed_over_chunks_in_float32(monkeypatch):
+    hidden, head, targets, temperatures = inputs(dtype=torch.float32)
+    hidden = hidden.detach().repeat(200, 1).bfloat16()
+    weight = head.weight.detach().bfloat16().requires_grad_()
+    arguments = (OutputHead(weight, None, None), targets.repeat(200), temperatures.detach().repeat(200))
+    found = []
+    for chunk in (V, 1000 * K * V):
+        monkeypatch.setattr(logprobs, "MAX_LOGITS_IN_CHUNK", chunk)
+        token_logprobs(hidden, *arguments)[0].sum().backward()
+        found.append(weight.grad.float())
+        weight.grad = None
+    assert (found[0] - found[1]).norm() < 0.01 * found[1].norm()
+
+
+def test_chunks_grow_with_the_memory_of_a_gpu():
+    gigabytes = {16: 2**25, 24: 2**25, 80: 2**27, 141: 2**28}
+    assert {each: logprobs.max_logits_in_chunk(each * 10**9) for each in gigabytes} == gigabytes

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,28 @@ def test_each_rank_writes_its_part_of_the_optimizer_state(by_two):
     assert len(parts) == 2
     sizes = [part.stat().st_size for part in parts]
     assert max(sizes) < 0.6 * sum(sizes)
+
+
+@pytest.fixture(scope="module")
+def gradients_in_bfloat16(tmp_path_factory):
+    """The gradient of one batch by one process and by two."""
+    directory = tmp_path_factory.mktemp("gradients")
+    for command, name in (([sys.executable], "one"), ([*TORCHRUN, "2"], "two")):
+        arguments = [*command, str(Path(__file__).with_name("gradient_of_ranks.py")), str(directory / name)]
+        result = subprocess.run(arguments, env=ONE_THREAD, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+    return load_file(directory / "one"), load_file(directory / "two")
+
+
+def test_two_ranks_in_bfloat16_have_the_gradient_of_one(gradients_in_bfloat16):
+    """Embeddings, output matrix and sums over rows are float32 in both, and products bfloat16.
+
+    The norms of a sharded layer are gathered in bfloat16 with its matrices, so their gradients are rounded once.
+    """
+    one, two = gradients_in_bfloat16
+    for name, gradient in two.items():
+        limit = 5e-3 if name.endswith("layernorm.weight") else 1e-5
+        assert (gradient - one[name]).norm() < limit * one[name].norm(), name
 
 
 def record_states(update):

@@ -17,7 +17,11 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 MAX_LOGITS_IN_CHUNK = 2**25
-"""Maximum elements C * V in memory; about 0.4 GB with their float32 copies."""
+"""Maximum elements C * V in memory on a CPU, and on a GPU of little memory; about 0.5 GB with their float32 copies."""
+BYTES_PER_LOGIT = 16
+"""Peak memory of a logit of a chunk: in bfloat16 and float32, and two temporary copies in float32."""
+SHARE_OF_DEVICE = 32
+"""A chunk takes at most 1 / this of the memory of a GPU, rounded down to a power of two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +84,10 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden_KH, weight_VH, bias_V, targets_K, temperatures_K, normalisers_K = ctx.saved_tensors
         head = OutputHead(weight_VH.to(hidden_KH.dtype), _to(bias_V, hidden_KH.dtype), ctx.softcap)
         grad_hidden_KH = torch.empty_like(hidden_KH)
-        grad_weight_VH = torch.zeros_like(weight_VH) if ctx.needs_input_grad[1] else None
-        grad_bias_V = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
+        # The chunks are summed in float32, also for weights in bfloat16.
+        full = normalisers_K.dtype
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=full) if ctx.needs_input_grad[1] else None
+        grad_bias_V = torch.zeros_like(bias_V, dtype=full) if ctx.needs_input_grad[2] else None
         for chunk in _chunks(hidden_KH, weight_VH):
             logits_CV = _logits(hidden_KH[chunk], head)
             slope_CV = None if head.softcap is None else 1 - (logits_CV / head.softcap).square_()
@@ -97,7 +103,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad_hidden_KH[chunk] = grad_CV @ head.weight
             if grad_weight_VH is not None:
                 grad_weight_VH += grad_CV.T @ hidden_KH[chunk]
-        return grad_hidden_KH, grad_weight_VH, grad_bias_V, None, None, None
+        return grad_hidden_KH, _to(grad_weight_VH, weight_VH.dtype), _to(grad_bias_V, weight_VH.dtype), None, None, None
 
 
 def _logits(hidden_CH: Tensor, head: OutputHead) -> Tensor:
@@ -108,8 +114,21 @@ def _logits(hidden_CH: Tensor, head: OutputHead) -> Tensor:
 
 
 def _chunks(hidden_KH: Tensor, weight_VH: Tensor) -> Iterator[slice]:
-    size = max(1, MAX_LOGITS_IN_CHUNK // len(weight_VH))
+    most = MAX_LOGITS_IN_CHUNK
+    if hidden_KH.device.type == "cuda":
+        most = max_logits_in_chunk(torch.cuda.get_device_properties(hidden_KH.device).total_memory)
+    size = max(1, most // len(weight_VH))
     return (slice(start, start + size) for start in range(0, len(hidden_KH), size))
+
+
+def max_logits_in_chunk(device_bytes: int) -> int:
+    """Return the maximum elements C * V of a chunk on a GPU with so much memory: 2**27 with 80 GB.
+
+    The memory of the device counts, not what is free of it: that differs from one process to the next, and the size of
+    a chunk decides how sums are rounded.
+    """
+    logits = device_bytes // (SHARE_OF_DEVICE * BYTES_PER_LOGIT)
+    return max(MAX_LOGITS_IN_CHUNK, 1 << max(logits, 1).bit_length() - 1)
 
 
 def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -87,12 +87,15 @@ class Ranks:
     def shard(self, module: torch.nn.Module, layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> None:
         """Shard `module` over the ranks, with each of `layers` as a unit. Gradients are summed over the ranks.
 
-        Layers are gathered and computed with in `dtype`; the shards are float32.
+        The shards are float32. Layers are gathered in `dtype`, in which autocast would compute with them anyway. What
+        lies outside of the layers is gathered in float32: embeddings, whose rows add up in the residual stream, and the
+        output matrix, whose gradient is a sum over the chunks of a row and, if the two are tied, over both uses.
         """
         mesh = init_device_mesh(self.device.type, (self.size,))
         half = None if dtype == torch.float32 else dtype
-        policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for part in (*layers, module):
+            gathered = None if part is module else half
+            policy = MixedPrecisionPolicy(gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
             fully_shard(part, mesh=mesh, mp_policy=policy)
         for part in module.modules():
             if isinstance(part, FSDPModule):
