@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from torch.nn.attention.flex_attention import flex_attention
+from transformers import AttentionInterface, AutoModelForCausalLM
 
 from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.training import policy as policy_module
@@ -16,6 +18,7 @@ from igrpo_cli.training.attention import (
     SEGMENT_ATTENTION,
     RowAttention,
     attention_implementations,
+    segment_attention,
 )
 from igrpo_cli.training.policy import CausalPolicy
 from igrpo_cli.training.step import PolicyTrainer
@@ -72,6 +75,73 @@ def test_gradients_under_a_compiled_block_mask(policy_that_attends, make_group):
     (found, loss), (expected, expected_loss) = gradients(shared, groups), gradients(apart, groups)
     assert (found - expected).norm() < 1e-3 * expected.norm()
     assert loss == pytest.approx(expected_loss, abs=1e-4)
+
+
+@pytest.mark.parametrize("way", [SEGMENT_ATTENTION, DENSE_MASK], ids=["segments", "dense mask"])
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_padding_of_rows_changes_no_result(policy_that_attends, groups, name, way):
+    lengths = set()
+
+    def records(row, device):
+        lengths.add(len(row.input_ids))
+        return way.arguments(row, device)
+
+    padded = policy_that_attends(replace(way, arguments=records, is_compiled=True), name=name)
+    plain = policy_that_attends(way, name=name)
+    (found, loss), (expected, expected_loss) = gradients(padded, groups), gradients(plain, groups)
+    assert lengths == {128}
+    assert (found - expected).abs().max() < 1e-6
+    assert loss == pytest.approx(expected_loss, abs=1e-6)
+    results = [PolicyTrainer(each, FLOAT32).step(groups, 0.0) for each in (padded, plain)]
+    assert results[0].audit.policy_logprob == pytest.approx(results[1].audit.policy_logprob, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without", "ignore:_compile flag")
+def test_flex_attention_takes_the_dtypes_of_autocast(policy_that_attends, groups, monkeypatch):
+    """Rotary embeddings leave queries and keys in float32, beside values in bfloat16."""
+    monkeypatch.setattr(policy_module, "_sharing_is_exact", lambda *_: True)
+    seen = []
+
+    def eager(query, key, value, **options):
+        seen.append((query.dtype, key.dtype, value.dtype))
+        return flex_attention(query, key, value, block_mask=options["block_mask"], enable_gqa=True)
+
+    monkeypatch.setattr("transformers.integrations.flex_attention.compile_friendly_flex_attention", eager)
+    with torch.compiler.set_stance("force_eager"):
+        trainers = [
+            PolicyTrainer(policy_that_attends(way), UpdateSection(dtype="bfloat16"))
+            for way in (FLEX_ATTENTION, SEGMENT_ATTENTION)
+        ]
+        found, expected = (trainer.compute_old_logprobs(groups) for trainer in trainers)
+    assert set(seen) == {(torch.bfloat16,) * 3}
+    assert found == pytest.approx(expected, abs=0.1)
+
+
+def test_what_fails_backward_in_the_dtype_of_training_is_not_used(make_model, monkeypatch):
+    """The compiler of FlexAttention can support a size in float32 and not in bfloat16."""
+
+    class FailsBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, hidden):
+            return hidden.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            raise RuntimeError("out of resource: shared memory\nRequired: 262144")
+
+    def fails_in_half(module, query, key, value, attention_mask, **options):
+        output, _ = segment_attention(module, query, key, value, attention_mask, **options)
+        return (FailsBackward.apply(output) if output.dtype == torch.bfloat16 else output), None
+
+    AttentionInterface.register("fails_in_half", fails_in_half)
+    way = replace(SEGMENT_ATTENTION, implementation="fails_in_half", is_compiled=True)
+    monkeypatch.setattr(policy_module, "attention_implementations", lambda _: (way, DENSE_MASK))
+    in_float, in_half = CausalPolicy(make_model()), CausalPolicy(make_model(), torch.bfloat16)
+    assert in_float.attention_failure is None
+    assert in_float.model.config._attn_implementation == "fails_in_half"
+    assert in_half.attention_failure == "out of resource: shared memory"
+    assert in_half.shares_prompts
+    assert in_half.model.config._attn_implementation == "sdpa"
 
 
 def test_a_way_that_is_not_exact_is_passed_over(policy_that_attends, groups):

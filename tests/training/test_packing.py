@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import TrainingGroup
-from igrpo_cli.training.packing import RowLimits, attention_mask, flatten_groups, pack_rows
+from igrpo_cli.training.packing import RowLimits, attention_mask, flatten_groups, pack_rows, pad_row, padded_length
 
 CPU = torch.device("cpu")
 SHARED = RowLimits(group_tokens=1000, joined_tokens=1000)
@@ -167,3 +167,34 @@ def test_a_batch_without_a_token_is_refused():
         flatten_groups([group([1], [[], []])], vocab_size=10)
     with pytest.raises(IgrpoError, match="nothing to train on"):
         flatten_groups([], vocab_size=10)
+
+
+def test_padded_lengths_by_hand():
+    lengths = [1, 128, 129, 1000, 1024, 1025, 2048, 2049, 4096, 4097, 20_000]
+    assert [padded_length(length) for length in lengths] == [
+        *(128, 128, 256, 1024, 1024, 1152),
+        *(2048, 2304, 4096, 4608, 20_480),
+    ]
+
+
+@given(st.integers(1, 10**6))
+def test_padded_lengths_are_few_and_near(length):
+    padded = padded_length(length)
+    assert padded >= length
+    assert padded % 128 == 0
+    assert padded - length < max(128, length / 8)
+    assert padded_length(padded) == padded
+
+
+def test_padding_sees_nothing_and_is_seen_by_nothing():
+    batch = flatten_groups([group([1, 2], [[3, 4, 5], [6], [7, 8]])], vocab_size=10)
+    (row,) = pack_rows(batch, [0], SHARED)
+    padded, length = pad_row(row), len(row.input_ids)
+    mask = attention_mask(padded, CPU)
+    assert mask.shape == (128, 128)
+    assert torch.equal(mask[:length, :length], attention_mask(row, CPU))
+    assert not mask[:length, length:].any()
+    assert not mask[length:, :length].any()
+    assert padded.predictor is row.predictor
+    assert padded.token is row.token
+    assert pad_row(padded).input_ids.tolist() == padded.input_ids.tolist()

@@ -97,7 +97,7 @@ def _load(session: Session, policy: Policy, iteration: int, ranks: Ranks) -> Pol
     base = read_policy(session.run, 0) if session.config.update.lora_r else policy
     if base is not policy:
         verify_policy(base)
-    return restore_trainer(
+    trainer = restore_trainer(
         base.directory,
         session.config.update,
         session.config.policy,
@@ -106,6 +106,9 @@ def _load(session: Session, policy: Policy, iteration: int, ranks: Ranks) -> Pol
         adapter_seed=derive_seed(session.config.run.seed, "lora"),
         ranks=ranks,
     )
+    if failure := trainer.policy.attention_failure:
+        session.console.note(f"FlexAttention cannot be used ({failure}): attention takes more memory and time")
+    return trainer
 
 
 def gradient_cosines(

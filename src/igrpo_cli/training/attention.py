@@ -15,15 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-from igrpo_cli.training.packing import PackedRow, attention_mask
+from igrpo_cli.training.packing import PackedRow, attention_mask, pad_row
 
 SEGMENTS_IMPLEMENTATION = "igrpo_segments"
 """Name of `segment_attention` in transformers."""
+BLOCKS_IMPLEMENTATION = "igrpo_blocks"
+"""Name of `block_attention` in transformers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,12 @@ class RowAttention:
     """Name for `set_attn_implementation`."""
     arguments: Callable[[PackedRow, torch.device], dict[str, Any]]
     """Returns the arguments of the forward pass of a row, besides its tokens and positions."""
+    is_compiled: bool = False
+    """True if rows are padded to few lengths, because a new length may be compiled anew."""
+
+    def prepare(self, row: PackedRow) -> PackedRow:
+        """Return the row that is computed in the place of `row`, padded at its end if it has to be."""
+        return pad_row(row) if self.is_compiled and not row.is_causal else row
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +100,30 @@ def segment_attention(
     return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
 
 
+def block_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: BlockMask | Tensor | None,
+    *,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute the attention of one layer with FlexAttention. Shapes are those of `segment_attention`.
+
+    Without a block mask this is the attention of transformers, which is not compiled, so causal rows can have any
+    length.
+    """
+    if not isinstance(attention_mask, BlockMask):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        # Rotary embeddings leave queries and keys in float32. Not every version of FlexAttention casts them itself.
+        query, key, value = (each.to(torch.get_autocast_dtype(device)) for each in (query, key, value))
+    return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+
+
 def segments_of(row: PackedRow, device: torch.device) -> Segments:
     """Return the prompts and completions of a row."""
     starts = np.flatnonzero(np.diff(row.segment, prepend=-1))
@@ -127,7 +160,8 @@ def _dense_mask(row: PackedRow, device: torch.device) -> dict[str, Any]:
 
 
 SEGMENT_ATTENTION = RowAttention(SEGMENTS_IMPLEMENTATION, lambda row, device: {"segments": segments_of(row, device)})
-FLEX_ATTENTION = RowAttention("flex_attention", _block_mask)
+FLEX_ATTENTION = RowAttention(BLOCKS_IMPLEMENTATION, _block_mask, is_compiled=True)
 DENSE_MASK = RowAttention("sdpa", _dense_mask)
 
 AttentionInterface.register(SEGMENTS_IMPLEMENTATION, segment_attention)
+AttentionInterface.register(BLOCKS_IMPLEMENTATION, block_attention)

@@ -13,7 +13,7 @@ K completion tokens that the row predicts.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,11 @@ from igrpo_cli.records import TrainingGroup
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
+
+PADDING_STEP = 128
+"""Padded rows have a multiple of this many tokens, the block of FlexAttention."""
+PADDING_STEPS_PER_DOUBLING = 8
+"""Number of padded lengths between a length and its double, above the first multiples of `PADDING_STEP`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +212,34 @@ def pack_rows(batch: TrainingBatch, groups: Iterable[int], limits: RowLimits) ->
             rows[-1].append(part)
             room -= part.num_tokens
     return [_lay_out(batch, row) for row in rows]
+
+
+def padded_length(length: int) -> int:
+    """Return the length that a row of `length` tokens is padded to: 128, 256, … up to 2048, then in steps of 1/8.
+
+    So rows have few lengths, at most 1/8 longer than the row beyond 1024 tokens.
+    """
+    doubling = 1 << max(length - 1, 1).bit_length() - 1
+    step = max(PADDING_STEP, doubling // PADDING_STEPS_PER_DOUBLING)
+    return -(-length // step) * step
+
+
+def pad_row(row: PackedRow) -> PackedRow:
+    """Return the row with tokens added at its end up to `padded_length`.
+
+    The added tokens are a segment of their own, which no other token sees and which sees no other, and they predict
+    nothing. So all results are those of the row without them.
+    """
+    added = padded_length(len(row.input_ids)) - len(row.input_ids)
+    segment = int(row.segment[-1]) + 1
+    values = {"input_ids": 0, "position_ids": 0, "segment": segment, "prompt_segment": segment}
+    return replace(
+        row,
+        **{
+            name: np.concatenate([getattr(row, name), np.full(added, value, dtype=np.int64)])
+            for name, value in values.items()
+        },
+    )
 
 
 def attention_mask(row: PackedRow, device: torch.device) -> Tensor | None:

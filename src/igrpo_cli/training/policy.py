@@ -65,8 +65,11 @@ class LogprobModel(torch.nn.Module):
 class CausalPolicy:
     """A causal language model of transformers, without dropout."""
 
-    def __init__(self, model: Any) -> None:
-        """Raise IgrpoError for weights that are not finite, or logits that `OutputHead` does not reproduce."""
+    def __init__(self, model: Any, dtype: torch.dtype = torch.float32) -> None:
+        """Find out how `model` attends to shared prompts, tested in float32 and in `dtype`, the dtype of autocast.
+
+        Raises IgrpoError for weights that are not finite, or logits that `OutputHead` does not reproduce.
+        """
         self.model = model.eval()
         refuse_non_finite(dict(model.named_parameters()), "loaded policy")
         _freeze_other_inputs(model)
@@ -74,15 +77,21 @@ class CausalPolicy:
         self.device: torch.device = model.get_output_embeddings().weight.device
         """Device of the weights and the inputs."""
         self.logprobs.logit_scale = _find_logit_scale(self)
-        self._attention = _find_attention(self)
+        self.attention_failure: str | None = None
+        """Why rows are not computed with the fastest attention of the device, if that is compiled."""
+        self._attention = _find_attention(self, dtype)
 
     @property
     def shares_prompts(self) -> bool:
         """True if several completions can share a prompt in a row (see `packing`)."""
         return self._attention is not None
 
+    def prepare(self, row: PackedRow) -> PackedRow:
+        """Return the row that is computed in the place of `row`. It may have more tokens, at the end."""
+        return row if self._attention is None else self._attention.prepare(row)
+
     def layout(self, row: PackedRow) -> tuple[Tensor | None, dict[str, Any]]:
-        """Return positions [T] of a row and the arguments of its attention; None and {} for a causal row."""
+        """Return positions [T] of a prepared row and the arguments of its attention; None and {} for a causal row."""
         if row.is_causal or self._attention is None:
             return None, {}
         positions_T = torch.from_numpy(row.position_ids).to(self.device)
@@ -127,9 +136,15 @@ class CausalPolicy:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
 
-def load_policy(directory: Path, device: torch.device, *, trust_remote_code: bool = False) -> CausalPolicy:
-    """Return the policy of a Hugging Face model directory, in float32 on `device`. Raises as `load_causal_lm`."""
-    return CausalPolicy(load_causal_lm(directory, torch.float32, trust_remote_code=trust_remote_code).to(device))
+def load_policy(
+    directory: Path, device: torch.device, dtype: torch.dtype = torch.float32, *, trust_remote_code: bool = False
+) -> CausalPolicy:
+    """Return the policy of a Hugging Face model directory, in float32 on `device`. Raises as `load_causal_lm`.
+
+    `dtype` is that of autocast in the passes to come.
+    """
+    model = load_causal_lm(directory, torch.float32, trust_remote_code=trust_remote_code).to(device)
+    return CausalPolicy(model, dtype)
 
 
 def refuse_non_finite(tensors: dict[str, Tensor], what: str) -> None:
@@ -212,31 +227,47 @@ def _find_logit_scale(policy: CausalPolicy) -> float:
     raise IgrpoError(f"{type(model).__name__} computes its logits in a way that igrpo does not support")
 
 
-def _find_attention(policy: CausalPolicy) -> RowAttention | None:
-    """Set the fastest implementation of attention with which sharing prompts is exact; return it, or None."""
+def _find_attention(policy: CausalPolicy, dtype: torch.dtype) -> RowAttention | None:
+    """Set the fastest implementation of attention with which sharing prompts is exact; return it, or None.
+
+    Float32 shows whether each token sees what it has to see. The passes of training may be compiled for `dtype`, so
+    they are tested in it too, forward and backward: what the compiler does not support fails here and not in a step.
+    """
     if not _may_share_prompts(policy.model):
         return None
+    row = _probe_row(policy)
     for attention in attention_implementations(policy.device):
+        failure = "its results differ from those of separate rows"
         try:
             policy.model.set_attn_implementation(attention.implementation)
-            if _sharing_is_exact(policy, attention, _probe_row(policy), AGREEMENT):
+            with _autocast(policy, dtype):
+                in_half = dtype == torch.float32 or _sharing_is_exact(policy, attention, row, HALF_AGREEMENT)
+            if in_half and _sharing_is_exact(policy, attention, row, AGREEMENT):
                 return attention
         # transformers refuses an attention that the architecture lacks, the compiler sizes that it does not support.
-        except (ValueError, ImportError, RuntimeError):
-            continue
+        except (ValueError, ImportError, RuntimeError) as error:
+            failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if attention.is_compiled:
+            policy.attention_failure = failure
     policy.model.set_attn_implementation("sdpa")
     return None
+
+
+def _autocast(policy: CausalPolicy, dtype: torch.dtype) -> torch.autocast:
+    half = dtype != torch.float32
+    return torch.autocast(policy.device.type, dtype=dtype if half else torch.bfloat16, enabled=half)
 
 
 def _sharing_is_exact(policy: CausalPolicy, attention: RowAttention, row: PackedRow, tolerance: float) -> bool:
     """Return True if the last completion of `row` has what it has in a row of its own: hidden states and gradients.
 
     The gradient is that of a sum over its hidden states, with respect to the embeddings of the row. It must be 0 for
-    tokens of other completions.
+    tokens of other completions, and for those that the row is padded with.
     """
-    is_own = (row.segment == row.segment[-1]) | (row.segment == row.prompt_segment[-1])
-    is_last_T = torch.from_numpy(row.segment == row.segment[-1]).to(policy.device)
-    is_own_T = torch.from_numpy(is_own).to(policy.device)
+    last, prompt = row.segment[-1], row.prompt_segment[-1]
+    row = attention.prepare(row)
+    is_last_T, is_prompt_T = (torch.from_numpy(row.segment == each).to(policy.device) for each in (last, prompt))
+    is_own_T = is_last_T | is_prompt_T
     ids_T, positions_T = (torch.from_numpy(each).to(policy.device) for each in (row.input_ids, row.position_ids))
     arguments = attention.arguments(row, policy.device)
     shared_TH, shared_grad_TH = _hidden_and_gradient(policy.model, ids_T, is_last_T, positions_T, arguments)
@@ -273,7 +304,8 @@ def _hidden_and_gradient(
     counted_KH = hidden_TH[is_counted_T]
     # Weights without a pattern, so that no error cancels.
     weights_KH = torch.randn(counted_KH.shape, generator=torch.Generator().manual_seed(0)).to(counted_KH)
-    (grad_1TE,) = torch.autograd.grad((counted_KH * weights_KH).sum(), leaves[0])
+    with torch.autocast(hidden_TH.device.type, enabled=False):
+        (grad_1TE,) = torch.autograd.grad((counted_KH * weights_KH).sum(), leaves[0])
     return hidden_TH.detach(), grad_1TE[0]
 
 

@@ -31,7 +31,7 @@ from igrpo_cli.training.metrics import CompletionAudit
 from igrpo_cli.training.packing import FloatArray
 from igrpo_cli.training.policy import load_policy
 from igrpo_cli.training.ranks import Ranks
-from igrpo_cli.training.step import PolicyTrainer, StepResult
+from igrpo_cli.training.step import PolicyTrainer, StepResult, compute_dtype
 
 METRICS_FILE = "metrics.json"
 ARRAYS_FILE = "arrays.safetensors"
@@ -58,11 +58,12 @@ def restore_trainer(
     ranks = ranks or Ranks()
     # A policy that will be sharded is loaded on the CPU: the whole of it may not fit on one device.
     device = ranks.device if ranks.size == 1 else torch.device("cpu")
+    dtype = getattr(torch, compute_dtype(config.dtype, device)) if ranks.size == 1 else torch.float32
     trust = policy_config.trust_remote_code
-    policy = load_policy(directory, device, trust_remote_code=trust)
+    policy = load_policy(directory, device, dtype, trust_remote_code=trust)
     if config.lora_r:
         add_adapters(policy.model, config, adapter_seed)
-    reference_policy = None if reference is None else load_policy(reference, device, trust_remote_code=trust)
+    reference_policy = None if reference is None else load_policy(reference, device, dtype, trust_remote_code=trust)
     trainer = PolicyTrainer(policy, config, reference_policy, ranks)
     if previous is None:
         return trainer

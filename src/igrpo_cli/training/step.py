@@ -84,7 +84,7 @@ class PolicyTrainer:
         self.config = config
         self.reference = reference if config.beta != 0.0 else None
         self.ranks = ranks or Ranks()
-        self.dtype = _compute_dtype(config.dtype, policy.device if self.ranks.size == 1 else self.ranks.device)
+        self.dtype = compute_dtype(config.dtype, policy.device if self.ranks.size == 1 else self.ranks.device)
         """Dtype of the forward and backward pass; weights, gradients and Adam's moments are float32."""
         self._objective = objective_of(config)
         self._limits = _row_limits(policy, config.max_tokens_per_batch)
@@ -270,8 +270,7 @@ class PolicyTrainer:
         return torch.from_numpy(array).to(self.policy.device)
 
     def _autocast(self, *, enabled: bool = True) -> torch.autocast:
-        # Sharded weights are gathered in the compute dtype, so they need no autocast.
-        enabled = enabled and self.dtype == "bfloat16" and self.ranks.size == 1
+        enabled = enabled and self.dtype == "bfloat16"
         return torch.autocast(self.policy.device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
@@ -298,7 +297,8 @@ def cosine(one: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return math.nan if norms == 0 else max(-1.0, min(1.0, product(one, other) / norms))
 
 
-def _compute_dtype(dtype: Dtype, device: torch.device) -> Literal["float32", "bfloat16"]:
+def compute_dtype(dtype: Dtype, device: torch.device) -> Literal["float32", "bfloat16"]:
+    """Return the dtype of the forward and backward pass that `update.dtype` means on a device."""
     if dtype == "auto":
         return "bfloat16" if has_fast_bfloat16(device) else "float32"
     return dtype
@@ -314,6 +314,7 @@ def _row_limits(policy: CausalPolicy, max_tokens_per_batch: int) -> RowLimits:
 def _row_logprobs(policy: CausalPolicy, batch: TrainingBatch, row: PackedRow) -> tuple[Tensor, Tensor]:
     """Return log-probs [K] and entropies [K] of the completion tokens of a row."""
     device = policy.device
+    row = policy.prepare(row)
     input_ids_T = torch.from_numpy(row.input_ids).to(device)
     found: tuple[Tensor, Tensor] = policy.logprobs(
         input_ids_T,
