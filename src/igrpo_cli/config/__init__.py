@@ -103,6 +103,12 @@ class RunConfig(Section):
         if section.optimizer_state == "from_policy" and section.lora_r:
             raise ValueError("update.optimizer_state = from_policy has no adapters to continue: use carry or fresh")
 
+        if section.offload_optimizer and section.lora_r:
+            raise ValueError(
+                "update.offload_optimizer is for training of all weights; adapters have a small optimiser state: set "
+                "update.offload_optimizer = false"
+            )
+
     def _check_selection(self) -> None:
         is_external = self.select.strategy == "external"
         if is_external and self.select.external is None:

@@ -159,6 +159,11 @@ class UpdateSection(Section):
     """Names of the layers with adapters; empty means all linear layers except the output layer."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them."""
+    offload_optimizer: bool = False
+    """Keep float32 weights, gradients and Adam moments in host memory, 16 bytes per weight, and take the steps there.
+
+    The device holds the weights to compute with: in bfloat16, 2 bytes for each weight of a linear layer and 4 for each
+    of embeddings and norms. It is for training of all weights, and does not go with LoRA."""
     max_tokens_per_batch: PositiveInt = 4096
     """Maximum tokens of a packed row. Lower it to save memory; it does not change the objective."""
     optimizer_state: Literal["carry", "fresh", "from_policy"] = "carry"
@@ -172,7 +177,7 @@ class UpdateSection(Section):
     """Every how many iterations `igrpo run` writes the optimiser state; and always that of its last iteration. A run
     that was stopped in between computes the updates since the newest state again from their rollouts, and compares the
     hashes of their policies. Only a process that keeps the trainer in memory leaves states out: `igrpo update` writes
-    each of them, and so do runs on a GPU and under torchrun."""
+    each of them, and so do runs under torchrun, and on a GPU without `offload_optimizer`."""
     save_steps: Natural = 1
     """Optimiser steps between two checkpoints within an update; 0 writes none. A complete update removes them."""
 

@@ -63,15 +63,17 @@ def writes_optimizer_state(session: Session, trainer: PolicyTrainer, iteration: 
 def _stays_in_memory(session: Session, trainer: PolicyTrainer) -> bool:
     """Return True if the next update of this process continues with `trainer` itself.
 
-    A trainer on a GPU is not kept: sampling needs the memory.
+    A trainer on a GPU is not kept, because sampling needs the memory, unless its weights are in host memory
+    (`update.offload_optimizer`). The memory of the GPU is freed then.
     """
-    is_whole = trainer.ranks.size == 1 and trainer.policy.device.type == "cpu"
+    is_whole = trainer.ranks.size == 1 and trainer.is_on_host
     return is_whole and session.config.update.optimizer_state == "carry"
 
 
 def keep_warm(session: Session, trainer: PolicyTrainer, iteration: int) -> None:
     """Keep the trainer in memory for the next update of this process, which would restore the same state."""
     if _stays_in_memory(session, trainer):
+        trainer.release_device()
         session.warm_trainer = (session.policy(iteration + 1).id, trainer)
 
 
@@ -132,7 +134,7 @@ def gradient_cosines(
             cosines.append(None)
             continue
         # The layers of the policy recompute their activations already, if they should.
-        section = section.model_copy(update={"gradient_checkpointing": False})
+        section = section.model_copy(update={"gradient_checkpointing": False, "offload_optimizer": False})
         gradient = own
         if own is None or (objective_of(section), _key(groups)) != own_key:
             gradient = PolicyTrainer(base.policy, section, base.reference).gradient(groups)
@@ -189,7 +191,7 @@ def _load_published(session: Session, policy: Policy, changes: dict[str, float])
     from igrpo_cli.training.ranks import Ranks
 
     config = session.config
-    update = config.update.model_copy(update={**changes, "optimizer_state": "fresh"})
+    update = config.update.model_copy(update={**changes, "optimizer_state": "fresh", "offload_optimizer": False})
     dtype = config.policy.dtype if update.lora_r else "float32"
     changed = {"update": update, "policy": config.policy.model_copy(update={"dtype": dtype})}
     reader = Session(session.run, config.model_copy(update=changed), session.console)

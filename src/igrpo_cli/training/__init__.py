@@ -5,6 +5,7 @@ attention    attention over these rows
 policy       a model directory as a trainable body and its output head
 logprobs     log-probs and entropy of tokens without holding all logits
 step         one optimiser step over a batch
+offload      float32 weights, gradients and Adam's moments in host memory
 optimizer    AdamW and gradient clipping
 metrics      metrics of a step and the audit of its completions
 ranks        the processes of an update with torchrun

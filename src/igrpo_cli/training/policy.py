@@ -56,7 +56,7 @@ class LogprobModel(torch.nn.Module):
 
         `position_ids_T` and `attention` are the result of `CausalPolicy.layout`.
         """
-        hidden_TH = _hidden_states(self.model, input_ids_T, position_ids_T, attention)
+        hidden_TH = hidden_states(self.model, input_ids_T, position_ids_T, attention)
         # The head is looked up in every pass, because a sharded head is complete only within one.
         head = _output_head(self.model, self.logit_scale)
         return token_logprobs(hidden_TH[predictor_K], head, targets_K, temperatures_K)
@@ -167,10 +167,10 @@ def _freeze_other_inputs(model: Any) -> None:
         parameter.requires_grad_(id(parameter) in trained)
 
 
-def _hidden_states(
+def hidden_states(
     model: Any, input_ids_T: Tensor, position_ids_T: Tensor | None = None, attention: dict[str, Any] | None = None
 ) -> Tensor:
-    """Return the last hidden states [T, H] of one row."""
+    """Return the last hidden states [T, H] of one row of a model of transformers."""
     positions = {} if position_ids_T is None else {"position_ids": position_ids_T[None]}
     output = _body(model)(input_ids=input_ids_T[None], use_cache=False, **positions, **(attention or {}))
     last_BTH: Tensor = output.last_hidden_state
@@ -210,10 +210,10 @@ def _find_logit_scale(policy: CausalPolicy) -> float:
     """
     model, config = policy.model, policy.model.config.get_text_config()
     values = [float(value) for name in _SCALES if (value := getattr(config, name, None))]
-    ids_T = _probe_ids(policy, 8)
+    ids_T = probe_ids(policy, 8)
     ones_T = torch.ones_like(ids_T, dtype=torch.float32)
     expected_TV = model(input_ids=ids_T[None], use_cache=False).logits[0]
-    hidden_TH = _hidden_states(model, ids_T)
+    hidden_TH = hidden_states(model, ids_T)
     weight_VH = model.get_output_embeddings().weight
     if hidden_TH.shape[-1] == weight_VH.shape[-1] and expected_TV.shape[-1] == len(weight_VH):
         expected_T = expected_TV.log_softmax(-1).gather(-1, ids_T[:, None])[:, 0]
@@ -296,7 +296,7 @@ def _hidden_and_gradient(
     hook = model.get_input_embeddings().register_forward_hook(make_leaf)
     try:
         with torch.enable_grad():
-            hidden_TH = _hidden_states(model, ids_T, positions_T, arguments)
+            hidden_TH = hidden_states(model, ids_T, positions_T, arguments)
     finally:
         hook.remove()
     if len(leaves) != 1:
@@ -313,7 +313,7 @@ def _probe_row(policy: CausalPolicy) -> PackedRow:
     """Return a short row of two completions."""
     empty = np.zeros(0, dtype=np.int64)
     return PackedRow(
-        input_ids=_probe_ids(policy, 12).cpu().numpy(),
+        input_ids=probe_ids(policy, 12).cpu().numpy(),
         position_ids=np.array([*range(8), *range(5, 9)]),
         segment=np.repeat([0, 1, 2], [5, 3, 4]),
         prompt_segment=np.zeros(12, dtype=np.int64),
@@ -322,7 +322,7 @@ def _probe_row(policy: CausalPolicy) -> PackedRow:
     )
 
 
-def _probe_ids(policy: CausalPolicy, length: int) -> Tensor:
+def probe_ids(policy: CausalPolicy, length: int) -> Tensor:
     """Return token ids spread over the vocabulary, all different if it is large enough."""
     stride = max(1, policy.vocab_size // (length + 1))
     return torch.arange(1, length + 1, device=policy.device) * stride % policy.vocab_size

@@ -17,7 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from igrpo_cli.devices import describe_device, find_device
@@ -84,19 +90,25 @@ class Ranks:
         cheapest = min(range(len(items)), key=lambda index: (costs[index], index))
         return [(items[index], True) for index in own] + [(items[cheapest], False)] * (largest - len(own))
 
-    def shard(self, module: torch.nn.Module, layers: Sequence[torch.nn.Module], dtype: torch.dtype) -> None:
+    def shard(
+        self, module: torch.nn.Module, layers: Sequence[torch.nn.Module], dtype: torch.dtype, *, offload: bool = False
+    ) -> None:
         """Shard `module` over the ranks, with each of `layers` as a unit. Gradients are summed over the ranks.
 
         The shards are float32. Layers are gathered in `dtype`, in which autocast would compute with them anyway. What
         lies outside of the layers is gathered in float32: embeddings, whose rows add up in the residual stream, and the
         output matrix, whose gradient is a sum over the chunks of a row and, if the two are tied, over both uses.
+
+        With `offload` the shards, their gradients and Adam's moments are in host memory.
         """
         mesh = init_device_mesh(self.device.type, (self.size,))
         half = None if dtype == torch.float32 else dtype
+        # Page-locked memory, which copies are fastest from, is of use to GPUs only.
+        place = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if offload else OffloadPolicy()
         for part in (*layers, module):
             gathered = None if part is module else half
             policy = MixedPrecisionPolicy(gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
-            fully_shard(part, mesh=mesh, mp_policy=policy)
+            fully_shard(part, mesh=mesh, mp_policy=policy, offload_policy=place)
         for part in module.modules():
             if isinstance(part, FSDPModule):
                 part.set_gradient_divide_factor(1.0)

@@ -68,11 +68,11 @@ def restore_trainer(
     if previous is None:
         return trainer
     if config.lora_r:
-        load_weights(previous, trainer.policy.model)
+        load_weights(previous, trainer.model)
     elif policy_config.dtype != "float32":
-        load_master_weights(previous, trainer.policy.model, directory, getattr(torch, policy_config.dtype))
+        load_master_weights(previous, trainer.model, directory, getattr(torch, policy_config.dtype))
     if config.optimizer_state == "carry":
-        load_optimizer(previous, trainer.optimizer, trainer.policy.model)
+        load_optimizer(previous, trainer.optimizer, trainer.model)
     return trainer
 
 
@@ -94,7 +94,7 @@ def save_trainer(trainer: PolicyTrainer, source: Path, places: TrainerPlaces, po
     first one writes the policy, each one its part of a sharded optimiser state. The adapters name
     `policy_config.model` as their base model.
     """
-    model, is_first = trainer.policy.model, trainer.ranks.is_first
+    model, is_first = trainer.model, trainer.ranks.is_first
     is_adapted = has_adapters(model)
     with writing_into(places.policy.parent):
         if is_adapted:
@@ -126,7 +126,7 @@ class UpdateProgress:
 def save_progress(directory: Path, trainer: PolicyTrainer, progress: UpdateProgress) -> None:
     """Write the state after the last step of `progress` into `directory`. Every rank must call this."""
     with writing_into(directory):
-        save_optimizer(directory, trainer.optimizer, trainer.policy.model, with_master_weights=True)
+        save_optimizer(directory, trainer.optimizer, trainer.model, with_master_weights=True)
     trainer.ranks.barrier()
     if not trainer.ranks.is_first:
         return
@@ -145,8 +145,8 @@ def save_progress(directory: Path, trainer: PolicyTrainer, progress: UpdateProgr
 
 def load_progress(directory: Path, trainer: PolicyTrainer) -> UpdateProgress:
     """Load weights and optimiser state into `trainer`, and return the progress. Raises as `load_optimizer` does."""
-    load_weights(directory, trainer.policy.model)
-    load_optimizer(directory, trainer.optimizer, trainer.policy.model)
+    load_weights(directory, trainer.model)
+    load_optimizer(directory, trainer.optimizer, trainer.model)
     arrays = load_file(directory / ARRAYS_FILE)
     metrics = json.loads((directory / METRICS_FILE).read_text())
     names = [each.name for each in fields(CompletionAudit)]

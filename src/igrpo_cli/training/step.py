@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from igrpo_cli.devices import has_fast_bfloat16, memory_for
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import TrainingGroup
 from igrpo_cli.training.metrics import CompletionAudit, TokenMetrics, audit_completions, batch_metrics
+from igrpo_cli.training.offload import HostWeights, round_linear_layers
 from igrpo_cli.training.optimizer import apply_gradients, make_optimizer, trainable_parameters
 from igrpo_cli.training.packing import FloatArray, PackedRow, RowLimits, TrainingBatch, flatten_groups, pack_rows
 from igrpo_cli.training.policy import AGREEMENT, HALF_AGREEMENT, CausalPolicy
@@ -90,18 +91,38 @@ class PolicyTrainer:
         self._limits = _row_limits(policy, config.max_tokens_per_batch)
         self._longest_tested = 0
         """Number of tokens of the longest row in which sharing the prompt was tested."""
+        self._host = self._offload() if config.offload_optimizer and self.ranks.size == 1 else None
         if config.gradient_checkpointing:
             policy.checkpoint_layers()
         if self.ranks.size > 1:
             for each in filter(None, (policy, self.reference)):
-                self.ranks.shard(each.logprobs, each.layers, getattr(torch, self.dtype))
+                self.ranks.shard(
+                    each.logprobs, each.layers, getattr(torch, self.dtype), offload=config.offload_optimizer
+                )
                 each.device = self.ranks.device
-        self.optimizer = make_optimizer(policy.model, config)
+        self.optimizer = make_optimizer(self.model, config)
+
+    @property
+    def model(self) -> Any:
+        """The model that is trained and saved, in float32: that of the policy, or with offloading one on the host."""
+        return self.policy.model if self._host is None else self._host.model
+
+    @property
+    def is_on_host(self) -> bool:
+        """True if all that the next update continues from is in host memory."""
+        return self._host is not None or self.policy.device.type == "cpu"
+
+    def release_device(self) -> None:
+        """Free the memory of the device until the next pass, if the weights are also on the host."""
+        if self._host is not None:
+            self._host.release()
+            if self.reference is not None:
+                self.reference.model.to("cpu")
 
     @property
     def num_trainable_parameters(self) -> int:
         """Number of trainable weights."""
-        return sum(parameter.numel() for parameter in trainable_parameters(self.policy.model).values())
+        return sum(parameter.numel() for parameter in trainable_parameters(self.model).values())
 
     @memory_for("the log-probs before the first step", LESS_MEMORY)
     def compute_old_logprobs(self, groups: Sequence[TrainingGroup]) -> FloatArray:
@@ -110,6 +131,7 @@ class PolicyTrainer:
         They are only needed if the policy takes several steps on its samples. The rows are those of the step, so the
         ratio of an unchanged policy is exactly 1. Raises IgrpoError for log-probs that are not finite.
         """
+        self._prepare_device()
         batch = flatten_groups(groups, self.policy.vocab_size)
         rows = self._plan(batch)
         logprobs_N = np.zeros(len(batch.token_ids), dtype=np.float32)
@@ -141,7 +163,7 @@ class PolicyTrainer:
         runs out, and then weights and optimiser state may be incomplete.
         """
         batch, metrics, loss = self._backward(groups, old_logprobs, on_tokens)
-        grad_norm = apply_gradients(self.optimizer, self.policy.model, learning_rate, self.config.max_grad_norm)
+        grad_norm = apply_gradients(self.optimizer, self.model, learning_rate, self.config.max_grad_norm)
         update = {"loss": loss, "grad_norm": grad_norm, "learning_rate": learning_rate}
         return StepResult({**update, **batch_metrics(batch, metrics)}, audit_completions(batch, metrics))
 
@@ -152,7 +174,7 @@ class PolicyTrainer:
         It is that of the first step: the log-probs of the policy are the old ones. Raises as `step`.
         """
         self._backward(groups, None, lambda num_tokens: None)
-        parameters = trainable_parameters(self.policy.model).values()
+        parameters = trainable_parameters(self.model).values()
         gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
         self.optimizer.zero_grad(set_to_none=True)
         return gradients
@@ -161,6 +183,7 @@ class PolicyTrainer:
         self, groups: Sequence[TrainingGroup], old_logprobs: FloatArray | None, on_tokens: Callable[[int], None]
     ) -> tuple[TrainingBatch, TokenMetrics, float]:
         """Accumulate the gradient of the objective of `groups`; return the batch, its token metrics and its loss."""
+        self._prepare_device()
         batch = flatten_groups(groups, self.policy.vocab_size)
         if old_logprobs is not None and len(old_logprobs) != len(batch.token_ids):
             raise IgrpoError(f"{len(old_logprobs)} old log-probs for {len(batch.token_ids)} completion tokens")
@@ -180,8 +203,24 @@ class PolicyTrainer:
             for row, counts in self._of_this_rank(rows.without_gradient):
                 loss += self._forward(work, row, counts=counts).item()
         reshard(self.policy.logprobs)
+        if self._host is not None:
+            self._host.finish()
         metrics.sum_over_ranks(self.ranks.sum)
         return batch, metrics, self.ranks.sum(np.array(loss)).item()
+
+    def _offload(self) -> HostWeights:
+        dtype = getattr(torch, self.dtype)
+        if self.reference is not None:
+            round_linear_layers(self.reference, dtype)
+        return HostWeights(self.policy, dtype)
+
+    def _prepare_device(self) -> None:
+        """Copy the weights to the device, if they are trained on the host."""
+        if self._host is not None:
+            self._host.finish()
+            self._host.refresh()
+            if self.reference is not None:
+                self.reference.model.to(self.reference.device)
 
     def _plan(self, batch: TrainingBatch) -> _Rows:
         """Return the rows of a batch. A group has a gradient if a completion of it has an advantage or a KL term."""
