@@ -24,7 +24,10 @@ def undisturbed(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A run whose update was killed after its third step."""
-    run = make_run(tmp_path_factory.mktemp("runs") / "stopped", *SIX_STEPS)
+    return killed_in_the_update(make_run(tmp_path_factory.mktemp("runs") / "stopped", *SIX_STEPS))
+
+
+def killed_in_the_update(run):
     for stage in ("draft", "select", "refine"):
         assert igrpo(stage, run).code == 0
     command = [sys.executable, "-m", "igrpo_cli", "update", str(run), "-q"]
@@ -47,6 +50,13 @@ def finish(run):
 
 def test_it_goes_on_after_the_last_step(undisturbed, stopped, tmp_path):
     run = shutil.copytree(stopped, tmp_path / "run")
+    assert "going on after step" in finish(run)
+    assert files_below(run) == files_below(undisturbed)
+
+
+@pytest.mark.slow
+def test_with_the_optimizer_on_the_host_the_bytes_are_the_same(undisturbed, tmp_path):
+    run = killed_in_the_update(make_run(tmp_path / "run", *SIX_STEPS, "update.offload_optimizer=true"))
     assert "going on after step" in finish(run)
     assert files_below(run) == files_below(undisturbed)
 

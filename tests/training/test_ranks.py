@@ -92,6 +92,13 @@ def test_two_ranks_make_the_weights_of_one(by_one, by_two):
     assert igrpo("verify", by_two).code == 0
 
 
+def test_two_ranks_with_their_shards_on_the_host_make_the_weights_of_one(ready, by_one, tmp_path):
+    run = updated(shutil.copytree(ready, tmp_path / "run"), 2, "update.offload_optimizer=true")
+    for name, tensor in weights(run, 1).items():
+        torch.testing.assert_close(tensor, weights(by_one, 1)[name], **NEARLY, msg=name)
+    assert igrpo("verify", run).code == 0
+
+
 def test_each_rank_writes_its_part_of_the_optimizer_state(by_two):
     parts = sorted((by_two / "iteration_0000/update/optimizer").glob("*.safetensors"))
     assert len(parts) == 2

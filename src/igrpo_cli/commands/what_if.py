@@ -224,9 +224,8 @@ class Iteration:
         try:
             return read_policy(run, number)
         except MissingInputError:
-            shard = self._shards("refine")[0]
-            recorded = open_input(shard).identity.policy if shard.manifest.exists() else drafts
-            return Policy(recorded or "", run.policy(number), number, parent=drafts)
+            refined = [open_input(each).identity.policy for each in self._shards("refine")[:1] if each.manifest.exists()]
+            return Policy((refined or [drafts])[0] or "", run.policy(number), number, parent=drafts)
 
     def outcome(self, config: RunConfig) -> Outcome:
         """Return what the settings `config` do."""

@@ -174,7 +174,7 @@ class UpdateSection(Section):
     keep_optimizer_states: Natural = 2
     """Number of optimiser states kept on disk; 0 keeps all. Only the newest is needed to continue."""
     save_optimizer_every: PositiveInt = 1
-    """Every how many iterations `igrpo run` writes the optimiser state; and always that of its last iteration. A run
+    """Every how many iterations `igrpo run` writes the optimiser state, and always that of its last iteration. A run
     that was stopped in between computes the updates since the newest state again from their rollouts, and compares the
     hashes of their policies. Only a process that keeps the trainer in memory leaves states out: `igrpo update` writes
     each of them, and so do runs under torchrun, and on a GPU without `offload_optimizer`."""

@@ -28,6 +28,9 @@ from igrpo_cli.training.policy import CausalPolicy, hidden_states, probe_ids
 GRADIENTS_IN_FLIGHT = 4
 """Maximum number of gradients that are on their way from the device to their sums; each has a page-locked copy."""
 
+NOISE_FACTOR = 10
+"""Maximum difference of two passes before and after rounding, in multiples of that of two equal passes."""
+
 
 class HostWeights:
     """The weights of a policy in host memory, which are trained, and their copies on the device, which compute."""
@@ -112,13 +115,14 @@ def round_linear_layers(policy: CausalPolicy, dtype: torch.dtype) -> None:
     if dtype == torch.float32:
         return
     before, called = _pass(policy, dtype)
+    # Sums over experts may have another order each time on a GPU. Otherwise this is 0, and all bits have to agree.
+    noise = (_pass(policy, dtype)[0] - before).norm()
     uses = Counter(id(parameter) for _, parameter in policy.model.named_parameters(remove_duplicate=False))
     for layer in called:
         for parameter in layer.parameters():
             if uses[id(parameter)] == 1:
                 parameter.data = parameter.data.to(dtype)
-    after, _ = _pass(policy, dtype)
-    if not torch.equal(before, after):
+    if (_pass(policy, dtype)[0] - before).norm() > NOISE_FACTOR * noise:
         raise UsageError(
             f"{type(policy.model).__name__} computes with weights that autocast does not round",
             hint="set update.offload_optimizer = false, or update.dtype = float32",
