@@ -101,9 +101,9 @@ def run(request: WhatIfRequest, console: Console, *, markdown: bool = False) -> 
         _require_selection(session, variants)
         numbers = _iterations(session, request.iterations)
         outcomes = [_ask(session, number, variants, request) for number in numbers]
-    own = [found[0].figures for found in outcomes]
-    by_iteration = [[each.figures for each in of_iteration] for of_iteration in outcomes]
-    means = [mean_figures([found[index] for found in by_iteration], own) for index in range(len(variants))]
+    by_iteration = [[each.figures for each in found] for found in outcomes]
+    own = [found[0] for found in by_iteration]
+    means = [mean_figures([each[index] for each in by_iteration], own) for index in range(len(variants))]
     rows = [
         {"name": variant.name, "settings": list(variant.overrides), **figures}
         for variant, figures in zip(variants, means, strict=True)
@@ -210,8 +210,8 @@ class Iteration:
         self.own = recorded_config(session.run, number, session.config)
         """The settings that the shards were made with."""
         self.policy = self._policy()
-        sampled = [shard for stage in self.own.stages()[:-1] for shard in self._shards(stage)]
-        self.is_complete = all(shard.manifest.exists() for shard in sampled)
+        sampled = self.own.stages()[:-1]
+        self.is_complete = all(shard.manifest.exists() for stage in sampled for shard in self._shards(stage))
         if not self.is_complete:
             session.console.note(f"selections or refinements of iteration {number} are not complete: only drafts count")
         self._observations: dict[tuple[str | None, str], Observations] = {}
@@ -220,12 +220,13 @@ class Iteration:
 
     def _policy(self) -> Policy:
         """Return the policy of the iteration, or ids alone where its files were removed: rollouts need no more."""
-        run, number, drafts = self.session.run, self.number, open_input(self._shards("draft")[0]).identity.policy
+        drafts = open_input(self._shards("draft")[0]).identity.policy
         try:
-            return read_policy(run, number)
+            return read_policy(self.session.run, self.number)
         except MissingInputError:
-            refined = [open_input(each).identity.policy for each in self._shards("refine")[:1] if each.manifest.exists()]
-            return Policy((refined or [drafts])[0] or "", run.policy(number), number, parent=drafts)
+            path = self._shards("refine")[0]
+            own = open_input(path).identity.policy if path.manifest.exists() else drafts
+            return Policy(own or "", self.session.run.policy(self.number), self.number, drafts)
 
     def outcome(self, config: RunConfig) -> Outcome:
         """Return what the settings `config` do."""
@@ -332,9 +333,8 @@ class Iteration:
 
 def _shown(selection: Selection) -> tuple[str, int, int]:
     """Return what is equal for two selections that lead to the same prompt."""
-    if selection.action != "condition":
-        return selection.action, 0, 0
-    return selection.action, selection.draft_group_id, selection.draft_sample_id
+    sees_draft = selection.action == "condition"
+    return selection.action, selection.draft_group_id * sees_draft, selection.draft_sample_id * sees_draft
 
 
 def _variance(observations: Observations, stage: str) -> Figures:

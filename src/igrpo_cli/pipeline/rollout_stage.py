@@ -161,7 +161,8 @@ class RolloutStage:
 
         That is the first one, but with several ranks any: others may still sample the first one.
         """
-        candidates, found = shards if self.session.launch else shards[:1], []
+        candidates = shards if self.session.launch else shards[:1]
+        found: list[int] = []
 
         def is_reached() -> bool:
             found[:] = [number for number in candidates if self._commit_if_complete(number)]

@@ -47,10 +47,10 @@ class Launch:
     def __init__(self) -> None:
         self.rank, self.size = rank_and_size()
         with _reachable():
-            store, _, _ = next(dist.rendezvous("env://", timeout=STORE_TIMEOUT))
+            store, _, _ = next(dist.rendezvous("env://", timeout=STORE_TIMEOUT))  # type: ignore[attr-defined]
         # Restarted ranks find no claims of those that died.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"igrpo/{attempt}", store)
+        self._store = dist.PrefixStore(f"igrpo/{attempt}", store)  # type: ignore[attr-defined]
         self._beats = dict.fromkeys(set(range(self.size)) - {self.rank}, 0)
         """Signs of life of each other rank."""
         self._silent = dict.fromkeys(self._beats, 0.0)

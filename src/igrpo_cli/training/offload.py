@@ -46,7 +46,7 @@ class HostWeights:
         round_linear_layers(policy, dtype)
         on_device, on_host = list(policy.model.parameters()), list(self.model.parameters())
         self._pairs = list(zip(on_device, on_host, strict=True))
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._worker = ThreadPoolExecutor(1)
         self._sums: list[Future[None]] = []
         self._in_flight = Semaphore(GRADIENTS_IN_FLIGHT)
@@ -87,7 +87,7 @@ class HostWeights:
             with torch.cuda.stream(self._stream):
                 on_host = torch.empty(gradient.shape, dtype=gradient.dtype, pin_memory=True)
                 gradient = on_host.copy_(gradient, non_blocking=True)
-                copied = torch.cuda.Event()
+                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 copied.record(self._stream)
         # One worker, so that the order of a sum is that of the rows.
         self._sums.append(self._worker.submit(self._add, trained, gradient, copied))
