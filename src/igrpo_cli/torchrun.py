@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from igrpo_cli.errors import UsageError
+
 _NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PREFIXES = ("TORCHELASTIC_", "GROUP_", "ROLE_")
 """Names, and beginnings of the names, of the environment variables that torchrun sets."""
@@ -22,6 +24,15 @@ def rank_and_size() -> tuple[int, int]:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+
+def refuse_ranks(command: str) -> None:
+    """Raise UsageError in one of several ranks, for a command that they cannot share."""
+    if rank_and_size()[1] > 1:
+        raise UsageError(
+            f"igrpo {command} does not work under torchrun: each rank would do all of it",
+            hint="torchrun … -m igrpo_cli run RUN; or several tasks of igrpo study, each with its --cell",
+        )
 
 
 def end_with_launcher() -> None:

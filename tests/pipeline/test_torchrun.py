@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from command_line import ONE_THREAD, files_below, igrpo, make_run, run_to_end
 from igrpo_cli.commands import draft
 from igrpo_cli.engines.factory import vllm_fits
+from igrpo_cli.engines.transformers import TransformersEngine
 from igrpo_cli.pipeline.session import StageRequest, open_session
 from igrpo_cli.store.parts import PartStore
 from igrpo_cli.ui.console import QUIET, Console
@@ -286,6 +287,30 @@ def test_a_rank_samples_what_is_free_and_waits_for_the_rest(tmp_path, monkeypatc
     assert (report.rows, sampled) == (24, [0, 1])
     assert igrpo("draft", whole).code == 0
     assert files_below(run / "iteration_0000") == files_below(whole / "iteration_0000")
+
+
+def test_a_rank_begins_its_share_of_the_blocks_and_leaves_the_others_to_other_ranks(tmp_path, monkeypatch):
+    """An engine that takes everything at once would leave nothing to an engine that starts later."""
+    run = make_run(tmp_path / "run", "run.num_shards=2", "run.num_iterations=1", "engine.name=transformers")
+    num_waiting = []
+    submit = TransformersEngine.submit
+
+    def recorded(engine, *arguments):
+        submit(engine, *arguments)
+        num_waiting.append(engine.num_unfinished)
+
+    monkeypatch.setattr(TransformersEngine, "has_room", property(lambda engine: True))
+    monkeypatch.setattr(TransformersEngine, "submit", recorded)
+    with open_session(run, [], Console(verbosity=QUIET)) as session:
+        session.launch = OtherRank([], lambda: None)
+        draft.run(session, StageRequest(0, (0, 1)))
+    assert num_waiting == [1, 2, 2, 2]
+
+
+@pytest.mark.parametrize("command", [("study", "published"), ("quickstart", "/nowhere/run")])
+def test_commands_that_ranks_cannot_share_are_refused(command):
+    result = igrpo(*command, env=RANK)
+    assert (result.code, f"igrpo {command[0]} does not work under torchrun" in result.stderr) == (2, True)
 
 
 RANK = {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}

@@ -14,6 +14,7 @@ from igrpo_cli.inspection.curves import metrics_by_iteration
 from igrpo_cli.pipeline.session import Session, open_session
 from igrpo_cli.records import Rollout
 from igrpo_cli.store.tables import read_records
+from igrpo_cli.torchrun import refuse_ranks
 from igrpo_cli.ui.console import Console, percent, sparkline, table
 from igrpo_cli.ui.tables import difference_text
 
@@ -32,6 +33,7 @@ CURVES = {
 
 def run(path: Path | None, seed: int, sets: list[str], console: Console) -> None:
     """Create the run or continue it: evaluate, train, evaluate again and print the difference."""
+    refuse_ranks("quickstart")
     started = time.monotonic()
     path = path or Path("runs") / f"quickstart-{seed}"
     config = resolve_config(PRESET, None, [f"run.seed={seed}", *sets])

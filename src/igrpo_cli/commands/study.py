@@ -21,6 +21,7 @@ from igrpo_cli.problems.sources import PACKAGED_SETS, packaged_studies
 from igrpo_cli.store.hints import shell_path
 from igrpo_cli.store.layout import RunDirectory, bench_name, format_shards, parse_shards
 from igrpo_cli.store.locks import locked
+from igrpo_cli.torchrun import refuse_ranks
 from igrpo_cli.ui.console import Console, printable
 from igrpo_cli.ui.tables import plain_table
 
@@ -70,6 +71,7 @@ def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> N
 
     With `only_report`, nothing is run, and the results are those of the requested cells.
     """
+    refuse_ranks("study")
     study, cells = read_study(request.file, request.sets)
     study = _with_bench(study, cells[0].config, request.file)
     root = request.output or Path("runs") / study.name

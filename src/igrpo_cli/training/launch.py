@@ -24,6 +24,7 @@ import torch.distributed as dist
 
 from igrpo_cli.errors import IgrpoError, Interrupted, UsageError
 from igrpo_cli.torchrun import rank_and_size
+from igrpo_cli.training.ranks import launch_store
 
 _T = TypeVar("_T")
 
@@ -35,7 +36,7 @@ LOST_SECONDS = 300.0
 """A rank without a sign of life for so long is lost. On its own machine torchrun ends the others earlier."""
 STORE_TIMEOUT = timedelta(seconds=60)
 SECONDS_TO_END = 5.0
-"""Time that the process of an update has to end after SIGTERM."""
+"""Time that the process of an update has to end after SIGTERM, and the thread of the signs of life."""
 
 
 class Launch:
@@ -47,17 +48,15 @@ class Launch:
     def __init__(self) -> None:
         self.rank, self.size = rank_and_size()
         with _reachable():
-            store, _, _ = next(dist.rendezvous("env://", timeout=STORE_TIMEOUT))  # type: ignore[attr-defined]
-        # Restarted ranks find no claims of those that died.
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"igrpo/{attempt}", store)  # type: ignore[attr-defined]
+            self._store = launch_store("run", STORE_TIMEOUT)
         self._beats = dict.fromkeys(set(range(self.size)) - {self.rank}, 0)
         """Signs of life of each other rank."""
         self._silent = dict.fromkeys(self._beats, 0.0)
         """Seconds of waiting without a new one."""
         self._waited = 0.0
         self._closed = threading.Event()
-        threading.Thread(target=self._beat, name="igrpo-alive", daemon=True).start()
+        self._thread = threading.Thread(target=self._beat, name="igrpo-alive", daemon=True)
+        self._thread.start()
 
     @property
     def is_first(self) -> bool:
@@ -139,6 +138,8 @@ class Launch:
     def close(self) -> None:
         """Give no more signs of life."""
         self._closed.set()
+        # A thread that is in the store at the end of Python would abort the process.
+        self._thread.join(SECONDS_TO_END)
 
     def _beat(self) -> None:
         with suppress(RuntimeError):  # The main thread notices it too, as soon as it waits.

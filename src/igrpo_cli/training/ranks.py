@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from igrpo_cli.devices import describe_device, find_device
@@ -31,6 +33,9 @@ from igrpo_cli.errors import Interrupted
 from igrpo_cli.torchrun import rank_and_size
 
 _T = TypeVar("_T")
+
+MINUTES_TO_JOIN = timedelta(minutes=30)
+"""Time that the ranks of an update wait for the last one to join."""
 
 
 class Ranks:
@@ -121,6 +126,16 @@ def reshard(module: torch.nn.Module) -> None:
         module.reshard()
 
 
+def launch_store(name: str, timeout: timedelta) -> dist.Store:
+    """Return the part of torchrun's key-value store that is called `name`, empty when ranks are restarted.
+
+    Raises torch.distributed.DistError if it does not answer within `timeout`.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"{name}/{attempt}", store)  # type: ignore[attr-defined,no-any-return]
+
+
 @contextmanager
 def joined_ranks(name: str) -> Iterator[Ranks]:
     """Join the ranks that torchrun started. Yields a single rank if it did not start this process.
@@ -136,9 +151,7 @@ def joined_ranks(name: str) -> Iterator[Ranks]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    store, _, _ = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"{name}/{attempt}", store)  # type: ignore[attr-defined]
+    store = launch_store(name, MINUTES_TO_JOIN)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
