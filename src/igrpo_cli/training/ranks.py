@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
@@ -126,14 +127,14 @@ def reshard(module: torch.nn.Module) -> None:
         module.reshard()
 
 
-def launch_store(name: str, timeout: timedelta) -> dist.Store:
+def launch_store(name: str, timeout: timedelta) -> Store:
     """Return the part of torchrun's key-value store that is called `name`, empty when ranks are restarted.
 
     Raises torch.distributed.DistError if it does not answer within `timeout`.
     """
     store, _, _ = next(rendezvous("env://", timeout=timeout))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return dist.PrefixStore(f"{name}/{attempt}", store)  # type: ignore[attr-defined,no-any-return]
+    return PrefixStore(f"{name}/{attempt}", store)
 
 
 @contextmanager
