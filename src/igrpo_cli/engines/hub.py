@@ -195,7 +195,6 @@ def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = Fal
 
     check_model_directory(directory)
     config = supported_config(directory, trust_remote_code=trust_remote_code)
-    has_softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         loaded: Any = model_class(config, directory).from_pretrained(
@@ -205,8 +204,7 @@ def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = Fal
             trust_remote_code=trust_remote_code,
             local_files_only=True,
             output_loading_info=True,
-            # The other implementations of attention ignore a soft cap (Gemma 2).
-            **({"attn_implementation": "eager"} if has_softcap else {}),
+            **_attention_of(config),
             ignore_mismatched_sizes=True,  # reported below with the name of the tensor, which transformers leaves out
         )
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
@@ -217,6 +215,26 @@ def load_causal_lm(directory: Path, dtype: Any, *, trust_remote_code: bool = Fal
     _check_tensors(directory, loading)
     unify(model)
     return model.eval()
+
+
+def unloaded_causal_lm(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """Return the model of `load_causal_lm` in float32 with weights of no meaning, from its configuration alone.
+
+    It reads no weights. Under a `FakeTensorMode` of torch it takes no memory for them either.
+    """
+    config = supported_config(directory, trust_remote_code=trust_remote_code)
+    model: Any = model_class(config, directory).from_config(
+        config, dtype="float32", trust_remote_code=trust_remote_code, **_attention_of(config)
+    )
+    unify(model)
+    return model.eval()
+
+
+def _attention_of(config: Any) -> dict[str, str]:
+    """Return the implementation of attention to load a model with, if it has to be named."""
+    has_softcap = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
+    # The other implementations of attention ignore a soft cap (Gemma 2).
+    return {"attn_implementation": "eager"} if has_softcap else {}
 
 
 def _check_tensors(directory: Path, loading: dict[str, Any]) -> None:

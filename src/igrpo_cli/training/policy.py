@@ -71,14 +71,19 @@ class CausalPolicy:
         Raises IgrpoError for weights that are not finite, or logits that `OutputHead` does not reproduce.
         """
         self.model = model.eval()
-        refuse_non_finite(dict(model.named_parameters()), "loaded policy")
         _freeze_other_inputs(model)
         self.logprobs = LogprobModel(model)
         self.device: torch.device = model.get_output_embeddings().weight.device
         """Device of the weights and the inputs."""
-        self.logprobs.logit_scale = _find_logit_scale(self)
         self.attention_failure: str | None = None
         """Why rows are not computed with the fastest attention of the device, if that is compiled."""
+        self._attention: RowAttention | None = None
+        self._probe(dtype)
+
+    def _probe(self, dtype: torch.dtype) -> None:
+        """Find out, from the values of the weights, how the model computes its logits and its attention."""
+        refuse_non_finite(dict(self.model.named_parameters()), "loaded policy")
+        self.logprobs.logit_scale = _find_logit_scale(self)
         self._attention = _find_attention(self, dtype)
 
     @property
@@ -191,7 +196,7 @@ def _output_head(model: Any, scale: float) -> OutputHead:
     return OutputHead(layer.weight, getattr(layer, "bias", None), softcap, scale)
 
 
-def _may_share_prompts(model: Any) -> bool:
+def may_share_prompts(model: Any) -> bool:
     """Return True if, according to the config, a token depends only on the tokens that the mask shows."""
     config = model.config.get_text_config()
     layer_types = getattr(config, "layer_types", None) or []
@@ -233,7 +238,7 @@ def _find_attention(policy: CausalPolicy, dtype: torch.dtype) -> RowAttention | 
     Float32 shows whether each token sees what it has to see. The passes of training may be compiled for `dtype`, so
     they are tested in it too, forward and backward: what the compiler does not support fails here and not in a step.
     """
-    if not _may_share_prompts(policy.model):
+    if not may_share_prompts(policy.model):
         return None
     row = _probe_row(policy)
     for attention in attention_implementations(policy.device):

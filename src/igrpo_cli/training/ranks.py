@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     CPUOffloadPolicy,
     FSDPModule,
@@ -65,6 +65,10 @@ class Ranks:
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
+    def mesh(self) -> DeviceMesh:
+        """Return the mesh of all ranks."""
+        return init_device_mesh(self.device.type, (self.size,))
+
     def barrier(self) -> None:
         """Wait until all ranks have called this."""
         if self.size > 1:
@@ -107,7 +111,7 @@ class Ranks:
 
         With `offload` the shards, their gradients and Adam's moments are in host memory.
         """
-        mesh = init_device_mesh(self.device.type, (self.size,))
+        mesh = self.mesh()
         half = None if dtype == torch.float32 else dtype
         # Page-locked memory, which copies are fastest from, is of use to GPUs only.
         place = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if offload else OffloadPolicy()

@@ -88,7 +88,7 @@ class PolicyTrainer:
         self.dtype = compute_dtype(config.dtype, policy.device if self.ranks.size == 1 else self.ranks.device)
         """Dtype of the forward and backward pass; weights, gradients and Adam's moments are float32."""
         self._objective = objective_of(config)
-        self._limits = _row_limits(policy, config.max_tokens_per_batch)
+        self._limits = row_limits(policy, config.max_tokens_per_batch, policy.device.type)
         self._longest_tested = 0
         """Number of tokens of the longest row in which sharing the prompt was tested."""
         self._host = self._offload() if config.offload_optimizer and self.ranks.size == 1 else None
@@ -232,7 +232,7 @@ class PolicyTrainer:
         if self._can_share(max((*rows.with_gradient, *rows.without_gradient), key=lambda row: len(row.input_ids))):
             return rows
         self.policy.stop_sharing()
-        self._limits = _row_limits(self.policy, self.config.max_tokens_per_batch)
+        self._limits = row_limits(self.policy, self.config.max_tokens_per_batch, self.policy.device.type)
         return self._pack(batch, is_trained)
 
     def _pack(self, batch: TrainingBatch, is_trained: np.ndarray) -> _Rows:
@@ -343,10 +343,11 @@ def compute_dtype(dtype: Dtype, device: torch.device) -> Literal["float32", "bfl
     return dtype
 
 
-def _row_limits(policy: CausalPolicy, max_tokens_per_batch: int) -> RowLimits:
+def row_limits(policy: CausalPolicy, max_tokens_per_batch: int, device_type: str) -> RowLimits:
+    """Return the limits of the rows of a policy on a device of this type."""
     if not policy.shares_prompts:
         return RowLimits(group_tokens=0, joined_tokens=0)
-    joined = JOINED_TOKENS_ON_CPU if policy.device.type == "cpu" else max_tokens_per_batch
+    joined = JOINED_TOKENS_ON_CPU if device_type == "cpu" else max_tokens_per_batch
     return RowLimits(group_tokens=max_tokens_per_batch, joined_tokens=min(joined, max_tokens_per_batch))
 
 
