@@ -70,11 +70,11 @@ def _root(
     pass
 
 
-app.command()(run_commands.init)
+app.command()(change_commands.init)
 app.command("draft")(run_commands.sampling_stage("draft"))
-app.command("select")(run_commands.other_stage("select"))
+app.command()(run_commands.select)
 app.command("refine")(run_commands.sampling_stage("refine"))
-app.command("update")(run_commands.other_stage("update"))
+app.command()(run_commands.update)
 app.command("run")(run_commands.run_all)
 app.command("set")(change_commands.set_settings)
 app.command()(change_commands.extend)

@@ -1,4 +1,4 @@
-"""The commands that change a run, branch it or restore a policy: their options and one call each into `commands`."""
+"""The commands that create, change or branch a run, or restore a policy: options and one call each into `commands`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,11 +6,42 @@ from typing import Annotated, Literal
 import typer
 
 from igrpo_cli.cli import completion
-from igrpo_cli.cli.options import DryRun, Run, Sets, with_console
+from igrpo_cli.cli.options import DryRun, ReportTo, Run, Sets, SkipBadRows, with_console, with_report_to
 from igrpo_cli.errors import UsageError
 from igrpo_cli.ui.console import Console
 
 Stage = Literal["draft", "select", "refine", "update"]
+
+
+@with_console
+def init(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to create.")],
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            autocompletion=completion.presets,
+            help="quickstart, arithmetic, smollm2, small (0.5-2B, one GPU), base (7-8B, 8 GPUs) or paper.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="TOML file that overrides the preset.")
+    ] = None,
+    report_to: ReportTo = None,
+    sets: Sets = None,
+    skip_bad_rows: SkipBadRows = False,
+    dry_run: DryRun = False,
+    *,
+    console: Console,
+) -> None:
+    """Create a run: fix its settings, problems and initial policy.
+
+    Example: igrpo init runs/first --preset quickstart --set run.num_iterations=2
+    """
+    from igrpo_cli.commands import init as command
+
+    sets = [*with_report_to(sets, report_to), *(["data.skip_bad_rows=true"] if skip_bad_rows else [])]
+    command.run(run, preset, config, sets, dry_run=dry_run, console=console)
 
 
 @with_console

@@ -18,7 +18,6 @@ from igrpo_cli.cli.options import (
     Markdown,
     Overwrite,
     Png,
-    ReportTo,
     Run,
     Scores,
     Sets,
@@ -27,7 +26,6 @@ from igrpo_cli.cli.options import (
     TakeOver,
     with_console,
     with_engine,
-    with_report_to,
 )
 from igrpo_cli.errors import UsageError
 from igrpo_cli.ui.console import Console
@@ -35,9 +33,7 @@ from igrpo_cli.ui.console import Console
 HERE = Path()
 STAGES = {
     "draft": "Sample N drafts of each problem and grade them.",
-    "select": "Select the draft that the refinements of each problem see.",
     "refine": "Sample G refinements of each problem and grade them. The prompt contains the selected draft.",
-    "update": "Train on the rollouts and publish the next policy.",
 }
 Model = Annotated[str | None, typer.Option("--model", help="Model directory or Hub id, instead of RUN.")]
 Benches = Annotated[
@@ -62,37 +58,6 @@ Comparison = Annotated[
         help="Compare two complete evaluations: policies of RUN by number, models by name, or directories of results.",
     ),
 ]
-
-
-@with_console
-def init(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory to create.")],
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            autocompletion=completion.presets,
-            help="quickstart, arithmetic, smollm2, small (0.5-2B, one GPU), base (7-8B, 8 GPUs) or paper.",
-        ),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="TOML file that overrides the preset.")
-    ] = None,
-    report_to: ReportTo = None,
-    sets: Sets = None,
-    skip_bad_rows: SkipBadRows = False,
-    dry_run: DryRun = False,
-    *,
-    console: Console,
-) -> None:
-    """Create a run: fix its settings, problems and initial policy.
-
-    Example: igrpo init runs/first --preset quickstart --set run.num_iterations=2
-    """
-    from igrpo_cli.commands import init as command
-
-    sets = [*with_report_to(sets, report_to), *(["data.skip_bad_rows=true"] if skip_bad_rows else [])]
-    command.run(run, preset, config, sets, dry_run=dry_run, console=console)
 
 
 def sampling_stage(name: str) -> Callable[..., None]:
@@ -123,29 +88,65 @@ def sampling_stage(name: str) -> Callable[..., None]:
     return with_console(stage)
 
 
-def other_stage(name: str) -> Callable[..., None]:
-    """Return the command `igrpo select` or `igrpo update`."""
+@with_console
+def select(
+    run: Run = HERE,
+    iteration: Iteration = None,
+    shard: Shard = None,
+    scores: Scores = None,
+    sets: Sets = None,
+    overwrite: Overwrite = False,
+    cascade: Cascade = False,
+    dry_run: DryRun = False,
+    *,
+    console: Console,
+) -> None:
+    """Select the draft that the refinements of each problem see.
 
-    def stage(
-        run: Run = HERE,
-        iteration: Iteration = None,
-        shard: Shard = None,
-        scores: Scores = None,
-        sets: Sets = None,
-        overwrite: Overwrite = False,
-        cascade: Cascade = False,
-        dry_run: DryRun = False,
-        *,
-        console: Console,
-    ) -> None:
-        from igrpo_cli.commands import stage as command
+    Example: igrpo select runs/first --iteration 0
+    """
+    from igrpo_cli.commands import stage as command
 
-        options = command.StageOptions(iteration, shard, overwrite=overwrite, dry_run=dry_run, cascade=cascade)
-        sets = [*(sets or []), *([] if scores is None else [f"{name}.scores={json.dumps(scores)}"])]
-        command.run(name, run, options, sets, console)
+    options = command.StageOptions(iteration, shard, overwrite=overwrite, dry_run=dry_run, cascade=cascade)
+    command.run("select", run, options, _with_scores(sets, "select", scores), console)
 
-    stage.__doc__ = f"{STAGES[name]}\n\nExample: igrpo {name} runs/first --iteration 0"
-    return with_console(stage)
+
+@with_console
+def update(
+    run: Run = HERE,
+    iteration: Iteration = None,
+    shard: Shard = None,
+    scores: Scores = None,
+    device_memory: Annotated[
+        str | None,
+        typer.Option("--device-memory", metavar="SIZE", help="With --dry-run: predict for GPUs of this memory, 80GiB."),
+    ] = None,
+    ranks: Annotated[
+        int | None,
+        typer.Option("--ranks", min=1, help="With --dry-run: predict for this number of ranks.", show_default="1"),
+    ] = None,
+    sets: Sets = None,
+    overwrite: Overwrite = False,
+    cascade: Cascade = False,
+    dry_run: DryRun = False,
+    *,
+    console: Console,
+) -> None:
+    """Train on the rollouts and publish the next policy. With --dry-run, predict the memory that this takes.
+
+    Example: igrpo update runs/first --iteration 0
+    """
+    from igrpo_cli.commands import stage as command
+
+    memory = command.memory_request(device_memory, ranks, dry_run=dry_run)
+    options = command.StageOptions(
+        iteration, shard, overwrite=overwrite, dry_run=dry_run, cascade=cascade, memory=memory
+    )
+    command.run("update", run, options, _with_scores(sets, "update", scores), console)
+
+
+def _with_scores(sets: list[str] | None, stage: str, scores: str | None) -> list[str]:
+    return [*(sets or []), *([] if scores is None else [f"{stage}.scores={json.dumps(scores)}"])]
 
 
 @with_console

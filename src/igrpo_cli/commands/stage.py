@@ -13,11 +13,13 @@ from igrpo_cli.config.files import write_config
 from igrpo_cli.errors import UsageError
 from igrpo_cli.pipeline.plan import describe_size
 from igrpo_cli.pipeline.session import Session, StageRequest, open_session
+from igrpo_cli.pipeline.update_memory import MemoryRequest, describe_memory, parse_bytes, predict_update
 from igrpo_cli.pipeline.update_steps import ONLY_SHARD
 from igrpo_cli.records import StageReport
 from igrpo_cli.store.atomic import remove_directory
 from igrpo_cli.store.hints import command_line
 from igrpo_cli.store.lineage import stale_followers
+from igrpo_cli.torchrun import rank_and_size
 from igrpo_cli.ui.console import Console
 
 STAGES: dict[str, Callable[[Session, StageRequest], StageReport]] = {
@@ -38,6 +40,8 @@ class StageOptions:
     dry_run: bool = False
     take_over: bool = False
     cascade: bool = False
+    memory: MemoryRequest | None = None
+    """The machine that a dry run of the update predicts the memory for."""
 
 
 def run(name: str, path: Path, options: StageOptions, sets: list[str], console: Console) -> None:
@@ -53,10 +57,27 @@ def run(name: str, path: Path, options: StageOptions, sets: list[str], console: 
             take_over=options.take_over,
         )
         report = perform(session, name, request)
+        if name == "update" and options.dry_run and name in session.config.stages():
+            policy = session.policy(request.iteration)
+            with session.console.activity("predicting the memory of the update"):
+                report.details["memory"] = predict_update(
+                    session, request.iteration, policy, options.memory or MemoryRequest()
+                )
         if (options.overwrite or options.cascade) and not options.dry_run:
             _report_stale(session, name, request.iteration, sets, remove=options.cascade)
         text = _plan_text(session, report) if options.dry_run else summary_line(report)
         console.data(report.payload(), text)
+
+
+def memory_request(device_memory: str | None, num_ranks: int | None, *, dry_run: bool) -> MemoryRequest:
+    """Return the machine that a dry run predicts the memory for. Raises UsageError for a machine without a dry run."""
+    for flag, value in (("--device-memory", device_memory), ("--ranks", num_ranks)):
+        if value is not None and not dry_run:
+            raise UsageError(
+                f"{flag} is for a prediction, and the update itself takes none", hint=f"{flag} … --dry-run"
+            )
+    size = None if device_memory is None else parse_bytes(device_memory)
+    return MemoryRequest(size, rank_and_size()[1] if num_ranks is None else num_ranks)
 
 
 def perform(session: Session, name: str, request: StageRequest) -> StageReport:
@@ -120,6 +141,7 @@ def _iteration(session: Session, name: str, iteration: int | None) -> int:
 def _plan_text(session: Session, report: StageReport) -> str:
     missing = report.details.get("missing_shards")
     shards = f"missing shards: {missing}" if missing else "nothing to do: all shards are there"
-    return "\n".join(
-        [write_config(session.config).decode(), describe_size(session.config, report.details["plan"]), shards]
-    )
+    lines = [write_config(session.config).decode(), describe_size(session.config, report.details["plan"]), shards]
+    if "memory" in report.details:
+        lines.append(describe_memory(report.details["memory"]))
+    return "\n".join(lines)

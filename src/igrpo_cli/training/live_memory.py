@@ -38,6 +38,8 @@ PARTS = (
 """Weights and gradients in float32, moments of the optimiser, copies of weights in the dtype of autocast, layers that
 are gathered from all ranks with their gradients, activations and masks, chunks of logits, the weights to publish."""
 
+_FLAT = 2**20
+"""Elements above which a vector is a buffer of FSDP, and not a value for each token."""
 _LOGSUMEXP = torch.ops.aten.logsumexp.default
 _WAIT = torch.ops._c10d_functional.wait_tensor.default
 
@@ -144,7 +146,8 @@ class LiveMemory(TorchDispatchMode):
 
     def _part_of(self, func: Any, args: Any, result: Tensor) -> Part:
         """Return the part of a new storage."""
-        if func.namespace in ("fsdp", "c10d", "_c10d_functional"):
+        is_flat = self._of_weight_shape == "gathered" and result.ndim == 1 and result.numel() > _FLAT
+        if is_flat or func.namespace in ("fsdp", "c10d", "_c10d_functional"):
             return "gathered"
         is_copy = func is torch.ops.aten._to_copy.default
         if is_copy and args[0].untyped_storage()._cdata in self._weights:

@@ -68,7 +68,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         head = OutputHead(weight_VH.to(hidden_KH.dtype), _to(bias_V, hidden_KH.dtype), softcap)
         full = torch.promote_types(hidden_KH.dtype, torch.float32)
         logprobs_K, entropies_K, normalisers_K = (hidden_KH.new_empty(len(hidden_KH), dtype=full) for _ in range(3))
-        for chunk in _chunks(hidden_KH, weight_VH):
+        for chunk in chunks(hidden_KH, weight_VH):
             logits_CV = _logits(hidden_KH[chunk], head).div_(temperatures_K[chunk, None])
             normalisers_K[chunk] = logits_CV.logsumexp(-1)
             logprobs_K[chunk] = logits_CV.gather(-1, targets_K[chunk, None])[:, 0] - normalisers_K[chunk]
@@ -88,7 +88,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         full = normalisers_K.dtype
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=full) if ctx.needs_input_grad[1] else None
         grad_bias_V = torch.zeros_like(bias_V, dtype=full) if ctx.needs_input_grad[2] else None
-        for chunk in _chunks(hidden_KH, weight_VH):
+        for chunk in chunks(hidden_KH, weight_VH):
             logits_CV = _logits(hidden_KH[chunk], head)
             slope_CV = None if head.softcap is None else 1 - (logits_CV / head.softcap).square_()
             # d logprob / d logit = (one-hot of the target - softmax) / temperature
@@ -113,7 +113,8 @@ def _logits(hidden_CH: Tensor, head: OutputHead) -> Tensor:
     return logits_CV if head.softcap is None else logits_CV.div_(head.softcap).tanh_().mul_(head.softcap)
 
 
-def _chunks(hidden_KH: Tensor, weight_VH: Tensor) -> Iterator[slice]:
+def chunks(hidden_KH: Tensor, weight_VH: Tensor) -> Iterator[slice]:
+    """Yield the chunks of the K tokens."""
     most = MAX_LOGITS_IN_CHUNK
     if hidden_KH.device.type == "cuda":
         most = max_logits_in_chunk(torch.cuda.get_device_properties(hidden_KH.device).total_memory)

@@ -13,8 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -26,21 +28,28 @@ from transformers.integrations.sdpa_attention import repeat_kv
 from igrpo_cli.config.update import PolicySection, UpdateSection
 from igrpo_cli.devices import has_fast_bfloat16
 from igrpo_cli.engines.hub import unloaded_causal_lm
+from igrpo_cli.errors import IgrpoError
 from igrpo_cli.records import TrainingGroup
+from igrpo_cli.training import logprobs
 from igrpo_cli.training.adapters import add_adapters
 from igrpo_cli.training.attention import DENSE_MASK, FLEX_ATTENTION, SEGMENT_ATTENTION, RowAttention
 from igrpo_cli.training.checkpoint import gather_weights
 from igrpo_cli.training.live_memory import LiveMemory, Part, fake_memory
+from igrpo_cli.training.logprobs import chunks
 from igrpo_cli.training.optimizer import apply_gradients, trainable_parameters
 from igrpo_cli.training.packing import PackedRow, TrainingBatch, flatten_groups
 from igrpo_cli.training.policy import CausalPolicy, may_share_prompts
-from igrpo_cli.training.ranks import Ranks, local_shard
-from igrpo_cli.training.step import PolicyTrainer, _Rows, row_limits
+from igrpo_cli.training.ranks import Ranks
+from igrpo_cli.training.step import PlannedRows, PolicyTrainer, row_limits
 
 MIN_FLEX_HEAD = 16
 """Smallest head size of FlexAttention on a GPU."""
 GPU_ATTENTION = "igrpo_gpu_attention"
 """Name of `gpu_attention` in transformers."""
+
+
+class UnpredictableError(IgrpoError):
+    """The memory of a model cannot be predicted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +103,34 @@ def predict_memory(
     `directory` holds the configuration of the model; weights are not read. `minibatches` are the groups of the
     optimiser steps. `total_groups` is the number of groups of a step where `minibatches` hold only some of them.
 
-    Raises exceptions of torch for a model whose shapes depend on values, such as a router of experts.
+    Raises UnpredictableError for a model that does not run on fake tensors, for example because its shapes depend on
+    values, as those of a router of experts do.
     """
+    try:
+        return _predict(directory, config, policy_config, minibatches, device_type, num_ranks, total_groups)
+    except IgrpoError:
+        raise
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise UnpredictableError(
+            f"the model in {directory} does not run without values: {type(error).__name__}: {first}"
+        ) from error
+
+
+def memory_of_gpu() -> int | None:
+    """Return the bytes of the first GPU of this machine; None without a GPU."""
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else None
+
+
+def _predict(
+    directory: Path,
+    config: UpdateSection,
+    policy_config: PolicySection,
+    minibatches: Sequence[Sequence[TrainingGroup]],
+    device_type: str,
+    num_ranks: int,
+    total_groups: int | None,
+) -> MemoryPrediction:
     dtype = config.dtype
     if dtype == "auto":
         dtype = "bfloat16" if device_type != "cpu" or has_fast_bfloat16(torch.device("cpu")) else "float32"
@@ -103,12 +138,19 @@ def predict_memory(
     changed = {"dtype": dtype, "loss_type": "grpo"}
     section = config.model_copy(update=changed)
     trust = policy_config.trust_remote_code
-    with _pretended_ranks(num_ranks) as ranks, fake_memory() as memory:
+    with (
+        _pretended_ranks(num_ranks) as ranks,
+        # All chunks of logits take the same memory.
+        patch.object(logprobs, "chunks", lambda *of: islice(chunks(*of), 2)),
+        fake_memory() as memory,
+    ):
         with memory.counting_as("weights"):
             policy = _UnloadedPolicy(unloaded_causal_lm(directory, trust_remote_code=trust), device_type)
             num_parameters = sum(each.numel() for each in policy.model.parameters())
             if config.lora_r:
-                add_adapters(policy.model, section, seed=0)
+                # Modules of fake tensors cannot be moved, and peft moves adapters to where they are already.
+                with patch.object(torch.nn.Module, "to", lambda module, *_args, **_options: module):
+                    add_adapters(policy.model, section, seed=0)
         reference = None
         if config.beta:
             with memory.counting_as("reference"):
@@ -219,8 +261,8 @@ class _LongestRowTrainer(PolicyTrainer):
         trained = rows.with_gradient or rows.without_gradient
         return max(trained, key=_length), len(trained) * (total_groups or len(groups)) / len(groups)
 
-    def _plan(self, batch: TrainingBatch) -> _Rows:
-        return _Rows(with_gradient=[self.longest], without_gradient=[])
+    def _plan(self, batch: TrainingBatch) -> PlannedRows:
+        return PlannedRows(with_gradient=[self.longest], without_gradient=[])
 
     def _of_this_rank(self, rows: list[PackedRow]) -> list[tuple[PackedRow, bool]]:
         if rows and self._accumulates:

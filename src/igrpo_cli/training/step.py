@@ -47,7 +47,7 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class PlannedRows:
     """The rows of a batch, those with a gradient and those without, which need no backward pass."""
 
     with_gradient: list[PackedRow]
@@ -222,7 +222,7 @@ class PolicyTrainer:
             if self.reference is not None:
                 self.reference.model.to(self.reference.device)
 
-    def _plan(self, batch: TrainingBatch) -> _Rows:
+    def _plan(self, batch: TrainingBatch) -> PlannedRows:
         """Return the rows of a batch. A group has a gradient if a completion of it has an advantage or a KL term."""
         has_gradient_S = ~batch.is_masked & (batch.loss_weights != 0)
         if self.reference is None:
@@ -235,8 +235,8 @@ class PolicyTrainer:
         self._limits = row_limits(self.policy, self.config.max_tokens_per_batch, self.policy.device.type)
         return self._pack(batch, is_trained)
 
-    def _pack(self, batch: TrainingBatch, is_trained: np.ndarray) -> _Rows:
-        return _Rows(
+    def _pack(self, batch: TrainingBatch, is_trained: np.ndarray) -> PlannedRows:
+        return PlannedRows(
             with_gradient=pack_rows(batch, np.flatnonzero(is_trained).tolist(), self._limits),
             without_gradient=pack_rows(batch, np.flatnonzero(~is_trained).tolist(), self._limits),
         )
