@@ -4,6 +4,7 @@ Each measurement is a process of its own. It imports everything, notes its resid
 takes one step, which makes Adam's moments. Then the kernel forgets the peak so far (/proc/self/clear_refs), and the
 second step is measured: VmHWM after it minus VmRSS before loading.
 
+    python benchmarks/memory.py                       # what settings take for Qwen2.5-7B, from its architecture
     python benchmarks/memory.py models/smollm2 --shape 300:4:128 --shape 100:8:64 --shape 300:4:128:checkpointing
 """
 
@@ -13,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,35 @@ from igrpo_cli.training.policy import load_policy
 from igrpo_cli.training.step import PolicyTrainer
 
 MB = 1e6
+QWEN_7B = {
+    "model_type": "qwen2",
+    "architectures": ["Qwen2ForCausalLM"],
+    "hidden_size": 3584,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "intermediate_size": 18944,
+    "vocab_size": 152064,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": False,
+}
+"""The architecture of Qwen2.5-7B."""
+RECOMPUTED: dict[str, Any] = {"gradient_checkpointing": True}
+WHOLE: dict[str, Any] = {"max_tokens_per_batch": 40_000}
+LORA: dict[str, Any] = {"lora_r": 16}
+CASES_OF_7B: list[tuple[int, int, dict[str, Any]]] = [
+    (8, 8, {**RECOMPUTED, **WHOLE}),
+    (4, 8, {**RECOMPUTED, **WHOLE}),
+    (8, 8, RECOMPUTED),
+    (8, 8, {}),
+    (8, 1, RECOMPUTED),
+    (4, 1, {**RECOMPUTED, "max_tokens_per_batch": 21_000}),
+    (8, 1, {**LORA, **RECOMPUTED, **WHOLE}),
+    (4, 1, {**LORA, **RECOMPUTED, "max_tokens_per_batch": 21_000}),
+    (8, 1, {**LORA, **RECOMPUTED}),
+    (8, 1, LORA),
+]
+"""Completions of 4,096 tokens after a prompt of 4,600, ranks, and settings of [update]."""
 
 
 def group_of(shape: str) -> list[TrainingGroup]:
@@ -81,6 +112,33 @@ def compare(model: Path, shape: str, dtype: str) -> dict[str, Any]:
     return results
 
 
+def table_of_7b() -> None:
+    """Print what settings take for the architecture of Qwen2.5-7B, in GiB of each GPU."""
+    print("| completions | ranks | settings | row, tokens | step | publication | peak | at the peak |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory, "config.json").write_text(json.dumps(QWEN_7B))
+        for completions, ranks, settings in CASES_OF_7B:
+            group = group_of(f"4600:{completions}:4096")
+            found = predict_memory(
+                Path(directory),
+                UpdateSection(**settings),
+                PolicySection(),
+                [group * 2],
+                device_type="cuda",
+                num_ranks=ranks,
+                total_groups=64,
+            )
+            parts = ", ".join(f"{part} {size / 2**30:.1f}" for part, size in found.account.items() if size)
+            sizes = [sum(each.values()) / 2**30 for each in (found.step, found.publication)]
+            named = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in settings.items()) or "defaults"
+            print(
+                f"| {completions} | {ranks} | {named} | {found.row_tokens:,} | {sizes[0]:.1f} | {sizes[1]:.1f} | "
+                f"{max(sizes):.1f} | {parts} |",
+                flush=True,
+            )
+
+
 def _status(name: str) -> int:
     """Return a size of this process in bytes."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
@@ -90,11 +148,14 @@ def _status(name: str) -> int:
 def main() -> None:
     """Print a line for each shape."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--shape", action="append", required=True, help="prompt:completions:tokens[:checkpointing]")
+    parser.add_argument("model", type=Path, nargs="?", help="without it: the table of Qwen2.5-7B")
+    parser.add_argument("--shape", action="append", default=[], help="prompt:completions:tokens[:checkpointing]")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--only", choices=("predict", "measure"))
     options = parser.parse_args()
+    if options.model is None:
+        table_of_7b()
+        return
     if options.only:
         function = predict if options.only == "predict" else measure
         print(json.dumps(function(options.model, options.shape[0], options.dtype)))

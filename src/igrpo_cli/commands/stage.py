@@ -74,7 +74,7 @@ def memory_request(device_memory: str | None, num_ranks: int | None, *, dry_run:
     for flag, value in (("--device-memory", device_memory), ("--ranks", num_ranks)):
         if value is not None and not dry_run:
             raise UsageError(
-                f"{flag} is for a prediction, and the update itself takes none", hint=f"{flag} … --dry-run"
+                f"{flag} is for a prediction, which only a dry run makes", hint=f"{flag} {value} --dry-run"
             )
     size = None if device_memory is None else parse_bytes(device_memory)
     return MemoryRequest(size, rank_and_size()[1] if num_ranks is None else num_ranks)

@@ -1,4 +1,4 @@
-"""The memory that an update will take, for `igrpo update --dry-run`: its rows, the prediction, and settings that fit."""
+"""The memory that an update will take, for `igrpo update --dry-run`: its rows, the prediction, what would fit."""
 
 from __future__ import annotations
 
@@ -117,7 +117,8 @@ def describe_memory(memory: Mapping[str, Any]) -> str:
     origin = "of the shards" if memory["rows_from"] == "shards" else "that the settings allow"
     account = ", ".join(f"{_LABELS[part]} {_gib(size)}" for part, size in memory["account"].items())
     lines = [
-        f"memory: {_gib(memory['peak_bytes'])} on {where} at its peak, the {memory['at']} ({memory['dtype']}): {account}",
+        f"memory: {_gib(memory['peak_bytes'])} on {where} at its peak, the {memory['at']} ({memory['dtype']})",
+        f"of these: {account}",
         f"longest row {origin}: {memory['row_tokens']:,} tokens; attention: {memory['attention']}",
         f"host: {_gib(memory['host_bytes'])} for all processes of the update on one machine",
     ]
