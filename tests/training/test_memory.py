@@ -120,7 +120,7 @@ def test_a_model_that_does_not_run_without_values_is_named(model, monkeypatch):
         raise RuntimeError("shape depends on values\nmore")
 
     monkeypatch.setattr(prediction, "unloaded_causal_lm", fail)
-    with pytest.raises(UnpredictableError, match="shape depends on values$"):
+    with pytest.raises(UnpredictableError, match=r"shape depends on values$"):
         predict(model)
 
 

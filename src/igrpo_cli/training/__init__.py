@@ -12,4 +12,6 @@ ranks        the processes of an update with torchrun
 adapters     LoRA
 checkpoint   policies and optimiser states as safetensors
 restore      the trainer on disk
+live_memory  the memory of a computation on fake tensors
+memory       the memory that an update will take
 """
