@@ -40,7 +40,7 @@ def test_single_commands_sample_ahead_and_make_the_same_files(run, tmp_path):
     other = make_run(tmp_path / "run", *SETTINGS)
     too_early = igrpo("draft", other, "--iteration", 2)
     assert (too_early.code, "policy 1 does not exist" in too_early.stderr) == (3, True), too_early.stderr
-    for command in ("draft 0", "select 0", "refine 0", "draft 1", "update 0", "select 1", "draft 2"):
+    for command in ("draft 0", "select 0", "refine 0", "draft 1", "select 1", "update 0", "draft 2"):
         stage, iteration = command.split()
         result = igrpo(stage, other, "--iteration", iteration)
         assert result.code == 0, result.stderr
@@ -51,6 +51,22 @@ def test_single_commands_sample_ahead_and_make_the_same_files(run, tmp_path):
         stage, iteration = command.split()
         assert igrpo(stage, other, "--iteration", iteration).code == 0
     assert files_below(other) == files_below(run.root)
+
+
+def test_an_update_that_is_made_again_names_and_removes_what_followed_from_it(run, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run.root, other)
+    again = ("update", other, "--iteration", 0, *sets("update.learning_rate=1e-2"))
+    overwritten = igrpo(*again, "--overwrite")
+    assert (overwritten.code, "iteration_0001/refine" in overwritten.stderr) == (0, True), overwritten.stderr
+    assert "iteration_0001/draft" not in overwritten.stderr
+    cascaded = igrpo(*again, "--cascade")
+    assert cascaded.code == 0, cascaded.stderr
+    found = RunDirectory(other)
+    assert (found.policy_iterations(), found.iterations()) == ([0, 1], [0, 1])
+    assert sorted(path.name for path in found.iteration(1).iterdir()) == ["draft", "select"]
+    assert igrpo("verify", other).code == 0
+    assert igrpo("run", other).code == 0
 
 
 def test_missing_drafts_are_made_from_the_policy_before_when_a_run_goes_on(run, tmp_path):

@@ -52,7 +52,8 @@ def crossed_variance(values_SP: ArrayLike) -> MeanVariance:
     mean, mean_S, mean_P = values_SP.mean(), values_SP.mean(axis=1), values_SP.mean(axis=0)
     rest = float(np.square(values_SP - mean_S[:, None] - mean_P + mean).sum()) / ((seeds - 1) * (problems - 1))
     parts = [(problems * float(mean_S.var(ddof=1)), seeds - 1), (seeds * float(mean_P.var(ddof=1)), problems - 1)]
-    kept = [(square, degrees) for square, degrees in parts if square > rest]
+    # Equal mean squares, as of a single value other than 0, must not be told apart by their rounding.
+    kept = [(square, degrees) for square, degrees in parts if square > rest and not math.isclose(square, rest)]
     # One part that is kept contains the rest already; of two, the rest is counted once too often; of none, never.
     kept += [(rest * (1 - len(kept)), (seeds - 1) * (problems - 1))]
     total = sum(square for square, _ in kept)

@@ -183,15 +183,21 @@ def _states_to_recompute(session: Session, request: ForkRequest, config: RunConf
     missing = updates_to_recompute(Session(session.run, config, session.console), request.iteration)
     gone = [each for each in missing if not session.run.policy(each).is_dir()]
     if gone:
+        if all(session.run.delta(each).is_dir() for each in gone):
+            raise MissingInputError(
+                f"the optimiser state of iteration {request.iteration - 1} does not exist, and policy {gone[0]}, which "
+                "it is computed from, is stored as a difference",
+                hint="; ".join(command_line(session.run.root, "policy", str(each)) for each in gone),
+            )
         raise MissingInputError(
-            f"the optimiser state that the update of iteration {request.iteration} continues from was removed, and it "
+            f"the optimiser state that the update of iteration {request.iteration} continues from does not exist, and "
             f"cannot be computed again: {session.run.policy(gone[0])} does not exist",
             hint=f"--fresh-optimizer begins iteration {request.iteration} with zero moments and the published weights, "
             "which is another run than one without a break",
         )
     if missing:
         session.console.note(
-            f"the optimiser state of iteration {request.iteration - 1} was removed: the first update of the new run "
+            f"the optimiser state of iteration {request.iteration - 1} does not exist: the first update of the new run "
             f"computes {format_shards(missing)} again; --fresh-optimizer begins with zero moments instead"
         )
     return missing

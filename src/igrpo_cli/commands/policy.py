@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from igrpo_cli.errors import ConflictError
@@ -27,8 +28,9 @@ def run(path: Path, iteration: int, output: Path | None, *, console: Console) ->
         policy = read_policy(found, iteration)
         verify_policy(policy)
         what = "is complete"
-    elif output is not None and output.exists():
-        raise ConflictError(f"{output} exists already", hint="name a directory that does not exist")
+    elif output is not None and (os.path.lexists(output) or found.root.resolve() in output.resolve().parents):
+        what = "exists already" if os.path.lexists(output) else "lies in the run"
+        raise ConflictError(f"{output} {what}", hint="name a directory outside the run that does not exist")
     else:
         with console.activity(f"restoring policy {iteration}"):
             target = output or place

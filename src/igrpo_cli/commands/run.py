@@ -155,7 +155,7 @@ def unfinished(session: Session) -> list[int]:
 
     The policy of an update that was completed while its process died is promoted first.
     """
-    if stale := first_stale(session.run, session.num_iterations()):
+    if stale := first_stale(session.run, session.num_iterations(), session.config.run.staleness):
         raise stale[1]
     current, total = session.current_iteration(), session.num_iterations()
     if session.run.update(current).manifest.exists():

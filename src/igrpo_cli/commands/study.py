@@ -15,12 +15,14 @@ from igrpo_cli.config import RunConfig
 from igrpo_cli.config.files import write_config
 from igrpo_cli.config.study import FIGURES, PAGE, Cell, Study, read_study
 from igrpo_cli.errors import EXIT_CTRL_C, EXIT_INTERRUPTED, ConflictError, IgrpoError, MissingInputError, UsageError
+from igrpo_cli.inspection.run_config import flat_settings
 from igrpo_cli.pipeline.plan import iteration_arithmetic
 from igrpo_cli.pipeline.session import open_session
 from igrpo_cli.problems.sources import PACKAGED_SETS, packaged_studies
 from igrpo_cli.store.hints import shell_path
 from igrpo_cli.store.layout import RunDirectory, bench_name, format_shards, parse_shards
 from igrpo_cli.store.locks import locked
+from igrpo_cli.store.settings import read_changes
 from igrpo_cli.torchrun import refuse_ranks
 from igrpo_cli.ui.console import Console, printable
 from igrpo_cli.ui.tables import plain_table
@@ -79,6 +81,7 @@ def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> N
     elsewhere = f"undo the change in {request.file}, or use another directory: --output {shell_path(root)}-2"
     for cell in cells:
         require_same_settings(RunDirectory(root / cell.path), cell.config, elsewhere)
+        _require_unchanged(cell, root)
     if not request.only_report:
         _require_policies(study, chosen, root)
     if request.dry_run:
@@ -91,6 +94,18 @@ def run(request: StudyRequest, console: Console, *, markdown: bool = False) -> N
         cell, error = failed[0]
         error.message = f"{len(failed)} of {len(chosen)} cells failed; the first, {cell.name}: {error.message}"
         raise error
+
+
+def _require_unchanged(cell: Cell, root: Path) -> None:
+    """Raise ConflictError for a cell whose settings or length were changed after it was created."""
+    run = RunDirectory(root / cell.path)
+    if changes := read_changes(run):
+        settings = ", ".join(flat_settings(changes[0]["settings"]))
+        raise ConflictError(
+            f"{cell.name} is no cell of the study any more: {run.changes} has {settings}, from iteration "
+            f"{changes[0]['from_iteration']}",
+            hint=f"move {shell_path(run.root)} away, and the cell is trained again; for such a run, first igrpo fork",
+        )
 
 
 def _with_bench(study: Study, config: RunConfig, file: Path) -> Study:
@@ -226,6 +241,7 @@ def _run_cell(
         reached = todo[0] if todo else policies[-1]
         for policy in (each for each in policies if each <= reached):
             evaluate_policy(session, policy, study.eval_bench, request.bench_dir)
+        session.last_iteration = policies[-1] - 1
         for iteration in todo:
             run_iteration(session, iteration)
             if iteration + 1 == policies[-1] and study.keep_policies == "evaluated":

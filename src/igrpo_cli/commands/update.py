@@ -110,14 +110,17 @@ def _remove_checkpoints(session: Session, iteration: int) -> None:
 def _remove_policies(session: Session, iteration: int) -> None:
     """Remove the policies that `policy.keep` does not keep after the update of `iteration`.
 
-    With `deltas`, the difference of a policy from the one before is written while both are there.
+    Those since the newest optimiser state stay: the updates after it may have to be computed again. With `deltas`, the
+    difference of a policy from the one before is written while both are there.
     """
     section, run = session.config.policy, session.run
     newest = iteration + 1
     if section.num_kept is None or not run.policy(newest).is_dir():
         return
+    states = [each for each in run.iterations() if each <= iteration and run.update(each).optimizer.is_dir()]
+    last = min(newest - section.num_kept, max(states, default=0))
     for policy in run.policy_iterations():
-        if not 0 < policy <= newest - section.num_kept or _is_to_be_evaluated(session, policy):
+        if not 0 < policy <= last or _is_to_be_evaluated(session, policy):
             continue
         if section.keep == "deltas":
             from igrpo_cli.store.deltas import write_delta

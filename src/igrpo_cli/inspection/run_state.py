@@ -80,7 +80,7 @@ class RunStatus:
         """Return the state now. `stages`, `scores` and their faults describe the iteration `shown`."""
         run, num_shards = self._run, self._config.run.num_shards
         complete = [number for number in range(num_iterations) if os.path.exists(run.update(number).manifest)]
-        stale = first_stale(run, num_iterations)
+        stale = first_stale(run, num_iterations, self._config.run.staleness)
         if stale is not None:
             complete = [number for number in complete if number < stale[0]]
         unfinished = sorted(set(range(num_iterations)).difference(complete))

@@ -70,7 +70,7 @@ def recompute(session: Session, iteration: int, restore_to: Path | None = None) 
 
 
 def restore_optimizer_state(session: Session, policy: Policy, iteration: int, ranks: Ranks) -> None:
-    """Make the optimiser state again that an update continues from, if it was removed.
+    """Make the optimiser state again that an update continues from, if it was removed or not written.
 
     The updates since the last state that is left are computed again from their rollouts. Does nothing under torchrun,
     where the state has another form, and where the trainer of `policy` is in memory.
@@ -83,22 +83,24 @@ def restore_optimizer_state(session: Session, policy: Policy, iteration: int, ra
         return
     last = iteration - 1
     which = f"updates {missing[0]} to {last}" if len(missing) > 1 else f"update {last}"
-    session.console.note(f"the optimiser state of iteration {last} was removed; computing {which} again")
+    session.console.note(f"the optimiser state of iteration {last} does not exist; computing {which} again")
     fresh = "--set update.optimizer_state=from_policy starts from the published weights, without moments"
     reader = Session(session.run, session.run_config, session.console)
     for each in missing:
         try:
             found = recompute(reader, each, session.run.update(each).optimizer if each == last else None)
         except MissingInputError as error:
+            stored = [policy for policy in missing if session.run.delta(policy).is_dir()]
             raise MissingInputError(
-                f"the optimiser state of iteration {last} was removed, and cannot be computed again: {error.message}",
-                hint=fresh,
+                f"the optimiser state of iteration {last} does not exist, and cannot be computed again: "
+                f"{error.message}",
+                hint=error.hint if stored else fresh,
             ) from error
         if differing := [file for file, is_equal in found.is_equal.items() if not is_equal]:
             why = "; ".join(found.environment) or "another number of CPU threads"
             raise ConflictError(
-                f"the optimiser state of iteration {last} was removed, and update {each}, computed again, has another "
-                f"{differing[0]}: {why}",
+                f"the optimiser state of iteration {last} does not exist, and update {each}, computed again, has "
+                f"another {differing[0]}: {why}",
                 hint=f"continue where the run was made, or: {fresh}",
             )
 

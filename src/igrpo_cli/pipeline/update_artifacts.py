@@ -179,6 +179,7 @@ def _publish(session: Session, path: UpdatePath, staged: Path, manifest: Manifes
         remove_directory(path.directory)
     if overwrite or _is_damaged(session, path.iteration + 1):
         remove_directory(session.run.policy(path.iteration + 1))
+        remove_directory(session.run.delta(path.iteration + 1))
     try:
         publish_directory(staged, path.directory)
     except ConflictError:

@@ -165,7 +165,7 @@ class _Predictor:
 
     def suggestions(self, base: MemoryPrediction, num_ranks: int) -> list[dict[str, Any]]:
         """Return up to MAX_SUGGESTIONS changes that fit, the smallest change of each kind first."""
-        found = []
+        found: list[dict[str, Any]] = []
         for kind in (self._fewer_tokens, self._adapters, self._more_ranks):
             suggestion = next(kind(base, num_ranks), None)
             if suggestion is not None and len(found) < MAX_SUGGESTIONS:

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import reduce
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -33,8 +34,9 @@ from igrpo_cli.store.checksummed_json import (
     validated,
 )
 from igrpo_cli.store.hashing import HASHING_THREADS, sha256_files
-from igrpo_cli.store.hints import command_line
+from igrpo_cli.store.hints import command_line, shell_path
 from igrpo_cli.store.layout import RunDirectory, format_shards
+from igrpo_cli.store.manifest import read_manifest
 from igrpo_cli.store.policies import Policy, read_policy, write_policy_manifest
 
 _VERSION = "delta_version", 1
@@ -109,6 +111,7 @@ def restore_policy(run: RunDirectory, iteration: int, output: Path) -> Policy:
     """
     chain = _chain(run, iteration)
     wanted = chain[-1][1]
+    _require_made(run, wanted)
     with staging_directory(output) as staged:
         with ThreadPoolExecutor(HASHING_THREADS) as threads:
             for _ in threads.map(lambda name: _restore(run, chain, name, staged), wanted.files):
@@ -121,8 +124,13 @@ def restore_policy(run: RunDirectory, iteration: int, output: Path) -> Policy:
 
 
 def verify_delta(run: RunDirectory, iteration: int) -> None:
-    """Hash the stored files of a delta again. Raises DamagedFileError naming the first one that differs."""
+    """Hash the stored files of a delta again.
+
+    Raises DamagedFileError naming the first one that differs, and ConflictError for the delta of another policy than
+    the update made.
+    """
     place, delta = run.delta(iteration), _read(run, iteration)
+    _require_made(run, delta)
     present = sorted(path for path in place.iterdir() if path.name != _RECORD)
     for name in sorted({*(path.name for path in present), *delta.stored}):
         if name not in delta.stored or not (place / name).is_file():
@@ -147,29 +155,51 @@ def _chain(run: RunDirectory, iteration: int) -> list[tuple[Policy | None, Delta
     while True:
         if not run.delta(iteration).is_dir():
             kept = sorted({*run.policy_iterations(), *run.delta_iterations()})
+            path = run.update(iteration - 1).shard
             raise MissingInputError(
-                f"policy {iteration} was removed, and {run.delta(iteration)} does not exist; "
-                f"the run has {format_shards(kept)}",
-                hint=f"later ones are kept from now on with {command_line(run.root, 'set', 'policy.keep=deltas')}",
+                f"there is neither policy {iteration} nor its difference from the one before; the run has "
+                f"{format_shards(kept)}",
+                hint=path.overwrite_command if path.manifest.exists() else command_line(run.root, "status"),
             )
         delta = _read(run, iteration)
         if found and found[-1][1].base != delta.policy_id:
             raise ConflictError(
                 f"{run.delta(iteration + 1)} is the difference from another policy {iteration} than "
                 f"{run.delta(iteration)} stores",
-                hint="the update of one of the two was made again; the later ones are to be made again, too",
+                hint=_changed(run),
             )
         base = None
         if delta.base is not None and run.policy(iteration - 1).is_dir():
             base = read_policy(run, iteration - 1)
             if base.id != delta.base:
                 raise ConflictError(
-                    f"{run.delta(iteration)} is the difference from another policy than the one in {base.directory}"
+                    f"{run.delta(iteration)} is the difference from another policy than the one in {base.directory}",
+                    hint=_changed(run),
                 )
         found.append((base, delta))
         if base is not None or delta.base is None:
             return found[::-1]
         iteration -= 1
+
+
+def _changed(run: RunDirectory) -> str:
+    return (
+        f"an earlier update was made again since; {command_line(run.root, 'verify')} says what does not follow from it"
+    )
+
+
+def _require_made(run: RunDirectory, delta: Delta) -> None:
+    """Raise ConflictError for the delta of another policy than the update before has made."""
+    path = run.update(delta.iteration - 1).shard
+    if not path.manifest.exists():
+        return
+    place = RunDirectory(Path()).policy(delta.iteration).as_posix()
+    made = {file.path: file.sha256 for file in read_manifest(path).outputs}
+    if any(made.get(f"{place}/{name}") != sha256 for name, sha256 in delta.files.items()):
+        raise ConflictError(
+            f"{run.delta(delta.iteration)} is of another policy than the one that {path.name} has made",
+            hint=f"remove {shell_path(run.delta(delta.iteration))}",
+        )
 
 
 def _store(policy: Policy, base: Policy | None, name: str, staged: Path) -> Form:
@@ -212,29 +242,42 @@ def _restore(run: RunDirectory, chain: Sequence[tuple[Policy | None, Delta]], na
 
 def _chunks(run: RunDirectory, chain: Sequence[tuple[Policy | None, Delta]], name: str) -> Iterator[bytes]:
     """Yield the content of a file: that of the newest whole one, with all later differences."""
-    deltas: list[BinaryIO] = []
+    parts: list[tuple[Path, bool]] = []
+    """Files whose exclusive or is the content, each with True if it is compressed."""
+    for base, delta in reversed(chain):
+        form = delta.forms.get(name)
+        if form in ("difference", "whole"):
+            parts.append((run.delta(delta.iteration) / f"{name}{_SUFFIX}", True))
+        if form == "whole":
+            break
+        if base is not None:
+            parts.append((base.directory / name, False))
     with ExitStack() as stack:
-        for base, delta in reversed(chain):
-            form = delta.forms.get(name)
-            if form in ("difference", "whole"):
-                file = run.delta(delta.iteration) / f"{name}{_SUFFIX}"
-                deltas.append(stack.enter_context(pa.CompressedInputStream(str(file), "zstd")))
-            if form == "whole":
-                whole = None
-                break
-            if base is not None:
-                whole = stack.enter_context((base.directory / name).open("rb"))
-                break
-        else:
-            raise DamagedFileError(f"{run.delta(chain[-1][1].iteration)}: no earlier policy has {name}")
+        streams = [(path, _opened(path, stack, is_compressed=each), each) for path, each in parts]
         while True:
-            chunk = whole.read(_CHUNK) if whole is not None else b""
-            for number, stream in enumerate(deltas):
-                part = _in_order(stream.read(_CHUNK))
-                chunk = part if whole is None and number == 0 else _xor(chunk, part)
+            found = [
+                _in_order(chunk) if each else chunk
+                for chunk, each in ((_read_chunk(path, stream), each) for path, stream, each in streams)
+            ]
+            chunk = reduce(_xor, found)
             if not chunk:
                 return
             yield chunk
+
+
+def _opened(path: Path, stack: ExitStack, *, is_compressed: bool) -> BinaryIO:
+    try:
+        opened: BinaryIO = pa.CompressedInputStream(str(path), "zstd") if is_compressed else path.open("rb")
+    except OSError as error:
+        raise DamagedFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    return stack.enter_context(opened)
+
+
+def _read_chunk(path: Path, stream: BinaryIO) -> bytes:
+    try:
+        return stream.read(_CHUNK)
+    except OSError as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from error
 
 
 def _xor(one: bytes, other: bytes) -> bytes:

@@ -25,7 +25,7 @@ from igrpo_cli.store.checksummed_json import (
 )
 from igrpo_cli.store.completion import input_hashes, require_completed
 from igrpo_cli.store.conflicts import require_same
-from igrpo_cli.store.layout import STAGES, RunDirectory, ShardPath, eval_iteration
+from igrpo_cli.store.layout import STAGES, RunDirectory, ShardPath, eval_iteration, shards_in
 from igrpo_cli.store.manifest import FileHash, Manifest, read_manifest
 from igrpo_cli.store.policies import Policy, read_policy
 
@@ -139,8 +139,10 @@ def require_current(run: RunDirectory, inputs: Iterable[FileHash]) -> None:
         walk.follow(file.path)
 
 
-def first_stale(run: RunDirectory, num_iterations: int) -> tuple[int, ConflictError] | None:
+def first_stale(run: RunDirectory, num_iterations: int, num_ahead: int) -> tuple[int, ConflictError] | None:
     """Return the first complete iteration that does not follow from what is on disk, and the error about it.
+
+    `num_ahead` is `run.staleness`.
 
     A file that was written after those that follow from it is a reason to look; what decides is the hashes. So a run
     of hundreds of iterations takes no time, unless its files have other times because they were copied.
@@ -151,7 +153,9 @@ def first_stale(run: RunDirectory, num_iterations: int) -> tuple[int, ConflictEr
         if not update.manifest.exists():
             return None
         stages = [_times(run.stage(iteration, stage)) for stage in STAGES]
-        times = [[before], *filter(None, stages)]
+        # Drafts and selections may be older than the update before (`run.staleness`).
+        ahead = 2 if num_ahead and iteration else 0
+        times = [each for each in (*stages[:ahead], [before], *stages[ahead:]) if each]
         if any(max(earlier) >= min(later) for earlier, later in pairwise(times)):
             try:
                 require_updated_from(run, iteration)
@@ -183,12 +187,26 @@ def followers(run: RunDirectory, iteration: int, stage: str) -> list[Path]:
     first_policy = iteration + (2 if stage == "update" else 1)
     evaluated = [each for each in run.root.glob("eval/*/policy_*") if each.is_dir()]
     found = [each for each in evaluated if eval_iteration(each) > iteration]
-    found += [run.iteration(each) for each in reversed(run.iterations()) if each > iteration]
+    for later in (each for each in reversed(run.iterations()) if each > iteration):
+        is_ahead = later == iteration + 1 and is_sampled_ahead(run, later)
+        found += [run.stage(later, "update"), run.stage(later, "refine")] if is_ahead else [run.iteration(later)]
     found += [run.policy(each) for each in reversed(run.policy_iterations()) if each >= first_policy]
     found += [run.delta(each) for each in reversed(run.delta_iterations()) if each >= first_policy]
     found += [run.stage(iteration, each) for each in reversed(later_stages)]
     found += [run.update(iteration).checkpoints]
     return [each for each in found if each.is_dir()]
+
+
+def is_sampled_ahead(run: RunDirectory, iteration: int) -> bool:
+    """Return True where the drafts of an iteration come from the policy before (`run.staleness`)."""
+    directory = run.stage(iteration, "draft")
+    try:
+        before = read_policy(run, iteration - 1).id
+        paths = [run.shard(iteration, "draft", *shard) for shard in shards_in(directory)]
+        sampled = {read_manifest(path).identity.policy for path in paths if path.manifest.exists()}
+    except IgrpoError:  # Damaged and missing files are found by those who read them.
+        return False
+    return sampled <= {before} and directory.is_dir()
 
 
 def stale_followers(run: RunDirectory, iteration: int, stage: str, num_shards: int) -> list[Path]:
@@ -200,11 +218,15 @@ def stale_followers(run: RunDirectory, iteration: int, stage: str, num_shards: i
         if run.update(iteration).manifest.exists():
             require_updated_from(run, iteration)
             after = read_policy(run, iteration + 1)
-            for path in run.shards(iteration + 1, "draft", num_shards):
-                # Drafts that were sampled ahead (`run.staleness`) are from the policy before.
-                sampled = read_manifest(path).identity.policy if path.manifest.exists() else after.id
-                if sampled not in (after.id, after.parent):
-                    return followers(run, iteration, stage)
+            sampled = [
+                (path.stage, read_manifest(path).identity.policy)
+                for later in ("draft", "refine")
+                for path in run.shards(iteration + 1, later, num_shards)
+                if path.manifest.exists()
+            ]
+            # Drafts that were sampled ahead (`run.staleness`) are from the policy before.
+            if any(policy not in (after.id, after.parent if each == "draft" else None) for each, policy in sampled):
+                return followers(run, iteration, stage)
     except ConflictError:
         return followers(run, iteration, stage)
     except IgrpoError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -33,7 +33,7 @@ from igrpo_cli.store.layout import (
     format_shards,
     shards_in,
 )
-from igrpo_cli.store.lineage import changed_parent, read_fork
+from igrpo_cli.store.lineage import changed_parent, is_sampled_ahead, read_fork
 from igrpo_cli.store.manifest import Manifest, read_manifest
 from igrpo_cli.store.policies import Policy, read_policy, verify_policy
 from igrpo_cli.store.row_checks import IterationRows, check_stage, read_problem_ids, read_scores, read_shard
@@ -102,7 +102,7 @@ class _Verifier:
         self.check_policies()
         iterations = self.run.iterations()
         last = max([*iterations, *(policy - 1 for policy in self.run.policy_iterations())], default=-1)
-        ahead = last - 1 if self.is_sampled_ahead(last) else last
+        ahead = last - 1 if self.is_begun_ahead(last) else last
         for iteration in range(last + 1):
             if iteration in iterations:
                 self.check_iteration(iteration, iteration < ahead, problem_ids)
@@ -116,15 +116,12 @@ class _Verifier:
         self.report.notes += leftovers(self.run)
         return self.report
 
-    def is_sampled_ahead(self, iteration: int) -> bool:
-        """Return True where an iteration has nothing but drafts of the policy before (`run.staleness`)."""
-        before, directory = self.policies.get(iteration - 1), self.run.stage(iteration, "draft")
-        if before is None or not directory.is_dir() or len(list(directory.parent.iterdir())) > 1:
+    def is_begun_ahead(self, iteration: int) -> bool:
+        """Return True where an iteration has nothing but drafts of the policy before, and selections of them."""
+        if not is_sampled_ahead(self.run, iteration):
             return False
-        paths = [self.run.shard(iteration, "draft", *shard) for shard in shards_in(directory)]
-        with suppress(IgrpoError):  # A damaged manifest is found later.
-            return all(read_manifest(path).identity.policy == before.id for path in paths if path.manifest.exists())
-        return False
+        names = {path.name for path in self.run.iteration(iteration).iterdir() if not is_temporary(path.name)}
+        return names <= {"draft", "select"}
 
     def check_fork(self) -> None:
         """Note where the run has another policy by now than the one it was forked from, or its parent has."""

@@ -62,7 +62,7 @@ class UnknownValues(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class LiveMemory(TorchDispatchMode):
+class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of live storages by part, from the results of all operations, and remembers their peak.
 
     A storage is counted once, however many tensors share it, until it is freed or resized. What a kernel allocates
@@ -70,7 +70,7 @@ class LiveMemory(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.parts: dict[Part, int] = dict.fromkeys(PARTS, 0)
         self.peak: dict[Part, int] = dict(self.parts)
         """Bytes by part at the moment of the highest total."""

@@ -246,10 +246,11 @@ class _LongestRowTrainer(PolicyTrainer):
         index = max(range(len(found)), key=lambda number: _length(found[number][0]))
         self.longest, num_rows = found[index]
         self._accumulates = num_rows > self.ranks.size
-        hooks = [
-            each.register_post_accumulate_grad_hook(lambda parameter: memory.assign(parameter.grad, "gradients"))
-            for each in parameters
-        ]
+
+        def count(parameter: Tensor) -> None:
+            memory.assign(parameter.grad, "gradients")
+
+        hooks = [each.register_post_accumulate_grad_hook(count) for each in parameters]  # type: ignore[no-untyped-call]
         memory.start_peak()
         self.step(minibatches[index], 0.0)
         for hook in hooks:
@@ -318,7 +319,7 @@ def gpu_attention(
         key, value = (repeat_kv(each, heads // each.shape[1]) for each in (key, value))
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (each.to(torch.get_autocast_dtype("cpu")) for each in (query, key, value))
-    output: Tensor = _FlexMemory.apply(query, key, value)
+    output: Tensor = _FlexMemory.apply(query, key, value)  # type: ignore[no-untyped-call]
     return output.transpose(1, 2).contiguous(), None
 
 
@@ -342,7 +343,7 @@ def _one_per_token(query: Tensor) -> Tensor:
 
 
 def _head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _length(row: PackedRow) -> tuple[int, int]:
