@@ -109,6 +109,26 @@ class Completion:
     """`stop`: EOS or another stop; `length`: truncated at the maximum; `abort`: ended by the engine."""
     seed: int
     """Seed that was requested. The caller compares it, so that completions cannot be exchanged."""
+    num_proposed: int = 0
+    """Tokens that speculative decoding proposed; 0 without it."""
+    num_accepted: int = 0
+    """Proposed tokens that the policy accepted. A few of them may lie beyond the end of the completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proposals:
+    """Holds what speculative decoding did for several completions; zeros without it."""
+
+    num_proposed: int = 0
+    """Tokens that were proposed."""
+    num_accepted: int = 0
+    """Tokens of these that the policy accepted."""
+
+    @classmethod
+    def of(cls, groups: Sequence[Sequence[Completion]]) -> Proposals:
+        """Return the sums over all completions of some groups."""
+        completions = [completion for group in groups for completion in group]
+        return cls(sum(each.num_proposed for each in completions), sum(each.num_accepted for each in completions))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.config.engine import EngineSection
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.engines.architectures import check_architecture
 from igrpo_cli.engines.factory import create_engine

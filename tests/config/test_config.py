@@ -291,3 +291,46 @@ def test_refinements_depend_on_critiques_where_there_are_any():
     assert stage_identity(judge, "refine")["judge"]["model"] == "m"
     assert "judge" not in stage_identity(judge, "draft")
     assert not policy.evaluates_with_draft
+
+
+NGRAM = "engine.speculative_config={method = 'ngram', num_speculative_tokens = 5, prompt_lookup_max = 4}"
+
+
+def test_speculative_decoding_counts_in_what_is_sampled_and_an_empty_table_switches_it_off():
+    with_it = config_of("engine.name=vllm", NGRAM)
+    recorded = stage_identity(with_it, "refine")["engine"]["speculative_config"]
+    assert recorded["num_speculative_tokens"] == 5
+    assert check_config(tomllib.loads(write_config(with_it).decode()), "run.toml") == with_it
+    assert stage_identity(with_it, "update") == stage_identity(config_of("engine.name=vllm"), "update")
+    switched_off = config_of("engine.name=vllm", NGRAM, "engine.speculative_config={}")
+    assert switched_off == config_of("engine.name=vllm")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ((NGRAM,), 'set engine.name = "vllm", not "auto"'),
+        (("engine.name=transformers", NGRAM), 'engine.speculative_config is a setting of vLLM.* not "transformers"'),
+        (("engine.name=server", NGRAM), 'engine.speculative_config is a setting of vLLM.* not "server"'),
+        (("engine.name=transformers", "engine.quantization=fp8"), "engine.quantization is a setting of vLLM"),
+        (("engine.name=server", "engine.quantization=fp8"), "engine.quantization is a setting of vLLM"),
+        (("engine.name=vllm", NGRAM, "refine.min_p=0.1"), "does not apply refine.min_p"),
+        (("engine.name=vllm", NGRAM, "eval.min_p=0.1"), "does not apply eval.min_p"),
+        (
+            ("engine.name=vllm", NGRAM, "engine.speculative_config.prompt_lookup_min=5"),
+            "prompt_lookup_min = 5 is above prompt_lookup_max = 4",
+        ),
+        (
+            ("engine.name=vllm", NGRAM, "engine.speculative_config.method=suffix"),
+            "engine.speculative_config.method = 'suffix': input should be 'ngram'",
+        ),
+        (
+            ("engine.name=vllm", NGRAM, "engine.speculative_config.prompt_lookup_maxx=5"),
+            "did you mean engine.speculative_config.prompt_lookup_max",
+        ),
+        (("engine.name=vllm", "engine.speculative_config={method = 'ngram'}"), "num_speculative_tokens"),
+    ],
+)
+def test_speculative_decoding_that_cannot_work_is_refused(overrides, message):
+    with pytest.raises(UsageError, match=message):
+        config_of(*overrides)

@@ -9,7 +9,8 @@ import pytest
 from test_thoughts import GPT_OSS, ids_of, tokenizer
 
 from command_line import igrpo, make_run
-from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.config.engine import EngineSection
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.factory import create_engine
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.errors import UsageError

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from igrpo_cli.config.engine import EngineSection
 from igrpo_cli.config.files import check_config
-from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.decoding import _Forward
 from igrpo_cli.engines.factory import create_engine
 from igrpo_cli.engines.transformers import plan_waves

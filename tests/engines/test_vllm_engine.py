@@ -11,28 +11,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from vllm_on_tiny import GREEDY, MIN_P, PLAIN, TINY, TRUNCATED, VLLM, distribution, drain, sample
 
-from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.config.engine import EngineSection
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.factory import create_engine, vllm_fits
 from igrpo_cli.errors import IgrpoError, UsageError
 from igrpo_cli.records import SamplingGroup
 
 pytestmark = pytest.mark.skipif(not vllm_fits("auto"), reason="needs vLLM in a build for this machine")
-
-TINY = Path(__file__).parents[2] / "data" / "tiny-policy"
-VLLM = EngineSection(
-    name="vllm",
-    dtype="float32",
-    max_num_seqs=32,
-    kv_cache_memory_bytes=256 * 2**20,
-    gpu_memory_utilization=0.2,
-    enforce_eager=True,
-)
-PLAIN = SamplingSettings(temperature=1.0, top_p=1.0, top_k=0, max_completion_length=24)
-TRUNCATED = SamplingSettings(temperature=0.7, top_p=0.8, top_k=20, max_completion_length=24)
-MIN_P = SamplingSettings(temperature=1.3, top_p=0.95, min_p=0.1, max_completion_length=24)
-GREEDY = SamplingSettings(temperature=0.0, top_p=1.0, top_k=0, max_completion_length=24)
 
 
 @pytest.fixture(scope="module")
@@ -47,35 +34,6 @@ def groups(engine):
     texts = ["17 + 25 = ", "9 - 4 = ", "3 + 3"]
     prompts = [engine.tokenizer.encode_text(text) for text in texts]
     return [SamplingGroup(ids, range(10 * n, 10 * n + 5)) for n, ids in enumerate(prompts, start=1)]
-
-
-def sample(engine, groups, settings=PLAIN):
-    """One batch, from submission to its return."""
-    engine.submit("batch", groups, settings)
-    return drain(engine)["batch"]
-
-
-def drain(engine):
-    done = {}
-    while engine.num_unfinished:
-        done.update(engine.step())
-    return done
-
-
-def distribution(policy, group, completion, settings):
-    """Log-probs [T, V] of the tempered and truncated softmax, from one forward pass over the whole sequence."""
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
-    ids = torch.tensor([[*group.prompt_ids, *completion.completion_ids]])
-    with torch.no_grad():
-        logits_TV = model(ids).logits[0, len(group.prompt_ids) - 1 : -1] / settings.temperature
-    probs_TV = logits_TV.softmax(-1)
-    logits_TV[probs_TV < (settings.min_p or 0.0) * probs_TV.amax(-1, keepdim=True)] = -torch.inf
-    if settings.top_k:
-        logits_TV[logits_TV < logits_TV.topk(settings.top_k).values[:, -1:]] = -torch.inf
-    ordered = logits_TV.softmax(-1).sort(descending=True)
-    outside = ordered.values.cumsum(-1) - ordered.values >= settings.top_p
-    logits_TV[torch.zeros_like(outside).scatter(1, ordered.indices, outside)] = -torch.inf
-    return logits_TV.log_softmax(-1)
 
 
 @pytest.mark.parametrize("settings", [PLAIN, TRUNCATED, MIN_P], ids=["plain", "truncated", "min_p"])

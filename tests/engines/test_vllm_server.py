@@ -24,7 +24,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
-from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.config.engine import EngineSection
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.factory import create_engine, vllm_fits
 from igrpo_cli.errors import IgrpoError
 from igrpo_cli.problems.sources import packaged_data

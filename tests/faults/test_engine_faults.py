@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from command_line import ONE_THREAD, files_below, igrpo, make_run
-from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.config.engine import EngineSection
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.base import ignore_progress
 from igrpo_cli.engines.tokenization import PolicyTokenizer
 from igrpo_cli.engines.transformers import TransformersEngine

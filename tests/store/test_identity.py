@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from igrpo_cli.config.files import parse_override
 from igrpo_cli.errors import ConflictError
 from igrpo_cli.store.conflicts import Difference, identity_differences, require_same
 from igrpo_cli.store.layout import RunDirectory
@@ -36,6 +37,18 @@ def test_an_unset_key_that_an_earlier_version_did_not_have_is_no_difference():
     on_disk = identity_of(SHARD)
     now = identity_of(SHARD, config={**on_disk.config, "draft": {**on_disk.config["draft"], "min_p": None}})
     assert identity_differences(on_disk, now) == []
+
+
+def test_a_table_is_shown_as_it_is_typed():
+    table = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": None}
+    on_disk = identity_of(SHARD, config={"engine": {"speculative_config": table}})
+    hint = message(on_disk, identity_of(SHARD, config={"engine": {"speculative_config": None}}))[1]
+    typed = hint.partition("--set '")[2].removesuffix("'")
+    assert parse_override(typed) == (
+        "engine",
+        "speculative_config",
+        {key: value for key, value in table.items() if value is not None},
+    )
 
 
 def test_changed_inputs_are_named_with_both_hashes():

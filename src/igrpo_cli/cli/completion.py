@@ -43,7 +43,7 @@ def settings() -> list[str]:
 
 def engines() -> list[str]:
     """Return the values of `--engine`."""
-    from igrpo_cli.config.sections import EngineSection
+    from igrpo_cli.config.engine import EngineSection
 
     return list(get_args(EngineSection.model_fields["name"].annotation))
 

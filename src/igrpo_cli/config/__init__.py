@@ -9,10 +9,10 @@ from pydantic import Field, PrivateAttr, model_validator
 from igrpo_cli.algo import WITHOUT_VERDICT
 from igrpo_cli.config.blocks import Blocks
 from igrpo_cli.config.data import DataSection
+from igrpo_cli.config.engine import EngineSection
 from igrpo_cli.config.rewards import JudgeSection, RewardSection
 from igrpo_cli.config.sections import (
     CritiqueSection,
-    EngineSection,
     EvalSection,
     GenerationSection,
     LogSection,
@@ -87,6 +87,7 @@ class RunConfig(Section):
         self._check_update()
         self._check_verdicts()
         self._check_critiques()
+        self._check_speculation()
         return self
 
     def _check_update(self) -> None:
@@ -165,6 +166,16 @@ class RunConfig(Section):
             raise ValueError(
                 f'{what} does not go with reward.refinements = "verdict": refinements would see the verdict'
             )
+
+    def _check_speculation(self) -> None:
+        if self.engine.speculative_config is None:
+            return
+        critiques = ("critique",) if self.critique.by == "policy" else ()
+        for name in (*(stage for stage in ("draft", "refine") if stage in self.stages()), *critiques, "eval"):
+            if getattr(self, name).min_p:
+                raise ValueError(
+                    f"engine.speculative_config: vLLM does not apply {name}.min_p with it: unset one of both"
+                )
 
     @property
     def evaluations(self) -> tuple[str | None, ...]:

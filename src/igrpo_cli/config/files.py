@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from igrpo_cli.config import RunConfig
 from igrpo_cli.config.data import MixSource
+from igrpo_cli.config.engine import SpeculativeConfig
 from igrpo_cli.errors import ConflictError, UsageError
 from igrpo_cli.http_client import without_secrets
 from igrpo_cli.texts import INVALID_ESCAPE_CURE, TOML_CURE, control_fault
@@ -227,6 +228,8 @@ def _known_keys(location: tuple[int | str, ...], model: type[BaseModel]) -> list
         return list(model.model_fields)
     if location[:2] == ("data", "mix") and len(location) > 3:
         return [f"data.mix.{location[2]}.{key}" for key in MixSource.model_fields]
+    if location[:2] == ("engine", "speculative_config") and len(location) > 2:
+        return [f"engine.speculative_config.{key}" for key in SpeculativeConfig.model_fields]
     within = section.annotation
     assert isinstance(within, type)
     assert issubclass(within, BaseModel)

@@ -1,6 +1,6 @@
 """The sections of `run.toml`, with the default and the meaning of every key.
 
-`data` holds [data], `rewards` holds [reward] and [judge], `update` holds [update].
+`data` holds [data], `rewards` holds [reward] and [judge], `update` holds [update], `engine` holds [engine].
 
 Learning settings have TRL's names, engine settings vLLM's, eval settings lm-eval's. Each choice that the paper leaves
 open is an option here.
@@ -287,47 +287,6 @@ def checked_endpoint(endpoint: str) -> str:
 
 
 PublicUrl = Annotated[str, AfterValidator(checked_endpoint)]
-
-
-class EngineSection(Section):
-    """The sampling engine, under vLLM's names."""
-
-    WITHOUT_EFFECT: ClassVar[frozenset[str]] = frozenset(
-        {"gpu_memory_utilization", "kv_cache_memory_bytes", "endpoints", "max_retries", "timeout"}
-    )
-
-    name: Literal["auto", "transformers", "vllm", "server"] = "auto"
-    """`auto` is vLLM if it is installed for the device, else transformers; `server` needs `endpoints`."""
-    dtype: Dtype = "auto"
-    """Dtype of weights and activations; `auto` is that of the checkpoint, or float32 on a CPU without fast bfloat16."""
-    device: str = "auto"
-    """`auto` is the first GPU, or the CPU if there is none; or a device of torch, for example `cpu`, `cuda:1`."""
-    max_num_seqs: PositiveInt = 256
-    """Maximum completions sampled at the same time."""
-    max_model_len: PositiveInt | None = None
-    """Maximum tokens of prompt and completion together; unset means the number of positions of the model."""
-    groups_per_block: PositiveInt = 16
-    """Groups per block. A block is the unit of resumption, and transformers decodes one at a time."""
-    tensor_parallel_size: PositiveInt = 1
-    """GPUs that share one copy of the model."""
-    data_parallel_size: PositiveInt = 1
-    """Copies of the model in one process. vLLM in this process supports 1: run one task per copy, with `--shard`."""
-    gpu_memory_utilization: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    """Fraction of a GPU's memory that vLLM uses for weights and KV cache."""
-    kv_cache_memory_bytes: PositiveInt | None = None
-    """Memory of vLLM's KV cache; unset means what `gpu_memory_utilization` leaves on a GPU, 4 GiB on a CPU."""
-    enforce_eager: bool = False
-    """Run vLLM without CUDA graphs."""
-    kv_cache_dtype: str = "auto"
-    """Dtype of vLLM's KV cache."""
-    batch_invariant: bool = False
-    """Use vLLM's batch-invariant kernels: results do not depend on the other requests. Slower."""
-    endpoints: list[PublicUrl] = Field(default_factory=list)
-    """Base URLs of running `vllm serve` processes, for `name = "server"`."""
-    max_retries: Natural = 5
-    """Retries of a failed request to a server."""
-    timeout: Positive = 600.0
-    """Seconds that a request to a server may take, or one decoding step of vLLM in this process."""
 
 
 class EvalSection(Section):

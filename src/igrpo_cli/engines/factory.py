@@ -8,7 +8,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
-from igrpo_cli.config.sections import EngineSection
+from igrpo_cli.config.engine import EngineSection
 from igrpo_cli.engines.base import Engine
 
 

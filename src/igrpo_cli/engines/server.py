@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.config.engine import EngineSection
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.base import ignore_progress, require_room
 from igrpo_cli.engines.batches import Batch
 from igrpo_cli.engines.hub import check_model_directory, read_text_config

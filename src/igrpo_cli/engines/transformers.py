@@ -14,7 +14,8 @@ import tokenizers
 import torch
 import transformers
 
-from igrpo_cli.config.sections import EngineSection, SamplingSettings
+from igrpo_cli.config.engine import EngineSection
+from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.devices import describe_device, find_device, memory_for
 from igrpo_cli.engines.architectures import require_length, supported_config
 from igrpo_cli.engines.base import ignore_progress, logits_not_finite, require_room, resolve_dtype

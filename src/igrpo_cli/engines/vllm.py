@@ -8,12 +8,14 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from igrpo_cli.config.sections import EngineSection, SamplingSettings, temperature_of
+from igrpo_cli.config.engine import EngineSection
+from igrpo_cli.config.sections import SamplingSettings, temperature_of
 from igrpo_cli.devices import describe_device, find_device
 from igrpo_cli.engines.base import ignore_progress, require_room, resolve_dtype
 from igrpo_cli.engines.batches import Batch, to_completion
@@ -27,6 +29,8 @@ from igrpo_cli.torchrun import without_torchrun
 _CPU_KV_CACHE_BYTES = 4 * 2**30
 _RECURRENT_SIGNS = ("mamba", "ssm", "linear_num_key_heads")
 """Parts of the names of settings that only models with recurrent states have."""
+_COUNTS_PROPOSALS = "per_request_spec_decode_metrics"
+"""Argument of vLLM, from 0.32 on, that counts the tokens proposed and accepted in each completion."""
 _ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # The default is stdout, which is for data.
@@ -183,16 +187,26 @@ class VllmEngine:
                 hint="torchvision and torchaudio must be built for the same torch, and are not needed: "
                 "pip uninstall torchvision torchaudio torchcodec",
             ) from error
+        if self._config.speculative_config is not None and not hasattr(EngineArgs, _COUNTS_PROPOSALS):
+            raise UsageError(
+                f"vLLM {_version('vllm')} does not count the proposals of a completion (engine.speculative_config)",
+                hint="install vLLM 0.32 or later, or set engine.speculative_config = {}",
+            )
         arguments = EngineArgs(**self._engine_arguments(directory))
         try:
             # Each rank of torchrun has an engine of its own.
             with warnings.catch_warnings(), without_torchrun():
                 warnings.simplefilter("ignore")  # They are about vLLM's own code.
-                return LLMEngine.from_engine_args(arguments)
+                llm = LLMEngine.from_engine_args(arguments)
+            if self._on_cpu and self._config.speculative_config is not None:
+                llm.collective_rpc(_correct_rejection_sampler)
+            return llm
         except (ValueError, RuntimeError, OSError, torch.OutOfMemoryError) as error:
             raise IgrpoError(
                 f"vLLM cannot start with {directory}: {error}",
-                hint="lower engine.gpu_memory_utilization or engine.max_model_len, or use --engine transformers",
+                hint="lower engine.gpu_memory_utilization or engine.max_model_len, or use --engine transformers"
+                if self._config.quantization is None
+                else f'does vLLM have engine.quantization = "{self._config.quantization}" for this model and device?',
             ) from error
 
     def _engine_arguments(self, directory: Path) -> dict[str, Any]:
@@ -209,6 +223,7 @@ class VllmEngine:
             "kv_cache_memory_bytes": config.kv_cache_memory_bytes,
             "enforce_eager": config.enforce_eager,
             "kv_cache_dtype": config.kv_cache_dtype,
+            "quantization": config.quantization,
             "enable_prefix_caching": True,
             "logprobs_mode": "processed_logprobs",
             "generation_config": "vllm",
@@ -216,6 +231,10 @@ class VllmEngine:
             "disable_log_stats": True,
             "use_tqdm_on_load": False,
         }
+        speculation = config.speculative_config
+        if speculation is not None:
+            arguments["speculative_config"] = speculation.model_dump(exclude_none=True)
+            arguments[_COUNTS_PROPOSALS] = "summary"
         if not self._on_cpu:
             return {**arguments, "enable_sleep_mode": True}
         if config.kv_cache_memory_bytes is None and "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
@@ -223,7 +242,9 @@ class VllmEngine:
         # On a CPU the generator of a seeded row cannot be reset, so a prompt must be computed in one step.
         text_config = read_text_config(directory, self._trust_remote_code)
         positions = config.max_model_len or int(getattr(text_config, "max_position_embeddings", None) or 0)
-        batched = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(positions, 4096)}
+        # Proposals beyond the limit of a step would be dropped. They would then depend on the other rows.
+        of_rows = config.max_num_seqs * (1 + speculation.num_speculative_tokens) if speculation is not None else 0
+        batched = {"enable_chunked_prefill": False, "max_num_batched_tokens": max(positions, 4096, of_rows)}
         # vLLM caches prefixes of recurrent states only where it computes prompts in pieces.
         caches_prefixes = not any(sign in key for key in text_config.to_dict() for sign in _RECURRENT_SIGNS)
         return {**arguments, **batched, "enable_prefix_caching": caches_prefixes, "enforce_eager": True}
@@ -260,12 +281,33 @@ class VllmEngine:
         strings = [] if location is None else self._batches[location[0]].settings.stop
         if strings and len(output.outputs) == 1:
             (drawn,) = output.outputs
-            if self.tokenizer.reaches_stop(drawn.token_ids, strings):
-                if not output.finished:
-                    self._llm.abort_request([output.request_id])
-                drawn.finish_reason = "stop"
-                return True
+            for length in self._new_lengths(len(drawn.token_ids)):
+                if self.tokenizer.reaches_stop(drawn.token_ids[:length], strings):
+                    self._end_at(output, length)
+                    return True
         return bool(output.finished)
+
+    def _new_lengths(self, length: int) -> range:
+        """Return the lengths that a completion may have had since the last step. Accepted proposals come together."""
+        speculation = self._config.speculative_config
+        most_new = 1 if speculation is None else speculation.num_speculative_tokens + 1
+        return range(max(length - most_new, 0) + 1, length + 1)
+
+    def _end_at(self, output: Any, length: int) -> None:
+        (drawn,) = output.outputs
+        if not output.finished:
+            # vLLM reports the proposals of a completion when it ends, and not of one that is aborted.
+            drawn.spec_decode_metrics = self._proposals_in_progress(output.request_id)
+            self._llm.abort_request([output.request_id])
+        drawn.token_ids, drawn.logprobs = drawn.token_ids[:length], drawn.logprobs[:length]
+        drawn.finish_reason = "stop"
+
+    def _proposals_in_progress(self, request_id: str) -> Any:
+        if self._config.speculative_config is None:
+            return None
+        (internal,) = self._llm.output_processor.external_req_ids[request_id]
+        request = self._llm.engine_core.engine_core.scheduler.requests.get(internal)
+        return None if request is None else request.spec_decode_metrics
 
     def _collect(self, output: Any) -> None:
         """Store a completion in its batch. Ignore one that was not requested, or that has another prompt."""
@@ -286,6 +328,9 @@ class VllmEngine:
             batch.settings_of(index, sample),
             sampler,
         )
+        if (proposals := getattr(drawn, "spec_decode_metrics", None)) is not None:
+            num_accepted = sum(number * steps for number, steps in enumerate(proposals.histogram))
+            completion = replace(completion, num_proposed=proposals.num_draft_tokens, num_accepted=num_accepted)
         batch.put(index, sample, completion)
         self.on_sampled(1, len(completion.completion_ids))
 
@@ -297,6 +342,35 @@ def _repack_heads(worker: Any) -> None:
     for module in worker.get_model().modules():
         if isinstance(module, ParallelLMHead):
             module.quant_method.process_weights_after_loading(module)
+
+
+def _correct_rejection_sampler(worker: Any) -> None:
+    """Replace two functions of vLLM's rejection sampler that do not work on a CPU (vLLM 0.32).
+
+    One repeats the settings of each row for the tokens that are proposed in it, and returns uninitialised memory.
+    The other fails with top-k in a step in which nothing is proposed.
+    """
+    from vllm.v1.sample import rejection_sampler
+
+    constrain = rejection_sampler.apply_sampling_constraints
+    if constrain.__module__ != rejection_sampler.__name__:
+        return  # An earlier engine of this process has replaced them.
+
+    # The names of the parameters are vLLM's: x [batch], cu_num_tokens [batch] are the ends of the rows.
+    def expand_batch_to_tokens(
+        x: torch.Tensor, cu_num_tokens: torch.Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+    ) -> torch.Tensor:
+        replaced_B = torch.where(x == replace_from, replace_to, x).to(x.dtype)
+        lengths_B = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1)).long()
+        return replaced_B.repeat_interleave(lengths_B, output_size=num_tokens)
+
+    def apply_sampling_constraints(
+        logits: torch.Tensor, cu_num_draft_tokens: torch.Tensor, sampling_metadata: Any
+    ) -> torch.Tensor:
+        return constrain(logits, cu_num_draft_tokens, sampling_metadata) if len(logits) else logits
+
+    rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
+    rejection_sampler.apply_sampling_constraints = apply_sampling_constraints
 
 
 def _version(name: str) -> str:

@@ -163,5 +163,13 @@ def _is_hash(key: str) -> bool:
 def _shown(value: Any) -> str:
     if value is None:
         return "unset"
-    text = json.dumps(value, ensure_ascii=False)
+    text = _as_typed(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:40]}… (sha256 {sha256_json(value)[:8]}…)"
+
+
+def _as_typed(value: Any) -> str:
+    """Return a JSON value as `--set` takes it: tables in TOML's form, without unset keys."""
+    if isinstance(value, Mapping):
+        pairs = [f"{json.dumps(key)} = {_as_typed(each)}" for key, each in value.items() if each is not None]
+        return f"{{{', '.join(pairs)}}}"
+    return json.dumps(value, ensure_ascii=False)
