@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from igrpo_cli.config.sections import SamplingSettings
 from igrpo_cli.engines.base import Engine, fault_of_completion, ignore_progress
 from igrpo_cli.errors import Interrupted
-from igrpo_cli.records import ChatPrompt, Completion, Problem, Rollout, RolloutStage, SamplingGroup
+from igrpo_cli.records import ChatPrompt, Completion, Problem, Proposals, Rollout, RolloutStage, SamplingGroup
 from igrpo_cli.seeds import derive_seed
 from igrpo_cli.watchdog import Watchdog
 
@@ -90,8 +90,8 @@ class BlockJob:
 
     plan: SamplingPlan
     tasks: Sequence[RolloutTask]
-    keep: Callable[[list[Rollout]], None]
-    """Receives the rows in order of group and sample, on a background thread."""
+    keep: Callable[[list[Rollout], Proposals], None]
+    """Receives the rows in order of group and sample, on a background thread, and the proposals for those sampled."""
     note: Callable[[Rollout, str], None]
     """Receives each row that could not be graded, and the reason."""
 
@@ -229,7 +229,7 @@ class _Running:
         for row, result in zip(rows, results, strict=True):
             if result.grade.reason is not None:
                 request.job.note(row, result.grade.reason)
-        request.job.keep(rows)
+        request.job.keep(rows, Proposals.of(completions))
         return None
 
 

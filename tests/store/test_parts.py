@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from igrpo_cli.errors import DamagedFileError, IgrpoError, MissingInputError
-from igrpo_cli.records import Rollout
+from igrpo_cli.records import Proposals, Rollout
 from igrpo_cli.store import atomic, parts
-from igrpo_cli.store.parts import BLOCK_KEY, CONTENT_KEY, IDENTITY_KEY, PartStore
+from igrpo_cli.store.parts import BLOCK_KEY, CONTENT_KEY, IDENTITY_KEY, PROPOSALS_KEY, PartStore
 from igrpo_cli.store.rows import rows_of
 from igrpo_cli.store.schema import ROLLOUTS
 from igrpo_cli.store.tables import write_rows, write_tables
@@ -56,6 +56,36 @@ def test_the_shard_does_not_remember_in_how_many_goes_it_was_made(store, tmp_pat
     assert data.rows == 12
     assert data.groups == 4
     assert len({(tmp_path / f"{name}.parquet").read_bytes() for name in ("at once", "resumed", "without parts")}) == 1
+
+
+def test_the_proposals_of_all_blocks_are_counted_also_of_those_sampled_before_a_restart(store, tmp_path):
+    store.write(4, BLOCKS[4], Proposals(100, 40))
+    store.write(5, BLOCKS[5], Proposals(20, 0))
+    resumed = PartStore(store.directory, MINE)
+    resumed.write(6, BLOCKS[6], Proposals())
+    resumed.write(7, BLOCKS[7], Proposals(5, 5))
+    resumed.assemble(tmp_path / "with.parquet", BLOCKS)
+    assert resumed.proposal_counts == {"proposed_tokens": 125, "accepted_tokens": 45}
+
+
+def test_a_shard_without_proposals_has_no_counts_of_them_and_the_same_bytes(store, tmp_path):
+    fill(store, BLOCKS)
+    store.assemble(tmp_path / "without.parquet", BLOCKS)
+    assert store.proposal_counts == {}
+    other = PartStore(tmp_path / "other", MINE)
+    for block, rows in BLOCKS.items():
+        other.write(block, rows, Proposals(9, 3))
+    other.assemble(tmp_path / "with.parquet", BLOCKS)
+    assert (tmp_path / "without.parquet").read_bytes() == (tmp_path / "with.parquet").read_bytes()
+
+
+def test_a_number_of_proposals_that_is_none_is_damage(store):
+    store.write(4, BLOCKS[4], Proposals(100, 40))
+    path = store.path(4)
+    path.write_bytes(path.read_bytes().replace(b"100 40", b"1x0 40"))
+    with pytest.raises(DamagedFileError):
+        store.read(4)
+    assert PROPOSALS_KEY == "igrpo.proposals"
 
 
 def test_a_part_is_kept_though_other_tasks_clear_the_parts_while_it_is_written(store, monkeypatch):

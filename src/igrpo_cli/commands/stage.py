@@ -127,7 +127,9 @@ def summary_line(report: StageReport) -> str:
         return f"{done}, already done"
     rate = f", {report.tokens / report.seconds:,.0f} tokens/s" if report.tokens and report.seconds else ""
     again = f", {report.skipped} of {report.shards} shards already done" if report.skipped else ""
-    return f"{done}, {report.tokens:,} tokens in {report.seconds:.1f} s{rate}{again}"
+    proposed, accepted = (report.details.get(f"{name}_tokens", 0) for name in ("proposed", "accepted"))
+    share = f", {accepted / proposed:.0%} of {proposed:,} proposed tokens accepted" if proposed else ""
+    return f"{done}, {report.tokens:,} tokens in {report.seconds:.1f} s{rate}{share}{again}"
 
 
 def _iteration(session: Session, name: str, iteration: int | None) -> int:

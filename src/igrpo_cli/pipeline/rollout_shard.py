@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from igrpo_cli.errors import ConflictError, DamagedFileError, IgrpoError, MissingInputError
 from igrpo_cli.pipeline.stage_shards import UnfinishedShard
 from igrpo_cli.pipeline.ungraded import UngradedNotes
-from igrpo_cli.records import Rollout
+from igrpo_cli.records import Proposals, Rollout
 from igrpo_cli.rollouts import BlockJob, RolloutTask
 from igrpo_cli.store.completion import commit_shard, completed, open_input
 from igrpo_cli.store.manifest import Manifest
@@ -209,10 +209,10 @@ class RolloutShard:
             key: row for key, row in found.items() if prompts.get(key) == (row.draft_sample_id, list(row.prompt_ids))
         }
 
-    def _keep(self, number: int, existing: Mapping[RowId, Rollout], rows: list[Rollout]) -> None:
+    def _keep(self, number: int, existing: Mapping[RowId, Rollout], rows: list[Rollout], proposals: Proposals) -> None:
         all_rows = {**existing, **{(row.group_id, row.sample_id): row for row in rows}}
         requested = [(group, sample) for group, sample_ids in self._expected[number] for sample in sample_ids]
-        self._parts.write(number, [all_rows[each] for each in requested])
+        self._parts.write(number, [all_rows[each] for each in requested], proposals)
         if not self._is_own and self._is_complete_elsewhere():
             self._parts.clear()
         self._in_progress.discard(number)
@@ -267,6 +267,7 @@ class RolloutShard:
         engine = self._stage.session.engine(self._stage.plan.policy)
         counts = count_rollouts(self.path.data)
         counts["truncated_drafts"] = self._num_truncated
+        counts.update(self._parts.proposal_counts)
         return self._shard.provenance.manifest(
             self._shard.identity,
             data,

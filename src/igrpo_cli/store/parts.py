@@ -9,13 +9,14 @@ where one bit can turn two rows into none.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from igrpo_cli.errors import ConflictError, DamagedFileError, MissingInputError
+from igrpo_cli.records import Proposals
 from igrpo_cli.store.atomic import clear_directory, create_marker, remove_file
 from igrpo_cli.store.layout import PART_FILES
 from igrpo_cli.store.manifest import DataFile
@@ -26,6 +27,7 @@ from igrpo_cli.store.tables import content_sha256, read_table, write_tables
 IDENTITY_KEY = "igrpo.identity"
 BLOCK_KEY = "igrpo.block"
 CONTENT_KEY = "igrpo.content"
+PROPOSALS_KEY = "igrpo.proposals"
 RowId = tuple[int, int]
 """Group id and sample id of a row."""
 
@@ -37,6 +39,8 @@ class PartStore:
     directory: Path
     identity_sha256: str
     schema: pa.Schema = ROLLOUTS
+    _proposals: dict[int, Proposals] = field(default_factory=dict, init=False, compare=False)
+    """The proposals for each block that was read."""
 
     def path(self, block: int) -> Path:
         """Return the path of the part of a block."""
@@ -60,18 +64,23 @@ class PartStore:
         """
         return create_marker(self.directory / f"block-{block:06d}.claim")
 
-    def write(self, block: int, rows: Sequence[Any]) -> None:
-        """Keep the rows of a block. Where another task kept the same block first, its rows are kept."""
-        table = table_of(self.schema, rows)
+    def write(self, block: int, rows: Sequence[Any], proposals: Proposals | None = None) -> None:
+        """Keep the rows of a block. Where another task kept the same block first, its rows are kept.
+
+        `proposals` are those for the rows that were sampled; None means that there were none.
+        """
+        table, metadata = table_of(self.schema, rows), self._whose(block)
+        if proposals is not None and proposals.num_proposed:
+            metadata[PROPOSALS_KEY] = f"{proposals.num_proposed} {proposals.num_accepted}"
         try:
-            self._write(block, table)
+            self._write(block, table, metadata)
         except ConflictError:
             # The same sampling need not give the same bytes on every GPU; either part is a true observation.
             if not self.has(block):
-                self._write(block, table, replace=True)
+                self._write(block, table, metadata, replace=True)
 
-    def _write(self, block: int, table: pa.Table, *, replace: bool = False) -> None:
-        metadata = {**self._whose(block), CONTENT_KEY: content_sha256(table)}
+    def _write(self, block: int, table: pa.Table, metadata: dict[str, str], *, replace: bool = False) -> None:
+        metadata = {**metadata, CONTENT_KEY: content_sha256(table)}
         write_tables(self.path(block), self.schema, [table], metadata=metadata, replace=replace)
 
     def read(self, block: int) -> pa.Table:
@@ -84,7 +93,21 @@ class PartStore:
             raise DamagedFileError(f"{path} was made for another shard or config")
         if found.get(CONTENT_KEY.encode()) != content_sha256(table).encode():
             raise DamagedFileError(f"{path} is damaged: its rows are not those that were written")
+        numbers = found.get(PROPOSALS_KEY.encode(), b"0 0").split()
+        if len(numbers) != 2 or not all(number.isdigit() for number in numbers):
+            raise DamagedFileError(f"{path} is damaged: its number of proposed tokens is no number")
+        self._proposals[block] = Proposals(*map(int, numbers))
         return table
+
+    @property
+    def proposal_counts(self) -> dict[str, int]:
+        """The numbers of proposed and of accepted tokens in the blocks that were read; empty if none was proposed."""
+        found = self._proposals.values()
+        numbers = {
+            "proposed_tokens": sum(each.num_proposed for each in found),
+            "accepted_tokens": sum(each.num_accepted for each in found),
+        }
+        return numbers if numbers["proposed_tokens"] else {}
 
     def _whose(self, block: int) -> dict[str, str]:
         return {IDENTITY_KEY: self.identity_sha256, BLOCK_KEY: str(block)}
