@@ -1,9 +1,13 @@
-"""Compare `igrpo draft` with raw `LLM.generate`: tokens per second on the same prompts, seeds and settings.
+"""Compare `igrpo draft` with raw `LLM.generate`, or refinements with and without speculative decoding: tokens/s.
 
     python benchmarks/draft.py MODEL [--problems 32] [--samples 4] [--repeats 3] [--set SECTION.KEY=VALUE …]
+    python benchmarks/draft.py MODEL --speculate '{num_speculative_tokens = 5}' [--sequences 1 8 64] [--preset NAME] …
 
 Each measurement runs in its own process, and the sides alternate. Ours measures the whole command except the start of
 the engine: sampling, grading, writing. Theirs measures `generate` alone. The last line is JSON.
+
+With `--speculate`, the value of `engine.speculative_config`, both sides are `igrpo refine` on the same drafts, with and
+without it. Each of `--sequences` is the number of completions that are sampled at the same time.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+SIDES = ("without", "with")
 SHARED = ("run.num_iterations=1", "engine.name=vllm", "engine.max_model_len=512")
 
 
@@ -32,7 +38,7 @@ def make_run(arguments: argparse.Namespace, path: Path) -> Path:
         *arguments.set,
     ]
     overrides = [part for setting in settings for part in ("--set", setting)]
-    command = [sys.executable, "-m", "igrpo_cli", "init", str(path), "--preset", "smollm2", "-q", *overrides]
+    command = [sys.executable, "-m", "igrpo_cli", "init", str(path), "--preset", arguments.preset, "-q", *overrides]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return path
 
@@ -90,9 +96,54 @@ def measure_vllm(run: Path) -> dict[str, float]:
     return {"tokens": sum(len(output.outputs[0].token_ids) for output in outputs), "seconds": seconds}
 
 
-def in_a_process(side: str, run: Path) -> dict[str, float]:
+def measure_refine(run: Path, overrides: list[str]) -> dict[str, float]:
+    """Refine the selected drafts with engine and graders already started."""
+    from igrpo_cli.commands.stage import perform
+    from igrpo_cli.pipeline.session import StageRequest, open_session
+    from igrpo_cli.ui.console import QUIET, Console
+
+    with open_session(run, overrides, Console(as_json=True, verbosity=QUIET)) as session:
+        session.engine(session.policy(0))
+        session.grader().grade([("\\boxed{1}", "1")] * 16)
+        started = time.perf_counter()
+        report = perform(session, "refine", StageRequest(0, (0,)))
+        seconds = time.perf_counter() - started
+    proposals = {name: report.details.get(f"{name}_tokens", 0) for name in ("proposed", "accepted")}
+    return {"tokens": report.tokens, "seconds": seconds, **proposals}
+
+
+def compare_speculation(arguments: argparse.Namespace, scratch: Path) -> None:
+    """Measure refinements with and without speculative decoding, and print a table of medians."""
+    drafted = make_run(arguments, scratch / "drafted")
+    for stage in ("draft", "select"):
+        command = [sys.executable, "-m", "igrpo_cli", stage, str(drafted), "--iteration", "0", "-q"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    print("| sequences | tokens/s without | tokens/s with | ratio | accepted of proposed |\n|---|---|---|---|---|")
+    figures = []
+    for number in arguments.sequences:
+        rates: dict[str, list[float]] = {side: [] for side in SIDES}
+        share = 0.0
+        for repeat in range(arguments.repeats):
+            for side in SIDES if repeat % 2 == 0 else reversed(SIDES):
+                run = Path(shutil.copytree(drafted, scratch / f"{number}-{side}-{repeat}"))
+                overrides = [f"engine.max_num_seqs={number}"]
+                if side == "with":
+                    overrides.append(f"engine.speculative_config={arguments.speculate}")
+                result = in_a_process("refine", run, overrides)
+                rates[side].append(result["tokens"] / result["seconds"])
+                if result["proposed"]:
+                    share = result["accepted"] / result["proposed"]
+        without, with_it = (statistics.median(rates[side]) for side in SIDES)
+        ratio = statistics.median(b / a for a, b in zip(*(rates[side] for side in SIDES), strict=True))
+        print(f"| {number} | {without:.1f} | {with_it:.1f} | {ratio:.2f} | {share:.1%} |", flush=True)
+        figures.append({"sequences": number, "without": without, "with": with_it, "ratio": ratio, "accepted": share})
+    print(json.dumps(figures))
+
+
+def in_a_process(side: str, run: Path, overrides: Sequence[str] = ()) -> dict[str, float]:
     """Make one measurement in a new process."""
-    command = [sys.executable, __file__, str(run), "--measure", side]
+    more = [part for override in overrides for part in ("--set", override)]
+    command = [sys.executable, __file__, str(run), "--measure", side, *more]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
     result: dict[str, float] = json.loads(lines[-1])
     return result
@@ -106,11 +157,21 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--set", action="append", default=[])
-    parser.add_argument("--measure", choices=("ours", "vllm"), help=argparse.SUPPRESS)
+    parser.add_argument("--preset", default="smollm2")
+    parser.add_argument("--speculate", metavar="TABLE")
+    parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--measure", choices=("ours", "vllm", "refine"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.measure == "refine":
+        print(json.dumps(measure_refine(Path(arguments.model), arguments.set)))
+        return
     if arguments.measure:
         measure = measure_ours if arguments.measure == "ours" else measure_vllm
         print(json.dumps(measure(Path(arguments.model))))
+        return
+    if arguments.speculate:
+        with tempfile.TemporaryDirectory() as scratch:
+            compare_speculation(arguments, Path(scratch))
         return
     rates: dict[str, list[float]] = {"ours": [], "vllm": []}
     with tempfile.TemporaryDirectory() as scratch:
