@@ -44,6 +44,7 @@ QWEN_7B = {
 RECOMPUTED: dict[str, Any] = {"gradient_checkpointing": True}
 WHOLE: dict[str, Any] = {"max_tokens_per_batch": 40_000}
 LORA: dict[str, Any] = {"lora_r": 16}
+OFFLOADED: dict[str, Any] = {"offload_optimizer": True}
 CASES_OF_7B: list[tuple[int, int, dict[str, Any]]] = [
     (8, 8, {**RECOMPUTED, **WHOLE}),
     (4, 8, {**RECOMPUTED, **WHOLE}),
@@ -51,6 +52,9 @@ CASES_OF_7B: list[tuple[int, int, dict[str, Any]]] = [
     (8, 8, {}),
     (8, 1, RECOMPUTED),
     (4, 1, {**RECOMPUTED, "max_tokens_per_batch": 21_000}),
+    (8, 1, {**OFFLOADED, **RECOMPUTED, **WHOLE}),
+    (4, 1, {**OFFLOADED, **RECOMPUTED, "max_tokens_per_batch": 21_000}),
+    (8, 1, {**OFFLOADED, **RECOMPUTED}),
     (8, 1, {**LORA, **RECOMPUTED, **WHOLE}),
     (4, 1, {**LORA, **RECOMPUTED, "max_tokens_per_batch": 21_000}),
     (8, 1, {**LORA, **RECOMPUTED}),

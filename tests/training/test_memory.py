@@ -75,6 +75,26 @@ def test_weights_gradients_and_moments_are_those_counted_by_hand(model):
     assert (found.row_tokens, found.row_completion_tokens) == (20 + 4 * 9, 4 * 10)
 
 
+def test_offloading_leaves_the_weights_to_compute_with_on_a_gpu(model):
+    kept, offloaded = (
+        predict(model, device_type="cuda", dtype="bfloat16", beta=0.1, offload_optimizer=each) for each in (False, True)
+    )
+    linear = LAYERS * (3 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER)
+    on_device = 2 * linear + 4 * (PARAMETERS - linear)
+    # At most four gradients are on their way; the largest ones are matrices of the MLP in bfloat16.
+    on_their_way = 4 * 2 * HIDDEN * INNER
+    assert {part: offloaded.step[part] for part in ("weights", "reference", "gradients", "optimizer")} == {
+        "weights": on_device,
+        "reference": on_device,
+        "gradients": on_their_way,
+        "optimizer": 0,
+    }
+    assert offloaded.step["weight_copies"] == 2 * VOCAB * HIDDEN  # the output matrix, in bfloat16
+    assert sum(offloaded.publication.values()) == 2 * on_device + on_their_way + 2 * VOCAB * HIDDEN
+    assert offloaded.peak < kept.peak / 2
+    assert offloaded.step["activations"] >= kept.step["activations"]
+
+
 def test_ranks_share_weights_gradients_and_moments(model):
     one, four = (predict(model, num_ranks=ranks, device_type="cuda", dtype="bfloat16") for ranks in (1, 4))
     # Each vocabulary row and output row is a multiple of 4, so nothing is padded.

@@ -25,7 +25,7 @@ RESERVED = 0.05
 """Fraction of a GPU that the prediction leaves to the CUDA context, cuBLAS, NCCL and gaps of torch's allocator."""
 PROCESS_BYTES = 10**9
 """Host memory of a process that has imported torch and transformers."""
-MAX_TRIES, MAX_SUGGESTIONS, MAX_RANKS = 8, 3, 64
+MAX_TRIES, MAX_SUGGESTIONS, MAX_RANKS = 10, 4, 64
 """Predictions of other settings, settings that are shown, and ranks that are tried."""
 SUGGESTED_LORA_R = 16
 _UNITS = {"": 1, **{f"{p}{b}": n**e for e, p in enumerate("KMGT", 1) for b, n in (("B", 1000), ("iB", 1024))}}
@@ -166,7 +166,7 @@ class _Predictor:
     def suggestions(self, base: MemoryPrediction, num_ranks: int) -> list[dict[str, Any]]:
         """Return up to MAX_SUGGESTIONS changes that fit, the smallest change of each kind first."""
         found: list[dict[str, Any]] = []
-        for kind in (self._fewer_tokens, self._adapters, self._more_ranks):
+        for kind in (self._fewer_tokens, self._offloaded, self._adapters, self._more_ranks):
             suggestion = next(kind(base, num_ranks), None)
             if suggestion is not None and len(found) < MAX_SUGGESTIONS:
                 found.append(suggestion)
@@ -215,6 +215,19 @@ class _Predictor:
                 return
             if self.fits(shorter):
                 yield suggestion
+
+    def _offloaded(self, base: MemoryPrediction, num_ranks: int) -> Iterator[dict[str, Any]]:
+        """Yield weights, gradients and moments in host memory, with recomputed activations and shorter rows."""
+        if self._config.update.lora_r or self._config.update.offload_optimizer:
+            return
+        changes: dict[str, Any] = {"offload_optimizer": True, "gradient_checkpointing": True}
+        found, suggestion = self._try(changes, num_ranks)
+        if found is None:
+            return
+        if self.fits(found):
+            yield suggestion
+        else:
+            yield from self._shorter_rows(found, changes, num_ranks)
 
     def _adapters(self, base: MemoryPrediction, num_ranks: int) -> Iterator[dict[str, Any]]:
         """Yield adapters in the place of all weights, if necessary with recomputed activations and shorter rows."""
@@ -304,13 +317,15 @@ def _host_bytes(found: MemoryPrediction, device_type: str, num_ranks: int, confi
     On a CPU it is that of all ranks. For GPUs it is the larger one of loading and saving. Loading: the float32 weights
     of one policy, or with several ranks those of policy and reference in each of them, before they are sharded; or the
     moments of the previous update. Saving: the published weights in the first rank, and the optimiser state of all.
+    With `update.offload_optimizer` weights, gradients and moments are there all the time.
     """
     if device_type == "cpu":
         return num_ranks * (found.peak + PROCESS_BYTES)
     policies = num_ranks * (2 if config.update.beta and num_ranks > 1 else 1)
     loading = max(policies * 4 * found.num_parameters, 8 * found.num_trainable)
     state = 8 * found.num_trainable if num_ranks == 1 else _state_bytes(found, config)
-    return num_ranks * PROCESS_BYTES + max(loading, found.published + state)
+    offloaded = 16 * found.num_trainable if config.update.offload_optimizer else 0
+    return num_ranks * PROCESS_BYTES + max(loading, found.published + max(state, offloaded))
 
 
 def _state_bytes(found: MemoryPrediction, config: RunConfig) -> int:

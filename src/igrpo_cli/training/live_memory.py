@@ -74,7 +74,9 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.parts: dict[Part, int] = dict.fromkeys(PARTS, 0)
         self.peak: dict[Part, int] = dict(self.parts)
         """Bytes by part at the moment of the highest total."""
-        self._total = self._highest = 0
+        self.elsewhere: frozenset[Part] = frozenset()
+        """Parts that are in other memory, and count in no total."""
+        self._highest = 0
         self._storages: dict[int, tuple[int, Part, Any]] = {}
         self._weights: set[int] = set()
         self._shapes: set[tuple[int, ...]] = set()
@@ -85,7 +87,7 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def start_peak(self) -> None:
         """Forget the peak so far."""
-        self._highest, self.peak = self._total, dict(self.parts)
+        self._highest, self.peak = self._total(), self._counted()
 
     def add_weights(self, parameters: Sequence[Tensor], part: Part, *, vocab_size: int, is_sharded: bool) -> None:
         """Count parameters as `part`, and recognise their copies and gradients, and logits of `vocab_size`."""
@@ -172,9 +174,14 @@ class LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _change(self, part: Part, size: int) -> None:
         self.parts[part] += size
-        self._total += size
-        if self._total > self._highest:
-            self._highest, self.peak = self._total, dict(self.parts)
+        if (total := self._total()) > self._highest:
+            self._highest, self.peak = total, self._counted()
+
+    def _total(self) -> int:
+        return sum(self._counted().values())
+
+    def _counted(self) -> dict[Part, int]:
+        return {part: 0 if part in self.elsewhere else size for part, size in self.parts.items()}
 
     def resized(self, storage: Any) -> None:
         """Count a storage that FSDP has freed or allocated again: that of a gathered layer."""

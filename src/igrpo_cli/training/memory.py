@@ -10,6 +10,7 @@ nobody (`fake` of torch).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from igrpo_cli.training.attention import DENSE_MASK, FLEX_ATTENTION, SEGMENT_ATT
 from igrpo_cli.training.checkpoint import gather_weights
 from igrpo_cli.training.live_memory import LiveMemory, Part, fake_memory
 from igrpo_cli.training.logprobs import chunks
+from igrpo_cli.training.offload import GRADIENTS_IN_FLIGHT
 from igrpo_cli.training.optimizer import apply_gradients, trainable_parameters
 from igrpo_cli.training.packing import PackedRow, TrainingBatch, flatten_groups
 from igrpo_cli.training.policy import CausalPolicy, may_share_prompts
@@ -46,6 +48,10 @@ MIN_FLEX_HEAD = 16
 """Smallest head size of FlexAttention on a GPU."""
 GPU_ATTENTION = "igrpo_gpu_attention"
 """Name of `gpu_attention` in transformers."""
+
+
+ON_HOST: frozenset[Part] = frozenset({"weights", "reference", "gradients", "optimizer", "weight_copies"})
+"""Parts that are in host memory with `update.offload_optimizer`, or are computed with in another form."""
 
 
 class UnpredictableError(IgrpoError):
@@ -135,7 +141,9 @@ def _predict(
     if dtype == "auto":
         dtype = "bfloat16" if device_type != "cpu" or has_fast_bfloat16(torch.device("cpu")) else "float32"
     # The loss is a function of a number per token. Those of dapo and cispo count tokens, for which they need values.
-    changed = {"dtype": dtype, "loss_type": "grpo"}
+    # Offloading changes where the weights are, which is counted here, and not what is computed.
+    changed = {"dtype": dtype, "loss_type": "grpo", "offload_optimizer": False}
+    offloads = config.offload_optimizer and device_type != "cpu"
     section = config.model_copy(update=changed)
     trust = policy_config.trust_remote_code
     with (
@@ -156,26 +164,55 @@ def _predict(
             with memory.counting_as("reference"):
                 reference = _UnloadedPolicy(unloaded_causal_lm(directory, trust_remote_code=trust), device_type)
         trainer = _LongestRowTrainer(policy, section, reference, ranks, memory, device_type)
+        if offloads:
+            memory.elsewhere = ON_HOST if num_ranks == 1 else ON_HOST - {"weight_copies"}
         trainer.take_step(minibatches, total_groups)
-        step = memory.peak
-        state = sum(memory.parts[part] for part in ("weights", "reference", "gradients", "optimizer"))
+        left = _left_on_device(policy, reference, getattr(torch, dtype)) if offloads and num_ranks == 1 else {}
+        step = {**memory.peak, **left}
+        kept = ("weights", "reference", "gradients", "optimizer")
+        state = sum(left.get(part, 0) if offloads else memory.parts[part] for part in kept)
         memory.start_peak()
         with memory.counting_as("published"):
             published = gather_weights(policy.model, directory, getattr(torch, policy_config.dtype))
         unique = {id(each): each.numel() * each.element_size() for each in published.values()}
-        longest = trainer.longest
         return MemoryPrediction(
             step=step,
-            publication=memory.peak,
+            publication=left if offloads else memory.peak,
             state=state,
             num_trainable=trainer.num_trainable_parameters,
             num_parameters=num_parameters,
             published=sum(unique.values()),
-            row_tokens=len(longest.input_ids),
-            row_completion_tokens=len(longest.token),
+            row_tokens=len(trainer.longest.input_ids),
+            row_completion_tokens=len(trainer.longest.token),
             attention=policy.attention_name,
             dtype=dtype,
         )
+
+
+def _left_on_device(policy: CausalPolicy, reference: CausalPolicy | None, dtype: torch.dtype) -> dict[Part, int]:
+    """Return what a device holds of weights and gradients with `update.offload_optimizer` (`offload.HostWeights`).
+
+    Weights of linear layers of the body are in `dtype`, the others in float32. The largest gradients may be on their
+    way at the same time.
+    """
+    head = policy.model.get_output_embeddings()
+    uses = Counter(id(each) for _, each in policy.model.named_parameters(remove_duplicate=False))
+    in_dtype = {
+        id(parameter)
+        for module in policy.model.modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+        for parameter in module.parameters()
+        if uses[id(parameter)] == 1
+    }
+    half = dtype.itemsize
+    sizes = [each.numel() * (half if id(each) in in_dtype else 4) for each in policy.model.parameters()]
+    copies = head.weight.numel() * half if dtype != torch.float32 else 0
+    return {
+        "weights": sum(sizes),
+        "reference": 0 if reference is None else sum(sizes),
+        "gradients": sum(sorted(sizes)[-GRADIENTS_IN_FLIGHT:]),
+        "weight_copies": copies,
+    }
 
 
 class _UnloadedPolicy(CausalPolicy):
