@@ -2,7 +2,8 @@
 
 Each measurement is a process of its own. It imports everything, notes its resident memory (VmRSS), loads the policy and
 takes one step, which makes Adam's moments. Then the kernel forgets the peak so far (/proc/self/clear_refs), and the
-second step is measured: VmHWM after it minus VmRSS before loading.
+second step is measured: VmHWM after it minus VmRSS before loading. The C allocator returns memory to the kernel as soon
+as it is freed (MALLOC_MMAP_THRESHOLD_), so that gaps in its heap do not count; --gaps counts them.
 
     python benchmarks/memory.py                       # what settings take for Qwen2.5-7B, from its architecture
     python benchmarks/memory.py models/smollm2 --shape 300:4:128 --shape 100:8:64 --shape 300:4:128:checkpointing
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,8 @@ from igrpo_cli.training.policy import load_policy
 from igrpo_cli.training.step import PolicyTrainer
 
 MB = 1e6
+WITHOUT_GAPS = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+"""Settings of glibc under which every tensor of 64 KiB has a mapping of its own."""
 QWEN_7B = {
     "model_type": "qwen2",
     "architectures": ["Qwen2ForCausalLM"],
@@ -107,12 +111,13 @@ def predict(model: Path, shape: str, dtype: str) -> dict[str, Any]:
     return {"peak": sum(found.step.values()), **found.step}
 
 
-def compare(model: Path, shape: str, dtype: str) -> dict[str, Any]:
+def compare(model: Path, shape: str, dtype: str, *, gaps: bool) -> dict[str, Any]:
     """Return prediction and measurement, each made by a process of its own."""
     results = {}
+    env = {**os.environ, **({} if gaps else WITHOUT_GAPS)}
     for kind in ("predict", "measure"):
         command = [sys.executable, __file__, str(model), "--shape", shape, "--dtype", dtype, "--only", kind]
-        results[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        results[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout)
     return results
 
 
@@ -155,6 +160,7 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="?", help="without it: the table of Qwen2.5-7B")
     parser.add_argument("--shape", action="append", default=[], help="prompt:completions:tokens[:checkpointing]")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--gaps", action="store_true", help="also measure the gaps of the C allocator")
     parser.add_argument("--only", choices=("predict", "measure"))
     options = parser.parse_args()
     if options.model is None:
@@ -166,7 +172,7 @@ def main() -> None:
         return
     print("| prompt : completions : tokens | predicted, MB | measured, MB | predicted / measured |\n|---|---|---|---|")
     for shape in options.shape:
-        found = compare(options.model, shape, options.dtype)
+        found = compare(options.model, shape, options.dtype, gaps=options.gaps)
         predicted, measured = (found[kind]["peak"] for kind in ("predict", "measure"))
         print(f"| {shape} | {predicted / MB:,.0f} | {measured / MB:,.0f} | {predicted / measured:.3f} |", flush=True)
 
