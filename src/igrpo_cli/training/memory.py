@@ -283,15 +283,15 @@ class _LongestRowTrainer(PolicyTrainer):
         index = max(range(len(found)), key=lambda number: _length(found[number][0]))
         self.longest, num_rows = found[index]
         self._accumulates = num_rows > self.ranks.size
-
-        def count(parameter: Tensor) -> None:
-            memory.assign(parameter.grad, "gradients")
-
+        count = self._count_gradient
         hooks = [each.register_post_accumulate_grad_hook(count) for each in parameters]  # type: ignore[no-untyped-call]
         memory.start_peak()
         self.step(minibatches[index], 0.0)
         for hook in hooks:
             hook.remove()
+
+    def _count_gradient(self, parameter: Tensor) -> None:
+        self._memory.assign(parameter.grad, "gradients")
 
     def _longest_of(self, groups: Sequence[TrainingGroup], total_groups: int | None) -> tuple[PackedRow, float]:
         """Return the longest row of a batch and the number of its rows."""
