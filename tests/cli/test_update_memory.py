@@ -38,7 +38,9 @@ def test_what_is_suggested_fits(run):
     first = memory["suggestions"][0]
     changes = sets(*(f"{key}={json.dumps(value)}" for key, value in first["set"].items()))
     again = igrpo("update", run, *flags, "--ranks", first["ranks"], *changes).json["memory"]
-    assert (again["fits"], again["peak_bytes"]) == (True, first["peak_bytes"])
+    assert again["fits"] is True
+    # Small tensors in reference cycles count until they are collected.
+    assert again["peak_bytes"] == pytest.approx(first["peak_bytes"], rel=1e-3)
 
 
 def test_a_machine_is_for_dry_runs_only(run):
