@@ -31,6 +31,8 @@ if [[ $model ]]; then
     part update-small "$python" "$benchmarks/update.py" "$model" --dtype bfloat16
     part draft "$python" "$benchmarks/draft.py" "$model" --problems 256
     part iteration "$python" "$benchmarks/iteration.py" "$model" --problems 128
+    ngram='{num_speculative_tokens = 5, prompt_lookup_max = 4, prompt_lookup_min = 2}'
+    part speculation "$python" "$benchmarks/draft.py" "$model" --problems 64 --speculate "$ngram"
 fi
 rm -rf "$output/qwen2.5-1.5b"
 if ((${#failed[@]})); then
