@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
 from command_line import files_below, igrpo, make_run, sets
 from igrpo_cli.store.layout import RunDirectory
-from igrpo_cli.store.manifest import read_manifest
+from igrpo_cli.store.manifest import publish_manifest, read_manifest
 from igrpo_cli.store.policies import read_policy
 
 SETTINGS = ("run.staleness=1", "run.num_iterations=3", "data.problems_per_iteration=2", "update.train_on=both")
@@ -91,3 +92,14 @@ def test_drafts_of_another_staleness_are_refused(run, tmp_path):
     other = make_run(tmp_path / "run", *SETTINGS[1:])
     refused = igrpo("run", other, *sets("run.staleness=1"))
     assert (refused.code, "run.staleness was fixed" in refused.stderr) == (4, True), refused.stderr
+
+
+def test_verify_knows_which_policy_drafts_come_from(run, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run.root, other)
+    found = RunDirectory(other)
+    path = found.shard(2, "draft", 0, 1)
+    manifest = read_manifest(path)
+    changed = replace(manifest, identity=replace(manifest.identity, policy=read_policy(found, 2).id))
+    publish_manifest(path.manifest, changed, replace=True)
+    assert "was made from another policy than" in igrpo("verify", other).stdout

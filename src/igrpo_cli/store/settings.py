@@ -56,6 +56,15 @@ def require_unedited(path: Path) -> None:
         raise ConflictError(f"{path} {fault[0]}", hint=fault[1])
 
 
+def samples_ahead(path: Path) -> bool:
+    """Return True if a `run.toml` has `run.staleness = 1`; False where it cannot be read, see `settings_fault`."""
+    try:
+        section = tomllib.loads(path.read_text()).get("run")
+    except (OSError, ValueError):
+        return False
+    return isinstance(section, dict) and section.get("staleness") == 1
+
+
 def change_files(run: RunDirectory) -> list[Path]:
     """Return the files of the changes, in order."""
     directory = run.changes

@@ -37,7 +37,7 @@ from igrpo_cli.store.lineage import changed_parent, is_sampled_ahead, read_fork
 from igrpo_cli.store.manifest import Manifest, read_manifest
 from igrpo_cli.store.policies import Policy, read_policy, verify_policy
 from igrpo_cli.store.row_checks import IterationRows, check_stage, read_problem_ids, read_scores, read_shard
-from igrpo_cli.store.settings import read_changes, settings_fault
+from igrpo_cli.store.settings import read_changes, samples_ahead, settings_fault
 from igrpo_cli.store.temporaries import is_temporary
 
 
@@ -92,6 +92,7 @@ class _Verifier:
         self.report = VerifyReport()
         self.policies: dict[int, Policy] = {}
         self._hashes: dict[Path, str] = {}
+        self._samples_ahead = samples_ahead(run.run_toml)
 
     def verify(self) -> VerifyReport:
         if fault := settings_fault(self.run.run_toml):
@@ -297,9 +298,8 @@ class _Verifier:
             elif now is not None and now != file.sha256:
                 yield f"speaks of another {file.path} (sha256 {file.sha256[:8]}… then, {now[:8]}… now)"
         policy = self.policies.get(path.iteration) if path.stage in ("draft", "refine", "update") else None
-        # Drafts may be sampled ahead, from the policy before (`run.staleness`).
-        samplers = () if policy is None else (policy.id, policy.parent if path.stage == "draft" else policy.id)
-        if policy is not None and manifest.identity.policy not in samplers:
+        is_ahead = self._samples_ahead and path.stage == "draft" and path.iteration > 0
+        if policy is not None and manifest.identity.policy != (policy.parent if is_ahead else policy.id):
             yield f"was made from another policy than {policy.directory} holds"
 
     def complain(self, path: Path, complaints: Iterator[str], hint: str | None) -> bool:
