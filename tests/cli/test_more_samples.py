@@ -129,10 +129,10 @@ def test_what_was_stopped_is_completed_by_the_same_command(tmp_path, run, monkey
     done(undisturbed, 4)
     before, write = rows_of(run), PartStore.write
 
-    def stop(store, block, rows):
+    def stop(store, block, rows, *proposals):
         if block:
             raise IgrpoError("stopped")
-        write(store, block, rows)
+        write(store, block, rows, *proposals)
 
     with monkeypatch.context() as patch:
         patch.setattr(PartStore, "write", stop)

@@ -111,7 +111,7 @@ def test_an_update_computes_a_removed_optimiser_state_again(finished_run, tmp_pa
     shutil.rmtree(state)
     result = igrpo("run", tmp_path / "without")
     assert result.code == 0, result.stderr
-    assert "the optimiser state of iteration 1 was removed; computing updates 0 to 1 again" in result.stderr
+    assert "the optimiser state of iteration 1 does not exist; computing updates 0 to 1 again" in result.stderr
     assert igrpo("run", tmp_path / "whole").code == 0
     for file in ("policies/0003/model.safetensors", "iteration_0002/update/metrics.parquet"):
         assert (tmp_path / "without" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()

@@ -242,7 +242,7 @@ def test_a_fork_without_the_optimiser_state_and_the_policy_says_what_that_means(
     assert igrpo("extend", run, "--iterations", 3).code == 0
     refused = igrpo("fork", run, tmp_path / "new", "--from", 2)
     assert refused.code == 3
-    assert "the optimiser state that the update of iteration 2 continues from was removed" in refused.stderr
+    assert "the optimiser state that the update of iteration 2 continues from does not exist" in refused.stderr
     assert "policies/0001 does not exist" in refused.stderr
     assert "--fresh-optimizer begins iteration 2 with zero moments" in refused.stderr
     assert not tmp_path.joinpath("new").exists()

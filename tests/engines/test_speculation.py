@@ -63,7 +63,7 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(engine, groups, set
 def many(engine):
     """A prompt, the completions of many seeds, and their settings."""
     settings = SamplingSettings(temperature=1.6, max_completion_length=6)
-    group = SamplingGroup(engine.tokenizer.encode_text("3 + 3 = 6\n3 + 3"), range(1200))
+    group = SamplingGroup(engine.tokenizer.encode_text("3+3=4\n3+3"), range(1200))
     [drawn] = sample(engine, [group], settings)
     return group, drawn, settings
 
@@ -76,12 +76,16 @@ def test_tokens_that_were_proposed_are_drawn_with_their_probability(many, positi
     Rows with the same beginning have the same proposals, so the distribution after the commonest beginning is tested.
     """
     group, drawn, settings = many
-    assert sum(each.num_accepted for each in drawn) > 100
+    assert sum(each.num_accepted for each in drawn) > 500
     long_enough = [each for each in drawn if len(each.completion_ids) > position]
     ((beginning, number),) = Counter(tuple(each.completion_ids[:position]) for each in long_enough).most_common(1)
     assert number > 50
     alike = [each for each in long_enough if tuple(each.completion_ids[:position]) == beginning]
     probs = distribution(TINY, group, alike[0], settings)[position].exp().numpy()
+    if position == 1:
+        # The completion begins with the equals sign, and the prompt has an answer after one.
+        proposed = group.prompt_ids[list(group.prompt_ids).index(beginning[0]) + 1]
+        assert 0.05 < probs[proposed] < 0.95
     counts = np.bincount([each.completion_ids[position] for each in alike], minlength=len(probs))
     likeliest = np.argsort(-probs)[:10]
     likeliest = likeliest[number * probs[likeliest] >= 5]
@@ -102,7 +106,7 @@ def test_greedy_completions_are_those_without_proposals(engine, groups):
 def test_a_completion_depends_on_its_prompt_and_seed_only(engine, groups):
     together = sample(engine, groups, WARM)
     for group, drawn in zip(groups, together, strict=True):
-        for seed, completion in zip(group.seeds, drawn, strict=True):
+        for seed, completion in list(zip(group.seeds, drawn, strict=True))[:3]:
             [[alone]] = sample(engine, [SamplingGroup(group.prompt_ids, [seed])], WARM)
             assert alone.completion_ids == completion.completion_ids
             assert alone.sampling_logprobs == pytest.approx(completion.sampling_logprobs, abs=1e-5)

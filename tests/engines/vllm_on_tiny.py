@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import torch
@@ -40,10 +41,9 @@ def drain(engine):
 
 def distribution(policy, group, completion, settings):
     """Log-probs [T, V] of the tempered and truncated softmax, from one forward pass over the whole sequence."""
-    model = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
     ids = torch.tensor([[*group.prompt_ids, *completion.completion_ids]])
     with torch.no_grad():
-        logits_TV = model(ids).logits[0, len(group.prompt_ids) - 1 : -1] / settings.temperature
+        logits_TV = _model(policy)(ids).logits[0, len(group.prompt_ids) - 1 : -1] / settings.temperature
     probs_TV = logits_TV.softmax(-1)
     logits_TV[probs_TV < (settings.min_p or 0.0) * probs_TV.amax(-1, keepdim=True)] = -torch.inf
     if settings.top_k:
@@ -52,3 +52,8 @@ def distribution(policy, group, completion, settings):
     outside = ordered.values.cumsum(-1) - ordered.values >= settings.top_p
     logits_TV[torch.zeros_like(outside).scatter(1, ordered.indices, outside)] = -torch.inf
     return logits_TV.log_softmax(-1)
+
+
+@functools.cache
+def _model(policy):
+    return AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)

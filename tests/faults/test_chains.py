@@ -130,7 +130,7 @@ def test_a_state_that_was_pruned_is_made_again_by_the_update_that_needs_it(run):
     assert igrpo("verify", run.root).code == 0
     result = igrpo("update", run.root, "--iteration", 1, "--overwrite")
     assert result.code == 0, result.stderr
-    assert "the optimiser state of iteration 0 was removed; computing update 0 again" in result.stderr
+    assert "the optimiser state of iteration 0 does not exist; computing update 0 again" in result.stderr
     assert run.update(1).metrics.read_bytes() == before
 
 

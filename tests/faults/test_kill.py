@@ -107,7 +107,9 @@ def test_a_block_that_lacks_a_row_keeps_its_shard_from_being_published(tmp_path,
     write = PartStore.write
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            PartStore, "write", lambda store, block, rows: write(store, block, rows[: 2 if block == 5 else 3])
+            PartStore,
+            "write",
+            lambda store, block, rows, *proposals: write(store, block, rows[: 2 if block == 5 else 3], *proposals),
         )
         result = igrpo("draft", run, "--iteration", 0)
     assert result.code == 1
@@ -163,11 +165,11 @@ def test_a_task_stops_sampling_when_its_twin_has_finished_the_shard(tmp_path, un
     sampled = []
     write = PartStore.write
 
-    def twin_finishes_meanwhile(store, block, rows):
+    def twin_finishes_meanwhile(store, block, rows, *proposals):
         sampled.append(block)
         if len(sampled) == 2:
             shutil.copytree(undisturbed / "iteration_0000/draft", run / "iteration_0000/draft", dirs_exist_ok=True)
-        write(store, block, rows)
+        write(store, block, rows, *proposals)
 
     monkeypatch.setattr(PartStore, "write", twin_finishes_meanwhile)
     result = igrpo("draft", run, "--iteration", 0)

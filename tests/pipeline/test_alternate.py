@@ -9,7 +9,13 @@ import pytest
 
 from command_line import files_below, igrpo, make_run, run_to_end, sets
 
-ALTERNATE = ("update.train_on=alternate", "run.num_iterations=3", "draft.num_generations=3", "refine.num_generations=2")
+ALTERNATE = (
+    "update.train_on=alternate",
+    "update.keep_optimizer_states=0",
+    "run.num_iterations=3",
+    "draft.num_generations=3",
+    "refine.num_generations=2",
+)
 
 
 @pytest.fixture(scope="module")

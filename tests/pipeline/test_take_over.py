@@ -35,8 +35,8 @@ def killed_after_a_block():
     """Let the first block that is written be kept, and end the command then."""
     write = PartStore.write
 
-    def once(self, block, rows):
-        write(self, block, rows)
+    def once(self, block, rows, *proposals):
+        write(self, block, rows, *proposals)
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:

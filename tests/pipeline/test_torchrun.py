@@ -272,9 +272,9 @@ def test_a_rank_samples_what_is_free_and_waits_for_the_rest(tmp_path, monkeypatc
     sampled = []
     write = PartStore.write
 
-    def recorded(store, block, rows):
+    def recorded(store, block, rows, *proposals):
         sampled.append(block)
-        write(store, block, rows)
+        write(store, block, rows, *proposals)
 
     def finish():
         assert sampled == [0, 1], "it waits only when nothing is free"

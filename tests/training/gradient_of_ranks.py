@@ -25,7 +25,7 @@ def write_gradient(path: str) -> None:
     rng = np.random.default_rng(0)
     groups = [build_group(rng, [40, 35, 50, 45], group_id=index, prompt=9) for index in range(8)]
     logprobs.MAX_LOGITS_IN_CHUNK = 4 * 37
-    with joined_ranks() as ranks:
+    with joined_ranks("gradient") as ranks:
         config = UpdateSection(dtype="bfloat16", max_tokens_per_batch=256, max_grad_norm=1e9)
         trainer = PolicyTrainer(CausalPolicy(model), config, ranks=ranks)
         names = trainable_parameters(trainer.policy.model)

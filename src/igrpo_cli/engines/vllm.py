@@ -37,8 +37,10 @@ _ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     # Otherwise all tasks of a node would bind their threads to the same cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # n-gram proposals use numba, whose OpenMP layer changes the number of threads of torch, and so the rounding.
+    "NUMBA_THREADING_LAYER": "workqueue",
 }
-"""Environment variables that vLLM reads when it is imported, unless the user has set them."""
+"""Environment variables that vLLM and numba read when they are imported, unless the user has set them."""
 
 
 def set_environment(batch_invariant: bool) -> None:
@@ -350,6 +352,7 @@ def _correct_rejection_sampler(worker: Any) -> None:
     One repeats the settings of each row for the tokens that are proposed in it, and returns uninitialised memory.
     The other fails with top-k in a step in which nothing is proposed.
     """
+    from vllm.platforms import current_platform
     from vllm.v1.sample import rejection_sampler
 
     constrain = rejection_sampler.apply_sampling_constraints
@@ -369,6 +372,8 @@ def _correct_rejection_sampler(worker: Any) -> None:
     ) -> torch.Tensor:
         return constrain(logits, cu_num_draft_tokens, sampling_metadata) if len(logits) else logits
 
+    # Once is enough for a process. A second time fails, because proposals load numba, which vLLM then stumbles over.
+    vars(current_platform)["register_triton_kernel_overrides"] = lambda: None
     rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
     rejection_sampler.apply_sampling_constraints = apply_sampling_constraints
 
