@@ -100,10 +100,16 @@ def measure_refine(run: Path, overrides: list[str]) -> dict[str, float]:
     """Refine the selected drafts with engine and graders already started."""
     from igrpo_cli.commands.stage import perform
     from igrpo_cli.pipeline.session import StageRequest, open_session
+    from igrpo_cli.records import SamplingGroup
     from igrpo_cli.ui.console import QUIET, Console
 
     with open_session(run, overrides, Console(as_json=True, verbosity=QUIET)) as session:
-        session.engine(session.policy(0))
+        engine = session.engine(session.policy(0))
+        # The first proposals and the first check of them compile code.
+        repeats_itself = SamplingGroup([*range(5, 15)] * 3, range(session.config.engine.max_num_seqs))
+        engine.submit("warm-up", [repeats_itself], session.config.refine)
+        while engine.num_unfinished:
+            engine.step()
         session.grader().grade([("\\boxed{1}", "1")] * 16)
         started = time.perf_counter()
         report = perform(session, "refine", StageRequest(0, (0,)))
