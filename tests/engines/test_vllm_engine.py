@@ -179,3 +179,10 @@ def test_replicas_in_one_process_are_refused():
     with pytest.raises(UsageError, match="data_parallel_size = 2") as refused:
         create_engine(TINY, config)
     assert "--shard" in str(refused.value.hint)
+
+
+def test_a_quantisation_that_vllm_does_not_have_is_refused_by_name():
+    config = EngineSection(**{**VLLM.model_dump(), "quantization": "none-such"})
+    with pytest.raises(IgrpoError, match="none-such") as refused:
+        create_engine(TINY, config)
+    assert "engine.quantization" in str(refused.value.hint)
