@@ -304,6 +304,15 @@ def test_importance_weights_of_tokens_and_of_completions_above_the_bound(mode, w
     assert output.loss.item() == pytest.approx(-(sum(weights[:2]) / 2 - weights[2]) / 2)
 
 
+def test_a_completion_of_another_prompt_has_no_importance_weight():
+    # Its policy shaping is A p / (p + gamma) = 0.5 / (0.5 + 0.5); the other completion has the weight 1/2.
+    tokens = logprobs([0, 1], [log(0.5), 0.0], [log(0.5), 0.0], sampling=[log(0.1), log(2.0)])
+    sequences = batch([1.0, 1.0], [1, 1], [2, 2], gammas=[0.5, 0.0])
+    output = policy_loss(published(max_importance_weight=2.0), sequences, tokens)
+    assert output.importance_weights.tolist() == pytest.approx([1.0, 0.5])
+    assert output.loss.item() == pytest.approx(-(0.5 + 0.5) / 2)
+
+
 def test_importance_weights_leave_the_kl_term_alone():
     tokens = logprobs([0], [0.0], [0.0], reference=[log(2.0)], sampling=[-log(2.0)])
     output = policy_loss(published(beta=1.0, max_importance_weight=9.0), batch([1.0], [1], [1]), tokens)

@@ -41,7 +41,7 @@ def test_every_update_has_the_recorded_hashes_and_the_run_is_untouched(finished_
         assert (update["files"], update["differing"]) == (len(recorded.outputs) + 1, [])
     assert snapshot(finished_run) == before
     text = igrpo("verify", finished_run, "--replay", "1").stdout
-    assert text.splitlines()[-1] == "1 of 1 updates: all hashes are equal"
+    assert text.splitlines()[-1] == "1 of 1 updates have equal hashes"
 
 
 def test_the_settings_are_those_of_the_update(tmp_path):

@@ -129,6 +129,8 @@ def policy_loss(objective: Objective, sequences: SequenceBatch, tokens: TokenLog
     importance_K = None
     if objective.max_importance_weight is not None:
         importance_K = _importance_weights(objective, sequences, tokens, objective.max_importance_weight)
+        # The weight corrects for another policy or another rounding. Shaping stands for the other prompt.
+        importance_K = torch.where(gammas_K > 0, torch.ones_like(importance_K), importance_K)
         objective_K = importance_K * objective_K
     kl_K = None
     if objective.beta != 0.0:

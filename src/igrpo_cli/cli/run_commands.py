@@ -44,6 +44,9 @@ Benches = Annotated[
         help="Benchmark name (--list), or a JSONL or Parquet file; repeatable.",
     ),
 ]
+PolicyNumber = Annotated[
+    int | None, typer.Option("--iteration", min=0, show_default="newest", help="Number of the policy of RUN.")
+]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, help="Only the first problems. Short for --set eval.limit.")
 ]
@@ -186,7 +189,7 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("--output", help="Folder for the results of --model.", show_default="eval")
     ] = None,
-    iteration: Iteration = None,
+    iteration: PolicyNumber = None,
     shard: Shard = None,
     take_over: TakeOver = False,
     engine: Engine = None,

@@ -64,9 +64,7 @@ def replay(path: Path, iterations: str, console: Console) -> None:
     equal = [each for each in found if each["result"] == EQUAL]
     console.data(
         {"ok": len(equal) == len(found), "replayed": sum(each["files"] > 0 for each in found), "updates": found},
-        "\n".join(
-            [_table(found), *_explanations(found), f"{len(equal)} of {len(found)} updates: all hashes are equal"]
-        ),
+        "\n".join([_table(found), *_explanations(found), f"{len(equal)} of {len(found)} updates have equal hashes"]),
     )
     if any(each["result"] == DIFFERS for each in found):
         raise DamagedFileError(

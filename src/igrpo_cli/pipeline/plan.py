@@ -79,7 +79,9 @@ def size_of_run(
     if kept is not None and disk["policy"] is not None and disk["optimizer_state"] is not None:
         # The policy of iteration 0 is a pointer to the model. One optimiser state more is on disk while an update
         # publishes, and checkpoints between its steps (update.save_steps).
-        policies = min(shown.policy.num_kept or len(each), len(each))
+        # The difference of a policy is at most about as large as the policy.
+        kept_whole = shown.policy.num_kept if isinstance(shown.policy.keep, int) else None
+        policies = min(kept_whole or len(each), len(each))
         total = disk["policy"] * policies + disk["optimizer_state"] * kept + sum(map(_bytes_of_shards, each))
     blocks = config.blocks()
     return {

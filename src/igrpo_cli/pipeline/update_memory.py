@@ -28,7 +28,7 @@ PROCESS_BYTES = 10**9
 MAX_TRIES, MAX_SUGGESTIONS, MAX_RANKS = 10, 4, 64
 """Predictions of other settings, settings that are shown, and ranks that are tried."""
 SUGGESTED_LORA_R = 16
-_UNITS = {"": 1, **{f"{p}{b}": n**e for e, p in enumerate("KMGT", 1) for b, n in (("B", 1000), ("iB", 1024))}}
+_UNITS = {"B": 1, **{f"{p}{b}": n**e for e, p in enumerate("KMGT", 1) for b, n in (("B", 1000), ("iB", 1024))}}
 _LABELS = {
     "weights": "weights",
     "reference": "reference policy",
@@ -64,7 +64,7 @@ class _Rows:
 
 def parse_bytes(text: str) -> int:
     """Return the number of bytes of a size such as `80GiB`, `80GB` or `500MiB`. Raises UsageError."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|)", text.strip())
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B|B)", text.strip())
     size = round(float(match[1]) * _UNITS[match[2]]) if match else 0
     if size <= 0:
         raise UsageError(f"{text!r} is not a size of memory", hint="for example --device-memory 80GiB")

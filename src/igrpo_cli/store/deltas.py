@@ -154,13 +154,7 @@ def _chain(run: RunDirectory, iteration: int) -> list[tuple[Policy | None, Delta
     found: list[tuple[Policy | None, Delta]] = []
     while True:
         if not run.delta(iteration).is_dir():
-            kept = sorted({*run.policy_iterations(), *run.delta_iterations()})
-            path = run.update(iteration - 1).shard
-            raise MissingInputError(
-                f"there is neither policy {iteration} nor its difference from the one before; the run has "
-                f"{format_shards(kept)}",
-                hint=path.overwrite_command if path.manifest.exists() else command_line(run.root, "status"),
-            )
+            raise _no_policy(run, iteration)
         delta = _read(run, iteration)
         if found and found[-1][1].base != delta.policy_id:
             raise ConflictError(
@@ -180,6 +174,21 @@ def _chain(run: RunDirectory, iteration: int) -> list[tuple[Policy | None, Delta
         if base is not None or delta.base is None:
             return found[::-1]
         iteration -= 1
+
+
+def _no_policy(run: RunDirectory, iteration: int) -> MissingInputError:
+    """Return the error for a policy of which neither files nor difference exist."""
+    kept = sorted({*run.policy_iterations(), *run.delta_iterations()})
+    path = run.update(iteration - 1).shard
+    what = f"there is neither policy {iteration} nor its difference from the one before"
+    if not path.manifest.exists():
+        hint = command_line(run.root, "status")
+    elif iteration > max(kept, default=0):
+        hint = path.overwrite_command
+    else:
+        what += ": it was removed (policy.keep)"
+        hint = f"{command_line(run.root, 'set', 'policy.keep=deltas')} keeps the differences of later policies"
+    return MissingInputError(f"{what}; the run has {format_shards(kept)}", hint=hint)
 
 
 def _changed(run: RunDirectory) -> str:

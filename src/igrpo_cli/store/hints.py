@@ -46,6 +46,11 @@ def init_command(root: Path) -> str:
 
 def no_run_error(path: Path) -> MissingInputError:
     """Return the error for a path that is not a run directory."""
+    if cell := next(path.glob("*/seed-*/run.toml"), None):
+        return MissingInputError(
+            f"{path} is the directory of a study, and not a run",
+            hint=f"name one of its runs, for example {shell_path(cell.parent)}",
+        )
     return MissingInputError(
         f"{path} is not a run directory: it has no run.toml",
         hint=f"igrpo init {'RUN' if path == Path() else shell_path(path)} --preset quickstart",
