@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -280,3 +282,11 @@ def test_more_shards_than_blocks_are_refused_before_the_model_is_read(tmp_path, 
     assert result.code == 2
     assert f"the {problems} problems of an iteration are {problems // block} blocks of {block}" in result.stderr
     assert f"hint: {hint}" in result.stderr
+
+
+def test_a_stage_with_nothing_to_do_loads_no_arrays():
+    """Loading numpy, pyarrow or torch takes longer than finding out that a stage is complete."""
+    names = ", ".join(f"igrpo_cli.commands.{name}" for name in ("stage", "draft", "refine", "update", "status"))
+    code = f"import sys, {names}; print({{'numpy', 'pyarrow', 'torch'}} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"

@@ -334,7 +334,7 @@ class Iteration:
 def _shown(selection: Selection) -> tuple[str, int, int]:
     """Return what is equal for two selections that lead to the same prompt."""
     sees_draft = selection.action == "condition"
-    return selection.action, selection.draft_group_id * sees_draft, selection.draft_sample_id * sees_draft
+    return (selection.action, *((selection.draft_group_id, selection.draft_sample_id) if sees_draft else (0, 0)))
 
 
 def _variance(observations: Observations, stage: str) -> Figures:

@@ -11,7 +11,6 @@ from igrpo_cli.config import RunConfig
 from igrpo_cli.config.update import UpdateSection
 from igrpo_cli.errors import MissingInputError, UsageError
 from igrpo_cli.pipeline.session import Session
-from igrpo_cli.pipeline.training_groups import TRAINED_STAGES
 from igrpo_cli.pipeline.update_steps import read_minibatches
 from igrpo_cli.records import RolloutStage, TrainingGroup
 from igrpo_cli.store.policies import Policy
@@ -217,23 +216,18 @@ class _Predictor:
                 yield suggestion
 
     def _offloaded(self, base: MemoryPrediction, num_ranks: int) -> Iterator[dict[str, Any]]:
-        """Yield weights, gradients and moments in host memory, with recomputed activations and shorter rows."""
-        if self._config.update.lora_r or self._config.update.offload_optimizer:
-            return
-        changes: dict[str, Any] = {"offload_optimizer": True, "gradient_checkpointing": True}
-        found, suggestion = self._try(changes, num_ranks)
-        if found is None:
-            return
-        if self.fits(found):
-            yield suggestion
-        else:
-            yield from self._shorter_rows(found, changes, num_ranks)
+        """Yield weights, gradients and moments in host memory."""
+        if not (self._config.update.lora_r or self._config.update.offload_optimizer):
+            yield from self._recomputed_with({"offload_optimizer": True}, num_ranks)
 
     def _adapters(self, base: MemoryPrediction, num_ranks: int) -> Iterator[dict[str, Any]]:
-        """Yield adapters in the place of all weights, if necessary with recomputed activations and shorter rows."""
-        if self._config.update.lora_r or not _has_peft():
-            return
-        changes: dict[str, Any] = {"lora_r": SUGGESTED_LORA_R, "gradient_checkpointing": True}
+        """Yield adapters in the place of all weights."""
+        if not self._config.update.lora_r and _has_peft():
+            yield from self._recomputed_with({"lora_r": SUGGESTED_LORA_R}, num_ranks)
+
+    def _recomputed_with(self, changes: dict[str, Any], num_ranks: int) -> Iterator[dict[str, Any]]:
+        """Yield changes with recomputed activations and, if necessary, shorter rows."""
+        changes = {**changes, "gradient_checkpointing": True}
         found, suggestion = self._try(changes, num_ranks)
         if found is None:
             return
@@ -269,6 +263,8 @@ def _rows_of(session: Session, iteration: int, policy: Policy) -> _Rows:
 
 
 def _rows_of_settings(config: RunConfig) -> _Rows:
+    from igrpo_cli.pipeline.training_groups import TRAINED_STAGES
+
     draft, prompts, refine = config.draft, config.prompts, config.refine
     groups: list[TrainingGroup] = []
     of_a_step = max(1, config.data.problems_per_iteration // config.update.num_minibatches)

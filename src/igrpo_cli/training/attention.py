@@ -38,7 +38,7 @@ class RowAttention:
     arguments: Callable[[PackedRow, torch.device], dict[str, Any]]
     """Returns the arguments of the forward pass of a row, besides its tokens and positions."""
     is_compiled: bool = False
-    """True if rows are padded to few lengths, because a new length may be compiled anew."""
+    """True if rows are padded to few lengths, because a new length may be compiled again."""
 
     def prepare(self, row: PackedRow) -> PackedRow:
         """Return the row that is computed in the place of `row`, padded at its end if it has to be."""
